@@ -1,0 +1,1 @@
+"""deit_fast: DeiT III vision transformers, trained fast and faithfully."""

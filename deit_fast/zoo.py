@@ -1,0 +1,29 @@
+"""The model table: one entry per architecture. Plain data, so that recipes are checked without importing torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A vision transformer of the DeiT III family (facebookresearch/deit, models_v2.py)."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    patch_size: int
+
+    def grid(self, image_size: int) -> int:
+        """Patches per side; a border narrower than a patch is cut off, as the reference does for ViT-H at 160."""
+        return image_size // self.patch_size
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "deit3_tiny_patch16": Architecture(192, 12, 3, 16),
+    "deit3_small_patch16": Architecture(384, 12, 6, 16),
+    "deit3_medium_patch16": Architecture(512, 12, 8, 16),
+    "deit3_base_patch16": Architecture(768, 12, 12, 16),
+    "deit3_large_patch16": Architecture(1024, 24, 16, 16),
+    "deit3_huge_patch14": Architecture(1280, 32, 16, 14),
+    # Small enough to learn 8 x 8 digits or CIFAR-10 on two CPU cores; the published models start at 5.7 M parameters.
+    "deit3_nano_patch4": Architecture(128, 4, 4, 4),
+}
