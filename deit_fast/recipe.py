@@ -3,7 +3,6 @@
 Nothing in this module imports torch: a bad recipe costs one line and no waiting.
 """
 
-import difflib
 import json
 import tomllib
 from collections.abc import Iterable
@@ -13,17 +12,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from deit_fast.errors import RecipeError, one_line, suggest
 from deit_fast.zoo import ARCHITECTURES
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Triple = tuple[float, float, float]
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be used. The message is one line: key, value, what was expected."""
 
 
 class Section(BaseModel):
@@ -134,13 +131,13 @@ class Optim(Section):
     """Peak learning rate at run.global_batch; it is not rescaled."""
     weight_decay: NonNegative = 0.05
     """Decoupled weight decay; not on norms, biases, LayerScale, class token and position embedding."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """Decay rates of the first and second moment."""
     eps: Positive = 1e-8
     """Added to the root of the second moment."""
     max_grad_norm: Positive | None = 1.0
     """Clip of the global gradient norm; null is none. apex FusedLAMB always clips to 1."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.99996
+    ema_decay: DecayRate | None = 0.99996
     """Decay per step of the exponential moving average of the weights; null is none."""
 
 
@@ -265,7 +262,7 @@ def load_recipe_file(path: Path) -> Recipe:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: expected a readable .toml or .json recipe ({_one_line(error)})") from None
+        raise RecipeError(f"{path}: expected a readable .toml or .json recipe ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected a table of sections, got {type(content).__name__}")
     return parse_recipe({"name": path.stem, **content}, source=str(path))
@@ -302,15 +299,5 @@ def _explain(error: ErrorDetails) -> str:
         return f"{key}: no such key; expected one of {', '.join(fields)}{suggest(names[-1], fields)}"
     if error["type"] == "missing":
         return f"{key}: missing, and it has no default"
-    expected = _one_line(error["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    expected = one_line(error["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
     return f"{key}={error['input']!r}: expected {expected}"
-
-
-def suggest(word: str, choices: Iterable[str]) -> str:
-    """` (did you mean 'lr'?)`, or nothing where no choice is close."""
-    close = difflib.get_close_matches(word, list(choices), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())

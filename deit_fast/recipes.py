@@ -6,6 +6,7 @@ Facts from facebookresearch/deit (README_revenge and the argument defaults of ma
 from collections.abc import Iterable
 from pathlib import Path
 
+from deit_fast.errors import RecipeError, suggest
 from deit_fast.recipe import (
     Augment,
     Data,
@@ -14,11 +15,9 @@ from deit_fast.recipe import (
     Model,
     Optim,
     Recipe,
-    RecipeError,
     Run,
     Schedule,
     load_recipe_file,
-    suggest,
 )
 
 _PRETRAIN = """\

@@ -1,0 +1,144 @@
+"""Checkpoints: written whole or not at all, read without running code, loaded across resolutions and class counts."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from deit_fast.errors import RunError
+from deit_fast.recipe import Recipe, parse_recipe
+
+FORMAT = 1
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to, synced to disk and renamed over it when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)  # the rename itself has to survive a power cut
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes `state` (tensors and plain data, with "model" and "recipe") to PATH.pt, its weights to PATH.safetensors.
+
+    The safetensors file has timm's keys and carries the recipe in its header. The .pt is written last: a reader that
+    finds it finds both.
+    """
+    weights = {name: value.detach().contiguous().cpu() for name, value in state["model"].items()}
+    with atomic_path(path.with_suffix(".safetensors")) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt", "recipe": json.dumps(state["recipe"])})
+    with atomic_path(path) as temporary:
+        torch.save({"format": FORMAT, **state}, temporary)
+
+
+def link_checkpoint(source: Path, destination: Path) -> None:
+    """Makes `destination` the same checkpoint as `source`, without a second copy where the file system has links."""
+    for suffix in (".safetensors", ".pt"):
+        with atomic_path(destination.with_suffix(suffix)) as temporary:
+            try:
+                os.link(source.with_suffix(suffix), temporary)
+            except OSError:
+                temporary.write_bytes(source.with_suffix(suffix).read_bytes())
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote. Raises RunError, one line, for anything else."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such checkpoint") from None
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{path}: expected a checkpoint of tensors and plain data ({reason})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise RunError(f"{path}: format {found!r}: expected a deit_fast checkpoint of format {FORMAT}")
+    return state
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's weights and the recipe they were trained with."""
+
+    tensors: dict[str, Tensor]
+    recipe: Recipe
+
+
+def load_weights(path: Path, ema: bool = False) -> Weights:
+    """Weights from a .pt or .safetensors file of a run, on the CPU; `ema` takes the moving average (.pt only).
+
+    Raises RunError, one line, for a missing, foreign or damaged file.
+    """
+    if path.suffix == ".safetensors" and not ema:
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{path}: expected a readable safetensors file ({error})") from None
+        if "recipe" not in metadata:
+            raise RunError(f"{path}: expected a recipe in its header, as deit_fast writes it")
+        return Weights(tensors, parse_recipe(json.loads(metadata["recipe"]), source=str(path)))
+    state = load_checkpoint(path, torch.device("cpu"))
+    tensors = state["ema"] if ema else state["model"]
+    if tensors is None:
+        raise RunError(f"{path}: expected a moving average, but the run had optim.ema_decay=null")
+    return Weights(tensors, parse_recipe(state["recipe"], source=str(path)))
+
+
+def initialise(model: VisionTransformer, tensors: dict[str, Tensor]) -> list[str]:
+    """Loads `tensors` into a model of another resolution or class count; says in words what it changed.
+
+    Position embeddings are resampled (bicubic, fp32, timm), a head of another class count keeps its initialisation.
+    Raises RunError for weights of another architecture.
+    """
+    tensors = dict(tensors)
+    changes = []
+    own = model.state_dict()
+    position = tensors.get("pos_embed")
+    if position is not None and position.shape[1] != own["pos_embed"].shape[1]:
+        grid = model.patch_embed.grid_size
+        old = round(position.shape[1] ** 0.5)
+        tensors["pos_embed"] = resample_abs_pos_embed(position, list(grid), [old, old], num_prefix_tokens=0)
+        changes.append(f"pos_embed: resampled from {old} x {old} to {grid[0]} x {grid[1]} patches")
+    if "head.weight" in tensors and tensors["head.weight"].shape != own["head.weight"].shape:
+        old, new = tensors["head.weight"].shape[0], own["head.weight"].shape[0]
+        tensors.update({"head.weight": own["head.weight"], "head.bias": own["head.bias"]})
+        changes.append(f"head: {old} classes became {new}, initialised anew")
+    wrong = [
+        f"{name} {list(tensors[name].shape) if name in tensors else 'missing'}, expected "
+        f"{list(own[name].shape) if name in own else 'no such weight'}"
+        for name in own.keys() | tensors.keys()
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+    ]
+    if wrong:
+        raise RunError(f"weights of another architecture: {'; '.join(sorted(wrong)[:3])} ({len(wrong)} in all)")
+    model.load_state_dict(tensors)
+    return changes

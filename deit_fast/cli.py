@@ -1,0 +1,170 @@
+"""The command line: `deit-fast train | evaluate | data | show`. Thin; torch and DALI are imported only where needed."""
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from deit_fast.errors import DataError, RecipeError, RunError
+from deit_fast.recipe import SECTIONS, Recipe
+from deit_fast.recipes import RECIPES, get_recipe
+
+OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="deit-fast",
+        description="Train DeiT III vision transformers.",
+        epilog="Example: deit-fast data demo digits && deit-fast train demo_pretrain --data digits --out runs/digits",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    train = commands.add_parser(
+        "train",
+        help="train a recipe; run again in the same folder, it resumes",
+        epilog="Example: deit-fast train deit3_small_1k_224 --data /imagenet --out runs/small schedule.epochs=400",
+    )
+    train.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
+    train.add_argument("--data", required=True, help="image folder, or tar shards such as train-{0000..0009}.tar")
+    train.add_argument("--val", help="validation data; default: the val split beside the training split")
+    train.add_argument("--out", required=True, type=Path, help="run folder")
+    train.add_argument("--init", type=Path, help="checkpoint to take the weights from (finetuning)")
+    train.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto, from the run folder")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="top-1 and top-5 of a checkpoint",
+        epilog="Example: deit-fast evaluate runs/small/checkpoints/last.pt --data /imagenet --json scores.json",
+    )
+    evaluate.add_argument("checkpoint", type=Path, help=".pt or .safetensors file of a run")
+    evaluate.add_argument("--data", required=True, help="image folder or tar shards; its val split, if it has one")
+    evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores to a file too")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    evaluate.set_defaults(run=_evaluate)
+
+    show = commands.add_parser(
+        "show",
+        help="list the recipes, or print one with every value",
+        epilog="Example: deit-fast show deit3_base_1k_192 optim.lr=1e-3 --json > mine.json",
+    )
+    show.add_argument("recipe", nargs="?", help="name in the recipe table, or a .toml or .json file")
+    show.add_argument("--json", action="store_true", help="as JSON, which deit-fast train also takes")
+    show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    show.set_defaults(run=_show)
+
+    data = commands.add_parser("data", help="make the demo data, or look at augmented images")
+    kinds = data.add_subparsers(dest="kind", required=True, parser_class=_Parser)
+    demo = kinds.add_parser("demo", help="write 1,797 handwritten digits as an image folder with train/ and val/",
+                            epilog="Example: deit-fast data demo digits")  # fmt: skip
+    demo.add_argument("folder", type=Path)
+    demo.set_defaults(run=_data_demo)
+    preview = kinds.add_parser("preview", help="a picture of what a recipe's augmentation does",
+                               epilog="Example: deit-fast data preview deit3_small_1k_224 --data /imagenet --out a.png")  # fmt: skip
+    preview.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
+    preview.add_argument("--data", required=True, help="image folder or tar shards")
+    preview.add_argument("--out", required=True, type=Path, metavar="FILE.png")
+    preview.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    preview.set_defaults(run=_data_preview)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one line on a usage error."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 on success, 2 with one line on stderr for what the user can mend."""
+    arguments, words = build_parser().parse_known_args(argv)
+    try:
+        # argparse takes positional words only in one place; key=value words may stand anywhere.
+        for word in words:
+            if word.startswith("-") or not hasattr(arguments, "overrides"):
+                raise RecipeError(f"{word}: no such option of this command (see --help)")
+            arguments.overrides.append(word)
+        return arguments.run(arguments)
+    except (RecipeError, DataError, RunError) as error:
+        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        print(f"deit-fast: {rank}{error}", file=sys.stderr)
+        return 2
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    recipe = get_recipe(arguments.recipe, arguments.overrides)
+    for path in (arguments.init, arguments.resume if arguments.resume not in ("auto", "never") else None):
+        if path is not None and not Path(path).is_file():
+            raise RunError(f"{path}: no such checkpoint")
+    from deit_fast.train import train
+
+    result = train(recipe, arguments.data, arguments.out, arguments.val, arguments.init, arguments.resume)
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(result, indent=2))
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    if not arguments.checkpoint.is_file():
+        raise RunError(f"{arguments.checkpoint}: no such checkpoint")
+    from deit_fast.checkpoint import write_json
+    from deit_fast.evaluate import evaluate_checkpoint
+
+    scores = evaluate_checkpoint(arguments.checkpoint, arguments.data, arguments.overrides, arguments.ema)
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(scores, indent=2))
+        if arguments.json:
+            write_json(arguments.json, scores)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    if arguments.recipe is None:
+        width = max(map(len, RECIPES))
+        for name, recipe in RECIPES.items():
+            print(f"{name:{width}}  {recipe.description.splitlines()[0]}")
+        return 0
+    recipe = get_recipe(arguments.recipe, arguments.overrides)
+    print(json.dumps(recipe.model_dump(mode="json"), indent=2) if arguments.json else _as_text(recipe))
+    return 0
+
+
+def _as_text(recipe: Recipe) -> str:
+    """Every value of a recipe as a line that can be given back as an override, with what it means."""
+    lines = [recipe.name, *textwrap.wrap(recipe.description, 100)]
+    values = recipe.model_dump(mode="json")
+    for name, section in SECTIONS.items():
+        lines.append("")
+        for key, field in section.model_fields.items():
+            value = values[name][key]
+            word = f"{name}.{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+            lines.append(f"{word:44}  # {field.description}")
+    return "\n".join(lines)
+
+
+def _data_demo(arguments: argparse.Namespace) -> int:
+    from deit_fast.data.demo import write_demo
+
+    print(write_demo(arguments.folder))
+    return 0
+
+
+def _data_preview(arguments: argparse.Namespace) -> int:
+    recipe = get_recipe(arguments.recipe, arguments.overrides)
+    from deit_fast.data.preview import preview
+    from deit_fast.data.sources import open_source
+
+    preview(recipe, open_source(arguments.data, "train"), arguments.out)
+    print(arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""The samples of one WebDataset shard, found through the index that DALI's wds2idx makes."""
+
+import hashlib
+import os
+import re
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deit_fast.data.header import IMAGE_SUFFIXES
+
+_COMPONENT = re.compile(r"(.+?) (\d+) (\d+) (.*?\1)(?: |$)")  # suffix, offset, size, name that ends in the suffix
+_BLOCK = 512
+
+
+class Shard(NamedTuple):
+    """The n samples of a shard, in its order."""
+
+    members: list[str]
+    """Names of the image members."""
+    places: NDArray[np.int64]
+    """[n, 2], offset and size of each image in the shard."""
+    labels: NDArray[np.int64]
+    """[n], the classes."""
+
+
+def open_shard(shard: Path) -> Shard:
+    """Read a shard's index and labels. The index is made where there is none, or one older than the shard or unlike it.
+
+    It is kept beside the shard, or else in $XDG_CACHE_HOME/deit_fast (~/.cache/deit_fast). Several processes may do so
+    at once. Raises ValueError, one line, for a shard that is not whole or not made of KEY.jpg and KEY.cls.
+    """
+    try:
+        for index in _index_places(shard):
+            if index.exists() and index.stat().st_mtime_ns >= shard.stat().st_mtime_ns:
+                try:
+                    return _parse_index(shard, index.read_text(), complete=False)
+                except ValueError:  # of an older format or another version of the shard
+                    continue
+        return _parse_index(shard, _build_index(shard), complete=True)
+    except OSError as error:
+        raise ValueError(f"{shard}: expected a readable .tar shard ({error.strerror or error})") from None
+
+
+def _index_places(shard: Path) -> tuple[Path, Path]:
+    """Beside the shard, where DALI's own tools look, and in the cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit_fast"
+    key = hashlib.sha256(f"{shard.absolute()} {shard.stat().st_size}".encode(errors="surrogateescape")).hexdigest()[:16]
+    return shard.with_suffix(".idx"), cache / f"{shard.stem}-{key}.idx"
+
+
+def _build_index(shard: Path) -> str:
+    """Make the shard's index with DALI's wds2idx, keep it where it can be written, and return it."""
+    try:
+        from wds2idx import IndexCreator
+    except ImportError:
+        raise ValueError(f"{shard}: expected NVIDIA DALI, whose wds2idx indexes shards; it is not installed") from None
+    places = _index_places(shard)
+    for place in filter(_writable, places):
+        temporary = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}")
+        try:
+            # An absolute path, for GNU tar takes "host:shard.tar" for another machine's.
+            with IndexCreator(str(shard.absolute()), str(temporary), verbose=False) as creator:
+                creator.create_index()
+            text = temporary.read_text()
+            os.replace(temporary, place)  # whole or not at all, whoever else is writing it
+            return text
+        except OSError:  # a full disk, say
+            continue
+        except (ValueError, IndexError):
+            raise ValueError(
+                f"{shard}: expected an uncompressed .tar of KEY.jpg and KEY.cls, found no members"
+            ) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+    raise ValueError(f"{shard}: expected to write its index as {places[0]} or {places[1]}, and can do neither")
+
+
+def _writable(place: Path) -> bool:
+    """Whether a file can be made there. A folder without any write bit is read-only, to root too."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return os.access(place.parent, os.W_OK) and bool(place.parent.stat().st_mode & 0o222)
+    except OSError:
+        return False
+
+
+def _parse_index(shard: Path, text: str, complete: bool) -> Shard:
+    """Read a v1.2 index (one sample a line: suffix, offset, size, name of every member) and the labels it points to.
+
+    complete: the index was just made, so what follows its last member may be members it leaves out (hidden files), but
+    the shard has to end as tar files do.
+    """
+    version, *lines = text.rstrip("\n").split("\n")
+    if version != f"v1.2 {len(lines)}":
+        raise ValueError(f"{shard}: expected an index that starts with 'v1.2 {len(lines)}', found {version!r}")
+    members, labels = [], np.empty(len(lines), np.int64)
+    places = np.empty((len(lines), 2), np.int64)
+    end = 0
+    with open(shard, "rb") as file:
+        descriptor = file.fileno()
+        for sample, line in enumerate(lines):
+            image = label = None
+            for suffix, offset, size, name in _COMPONENT.findall(line):
+                place = _after_long_name(descriptor, int(offset), name), int(size)
+                end = max(end, sum(place))
+                if suffix == "cls":
+                    label = place
+                elif image is None and f".{suffix}".lower() in IMAGE_SUFFIXES:
+                    image = place
+                    members.append(name)
+            if image is None or label is None:
+                key = line.split(" ")[3].removesuffix("." + line.split(" ")[0])
+                lacking = "image" if image is None else "cls"
+                raise ValueError(f"{shard}: expected KEY.jpg and KEY.cls side by side, {key} has no {lacking}")
+            places[sample] = image
+            labels[sample] = _read_label(shard, descriptor, *label, name=members[sample])
+        _refuse_truncated(shard, descriptor, end, complete)
+    return Shard(members, places, labels)
+
+
+def _read_label(shard: Path, descriptor: int, offset: int, size: int, name: str) -> int:
+    """The class in a .cls member, read together with its tar header, which tells whether the index fits the shard."""
+    data = os.pread(descriptor, _BLOCK + size, offset - _BLOCK)
+    if len(data) < _BLOCK + size or _member_size(data) != size:
+        raise ValueError(f"{shard}: expected the .cls of {name} at byte {offset}; the shard is truncated or compressed")
+    text = data[_BLOCK:].decode("latin-1").strip()
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{shard}: expected a class number in the .cls of {name}, found {text[:40]!r}")
+    return int(text)
+
+
+def _after_long_name(descriptor: int, offset: int, name: str) -> int:
+    """Where a member's data is: for names that need a header of their own, wds2idx 2.4 points to the name instead."""
+    if len(os.fsencode(name)) < 100:
+        return offset
+    while (header := os.pread(descriptor, _BLOCK, offset - _BLOCK))[156:157] in (b"L", b"K", b"x", b"g"):
+        offset += _BLOCK + _whole_blocks(_member_size(header))
+    return offset
+
+
+def _member_size(header: bytes) -> int:
+    """The size field of a tar header, -1 where there is no number."""
+    try:
+        return int(header[124:136].strip(b" \0"), 8)
+    except ValueError:
+        return -1
+
+
+def _whole_blocks(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _refuse_truncated(shard: Path, descriptor: int, end: int, complete: bool) -> None:
+    """Tar files end in blocks of zeros; a shard cut between two members would otherwise only lose samples."""
+    size = os.fstat(descriptor).st_size
+    after = os.pread(descriptor, _BLOCK, _whole_blocks(end))
+    last = os.pread(descriptor, _BLOCK, max(size - _BLOCK, 0))
+    if end > size or not (after == bytes(_BLOCK) or (complete and last == bytes(_BLOCK))):
+        raise ValueError(f"{shard}: expected a whole tar file, found it cut off at {size} bytes")

@@ -1,0 +1,26 @@
+"""The errors a user can cause. Each message is one line: the key or file, its value, what was expected."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used."""
+
+
+class DataError(ValueError):
+    """Data that cannot be read."""
+
+
+class RunError(RuntimeError):
+    """A machine, checkpoint or folder that cannot do what was asked."""
+
+
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """` (did you mean 'lr'?)`, or nothing where no choice is close."""
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())

@@ -1,0 +1,94 @@
+"""Top-1, top-5 and loss over a data set: every image exactly once, at any world size."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deit_fast.checkpoint import initialise, load_weights
+from deit_fast.data.loader import EvalLoader
+from deit_fast.data.sources import Source, check_classes, open_source
+from deit_fast.distributed import World, cpu_threads, join_world, leave_world
+from deit_fast.models.build import build_model
+from deit_fast.recipe import Recipe
+from deit_fast.step import Classifier, choose_dtype, wants_compile
+
+EVAL_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracies in percent, mean loss, and how many images at what rate over all processes."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    images_per_second: float
+
+
+def build_eval_loader(recipe: Recipe, source: Source, world: World) -> EvalLoader:
+    batch = min(EVAL_BATCH, -(-len(source) // world.size))
+    size = recipe.model.image_size
+    return EvalLoader(source, recipe.data, size, batch, world.device, cpu_threads(), world.rank, world.size)
+
+
+@torch.no_grad()
+def evaluate(predict: Callable[[Tensor], Tensor], loader: EvalLoader, world: World) -> Scores:
+    """Scores of `predict` (uint8 images [B, 3, S, S] -> logits [B, K]) on this and all other processes' images."""
+    start = time.perf_counter()
+    sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # top-1, top-5, loss, images
+    for batch in loader:
+        logits = predict(batch.images)[: batch.valid].float()
+        labels = batch.labels[: batch.valid]
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        images = torch.full_like(loss, batch.valid)
+        sums += torch.stack([ranked[:, 0].sum(), ranked.sum(), loss, images]).to(sums.dtype)
+    top1, top5, loss_sum, count = world.sum(sums).tolist()
+    seconds = time.perf_counter() - start
+    return Scores(100 * top1 / count, 100 * top5 / count, loss_sum / count, int(count), count / seconds)
+
+
+def evaluate_checkpoint(
+    checkpoint: Path, data: str, overrides: Iterable[str] = (), ema: bool = False
+) -> dict[str, Any]:
+    """Evaluates a checkpoint of a run on a data set, with its own recipe or one changed by section.key=value words.
+
+    Another model.image_size resamples the position embeddings. Returns Scores' fields with the checkpoint, the
+    resolution, minutes, and what was changed at loading. Raises RecipeError, DataError or RunError.
+    """
+    start = time.perf_counter()
+    weights = load_weights(checkpoint, ema)
+    recipe = weights.recipe.override(overrides)
+    source = open_source(data, "val")
+    check_classes(source, recipe.model.num_classes)
+    world = join_world()
+    try:
+        dtype = choose_dtype(recipe.run, world.device)
+        model = build_model(recipe.model)
+        changes = initialise(model, weights.tensors)
+        predict = Classifier(model.eval(), recipe, dtype).to(world.device, memory_format=torch.channels_last)
+        if wants_compile(recipe.run, world.device):
+            predict = torch.compile(predict)
+        loader = build_eval_loader(recipe, source, world)
+        try:
+            scores = evaluate(predict, loader, world)
+        finally:
+            loader.close()
+    finally:
+        leave_world()
+    return {
+        "checkpoint": str(checkpoint),
+        "recipe": recipe.name,
+        "weights": "ema" if ema else "model",
+        "image_size": recipe.model.image_size,
+        **asdict(scores),
+        "minutes": (time.perf_counter() - start) / 60,
+        "changes": changes,
+    }

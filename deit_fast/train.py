@@ -1,0 +1,314 @@
+"""A training run: recipe, data and folder in; weights, metrics and a result out. Run again, it goes on by itself."""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import math
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deit_fast.checkpoint import initialise, link_checkpoint, load_checkpoint, load_weights, save_checkpoint, write_json
+from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
+from deit_fast.data.params import draw_mix
+from deit_fast.data.sampler import TrainSampler
+from deit_fast.data.sources import Source, check_classes, find_validation, open_source
+from deit_fast.distributed import World, cpu_threads, join_world, leave_world, to_device
+from deit_fast.errors import RecipeError, RunError
+from deit_fast.evaluate import build_eval_loader, evaluate
+from deit_fast.metrics import MetricsLog, plot_curves
+from deit_fast.models.build import build_model
+from deit_fast.recipe import SECTIONS, Recipe, parse_recipe
+from deit_fast.schedule import learning_rate, total_steps
+from deit_fast.step import MicroBatch, Mixing, TrainStep, build_state, choose_dtype
+
+# Keys of the run section that may change between a run and its continuation: none alters what is learned.
+FREE_KEYS = {("run", key) for key in ("log_every", "eval_every", "checkpoint_every", "compile", "nonfinite_limit")}
+
+
+def train(
+    recipe: Recipe, data: str, out: Path, val: str | None = None, init: Path | None = None, resume: str = "auto"
+) -> dict[str, Any]:
+    """Trains `recipe` on `data` into the folder `out`, evaluating on `val` or the validation split beside `data`.
+
+    Where it starts, the first that applies:
+    1. resume is a path: that checkpoint, of the same recipe;
+    2. resume is "auto" and out/checkpoints/last.pt exists: there; a finished run returns its result at once;
+    3. init is a path: that file's weights, position embeddings and head adapted to this recipe;
+    4. the seed's own initialisation.
+    Returns what result.json holds. Raises RecipeError, DataError or RunError, each of one line.
+    """
+    source = open_source(data, "train")
+    check_classes(source, recipe.model.num_classes)
+    val_uri = val or find_validation(data)
+    val_source = open_source(val_uri, "val") if val_uri else None
+    if val_source is not None:
+        check_classes(val_source, recipe.model.num_classes)
+    world = join_world()
+    try:
+        with _locked(out) if world.is_main else contextlib.nullcontext():
+            trainer = Trainer(recipe, source, val_source, out, world)
+            trainer.start(init, resume)
+            return trainer.fit()
+    finally:
+        leave_world()
+
+
+class Trainer:
+    """One process of a run."""
+
+    def __init__(self, recipe: Recipe, source: Source, val_source: Source | None, out: Path, world: World) -> None:
+        self.recipe, self.source, self.val_source, self.out, self.world = recipe, source, val_source, out, world
+        self.samplers = _build_samplers(recipe, len(source), world)
+        self.steps_per_epoch = self.samplers[0].steps_per_epoch
+        self.total_steps = total_steps(recipe.schedule, self.steps_per_epoch)
+        dtype = choose_dtype(recipe.run, world.device)
+        torch.manual_seed(recipe.run.seed)
+        model = build_model(recipe.model).to(world.device, memory_format=torch.channels_last)
+        self.state = build_state(recipe, model)
+        self.step = TrainStep(recipe, self.state, world, dtype)
+        self.notes: list[str] = []
+
+    def start(self, init: Path | None, resume: str) -> None:
+        """Takes up the checkpoint or the weights that `train` describes; only the main process writes."""
+        last = self.out / "checkpoints" / "last.pt"
+        path = last if resume == "auto" and last.exists() else Path(resume) if resume not in ("auto", "never") else None
+        if path is not None:
+            saved = load_checkpoint(path, self.world.device)
+            _check_same(self.recipe, parse_recipe(saved["recipe"], source=str(path)), path)
+            self.state.load_state_dict(saved)
+            self.notes = [f"resumed from {path} at step {self.state.step} of {self.total_steps}"]
+        elif init is not None:
+            self.notes = [f"{init}: weights loaded", *initialise(self.state.model, load_weights(init).tensors)]
+            if self.state.ema is not None:
+                self.state.ema.load_state_dict(self.state.model.state_dict())
+        if self.val_source is None:
+            self.notes.append("no validation data: pass --val to evaluate")
+        if self.world.is_main:
+            write_json(self.out / "recipe.json", self.recipe.model_dump(mode="json"))
+        self.world.barrier()
+
+    def fit(self) -> dict[str, Any]:
+        """Trains to the last step and returns the result."""
+        result = self.out / "result.json"
+        if self.state.step >= self.total_steps and result.exists():
+            if self.world.is_main:
+                print(f"{self.out}: finished already, {self.total_steps} steps", flush=True)
+            return json.loads(result.read_text(encoding="utf-8"))
+        result.unlink(missing_ok=True)
+        self.log = MetricsLog(self.out, self.state.step, self.total_steps) if self.world.is_main else None
+        self.eval_loader: EvalLoader | None = None
+        recipe, run = self.recipe, self.recipe.run
+        loader = TrainLoader(
+            self.source, recipe.data, recipe.augment, recipe.model.image_size, self.samplers, run.seed,
+            self.world.device, cpu_threads(), start_step=self.state.step, stop_step=self.total_steps,
+        )  # fmt: skip
+        try:
+            self._say(*self.notes)
+            for batches in self._timed(loader):
+                first = self.state.step == 0
+                if first and self.log is not None:
+                    self.log.images("samples", batches[0].images[:32], 0)
+                lr = learning_rate(recipe.schedule, recipe.optim.lr, self.state.step, self.steps_per_epoch)
+                self.step([self._micro_batch(batch) for batch in batches], lr)
+                if self.log is not None:
+                    self.log.advance()
+                step = self.state.step
+                epoch, partial = divmod(step, self.steps_per_epoch)
+                evaluates = step == self.total_steps or (not partial and epoch % run.eval_every == 0)
+                saves = evaluates or (run.checkpoint_every is not None and step % run.checkpoint_every == 0)
+                if saves or step % run.log_every == 0:
+                    self._log_window(lr, batches)
+                if evaluates:
+                    self._evaluate()
+                if saves:
+                    self._save(evaluates)
+                    self.window = Window(is_first=self.window.is_first)
+            return self._finish()
+        finally:
+            loader.close()
+            if self.eval_loader is not None:
+                self.eval_loader.close()
+            if self.log is not None:
+                self.log.close()
+
+    def _say(self, *lines: str) -> None:
+        if self.log is not None:
+            for line in lines:
+                self.log.say(line)
+
+    def _timed(self, loader: TrainLoader) -> Iterator[list[Batch]]:
+        """The batches of each optimizer step, and the time spent waiting for them."""
+        stream = iter(loader)
+        self.window = Window()
+        while True:
+            asked = time.perf_counter()
+            batches = list(itertools.islice(stream, self.recipe.run.accumulation))
+            if not batches:
+                return
+            self.window.waited += time.perf_counter() - asked
+            self.window.steps += 1
+            yield batches
+
+    def _micro_batch(self, batch: Batch) -> MicroBatch:
+        recipe, mixing = self.recipe, None
+        if recipe.mix.active:
+            assert batch.positions is not None
+            drawn = draw_mix(
+                recipe.mix,
+                recipe.run.seed,
+                batch.step,
+                batch.positions,
+                recipe.run.global_batch,
+                recipe.model.image_size,
+            )
+            mixing = Mixing(*(to_device(array, self.world.device) for array in (drawn.lam, drawn.box, drawn.cutmix)))
+        return MicroBatch(batch.images, batch.labels, mixing)
+
+    def _log_window(self, lr: float, batches: list[Batch]) -> None:
+        """Reads back what gathered on the device since the last time: the only synchronisation of the loop."""
+        meter, window = self.step.meter, self.window
+        loss, grad_norm, counted, skipped = (self.world.sum(meter.sums.clone()) / self.world.size).tolist()
+        meter.sums.zero_()
+        seconds = time.perf_counter() - window.start
+        self.state.add_window(window.steps, seconds, is_first=window.is_first)
+        self.state.skipped += round(skipped)
+        values = {
+            "epoch": self.state.step / self.steps_per_epoch,
+            "loss": loss / counted if counted else math.nan,
+            "lr": lr,
+            "grad_norm": grad_norm / counted if counted else math.nan,
+            "images_per_second": window.steps * self.recipe.run.global_batch / seconds,
+            "data_wait": window.waited / seconds,
+            "peak_memory_gib": _peak_memory(self.world.device),
+            "skipped": float(self.state.skipped),
+        }
+        if self.log is not None:
+            self.log.record("train", self.state.step, values)
+        in_a_row = int(meter.skipped_in_a_row.item())
+        if in_a_row >= self.recipe.run.nonfinite_limit:
+            names = ", ".join(self.source.name(int(index)) for index in batches[-1].indices[:3])
+            raise RunError(
+                f"rank {self.world.rank}, step {self.state.step}: the gradient was not finite {in_a_row} steps in a row, "
+                f"run.nonfinite_limit={self.recipe.run.nonfinite_limit}; the last batch began with {names}"
+            )
+        self.window = Window(is_first=False)
+
+    def _evaluate(self) -> None:
+        """Scores of the model and of its moving average, into the state and the log."""
+        if self.val_source is None:
+            return
+        if self.eval_loader is None:
+            self.eval_loader = build_eval_loader(self.recipe, self.val_source, self.world)
+            self.predictors = {"": self.step.predictor(self.state.model)}
+            if self.state.ema is not None:
+                self.predictors["ema_"] = self.step.predictor(self.state.ema)
+        scores: dict[str, float] = {}
+        self.state.model.eval()
+        for prefix, predict in self.predictors.items():
+            result = evaluate(predict, self.eval_loader, self.world)
+            scores |= {f"{prefix}{key}": getattr(result, key) for key in ("top1", "top5", "loss")}
+        self.state.scores = scores
+        if self.log is not None:
+            self.log.record("eval", self.state.step, scores)
+
+    def _save(self, evaluated: bool) -> None:
+        if not self.world.is_main:
+            return
+        top1 = self.state.scores.get("top1", -1.0) if evaluated else -1.0
+        is_best = top1 > self.state.best_top1
+        self.state.best_top1 = max(top1, self.state.best_top1)
+        folder = self.out / "checkpoints"
+        content = self.state.state_dict()
+        content["recipe"] = self.recipe.model_dump(mode="json")
+        content["classes"] = self.source.classes
+        save_checkpoint(folder / "last.pt", content)
+        if is_best:
+            link_checkpoint(folder / "last.pt", folder / "best.pt")
+
+    def _finish(self) -> dict[str, Any]:
+        state, size = self.state, self.recipe.model.image_size
+        result = {
+            "recipe": self.recipe.name,
+            "image_size": size,
+            "step": state.step,
+            **state.scores,
+            "best_top1": state.best_top1 if state.scores else None,
+            "images_per_second": state.steps_per_second * self.recipe.run.global_batch,
+            "minutes": state.seconds / 60,
+            "peak_memory_gib": _peak_memory(self.world.device),
+            "skipped": state.skipped,
+            "checkpoint": str(self.out / "checkpoints" / "last.pt"),
+        }
+        if self.log is not None:
+            self.log.close()
+            plot_curves(self.out, f"{self.recipe.name}, {size} px")
+            write_json(self.out / "result.json", result)
+        self.world.barrier()
+        return result
+
+
+@dataclass
+class Window:
+    """Wall time since the last log."""
+
+    start: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+    waited: float = 0.0
+    is_first: bool = True
+
+
+def _build_samplers(recipe: Recipe, num_images: int, world: World) -> list[TrainSampler]:
+    """One sampler for each accumulation pass of this process."""
+    passes, batch = recipe.run.accumulation, recipe.run.global_batch
+    parts = world.size * passes
+    if recipe.mix.active and batch % parts == 0 and (batch // parts) % 2:
+        raise RecipeError(
+            f"run.global_batch={batch}: expected an even batch for each of {world.size} processes x {passes} "
+            "accumulation passes, because mixup and cutmix pair images up"
+        )
+    return [
+        TrainSampler(num_images, recipe.data.repeats, batch, recipe.run.seed, parts, world.rank * passes + index)
+        for index in range(passes)
+    ]
+
+
+def _check_same(recipe: Recipe, saved: Recipe, path: Path) -> None:
+    """Raises RecipeError where the checkpoint at `path` was learned by another recipe."""
+    mine, theirs = recipe.model_dump(), saved.model_dump()
+    for name in SECTIONS:
+        for key, value in mine[name].items():
+            if value != theirs[name][key] and (name, key) not in FREE_KEYS:
+                raise RecipeError(
+                    f"{name}.{key}={value!r}: expected {theirs[name][key]!r}, with which {path} was started; "
+                    "choose another --out, or --resume never"
+                )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the run folder for this process: two trainers in one folder would overwrite each other's checkpoints."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 (closing it is what releases the lock)
+    except OSError as error:
+        raise RunError(f"{folder}: expected a folder to write to ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{folder}: another process is training in this folder") from None
+        yield
+
+
+def _peak_memory(device: torch.device) -> float:
+    """GiB: the GPU's high-water mark of torch's allocator, or this process's resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

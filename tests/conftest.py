@@ -1,0 +1,50 @@
+"""Shared pieces of the tests: small data, the shared folder of real images, and markers that skip with a reason."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# Two test processes on two cores must not start four threads each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs an NVIDIA GPU, and this machine has none")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images kept beside the repository; the tests that use them say so when they are absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the real images of {SHARED_DATA.parent.name}/data beside the repository, which are absent")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def folder_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder with train/ (96 images) and val/ (33) of three classes that colour tells apart."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 32), ("val", 11)):
+        for label, colour in enumerate(((200, 60, 60), (60, 200, 60), (60, 60, 200))):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(count):
+                height, width = rng.integers(40, 64, 2)
+                coarse = rng.integers(-50, 50, (4, 4, 3)) + np.array(colour)
+                picture = Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize((width, height), Image.BICUBIC)
+                picture.save(folder / f"{index:03}.jpg", quality=92)
+    return root

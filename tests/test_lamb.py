@@ -1,0 +1,171 @@
+import numpy as np
+import pytest
+import torch
+from timm.optim import Lamb as TimmLamb
+from torch import nn
+
+from deit_fast.models.build import create_model
+from deit_fast.optim.build import build_optimizer, parameter_groups, set_learning_rate
+from deit_fast.optim.lamb import Lamb
+from deit_fast.recipe import Optim
+from tests.oracles.lamb import OracleLamb
+
+SHAPES = [(7,), (16, 7), (1, 5, 3), (3, 2, 4, 4), (), (1,), (129, 65)]
+DECAYS = [0.0, 0.05, 0.0, 0.05, 0.0, 0.05, 0.05]
+
+
+def tensors(seed: int, scale: float) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [scale * torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+def groups(params: list[nn.Parameter]) -> list[dict]:
+    return [
+        {"params": [p for p, wd in zip(params, DECAYS, strict=True) if wd == decay], "weight_decay": decay}
+        for decay in (0.0, 0.05)
+    ]
+
+
+@pytest.mark.parametrize("grad_scale", [1e-3, 1.0, 100.0], ids=["unclipped", "near-the-clip", "clipped"])
+def test_equals_the_float64_oracle(grad_scale: float) -> None:
+    start = tensors(0, 0.1)
+    start[5].zero_()  # a zero weight norm: trust ratio 1
+    params = [nn.Parameter(t.clone()) for t in start]
+    optimizer = Lamb(groups(params), lr=4e-3)
+    oracle = OracleLamb([t.numpy() for t in start], DECAYS, lr=4e-3)
+    for step in range(20):
+        grads = tensors(step + 1, grad_scale)
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad.clone()
+        optimizer.step()
+        oracle.step([g.numpy() for g in grads])
+    for param, expected in zip(params, oracle.params, strict=True):
+        np.testing.assert_allclose(param.detach().numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_equals_timms_lamb() -> None:
+    ours = [nn.Parameter(t.clone()) for t in tensors(0, 0.1)]
+    theirs = [nn.Parameter(t.clone()) for t in tensors(0, 0.1)]
+    pair = Lamb(groups(ours), lr=4e-3, eps=1e-8), TimmLamb(groups(theirs), lr=4e-3, eps=1e-8)
+    for step in range(10):
+        for params in (ours, theirs):
+            for param, grad in zip(params, tensors(step + 1, 0.5), strict=True):
+                param.grad = grad
+        for optimizer in pair:
+            optimizer.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_reports_the_norm_before_clipping() -> None:
+    param = nn.Parameter(torch.ones(4))
+    param.grad = torch.full((4,), 3.0)
+    optimizer = Lamb([param], lr=0.1)
+    optimizer.step()
+    assert optimizer.grad_norm.item() == pytest.approx(6.0)
+    assert optimizer.skipped.item() == 0
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_gradient_changes_nothing(name: str, bad: float) -> None:
+    """Parameters, moments and step count: training continues as if the step had not been."""
+
+    def run(poison: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Linear(5, 3)
+        optimizer = build_optimizer(Optim(name=name, lr=1e-2, weight_decay=0.1), model)
+        for step in range(4):
+            if poison and step == 2:
+                for param in model.parameters():
+                    param.grad = torch.full_like(param, bad)
+                optimizer.step()
+                assert optimizer.skipped.item() == 1
+            generator = torch.Generator().manual_seed(step)
+            for param in model.parameters():
+                param.grad = torch.randn(param.shape, generator=generator)
+            optimizer.step()
+            assert optimizer.skipped.item() == 0
+        return [p.detach() for p in model.parameters()]
+
+    for clean, poisoned in zip(run(False), run(True), strict=True):
+        assert torch.equal(clean, poisoned)
+
+
+def test_resumes_bit_identically() -> None:
+    def grads(step: int, params: list[nn.Parameter]) -> None:
+        for param, grad in zip(params, tensors(step, 1.0), strict=True):
+            param.grad = grad
+
+    through = [nn.Parameter(t.clone()) for t in tensors(0, 0.1)]
+    optimizer = Lamb(groups(through), lr=1e-2)
+    for step in range(6):
+        grads(step, through)
+        optimizer.step()
+        if step == 2:
+            saved = {"params": [p.detach().clone() for p in through], "optimizer": optimizer.state_dict()}
+            saved = torch.load(_roundtrip(saved), weights_only=True)
+    again = [nn.Parameter(t) for t in saved["params"]]
+    resumed = Lamb(groups(again), lr=1e-2)
+    resumed.load_state_dict(saved["optimizer"])
+    for step in range(3, 6):
+        grads(step, again)
+        resumed.step()
+    assert all(torch.equal(a, b) for a, b in zip(through, again, strict=True))
+
+
+def _roundtrip(state: dict):
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return buffer
+
+
+def test_converges_on_a_regression() -> None:
+    torch.manual_seed(0)
+    inputs, truth = torch.randn(256, 10), torch.randn(10, 1)
+    model = nn.Linear(10, 1)
+    optimizer = Lamb(model.parameters(), lr=2e-2, weight_decay=1e-4)
+    losses = []
+    for _ in range(300):
+        loss = ((model(inputs) - inputs @ truth) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.01 * losses[0]
+
+
+def test_learning_rate_is_a_tensor_that_can_be_set() -> None:
+    model = nn.Linear(3, 2)
+    for name in ("lamb", "adamw"):
+        optimizer = build_optimizer(Optim(name=name, lr=1e-2), model)
+        set_learning_rate(optimizer, 0.0)
+        before = [p.detach().clone() for p in model.parameters()]
+        for param in model.parameters():
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_refuses_half_precision_weights() -> None:
+    param = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    param.grad = torch.ones_like(param)
+    with pytest.raises(ValueError, match="float32"):
+        Lamb([param], lr=0.1).step()
+
+
+def test_what_decays() -> None:
+    model = create_model("deit3_nano_patch4", img_size=32, num_classes=10)
+    still, decayed = parameter_groups(model, 0.05)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {names[id(p)].rsplit(".", 1)[-1] for p in still["params"]} == {
+        "bias", "weight", "gamma", "cls_token", "pos_embed"
+    }  # fmt: skip
+    assert {names[id(p)] for p in decayed["params"]} == {
+        name for name, p in model.named_parameters() if p.ndim > 1 and name not in ("cls_token", "pos_embed")
+    }
+    assert still["weight_decay"] == 0
+    assert decayed["weight_decay"] == 0.05
