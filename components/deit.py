@@ -20,7 +20,8 @@ from typing import Dict, List, NamedTuple, NoReturn, Optional
 from torchx import specs
 from torchx.specs import macros
 
-from deit_fast.recipe import Recipe, RecipeError
+from deit_fast.errors import RecipeError
+from deit_fast.recipe import Recipe
 from deit_fast.recipes import get_recipe
 
 
@@ -288,5 +289,5 @@ def _job_name(name: str) -> str:
 
 
 def _refuse(message: str) -> NoReturn:
-    print(f"deit_fast: {message}", file=sys.stderr)
+    print(f"deit-fast: {message}", file=sys.stderr)
     raise SystemExit(2)

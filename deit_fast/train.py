@@ -20,7 +20,7 @@ from deit_fast.data.params import draw_mix
 from deit_fast.data.sampler import TrainSampler
 from deit_fast.data.sources import Source, check_classes, find_validation, open_source
 from deit_fast.distributed import World, cpu_threads, join_world, leave_world, to_device
-from deit_fast.errors import RecipeError, RunError
+from deit_fast.errors import DataError, RecipeError, RunError
 from deit_fast.evaluate import build_eval_loader, evaluate
 from deit_fast.metrics import MetricsLog, plot_curves
 from deit_fast.models.build import build_model
@@ -50,6 +50,9 @@ def train(
     val_source = open_source(val_uri, "val") if val_uri else None
     if val_source is not None:
         check_classes(val_source, recipe.model.num_classes)
+        if val_source.classes != source.classes:
+            differ = next((a, b) for a, b in zip(source.classes, val_source.classes, strict=True) if a != b)
+            raise DataError(f"{val_uri}: expected {data}'s classes, found {differ[1]!r} in the place of {differ[0]!r}")
     world = join_world()
     try:
         with _locked(out) if world.is_main else contextlib.nullcontext():
@@ -106,7 +109,7 @@ class Trainer:
         self.eval_loader: EvalLoader | None = None
         recipe, run = self.recipe, self.recipe.run
         loader = TrainLoader(
-            self.source, recipe.data, recipe.augment, recipe.model.image_size, self.samplers, run.seed,
+            self.source, recipe.augment, recipe.model.image_size, self.samplers, run.seed,
             self.world.device, cpu_threads(), start_step=self.state.step, stop_step=self.total_steps,
         )  # fmt: skip
         try:

@@ -26,4 +26,5 @@ ARCHITECTURES: dict[str, Architecture] = {
     "deit3_huge_patch14": Architecture(1280, 32, 16, 14),
     # Small enough to learn 8 x 8 digits or CIFAR-10 on two CPU cores; the published models start at 5.7 M parameters.
     "deit3_nano_patch4": Architecture(128, 4, 4, 4),
+    "deit3_nano_patch8": Architecture(128, 4, 4, 8),
 }

@@ -6,11 +6,9 @@ FOLDER/pipeline.json, which is written whole or not at all.
 
 import contextlib
 import os
-import re
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -21,11 +19,10 @@ from torchx.runner import Runner
 from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppDryRunInfo, AppState, CfgVal, is_terminal
 
-from .state import PipelineError, Record, find_processes, lock_folder, one_line, read_records, write_records
+from .logs import follow_log, log_tail
+from .state import PipelineError, Record, explain, find_processes, lock_folder, read_records, write_records
 
 PATIENCE_SECONDS = 60.0  # for a scheduler that fails to answer, or does not list a job it has only just taken
-TAIL_LINES = 20
-_TORCHRUN_REPORT = re.compile(r"torch/distributed/elastic/.*\] (failed \(exitcode|Sending process)")
 
 
 @dataclass(frozen=True)
@@ -73,14 +70,14 @@ def dryrun_stage(
 
     Raises PipelineError; a component that refuses its arguments raises SystemExit.
     """
-    if scheduler.startswith(
-        "local"
-    ):  # without a log_dir LocalScheduler makes a temporary one and deletes it at its end
+    if scheduler.startswith("local"):  # which makes a temporary log_dir where it is given none, and deletes it
         cfg = {**cfg, "log_dir": str(folder / "logs" / stage.name)}
     try:
         return runner.dryrun_component(stage.component, [*stage.where, *stage.arguments], scheduler, cfg=cfg)
+    except SignalException:  # LocalScheduler's interrupt is an ordinary exception
+        raise
     except Exception as error:  # whatever a component, a plugin or a scheduler's client makes of its configuration
-        raise PipelineError(f"stage {stage.name!r}: {one_line(error)}") from error
+        raise PipelineError(f"stage {stage.name!r}: {explain(error)}") from error
 
 
 def run_stages(
@@ -130,7 +127,7 @@ class _Run:
     failed: set[str] = field(default_factory=set)
     silent_since: dict[str, float] = field(default_factory=dict)
     """Handles the scheduler gives no state for, and since when."""
-    threads: dict[str, threading.Thread] = field(default_factory=dict)
+    threads: dict[str, list[threading.Thread]] = field(default_factory=dict)
 
     @property
     def local(self) -> bool:
@@ -209,9 +206,11 @@ class _Run:
         try:
             info = dryrun_stage(stage, self.folder, self.runner, self.scheduler, self.cfg)
             handle = self.runner.schedule(info)
+        except SignalException:
+            raise
         except (Exception, SystemExit) as error:
             self.failed.add(stage.name)
-            self._say(stage, f"could not start: {one_line(error)}")
+            self._say(stage, f"could not start: {explain(error)}")
             return
         app = self.runner.describe(handle)
         role, replicas = (app.roles[0].name, app.roles[0].num_replicas) if app else ("", 0)
@@ -236,8 +235,10 @@ class _Run:
             if status is not None and status.state is not AppState.UNKNOWN:
                 self.silent_since.pop(record.handle, None)
                 return status.state
+        except SignalException:
+            raise
         except Exception as error:  # a failed squeue, an API that is away, a state TorchX cannot translate
-            reason = one_line(error)
+            reason = explain(error)
         if self.local and find_processes(record.handle):
             return AppState.RUNNING
         if stage.result and Path(stage.result).exists() and Path(stage.result).stat().st_mtime >= record.started - 2:
@@ -256,7 +257,7 @@ class _Run:
             return
         del self.running[stage.name]
         record.ended = time.time()
-        if thread := self.threads.pop(stage.name, None):
+        for thread in self.threads.pop(stage.name, []):
             thread.join(timeout=5)  # its last lines belong before the news of its end
         minutes = f"{(record.ended - record.started) / 60:.1f} min"
         if state is AppState.SUCCEEDED:
@@ -269,39 +270,16 @@ class _Run:
             record.state = "failed"
             self.failed.add(stage.name)
             self._say(stage, f"{state.name if state else 'LOST'}        {minutes}   {record.handle}")
-            for line in self._log_tail(record):
-                print(f"    {line}", flush=True)
+            lines = log_tail(self.runner, record)
+            if self.local:
+                lines.append(f"(the whole log: {self.folder / 'logs' / stage.name})")
+            print("\n".join(f"    {line}" for line in lines), flush=True)
         self.adopted.discard(stage.name)
         self._save()
 
     def _follow(self, stage: Stage, record: Record) -> None:
-        if self.stream is None or (self.local and stage.name in self.adopted):
-            return
-        stream = self.stream
-
-        def copy() -> None:
-            try:
-                for line in self.runner.log_lines(record.handle, record.role, should_tail=True):
-                    stream.write(f"{stage.name} | {_text(line)}\n")
-            except Exception as error:  # a scheduler without logs is no reason to stop
-                stream.write(f"{stage.name} | no log: {one_line(error)}\n")
-
-        self.threads[stage.name] = threading.Thread(target=copy, daemon=True)
-        self.threads[stage.name].start()
-
-    def _log_tail(self, record: Record) -> list[str]:
-        """The last lines of every node's log, without torchrun's own report of a failed worker, which comes last."""
-        tail: list[str] = []
-        for replica in range(record.replicas):
-            try:
-                lines = list(deque(map(_text, self.runner.log_lines(record.handle, record.role, replica)), maxlen=400))
-            except Exception as error:
-                lines = [f"no log of node {replica}: {one_line(error)}"]
-            report = next((i for i, line in enumerate(lines) if _TORCHRUN_REPORT.search(line)), 0)
-            tail += lines[: report or None][-max(TAIL_LINES // record.replicas, 5) :]
-        if self.local:
-            tail.append(f"(all of it under {self.folder / 'logs'})")
-        return tail
+        if self.stream is not None and not (self.local and stage.name in self.adopted):
+            self.threads[stage.name] = follow_log(self.runner, stage.name, record, self.stream, self.local)
 
     def _say(self, stage: Stage, text: str) -> None:
         width = max(len(stage.name) for stage in self.order)
@@ -312,11 +290,11 @@ class _Run:
 
 
 def _compare(stage: Stage, record: Record, remedy: str) -> None:
-    before, now = [record.component, *record.arguments], [stage.component, *stage.arguments]
+    before, now = record.arguments, list(stage.arguments)
     if before != now:
         dropped = " ".join(word for word in before if word not in now) or "fewer words"
         added = " ".join(word for word in now if word not in before) or "fewer words"
-        raise PipelineError(f"stage {stage.name!r} was run with {dropped} instead of {added} {remedy}")
+        raise PipelineError(f"stage {stage.name!r} was run with {dropped}, not {added}, {remedy}")
 
 
 @contextlib.contextmanager
@@ -328,7 +306,3 @@ def _deaf() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _text(line: object) -> str:
-    return (line.decode(errors="replace") if isinstance(line, bytes) else str(line)).rstrip()

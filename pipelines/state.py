@@ -1,4 +1,4 @@
-"""What a pipeline remembers between two drivers: pipeline.json, one driver per folder, and jobs that outlived theirs."""
+"""What outlives a driver: pipeline.json, the lock that keeps out a second driver, and jobs still running."""
 
 import contextlib
 import fcntl
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from deit_fast.errors import one_line
 
 
 class PipelineError(ValueError):
@@ -39,7 +41,7 @@ def read_records(path: Path) -> dict[str, Record]:
         stored = json.loads(path.read_text(encoding="utf-8"))["stages"]
         return {name: Record(**record) for name, record in stored.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PipelineError(f"{path}: expected the state of a pipeline ({one_line(error)})") from None
+        raise PipelineError(f"{path}: expected the state of a pipeline ({explain(error)})") from None
 
 
 def write_records(path: Path, records: dict[str, Record]) -> None:
@@ -59,7 +61,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "pipeline.lock").open("w")
     except OSError as error:
-        raise PipelineError(f"{folder}: expected a folder that can be written ({one_line(error)})") from None
+        raise PipelineError(f"{folder}: expected a folder that can be written ({explain(error)})") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,5 +80,6 @@ def find_processes(handle: str) -> list[int]:
     return found
 
 
-def one_line(error: object) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def explain(error: BaseException) -> str:
+    """An error of someone else's code as one line."""
+    return one_line(error if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}")

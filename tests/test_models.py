@@ -51,7 +51,9 @@ def test_initialisation_is_the_references() -> None:
 
 
 def test_no_layer_scale() -> None:
-    assert not any("gamma" in name for name, _ in create_model("deit3_nano_patch4", layer_scale=None).named_parameters())
+    assert not any(
+        "gamma" in name for name, _ in create_model("deit3_nano_patch4", layer_scale=None).named_parameters()
+    )
 
 
 def test_huge_at_160_cuts_the_border_as_the_reference() -> None:

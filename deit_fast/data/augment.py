@@ -1,8 +1,8 @@
 """DALI graph functions of the crops, the flip, 3-Augment and the colour jitter.
 
 Nothing here is random: every function is a pure function of images and of parameters drawn by `params.py`. The same
-functions build the CPU and the GPU graph. Images are uint8 HWC, RGB. Parameters are CPU nodes, because DALI takes the
-predicates of conditionals and named arguments from the CPU only; `beside` brings those used in arithmetic to the images.
+functions build the CPU and the GPU graph. Images are uint8 HWC, RGB. Parameters are CPU nodes, because DALI takes
+predicates of conditionals and named arguments from the CPU only; `beside` moves those used in arithmetic.
 
 Rounding follows PIL, which truncates where DALI rounds; `truncate` explains how.
 """

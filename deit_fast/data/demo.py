@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from deit_fast.data.sources import DataError
+from deit_fast.errors import DataError
 
 TRAIN_IMAGES, VAL_IMAGES = 1437, 360
 _SIDE = 64

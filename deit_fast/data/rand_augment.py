@@ -1,14 +1,15 @@
 """DALI graph functions of RandAugment: the 15 operations of timm's `rand-mM-mstdS-inc1`.
 
 The facts (operations, level to argument, fill, resampling) are timm 1.0.31's `data/auto_augment.py`; the arithmetic is
-PIL's. What remains different from PIL on uint8 images, in units of 0 to 255 (the tests hold these):
+PIL's. What remains different from them on uint8 images, 0 to 255 (measured at 224 px; the tests hold it):
 
-* Rotate, ShearX, ShearY, TranslateXRel, TranslateYRel: DALI warps nearest or linear only, so the bicubic (a = -1, as
-  PIL's transform) is summed here from nearest-neighbour taps. Equal to PIL but where float32 and PIL's double disagree
-  about which side of a pixel a coordinate falls: below 0.1 % of the pixels.
-* Equalize: DALI rounds to the nearest level where PIL divides integers: at most 3, 0.4 in the mean.
-* AutoContrast, Color, Contrast, Brightness: 1 in below 0.5 % of the values, from float32.
-* Invert, Posterize, Solarize, SolarizeAdd, Sharpness: none, but for 1 in below 0.5 % of Sharpness's values.
+* Invert, PosterizeIncreasing, SolarizeIncreasing, SolarizeAdd: nothing. (A level of exactly 10 keeps no bit: black, as
+  in PIL until it refused to.)
+* AutoContrast, Color, Contrast, Brightness, Sharpness: 1 in below 0.5 % of the values, from float32.
+* Equalize: 1 in a quarter of the values; DALI rounds the cumulated histogram before it can be rescaled as PIL's.
+* Rotate, ShearX, ShearY, TranslateXRel, TranslateYRel: 1 in below 0.5 % of the values, and more in about one pixel of
+  ten thousand, whose coordinate falls on the edge between pixels up to float32. DALI warps nearest or linear only, so
+  the bicubic (a = -1, as PIL's transform) is summed here from nearest-neighbour taps.
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ from nvidia.dali import fn, types
 from nvidia.dali import math as dali_math
 from nvidia.dali.data_node import DataNode
 
-from deit_fast.data.augment import BRIGHTNESS, beside, enhance, truncate
+from deit_fast.data.augment import BRIGHTNESS, CONTRAST, SATURATION, beside, enhance, truncate
 
 RAND_OPS = (
     "AutoContrast",
@@ -38,113 +39,133 @@ RAND_OPS = (
 )
 """The operations in timm's order; an operation's id is its index."""
 
-(
-    AUTO_CONTRAST,
-    EQUALIZE,
-    INVERT,
-    ROTATE,
-    POSTERIZE,
-    SOLARIZE,
-    SOLARIZE_ADD,
-    COLOR,
-    _CONTRAST,
-    _BRIGHTNESS,
-    SHARPNESS,
-    SHEAR_X,
-    SHEAR_Y,
-    TRANSLATE_X,
-    TRANSLATE_Y,
-) = range(len(RAND_OPS))
+# What runs: operations that one piece of the graph computes share a group.
+_SKIP, _POINT, _ENHANCE, _SHARPEN, _AUTO_CONTRAST, _EQUALIZE, _SLIDE, _ROTATE = range(8)
+_GROUPS = {
+    "AutoContrast": _AUTO_CONTRAST,
+    "Equalize": _EQUALIZE,
+    "Rotate": _ROTATE,
+    "ColorIncreasing": _ENHANCE,
+    "ContrastIncreasing": _ENHANCE,
+    "BrightnessIncreasing": _ENHANCE,
+    "SharpnessIncreasing": _SHARPEN,
+    "ShearX": _SLIDE,
+    "ShearY": _SLIDE,
+    "TranslateXRel": _SLIDE,
+    "TranslateYRel": _SLIDE,
+}
+_GROUP_OF = np.array([_GROUPS.get(name, _POINT) for name in RAND_OPS] + [_SKIP], np.int32)  # -1, the last, skips
+_KINDS = {"ColorIncreasing": SATURATION, "ContrastIncreasing": CONTRAST, "BrightnessIncreasing": BRIGHTNESS}
+_KIND_OF = np.array([_KINDS.get(name, -1) for name in RAND_OPS] + [-1], np.float32)
+
 
 FILL = (124, 116, 104)
 """Colour of what a geometric operation uncovers: the ImageNet mean, rounded."""
 
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # PIL's ImageFilter.SMOOTH
 
+# Cubic convolution with a = -1 for a point d past pixel 0: the weights of the pixels -1, 0, 1, 2 as polynomials in d,
+# highest power first; and where a nearest-neighbour warp, which floors, finds these pixels.
+_CUBIC = np.array([[-1, 2, -1, 0], [1, -2, 0, 1], [-1, 1, 1, 0], [1, -1, 0, 0]], np.float32).T
+_TAPS = np.arange(4) - 1.5
+
 
 def rand_arguments(
     op: npt.NDArray[np.int32], magnitude: npt.NDArray[np.float32], sign: npt.NDArray[np.float32], image_size: int
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """Levels to arguments, as timm computes them. op, magnitude (0 to 10), sign: [B, n].
+    """Levels to arguments, as timm computes them. op (-1 skips), magnitude (0 to 10), sign: [B, n].
 
-    Returns what `rand_augment` takes: rand_op int32 [B, n], rand_value float32 [B, n] (enhancement factor or solarise
-    threshold), rand_byte uint8 [B, n] (posterise mask or solarise addend), rand_matrix float32 [B, n, 2, 3] (output to
-    input coordinates, pixels).
+    Returns what `rand_augment` takes: rand_group int32 [B, n]; rand_value float32 [B, n, 4], the factor or solarise
+    threshold, posterise mask, solarise addend, kind of enhancement; rand_matrix float32 [B, n, 5, 2, 3], affine maps
+    from output to input pixels: Rotate's alone, or the row that moves and its four taps.
     """
     level = magnitude.astype(np.float64) / 10
     signed = level * sign
-    threshold = np.where(op == SOLARIZE, 256 - np.minimum((level * 256).astype(int), 256), 0)  # 0 inverts everything
-    factor = np.maximum(0.1, 1 + 0.9 * signed)
-    enhances = (op >= COLOR) & (op <= SHARPNESS)
+
+    def where(name: str, value: npt.ArrayLike, neutral: float) -> npt.NDArray[np.float64]:
+        return np.where(op == RAND_OPS.index(name), value, neutral)
+
+    threshold = where("SolarizeIncreasing", 256 - np.minimum((level * 256).astype(int), 256), 256)
+    threshold = np.where(op == RAND_OPS.index("Invert"), 0, threshold)  # inverting is solarising everything
     kept_bits = 4 - (level * 4).astype(int)
-    byte = np.where(op == POSTERIZE, 256 - (1 << (8 - kept_bits)), np.minimum((level * 110).astype(int), 128))
+    value = (
+        np.where(_GROUP_OF[op] == _POINT, threshold, np.maximum(0.1, 1 + 0.9 * signed)),
+        where("PosterizeIncreasing", 256 - (1 << (8 - kept_bits)), 255),
+        where("SolarizeAdd", np.minimum((level * 110).astype(int), 128), 0),
+        _KIND_OF[op],
+    )
     return {
-        "rand_op": op.astype(np.int32),
-        "rand_value": np.where(enhances, factor, threshold).astype(np.float32),
-        "rand_byte": byte.astype(np.uint8),
+        "rand_group": _GROUP_OF[op],
+        "rand_value": np.stack(value, axis=-1).astype(np.float32),
         "rand_matrix": _matrices(op, signed, image_size),
     }
 
 
-def _matrices(
-    op: npt.NDArray[np.int32], signed: npt.NDArray[np.float64], image_size: int
-) -> npt.NDArray[np.float32]:
-    matrix = np.zeros((*op.shape, 2, 3))
-    matrix[..., 0, 0] = matrix[..., 1, 1] = 1
-    matrix[..., 0, 1] = np.where(op == SHEAR_X, 0.3 * signed, 0)
-    matrix[..., 1, 0] = np.where(op == SHEAR_Y, 0.3 * signed, 0)
-    matrix[..., 0, 2] = np.where(op == TRANSLATE_X, 0.45 * image_size * signed, 0)
-    matrix[..., 1, 2] = np.where(op == TRANSLATE_Y, 0.45 * image_size * signed, 0)
+def _matrices(op: npt.NDArray[np.int32], signed: npt.NDArray[np.float64], image_size: int) -> npt.NDArray[np.float32]:
+    shear_x, shear_y, translate_x, translate_y = (
+        op == RAND_OPS.index(name) for name in ("ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+    )
+    taps = np.zeros((*op.shape, 4, 2, 3))
+    taps[..., 0, 0] = taps[..., 1, 1] = 1
+    taps[..., 0, 1] = (0.3 * signed * shear_x)[..., None]
+    taps[..., 1, 0] = (0.3 * signed * shear_y)[..., None]
+    taps[..., 0, 2] = (0.45 * image_size * signed * translate_x)[..., None]
+    taps[..., 1, 2] = (0.45 * image_size * signed * translate_y)[..., None]
+    vertical = shear_y | translate_y
+    row = np.where(vertical[..., None], taps[..., 0, 1, :], taps[..., 0, 0, :])
+    taps[..., 0, 2] += np.where(vertical[..., None], 0, _TAPS)
+    taps[..., 1, 2] += np.where(vertical[..., None], _TAPS, 0)
     angle = -np.deg2rad(30 * signed)
     cos, sin, centre = np.cos(angle), np.sin(angle), image_size / 2
-    rotation = np.stack(
-        [cos, sin, centre * (1 - cos - sin), -sin, cos, centre * (1 + sin - cos)], axis=-1
-    ).reshape(matrix.shape)
-    return np.where((op == ROTATE)[..., None, None], rotation, matrix).astype(np.float32)
+    rotation = np.stack([cos, sin, centre * (1 - cos - sin), -sin, cos, centre * (1 + sin - cos)], axis=-1)
+    rotates = op == RAND_OPS.index("Rotate")
+    first = np.where(rotates[..., None], rotation, np.concatenate([row, row], axis=-1)).reshape(*op.shape, 1, 2, 3)
+    return np.concatenate([first, taps], axis=-3).astype(np.float32)
 
 
 def rand_augment(images: DataNode, count: int, parameters: dict[str, DataNode], image_size: int) -> DataNode:
-    """`count` operations in a row on uint8 [S, S, 3]; -1 skips. Parameters as `rand_arguments` returns them."""
+    """`count` operations in a row on uint8 [S, S, 3]. Parameters as `rand_arguments` returns them."""
     for step in range(count):
         images = _apply(
             images,
-            parameters["rand_op"][step],
+            parameters["rand_group"][step],
             parameters["rand_value"][step],
-            parameters["rand_byte"][step],
             parameters["rand_matrix"][step],
             image_size,
         )
     return images
 
 
-def _apply(
-    images: DataNode, op: DataNode, value: DataNode, byte: DataNode, matrix: DataNode, image_size: int
-) -> DataNode:
-    if op == ROTATE:
-        images = _rotate(images, matrix, image_size)
-    elif op >= SHEAR_X:
-        if (op == SHEAR_X) | (op == TRANSLATE_X):
-            images = _warp_along(images, matrix, image_size, axis=0)
+def _apply(images: DataNode, group: DataNode, value: DataNode, matrix: DataNode, image_size: int) -> DataNode:
+    # A tree and few parameters, because every branch splits each batch it uses: an operator each, per batch.
+    if group < _AUTO_CONTRAST:
+        if group >= _ENHANCE:
+            if group == _ENHANCE:
+                images = enhance(images, value[3], value[0])
+            else:
+                images = _sharpen(images, value[0], image_size)
+        elif group == _POINT:
+            images = _point(images, value)
+    elif group < _SLIDE:
+        if group == _AUTO_CONTRAST:  # noqa: SIM108 - only statements become conditionals of the graph
+            images = _auto_contrast(images)
         else:
-            images = _warp_along(images, matrix, image_size, axis=1)
-    elif op == SHARPNESS:
-        images = _sharpen(images, value, image_size)
-    elif op >= COLOR:
-        images = enhance(images, _BRIGHTNESS - op + BRIGHTNESS, value)  # the kinds run the other way
-    elif op == SOLARIZE_ADD:
-        dark = fn.cast(images < 128, dtype=types.UINT8)
-        images = images + dark * beside(byte, images)  # at most 127 + 110: no overflow
-    elif op == POSTERIZE:
-        images = images & beside(byte, images)
-    elif op == AUTO_CONTRAST:
-        images = _auto_contrast(images)
-    elif op == EQUALIZE:
-        # DALI's (OpenCV's) formula counts the pixels up to a level, PIL's those below it: the same thing upside down.
-        images = ~fn.equalize(~images)
-    elif op >= 0:  # Invert and Solarize: negated from the threshold on
-        bright = fn.cast(images >= beside(value, images), dtype=types.UINT8)
-        images = images ^ -bright  # -1 is 255, all bits
+            images = _equalize(images, image_size)
+    elif group == _SLIDE:
+        images = _slide(images, matrix, image_size)
+    else:
+        images = _rotate(images, matrix[0], image_size)
     return images
+
+
+def _point(images: DataNode, value: DataNode) -> DataNode:
+    """Invert, Posterize, Solarize and SolarizeAdd at once; the arguments of those not meant change nothing."""
+    levels = fn.cast(value, dtype=types.UINT8)
+    kept = images & beside(levels[1], images)
+    bright = fn.cast(images >= beside(value[0], images), dtype=types.UINT8)
+    dark = fn.cast(images < 128, dtype=types.UINT8)
+    # The negative of 1 is 255, all bits. The sum is at most 127 + 110: no overflow.
+    return (kept ^ -bright) + dark * beside(levels[2], images)
 
 
 def _auto_contrast(images: DataNode) -> DataNode:
@@ -156,77 +177,76 @@ def _auto_contrast(images: DataNode) -> DataNode:
     return truncate((images - low * varies) * scale)
 
 
+def _equalize(images: DataNode, image_size: int) -> DataNode:
+    """Per channel, from DALI's equalize, which is OpenCV's formula.
+
+    OpenCV counts the pixels up to a level, PIL those below it: the same thing upside down. And PIL divides by the
+    pixels per level rounded down to an integer, or does nothing where that is 0.
+    """
+    top = fn.reductions.max(images, axes=[0, 1], keep_dims=True)
+    at_top = fn.reductions.sum(fn.cast(images == top, dtype=types.FLOAT), axes=[0, 1], keep_dims=True)
+    per_level = (float(image_size**2) - at_top) / 255.0
+    step = dali_math.floor(per_level)
+    changes = fn.cast(step > 0.0, dtype=types.FLOAT)
+    scale = changes * per_level / dali_math.max(step, 1.0)
+    return truncate(~fn.equalize(~images) * scale + 0.5 * changes + images * (1.0 - changes))
+
+
 def _sharpen(images: DataNode, factor: DataNode, image_size: int) -> DataNode:
     """Blend with PIL's SMOOTH; PIL copies the outermost pixels, so they keep the factor 1."""
     inside = np.zeros((image_size, image_size, 1), np.float32)
     inside[1:-1, 1:-1] = 1
-    smooth = fn.filter(images, types.Constant(_SMOOTH))
+    smooth = fn.filter(images, types.Constant(_SMOOTH, device=images.device))
     weight = 1.0 + types.Constant(inside, device=images.device) * (beside(factor, images) - 1.0)
     return truncate(images * weight + smooth * (1.0 - weight))
 
 
-def _source_coordinates(images: DataNode, matrix: DataNode, image_size: int) -> tuple[DataNode, DataNode]:
-    """Where each output pixel lies in the input, as the fraction past a pixel centre and whether it is inside at all.
+def _slide(images: DataNode, matrix: DataNode, image_size: int) -> DataNode:
+    """Shears and translations, which move pixels along one axis: bicubic from the four taps matrix[1:5].
 
-    Returns float [S, S, 2] (x, y) and float [S, S, 1] of 0 or 1.
+    Both rows of matrix[0] are the moving coordinate's; the other coordinate stays on the pixels.
     """
-    centres = np.arange(image_size, dtype=np.float32) + 0.5
-    grid = np.stack(np.meshgrid(centres, centres), axis=-1)
-    source = fn.coord_transform(types.Constant(grid, device=images.device), MT=matrix)
-    inside = (source >= 0.0) & (source < float(image_size))
-    position = source - 0.5
-    return position - dali_math.floor(position), fn.cast(inside[:, :, 0:1] & inside[:, :, 1:2], dtype=types.FLOAT)
-
-
-def _cubic_taps(
-    images: DataNode, matrix: DataNode, fraction: DataNode, offsets: npt.NDArray[np.float32]
-) -> DataNode:
-    """Cubic convolution (a = -1) of four nearest-neighbour taps at `offsets` [4, 2] (x, y; pixels)."""
-    weights = (
-        ((2.0 - fraction) * fraction - 1.0) * fraction,
-        (fraction - 2.0) * fraction * fraction + 1.0,
-        ((1.0 - fraction) * fraction + 1.0) * fraction,
-        (fraction - 1.0) * fraction * fraction,
-    )
-    total = None
-    for offset, weight in zip(offsets, weights, strict=True):
-        shift = np.zeros((2, 3), np.float32)
-        shift[:, 2] = offset
-        tap = fn.warp_affine(images, matrix=matrix + types.Constant(shift), interp_type=types.INTERP_NN) * weight
-        total = tap if total is None else total + tap
-    return total
-
-
-_TAPS = np.arange(4, dtype=np.float32) - 1.5  # the nearest neighbour floors, so these are the pixels -1, 0, 1, 2
-
-
-def _warp_along(images: DataNode, matrix: DataNode, image_size: int, axis: int) -> DataNode:
-    """Affine map that moves pixels along x (axis 0) or y (axis 1) only: four taps are enough."""
-    fraction, inside = _source_coordinates(images, matrix, image_size)
-    offsets = np.zeros((4, 2), np.float32)
-    offsets[:, axis] = _TAPS
-    return _fill(_cubic_taps(images, matrix, fraction[:, :, axis : axis + 1], offsets), inside)
+    source = _source_coordinates(images, matrix[0, 0:1], image_size)
+    weights = _cubic_weights(source)
+    return _fill(fn.reductions.sum(_taps(images, matrix[1:5], 4) * weights, axes=[0]), source, image_size)
 
 
 def _rotate(images: DataNode, matrix: DataNode, image_size: int) -> DataNode:
-    fraction, inside = _source_coordinates(images, matrix, image_size)
-    horizontal, vertical = fraction[:, :, 0:1], fraction[:, :, 1:2]
-    rows = [
-        _cubic_taps(images, matrix, horizontal, np.stack([_TAPS, np.full(4, offset, np.float32)], axis=1))
-        for offset in _TAPS
-    ]
-    weights = (
-        ((2.0 - vertical) * vertical - 1.0) * vertical,
-        (vertical - 2.0) * vertical * vertical + 1.0,
-        ((1.0 - vertical) * vertical + 1.0) * vertical,
-        (vertical - 1.0) * vertical * vertical,
-    )
-    total = rows[0] * weights[0]
-    for row, weight in zip(rows[1:], weights[1:], strict=True):
-        total = total + row * weight
-    return _fill(total, inside)
+    """Any affine map: bicubic from four by four taps, along the rows first."""
+    shifts = np.zeros((4, 4, 2, 3), np.float32)
+    shifts[..., 0, 2], shifts[..., 1, 2] = np.meshgrid(_TAPS, _TAPS)
+    source = _source_coordinates(images, matrix, image_size)
+    weights = _cubic_weights(source)
+    taps = _taps(images, matrix + types.Constant(shifts.reshape(16, 2, 3)), 16)
+    taps = fn.reshape(taps, shape=[4, 4, image_size, image_size, 3])
+    rows = fn.reductions.sum(taps * weights[:, :, :, 0:1], axes=[1])
+    return _fill(fn.reductions.sum(rows * weights[:, :, :, 1:2], axes=[0]), source, image_size)
 
 
-def _fill(values: DataNode, inside: DataNode) -> DataNode:
+def _source_coordinates(images: DataNode, matrix: DataNode, image_size: int) -> DataNode:
+    """Where the centre of every output pixel lies in the input: float [S, S, 1 or 2], pixels from the corner."""
+    centres = np.arange(image_size, dtype=np.float32) + 0.5
+    grid = np.stack(np.meshgrid(centres, centres), axis=-1)
+    return fn.coord_transform(types.Constant(grid, device=images.device), MT=matrix)
+
+
+def _taps(images: DataNode, matrices: DataNode, count: int) -> DataNode:
+    """The image through `count` nearest-neighbour warps, edges repeated: [count, S, S, 3]."""
+    frames = fn.stack(*[images] * count, axis_name="F")
+    return fn.warp_affine(frames, matrix=fn.per_frame(matrices), interp_type=types.INTERP_NN)
+
+
+def _cubic_weights(source: DataNode) -> DataNode:
+    """Float [S, S, C] coordinates -> [4, S, S, C], the weights of the pixels around them."""
+    position = source - 0.5
+    past = position - dali_math.floor(position)
+    coefficients = [types.Constant(each.reshape(4, 1, 1, 1), device=source.device) for each in _CUBIC]
+    return ((coefficients[0] * past + coefficients[1]) * past + coefficients[2]) * past + coefficients[3]
+
+
+def _fill(values: DataNode, source: DataNode, image_size: int) -> DataNode:
+    """uint8 HWC of `values` [S, S, 3] where the source coordinates are inside the image, else FILL."""
+    outside = fn.cast((source < 0.0) | (source >= float(image_size)), dtype=types.FLOAT)
+    covered = 1.0 - fn.reductions.max(outside, axes=[2], keep_dims=True)
     fill = types.Constant(np.array(FILL, np.float32), device=values.device)
-    return truncate(values * inside + fill * (1.0 - inside))
+    return truncate(fn.reinterpret(values * covered + fill * (1.0 - covered), layout="HWC"))

@@ -14,16 +14,13 @@ from numpy.typing import NDArray
 
 from deit_fast.data.header import IMAGE_SUFFIXES, image_size
 from deit_fast.data.shards import open_shard
+from deit_fast.errors import DataError
 
 Split = Literal["train", "val"]
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SHARD_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\.tar)")
 _OPENING_THREADS = 8
-
-
-class DataError(ValueError):
-    """Data that cannot be used. The message is one line: path, value, what was expected."""
 
 
 class Source(ABC):
@@ -142,6 +139,13 @@ def open_source(uri: str, split: Split | None = None) -> Source:
         raise DataError(f"{uri}: expected a local folder of images or .tar shards, found nothing there")
     _refuse_gaps(found)
     return TarShards(uri, found)
+
+
+def find_validation(uri: str) -> str | None:
+    """`uri` itself where it holds a validation split beside the training split (val/, val-*.tar), else None."""
+    folder = Path(uri).expanduser()
+    has_both = (folder / "train").is_dir() and (folder / "val").is_dir()
+    return uri if has_both or next(folder.glob("val-*.tar"), None) else None
 
 
 def check_classes(source: Source, num_classes: int) -> None:

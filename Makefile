@@ -1,0 +1,31 @@
+# make demo: the whole pipeline on real images. make test: the CPU tests. make check: tests, linter and types.
+PYTHON ?= python3
+VENV ?= .venv
+DALI ?= cuda12
+RUNS ?= runs
+BIN := $(VENV)/bin
+
+.PHONY: demo test check install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(DALI),demo,test]'
+	touch $@
+
+demo: install
+	$(BIN)/deit-fast data demo $(RUNS)/digits
+	$(BIN)/python -m pipelines.deit3 --size demo --scheduler local_cwd --data $(RUNS)/digits --out $(RUNS)/demo
+
+test: install
+	$(BIN)/python -m pytest -n 2 --durations 10
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+clean:
+	rm -rf $(VENV) $(RUNS) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,307 @@
+"""Batches in the sampler's order: a thread reads and draws ahead, DALI decodes and augments, nothing else has a state.
+
+sampler -> read bytes, draw parameters (producer thread) -> bounded queue -> DALI -> Batch
+"""
+
+import io
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from deit_fast.data.params import draw_views, eval_geometry
+from deit_fast.data.pipeline import Pipeline, eval_pipeline, train_inputs, train_pipeline, undecodable
+from deit_fast.data.sampler import StepIndices, TrainSampler, eval_indices
+from deit_fast.data.sources import Source
+from deit_fast.errors import DataError
+from deit_fast.recipe import Augment, Data
+
+MAX_PIXELS = 178_956_970
+"""Largest image taken, pixels: what PIL calls a decompression bomb."""
+
+_QUEUED = 3  # host batches ready before DALI asks for them
+_READERS = 8  # concurrent reads; they wait for disks more than they compute
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b images on the device. In evaluation the last `b - valid` images are padding."""
+
+    images: torch.Tensor
+    """uint8 [b, 3, S, S] in channels_last memory, RGB, not normalised."""
+    labels: torch.Tensor
+    """int64 [b]."""
+    indices: NDArray[np.int64]
+    """[b], images of the source."""
+    positions: NDArray[np.int64] | None
+    """[b], places in the global batch; None in evaluation."""
+    epoch: int
+    step: int
+    """Optimizer step in training, number of the batch in evaluation."""
+    valid: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A batch before anything is read."""
+
+    indices: NDArray[np.int64]
+    positions: NDArray[np.int64] | None
+    epoch: int
+    step: int
+    valid: int
+    draw: Callable[[list[NDArray[np.uint8]], NDArray[np.int32]], list[Any]]
+    """Encoded images and their sizes [b, 2] -> the pipeline's inputs."""
+
+
+class _Producer:
+    """Reads planned batches ahead in a thread of its own; `next_inputs` is the pipeline's feed.
+
+    What goes wrong in the thread is kept until the batches before it are consumed.
+    """
+
+    def __init__(self, source: Source, plans: Iterator[_Plan]) -> None:
+        self.in_flight: deque[tuple[_Plan, list[NDArray[np.uint8]]]] = deque()
+        """Batches that DALI has and the consumer has not, oldest first."""
+        self.error: BaseException | None = None
+        self._source, self._plans = source, plans
+        self._ready: queue.Queue[tuple[_Plan, list[Any]] | None] = queue.Queue(_QUEUED)
+        self._stopped = threading.Event()
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="deit-fast-read")
+        self._thread = threading.Thread(target=self._work, name="deit-fast-loader", daemon=True)
+        self._thread.start()
+
+    def next_inputs(self) -> list[Any]:
+        ready = None
+        while not self._stopped.is_set():  # polled, so that closing from another thread ends the wait
+            try:
+                ready = self._ready.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
+            break
+        if ready is None:
+            raise StopIteration
+        plan, inputs = ready
+        self.in_flight.append((plan, inputs[0]))
+        return inputs
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._readers.shutdown()
+
+    def _work(self) -> None:
+        try:
+            for plan in self._plans:
+                encoded, sizes = self._read(plan.indices)
+                if not self._put((plan, plan.draw(encoded, sizes))):
+                    return
+        except BaseException as error:
+            self.error = error
+        self._put(None)
+
+    def _read(self, indices: NDArray[np.int64]) -> tuple[list[NDArray[np.uint8]], NDArray[np.int32]]:
+        images, place = np.unique(indices, return_inverse=True)  # repeated views are read once
+        encoded = list(self._readers.map(self._source.read, images.tolist()))
+        sizes = [check_pixels(self._source, *image) for image in zip(images.tolist(), encoded, strict=True)]
+        return [encoded[each] for each in place], np.array(sizes, np.int32)[place]
+
+    def _put(self, item: tuple[_Plan, list[Any]] | None) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._ready.put(item, timeout=_POLL_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+class _Loader:
+    """What training and evaluation share. One iteration is open at a time: starting another ends the one before."""
+
+    def __init__(self, source: Source, device: torch.device) -> None:
+        self._source, self._device = source, device
+        self._producer: _Producer | None = None
+        self._pipeline: Pipeline | None = None
+
+    def _plans(self) -> Iterator[_Plan]:
+        raise NotImplementedError
+
+    def _build_pipeline(self) -> Pipeline:
+        raise NotImplementedError
+
+    def _feed(self) -> list[Any]:
+        assert self._producer is not None
+        return self._producer.next_inputs()
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._stop()
+        # Taken out while it runs and put back at the end: one left midway holds batches that nobody will fetch.
+        pipeline, self._pipeline = self._pipeline or self._build_pipeline(), None
+        producer = self._producer = _Producer(self._source, self._plans())
+        try:
+            while self._producer is producer:
+                try:
+                    images = pipeline.run()
+                except StopIteration:
+                    pipeline.reset()
+                    self._pipeline = pipeline
+                    break
+                except RuntimeError as error:
+                    if producer.in_flight:
+                        _blame(self._source, producer.in_flight[0], error)
+                    raise
+                yield self._batch(producer.in_flight.popleft()[0], images)
+            if producer.error is not None:
+                raise producer.error
+        finally:
+            producer.close()
+
+    def close(self) -> None:
+        """End the open iteration, its threads and its pipeline. Iterating again starts afresh."""
+        self._stop()
+        self._pipeline = None
+
+    def _stop(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.close()
+
+    def _batch(self, plan: _Plan, images: torch.Tensor) -> Batch:
+        labels = torch.from_numpy(self._source.labels[plan.indices])
+        if self._device.type == "cuda":
+            labels = labels.pin_memory()
+        return Batch(
+            images=images.to(self._device, non_blocking=True),
+            labels=labels.to(self._device, non_blocking=True),
+            indices=plan.indices,
+            positions=plan.positions,
+            epoch=plan.epoch,
+            step=plan.step,
+            valid=plan.valid,
+        )
+
+
+class TrainLoader(_Loader):
+    """Augmented batches of the steps start_step to stop_step - 1, across epochs without a gap.
+
+    samplers: one per gradient-accumulation pass of this process; a step's passes come one after the other. Batches
+    depend on the step and the seed only, so any step can be the first and the number of threads changes no pixel.
+
+    threads: DALI's CPU threads. Iterating raises DataError, naming the file, for an image that cannot be read or
+    decoded, and RuntimeError where DALI is missing or fails. Iterating again starts at start_step again.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        augment: Augment,
+        image_size: int,
+        samplers: Sequence[TrainSampler],
+        seed: int,
+        device: torch.device,
+        threads: int,
+        *,
+        stop_step: int,
+        start_step: int = 0,
+    ) -> None:
+        super().__init__(source, device)
+        self._augment, self._image_size, self._samplers, self._seed = augment, image_size, samplers, seed
+        self._threads, self._steps = threads, range(start_step, stop_step)
+
+    def _plans(self) -> Iterator[_Plan]:
+        for step in self._steps:
+            for sampler in self._samplers:
+                chosen = sampler.batch(step)
+                count = len(chosen.indices)
+                yield _Plan(chosen.indices, chosen.positions, chosen.epoch, step, count, self._drawer(chosen))
+
+    def _drawer(self, chosen: StepIndices) -> Callable[[list[NDArray[np.uint8]], NDArray[np.int32]], list[Any]]:
+        def draw(encoded: list[NDArray[np.uint8]], sizes: NDArray[np.int32]) -> list[Any]:
+            params = draw_views(
+                self._augment, self._image_size, self._seed, chosen.epoch, chosen.indices, chosen.views, sizes
+            )
+            return train_inputs(self._augment, self._image_size, encoded, params)
+
+        return draw
+
+    def _build_pipeline(self) -> Pipeline:
+        batch = len(self._samplers[0].batch(self._steps.start).indices)
+        return train_pipeline(self._augment, self._image_size, self._feed, batch, self._device, self._threads)
+
+
+class EvalLoader(_Loader):
+    """Every image of this rank once, in order, in batches of one size: short ones are padded with repeats.
+
+    All ranks have the same number of batches; `valid` is 0 where a rank has nothing left. Errors as TrainLoader's.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        data: Data,
+        image_size: int,
+        batch: int,
+        device: torch.device,
+        threads: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(source, device)
+        self._crop_ratio, self._image_size, self._size, self._threads = data.eval_crop_ratio, image_size, batch, threads
+        self._indices = eval_indices(len(source), rank, world_size, batch)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def _plans(self) -> Iterator[_Plan]:
+        for step, indices in enumerate(self._indices):
+            padding = np.full(self._size - len(indices), indices[0] if len(indices) else 0)
+            yield _Plan(np.concatenate((indices, padding)), None, 0, step, len(indices), self._draw)
+
+    def _draw(self, encoded: list[NDArray[np.uint8]], sizes: NDArray[np.int32]) -> list[Any]:
+        return [encoded, eval_geometry(sizes, self._image_size, self._crop_ratio)]
+
+    def _build_pipeline(self) -> Pipeline:
+        return eval_pipeline(self._image_size, self._feed, self._size, self._device, self._threads)
+
+
+def check_pixels(source: Source, index: int, encoded: NDArray[np.uint8]) -> tuple[int, int]:
+    """Height and width by the image's header, before anything is allocated. Raises DataError beyond MAX_PIXELS."""
+    height, width = source.size(index, encoded)
+    if height * width > MAX_PIXELS:
+        raise DataError(
+            f"{source.name(index)}: expected at most {MAX_PIXELS} pixels, its header says {height} x {width}"
+        )
+    return height, width
+
+
+def _blame(source: Source, failed: tuple[_Plan, list[NDArray[np.uint8]]], error: RuntimeError) -> NoReturn:
+    """Raise DataError for the first image of the failed batch that cannot be decoded alone, else DALI's own error."""
+    plan, encoded = failed
+    for index, data in zip(plan.indices.tolist(), encoded, strict=True):
+        reason = _pil_complaint(data)
+        if reason or undecodable(data):
+            raise DataError(
+                f"{source.name(index)}: expected an image that can be decoded ({reason or 'DALI refuses it'})"
+            ) from error
+    raise error
+
+
+def _pil_complaint(encoded: NDArray[np.uint8]) -> str:
+    """Why PIL cannot decode the image, in its words; empty where it can."""
+    try:
+        with Image.open(io.BytesIO(encoded.data)) as image:
+            image.load()
+    except Exception as error:  # PIL's decoders raise what they like
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""

@@ -1,0 +1,173 @@
+"""The DALI pipelines of training and evaluation: encoded bytes and drawn parameters in, uint8 views out.
+
+CPU and GPU are one argument apart. DALI is imported here and nowhere earlier, when a pipeline is built.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deit_fast.data.params import ViewParams
+from deit_fast.recipe import Augment
+
+Feed = Callable[[], list[Any]]
+"""Gives one batch of inputs per call: a list of encoded images, then one array [B, ...] per parameter. Raises
+StopIteration at the end."""
+
+_PREFETCH = 2  # batches in flight inside DALI: one being decoded while the other is handed over
+
+
+class Pipeline:
+    """A built DALI pipeline. `run` gives the next batch; it raises StopIteration after the feed's last one."""
+
+    def __init__(
+        self,
+        graph: Callable[..., Any],
+        names: Sequence[str],
+        feed: Feed,
+        batch: int,
+        device: torch.device,
+        threads: int,
+        prefetch: int = _PREFETCH,
+    ) -> None:
+        dali = import_dali()
+        self._on_gpu = device.type == "cuda"
+        self._device = device
+
+        def definition() -> Any:
+            encoded, *nodes = dali.fn.external_source(source=feed, num_outputs=1 + len(names), batch=True)
+            return graph(encoded, {name: nodes[place] for place, name in enumerate(names)})
+
+        self._pipeline = dali.pipeline_def(definition, enable_conditionals=True)(
+            batch_size=batch,
+            num_threads=threads,
+            device_id=_device_index(device) if self._on_gpu else None,
+            prefetch_queue_depth=prefetch,
+        )
+        self._pipeline.build()
+
+    def run(self) -> torch.Tensor:
+        """uint8 [B, 3, S, S] in channels_last memory, DALI's own: it stays valid for as long as it is referenced."""
+        if self._on_gpu:  # naming the consumer's stream spares a wait for the GPU
+            (views,) = self._pipeline.run(torch.cuda.current_stream(self._device))
+        else:
+            (views,) = self._pipeline.run()
+        return torch.from_dlpack(views.as_tensor()).permute(0, 3, 1, 2)
+
+    def reset(self) -> None:
+        """Make the pipeline, run to its end, ask its feed again."""
+        self._pipeline.reset()
+
+
+def import_dali() -> Any:
+    """The nvidia.dali module. Raises RuntimeError, one line, where it is not installed."""
+    try:
+        import nvidia.dali
+        import nvidia.dali.fn
+    except ImportError as error:
+        raise RuntimeError(
+            "nvidia-dali is not installed: pip install 'deit_fast[cuda13]' (CUDA 13 drivers, and machines without a "
+            f"GPU) or 'deit_fast[cuda12]' ({error})"
+        ) from None
+    return nvidia.dali
+
+
+def train_pipeline(
+    augment: Augment, image_size: int, feed: Feed, batch: int, device: torch.device, threads: int
+) -> Pipeline:
+    """Augmented views; `feed` gives what `train_inputs` returns, of exactly `batch` images."""
+    import_dali()
+    from deit_fast.data.augment import augment_views, resize_and_window, resized_crop
+
+    on_gpu = device.type == "cuda"
+
+    def graph(encoded: Any, parameters: dict[str, Any]) -> Any:
+        geometry = parameters["geometry"]
+        if augment.crop == "rrc":
+            views = resized_crop(_decode_window(encoded, geometry, on_gpu), image_size)
+        else:
+            views = resize_and_window(_decode(encoded, on_gpu), geometry, image_size)
+        return augment_views(views, augment, parameters["flip"], parameters, image_size)
+
+    return Pipeline(graph, _train_names(augment), feed, batch, device, threads)
+
+
+def eval_pipeline(image_size: int, feed: Feed, batch: int, device: torch.device, threads: int) -> Pipeline:
+    """Resized and centre-cropped images; `feed` gives encoded images and `params.eval_geometry`."""
+    import_dali()
+    from deit_fast.data.augment import resize_and_window
+
+    on_gpu = device.type == "cuda"
+
+    def graph(encoded: Any, parameters: dict[str, Any]) -> Any:
+        return resize_and_window(_decode(encoded, on_gpu), parameters["geometry"], image_size)
+
+    return Pipeline(graph, ["geometry"], feed, batch, device, threads)
+
+
+def train_inputs(augment: Augment, image_size: int, encoded: list[NDArray[np.uint8]], params: ViewParams) -> list[Any]:
+    """One batch as `train_pipeline` takes it: the encoded images, then the parameters that the recipe's graph has."""
+    import_dali()
+    from deit_fast.data.rand_augment import rand_arguments
+
+    available: dict[str, NDArray[Any]] = {
+        "geometry": params.geometry,
+        "flip": params.flip,
+        "operation": params.operation,
+        "sigma": params.sigma,
+        "order": params.order,
+        "factors": np.take_along_axis(params.jitter, params.order, axis=1),
+    }
+    if augment.policy == "rand_augment":
+        available |= rand_arguments(params.rand_op, params.rand_magnitude, params.rand_sign, image_size)
+    return [encoded, *(available[name] for name in _train_names(augment))]
+
+
+def undecodable(encoded: NDArray[np.uint8]) -> bool:
+    """Whether DALI cannot decode this one image, on the CPU."""
+    dali = import_dali()
+
+    def graph(data: Any, _: dict[str, Any]) -> Any:
+        return dali.fn.resize(_decode(data, on_gpu=False), size=[1, 1])
+
+    try:
+        Pipeline(graph, [], lambda: [[encoded]], 1, torch.device("cpu"), threads=1, prefetch=1).run()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _train_names(augment: Augment) -> list[str]:
+    names = ["geometry", "flip"]
+    if augment.policy == "three_augment":
+        names += ["operation", "sigma"]
+    if augment.policy == "rand_augment":
+        names += ["rand_group", "rand_value", "rand_matrix"]
+    if augment.color_jitter:
+        names += ["order", "factors"]
+    return names
+
+
+def _decode(encoded: Any, on_gpu: bool) -> Any:
+    """RGB as stored: like PIL, and unlike DALI's default, an EXIF rotation is not applied."""
+    fn = import_dali().fn
+    # Fancy upsampling is what libjpeg does to the chroma; nvJPEG does not unless it is told to.
+    return fn.decoders.image(
+        encoded, device="mixed" if on_gpu else "cpu", adjust_orientation=False, jpeg_fancy_upsampling=True
+    )
+
+
+def _decode_window(encoded: Any, geometry: Any, on_gpu: bool) -> Any:
+    """The window geometry (top, left, height, width) of the image."""
+    fn = import_dali().fn
+    window = {"start": geometry[0:2], "shape": geometry[2:4], "axis_names": "HW"}
+    if on_gpu:  # decoding a region only crashes in nvImageCodec 0.9 on GPUs (its issue 55)
+        return fn.slice(_decode(encoded, on_gpu), **window)
+    return fn.decoders.image_slice(encoded, device="cpu", adjust_orientation=False, **window)
+
+
+def _device_index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index

@@ -1,0 +1,229 @@
+"""The published DeiT III trainings, whole: pretraining, finetuning at higher resolutions, an evaluation of each.
+
+    python -m pipelines.deit3 --size base --data /data/imagenet --out runs/base -j 1x8
+
+Run again with the same --out, it continues: with what is left, or with what still runs.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from pprint import pformat
+from typing import NoReturn
+
+from torchx.runner import Runner, get_runner
+from torchx.runner.config import apply, load_sections
+from torchx.schedulers import get_scheduler_factories
+from torchx.schedulers.local_scheduler import SignalException
+from torchx.specs import CfgVal
+
+from .dag import Stage, dryrun_stage, run_stages, sort_stages
+from .state import PipelineError, explain
+
+PIPELINES: dict[str, dict[str, str]] = {
+    "small": {"pretrain": "deit3_small_1k_224", "finetune_384": "deit3_small_1k_384_ft"},
+    "base": {
+        "pretrain": "deit3_base_1k_192",
+        "finetune_224": "deit3_base_1k_224_ft",
+        "finetune_384": "deit3_base_1k_384_ft",
+    },
+    "large": {
+        "pretrain": "deit3_large_1k_192",
+        "finetune_224": "deit3_large_1k_224_ft",
+        "finetune_384": "deit3_large_1k_384_ft",
+    },
+    "huge": {"pretrain": "deit3_huge_1k_160", "finetune_224": "deit3_huge_1k_224_ft"},
+    "demo": {"pretrain": "demo_pretrain", "finetune": "demo_finetune"},
+}
+"""Training stages and their recipes by size; each starts from the weights of the one before."""
+
+COMPONENTS = Path(__file__).resolve().parent.parent / "components" / "deit.py"
+WHERE: dict[str, type] = {
+    **dict.fromkeys(("j", "h", "image", "env", "mounts"), str),
+    **dict.fromkeys(("cpu", "gpu", "memMB", "max_retries", "rdzv_port"), int),
+}
+"""Component arguments that apply to every stage, passed on as they are."""
+
+
+def build_stages(
+    size: str, data: str, out: str, val: str = "", overrides: Sequence[str] = (), where: Sequence[str] = ()
+) -> list[Stage]:
+    """The stages of a size: each training and the evaluation of its last checkpoint, as the reference reports.
+
+    `overrides` are section.key=value words for every training, or STAGE:section.key=value for one stage.
+    Raises PipelineError for an unknown stage.
+    """
+    trainings = PIPELINES[size]
+    names = [name for training in trainings for name in (training, f"evaluate_{training}")]
+    words: dict[str, list[str]] = {name: [] for name in names}
+    for override in overrides:
+        stage, colon, _ = override.partition("=")[0].partition(":")
+        if not colon:
+            for name in trainings:
+                words[name].append(override)
+        elif stage in words:
+            words[stage].append(override.removeprefix(f"{stage}:"))
+        else:
+            raise PipelineError(f"{override}: no stage {stage!r}; expected one of {', '.join(names)}")
+    stages: list[Stage] = []
+    before = ""
+    for name, recipe in trainings.items():
+        folder, checkpoint = f"{out}/{name}", f"{out}/{name}/checkpoints/last.pt"
+        sources = ["--data", data, *(["--val", val] if val else [])]
+        start = ["--init", f"{out}/{before}/checkpoints/last.pt"] if before else []
+        evaluation, scores = f"evaluate_{name}", f"{folder}/evaluation.json"
+        stages += [
+            Stage(
+                name=name,
+                component=f"{COMPONENTS}:{'finetune' if before else 'pretrain'}",
+                arguments=("--recipe", recipe, *start, *sources, "--out", folder, *words[name]),
+                needs=(before,) if before else (),
+                where=("--name", f"{size}-{name}", *where),
+                output=folder,
+                result=f"{folder}/result.json",
+            ),
+            Stage(
+                name=evaluation,
+                component=f"{COMPONENTS}:evaluate",
+                arguments=("--checkpoint", checkpoint, "--data", val or data, "--out", scores, *words[evaluation]),
+                needs=(name,),
+                where=("--name", f"{size}-{evaluation}", *where),
+                output=scores,
+                result=scores,
+            ),
+        ]
+        before = name
+    return stages
+
+
+def format_report(stages: Sequence[Stage]) -> str:
+    """The stages' results as a Markdown table; `-` where a result is not readable from this machine."""
+    columns = {
+        "resolution": ("image_size", "{:.0f}"),
+        "top-1": ("top1", "{:.2f}"),
+        "top-5": ("top5", "{:.2f}"),
+        "images/s": ("images_per_second", "{:.1f}"),
+        "minutes": ("minutes", "{:.1f}"),
+        "checkpoint": ("checkpoint", "{}"),
+    }
+    rows = [["stage", *columns]]
+    for stage in stages:
+        try:
+            result = json.loads(Path(stage.result).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            result = {}
+        cells = [(result.get(key), form) for key, form in columns.values()]
+        rows.append([stage.name, *("-" if value is None else form.format(value) for value, form in cells)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"deit-fast: {message} (see --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        description="Pretrain, finetune and evaluate a DeiT III model; run again with the same --out, it continues.",
+        epilog="Stages: " + "; ".join(f"{size}: {', '.join(names)}" for size, names in PIPELINES.items()) + "; and "
+        "evaluate_STAGE of each.",
+    )
+    parser.add_argument("--size", required=True, choices=PIPELINES)
+    parser.add_argument("--data", required=True, help="training images: an image folder or shards")
+    parser.add_argument("--val", default="", help="validation images; default: those beside the training images")
+    parser.add_argument("--out", required=True, help="folder of all run folders, on storage every job shares")
+    parser.add_argument("--state", help="this machine's folder for pipeline.json, logs and report.md; default: --out")
+    parser.add_argument("--scheduler", default="local_cwd", choices=get_scheduler_factories().keys())
+    parser.add_argument("--cfg", default="", metavar="KEY=VALUE,...", help="scheduler options (torchx runopts)")
+    parser.add_argument(
+        "--max-parallel",
+        type=int,
+        metavar="N",
+        help="stages at once. Default: 1 on this machine, whose cores and GPUs one job takes whole; on a cluster every "
+        "stage whose needs are done, so an evaluation runs beside the next training",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print every job, start nothing, write nothing")
+    jobs = parser.add_argument_group("every job's arguments, as in: torchx run deit.pretrain --help")
+    jobs.add_argument("-j", "--j", metavar="NODESxPROCESSES", help="one process per GPU; default: 1x1")
+    for name, kind in list(WHERE.items())[1:]:
+        jobs.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper())
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="[STAGE:]section.key=value",
+        help="changes every training's recipe, or one stage's: schedule.epochs=400 pretrain:optim.lr=3e-3",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; 0 all done, 1 a stage failed, 2 a bad value before anything started, 130 interrupted."""
+    options = build_parser().parse_intermixed_args(argv)
+    logging.getLogger("torchx").setLevel(logging.ERROR)  # its hints repeat with every dry run
+    out = os.path.abspath(options.out)
+    state = Path(os.path.abspath(options.state or out))
+    given = {name: getattr(options, name) for name in WHERE if getattr(options, name) is not None}
+    where = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    local = options.scheduler.startswith("local")
+    limit = options.max_parallel if options.max_parallel is not None else 1 if local else None
+    try:
+        if limit is not None and limit < 1:
+            raise PipelineError(f"--max-parallel={limit}: expected at least 1")
+        stages = sort_stages(build_stages(options.size, options.data, out, options.val, options.overrides, where))
+        with get_runner(component_defaults=_component_defaults()) as runner:
+            cfg = _scheduler_cfg(runner, options.scheduler, options.cfg)
+            if options.dry_run:
+                for stage in stages:
+                    job = dryrun_stage(stage, state, runner, options.scheduler, cfg)
+                    print(f"=== {stage.name}" + (f", after {', '.join(stage.needs)}" if stage.needs else ""))
+                    app = getattr(job, "app", None) or getattr(job, "_app", None)  # nightlies; 0.7.0
+                    print(f"{pformat(asdict(app), width=120) if app else ''}\n{job}\n")
+                return 0
+            stream = sys.stderr if sys.stderr.isatty() else None
+            status = run_stages(stages, state, runner, options.scheduler, cfg, limit, 1.0 if local else 10.0, stream)
+    except PipelineError as error:
+        print(f"deit-fast: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, SignalException):  # before the first job
+        return 130
+    if status == 0:
+        report = format_report(stages)
+        (state / "report.md").write_text(f"# DeiT III, {options.size}\n\n{report}\n", encoding="utf-8")
+        print(f"\n{report}\n\nrun folder   {out}\nreport       {state / 'report.md'}")
+        print(f"TensorBoard  tensorboard --logdir {out}\nplots        {out}/*/curves.png")
+    return status
+
+
+def _component_defaults() -> dict[str, dict[str, str]]:
+    """.torchxconfig's [component:deit.NAME] sections for the components addressed by file."""
+    sections = load_sections("component")
+    return {f"{COMPONENTS}:{n}": sections.get(f"deit.{n}", {}) for n in ("pretrain", "finetune", "evaluate")}
+
+
+def _scheduler_cfg(runner: Runner, scheduler: str, text: str) -> dict[str, CfgVal]:
+    """Scheduler options of the command line over .torchxconfig's. Raises PipelineError for one it does not have."""
+    try:
+        known = runner.scheduler_run_opts(scheduler)
+        cfg = known.cfg_from_str(text)  # which drops what it does not know
+    except Exception as error:  # a missing client package, a malformed text
+        raise PipelineError(f"--scheduler {scheduler} --cfg {text!r}: {explain(error)}") from error
+    names = [name for name, _ in known]
+    for word in filter(None, text.replace(";", ",").split(",")):
+        name, equals, _ = word.partition("=")
+        if equals and name not in names:
+            raise PipelineError(f"--cfg {name}: no such option of {scheduler}; expected one of {', '.join(names)}")
+    apply(scheduler, cfg)
+    return cfg
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Logs of TorchX jobs, from whichever scheduler has them: live while they run, their last lines when they fail."""
+
+import re
+import threading
+from collections import deque
+from typing import TextIO
+
+from torchx.runner import Runner
+from torchx.schedulers.api import Stream
+from torchx.schedulers.local_scheduler import SignalException
+
+from .state import Record, explain
+
+TAIL_LINES = 20
+_TORCHRUN_REPORT = re.compile(r"torch/distributed/elastic/.*\] (failed \(exitcode|Sending process)")
+
+
+def follow_log(runner: Runner, stage: str, record: Record, stream: TextIO, local: bool) -> list[threading.Thread]:
+    """Copies the first node's log to `stream`, line by line, until the job ends.
+
+    LocalScheduler's combined log may lack the last lines when two threads see a job end; its parts do not.
+    """
+
+    def copy(source: Stream | None) -> None:
+        try:
+            for line in runner.log_lines(record.handle, record.role, should_tail=True, streams=source):
+                stream.write(f"{stage} | {_text(line)}\n")
+        except Exception as error:  # a scheduler without logs is no reason to stop
+            stream.write(f"{stage} | no log: {explain(error)}\n")
+
+    sources = (Stream.STDOUT, Stream.STDERR) if local else (None,)
+    threads = [threading.Thread(target=copy, args=(source,), daemon=True) for source in sources]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def log_tail(runner: Runner, record: Record) -> list[str]:
+    """The last lines of every node's log, without torchrun's own report of a failed worker, which comes after them."""
+    tail: list[str] = []
+    for replica in range(record.replicas):
+        try:
+            lines = list(deque(map(_text, runner.log_lines(record.handle, record.role, replica)), maxlen=400))
+        except SignalException:
+            raise
+        except Exception as error:
+            lines = [f"no log of node {replica}: {explain(error)}"]
+        report = next((i for i, line in enumerate(lines) if _TORCHRUN_REPORT.search(line)), 0)
+        tail += lines[: report or None][-max(TAIL_LINES // record.replicas, 5) :]
+    return tail
+
+
+def _text(line: object) -> str:
+    return (line.decode(errors="replace") if isinstance(line, bytes) else str(line)).rstrip()

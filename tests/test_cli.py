@@ -1,0 +1,96 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deit_fast.recipe import load_recipe_file
+from deit_fast.recipes import get_recipe, list_recipes
+from tests.conftest import ROOT
+
+# Runs the command line and says on the last line of stderr whether torch or DALI had been imported by then.
+PROBE = (
+    "import sys\nfrom deit_fast.cli import main\n"
+    "try:\n    code = main(sys.argv[1:])\nexcept SystemExit as stop:\n    code = stop.code or 0\n"
+    "print('HEAVY' if {'torch', 'nvidia.dali'} & sys.modules.keys() else 'LIGHT', file=sys.stderr)\nsys.exit(code)"
+)
+
+
+def run(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", PROBE, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["show", "deit3_smal_1k_224"], "did you mean 'deit3_small_1k_224'"),
+        (["show", "demo_pretrain", "optim.lr=x"], "optim.lr='x': expected number"),
+        (["show", "demo_pretrain", "--jsn"], "--jsn: no such option"),
+        (["train", "nope", "--data", "d", "--out", "o"], "recipe 'nope'"),
+        (["train", "demo_pretrain", "--data", "d", "--out", "o", "optim.name=sgd"], "expected 'lamb' or 'adamw'"),
+        (["train", "demo_pretrain", "optim.lrr=1", "--data", "d", "--out", "o"], "did you mean 'lr'"),
+        (["train", "demo_pretrain", "--out", "o"], "--data"),
+        (
+            ["train", "demo_pretrain", "--data", "d", "--out", "o", "--init", "absent.pt"],
+            "absent.pt: no such checkpoint",
+        ),
+        (["train", "demo_pretrain", "--data", "d", "--out", "o", "--resume", "absent.pt"], "absent.pt: no such"),
+        (["evaluate", "absent.pt", "--data", "d"], "absent.pt: no such checkpoint"),
+        (["data", "preview", "demo_pretrain", "--data", "d", "--out", "x.png", "mix.mixup=-1"], "mix.mixup=-1"),
+        (["trian"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_a_mistake_is_one_line_at_once(tmp_path: Path, words: list[str], says: str) -> None:
+    result = run(*words, cwd=tmp_path)
+    *message, weight = result.stderr.strip().splitlines()
+    assert result.returncode == 2
+    assert len(message) == 1, result.stderr
+    assert says in message[0]
+    assert weight == "LIGHT"
+    assert not result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["evaluate"], ["show"], ["data"], ["data", "demo"], ["data", "preview"]]
+)
+def test_help_has_an_example(command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.returncode == 0
+    if command != ["data"]:
+        assert "Example: deit-fast" in " ".join(result.stdout.split())
+    assert "LIGHT" in result.stderr
+
+
+def test_missing_data_is_one_line(tmp_path: Path) -> None:
+    result = run("train", "demo_pretrain", "--data", str(tmp_path / "absent"), "--out", str(tmp_path / "out"))
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert f"{tmp_path}/absent" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_show_lists_every_recipe() -> None:
+    lines = run("show").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list_recipes()
+
+
+def test_show_prints_words_that_can_be_given_back(tmp_path: Path) -> None:
+    text = run("show", "deit3_base_1k_384_ft", "optim.lr=2e-5", "optim.ema_decay=null").stdout
+    words = [line.split("  #")[0].strip() for line in text.splitlines() if "  # " in line]
+    assert get_recipe("deit3_base_1k_384_ft", words) == get_recipe(
+        "deit3_base_1k_384_ft", ["optim.lr=2e-5", "optim.ema_decay=null"]
+    )
+
+
+def test_show_json_is_a_recipe_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(run("show", "deit3_base_1k_192", "optim.lr=1e-3", "--json").stdout)
+    assert load_recipe_file(path) == get_recipe("deit3_base_1k_192", ["optim.lr=1e-3"])
+    assert json.loads(path.read_text())["optim"]["lr"] == 1e-3
