@@ -297,6 +297,19 @@ def test_thread_count_changes_no_pixel(photographs: Encoded) -> None:
     assert torch.equal(one, three)
 
 
+@pytest.mark.parametrize(
+    "augment",
+    [Augment(), Augment(crop="src"), Augment(policy="rand_augment", color_jitter=0.0)],
+    ids=["rrc", "src", "rand_augment"],
+)
+def test_the_gpu_graph_can_be_defined(augment: Augment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU nothing runs, but DALI checks in the definition already that predicates are on the CPU."""
+    defined = []
+    monkeypatch.setattr(import_dali().Pipeline, "build", lambda self: defined.append(self))
+    train_pipeline(augment, SIZE, lambda: [], 4, torch.device("cuda", 0), threads=1)
+    assert [output.device for output in defined[0]._graph_out] == ["gpu"]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("policy", ["three_augment", "rand_augment"])
 def test_gpu_equals_cpu(photographs: Encoded, policy: str) -> None:

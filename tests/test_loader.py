@@ -104,7 +104,9 @@ def test_batches_follow_the_sampler_across_epochs(source: Source) -> None:
 
 
 @pytest.mark.parametrize(
-    "augment", [Augment(), Augment(crop="src"), Augment(policy="rand_augment", color_jitter=0.0)], ids=str
+    "augment",
+    [Augment(), Augment(crop="src"), Augment(policy="rand_augment", color_jitter=0.0)],
+    ids=["rrc", "src", "rand_augment"],
 )
 def test_restart_gives_the_same_pixels(source: Source, augment: Augment) -> None:
     whole = collect(train_loader(source, stop=10, augment=augment))
