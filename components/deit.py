@@ -156,6 +156,7 @@ def evaluate(
     checkpoint: str,
     data: str,
     out: str = "",
+    ema: bool = False,
     j: str = "1x1",
     h: Optional[str] = None,
     cpu: int = 0,
@@ -175,6 +176,7 @@ def evaluate(
         checkpoint: checkpoint to evaluate
         data: validation images: an image folder or shards
         out: JSON file for the result; empty only prints it
+        ema: evaluate the moving average of the weights
         j: NODESxPROCESSES; one process per GPU
         h: named resource of a node; takes precedence over cpu, gpu and memMB
         cpu: CPU cores per node to ask the scheduler for; 0 is its default
@@ -189,7 +191,8 @@ def evaluate(
     """
     # The checkpoint and its recipe may not be readable from here: keys and types are checked on a row of the table.
     _checked_recipe("deit3_base_1k_192", list(overrides))
-    words = ["evaluate", checkpoint, "--data", data, *(["--json", out] if out else []), *overrides]
+    words = ["evaluate", checkpoint, "--data", data, *(["--json", out] if out else [])]
+    words += [*(["--ema"] if ema else []), *overrides]
     where = _Where(j, h, cpu, gpu, memMB, image, env, mounts, max_retries, rdzv_port)
     return specs.AppDef(name=_job_name(name), roles=[_role("evaluate", words, where)])
 

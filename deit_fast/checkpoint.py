@@ -1,9 +1,7 @@
 """Checkpoints: written whole or not at all, read without running code, loaded across resolutions and class counts."""
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,33 +14,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from deit_fast.errors import RunError
+from deit_fast.files import atomic_path
 from deit_fast.recipe import Recipe, parse_recipe
 
 FORMAT = 1
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to, synced to disk and renamed over it when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)  # the rename itself has to survive a power cut
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deit_fast.errors import DataError, RecipeError, RunError
+from deit_fast.files import write_json
 from deit_fast.recipe import SECTIONS, Recipe
 from deit_fast.recipes import RECIPES, get_recipe
 
@@ -61,12 +62,18 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="make the demo data, or look at augmented images")
     kinds = data.add_subparsers(dest="kind", required=True, parser_class=_Parser)
-    demo = kinds.add_parser("demo", help="write 1,797 handwritten digits as an image folder with train/ and val/",
-                            epilog="Example: deit-fast data demo digits")  # fmt: skip
+    demo = kinds.add_parser(
+        "demo",
+        help="write 1,797 handwritten digits as an image folder with train/ and val/",
+        epilog="Example: deit-fast data demo digits",
+    )
     demo.add_argument("folder", type=Path)
     demo.set_defaults(run=_data_demo)
-    preview = kinds.add_parser("preview", help="a picture of what a recipe's augmentation does",
-                               epilog="Example: deit-fast data preview deit3_small_1k_224 --data /imagenet --out a.png")  # fmt: skip
+    preview = kinds.add_parser(
+        "preview",
+        help="a picture of what a recipe's augmentation does",
+        epilog="Example: deit-fast data preview deit3_small_1k_224 --data /imagenet --out views.png",
+    )
     preview.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
     preview.add_argument("--data", required=True, help="image folder or tar shards")
     preview.add_argument("--out", required=True, type=Path, metavar="FILE.png")
@@ -114,7 +121,6 @@ def _train(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     if not arguments.checkpoint.is_file():
         raise RunError(f"{arguments.checkpoint}: no such checkpoint")
-    from deit_fast.checkpoint import write_json
     from deit_fast.evaluate import evaluate_checkpoint
 
     scores = evaluate_checkpoint(arguments.checkpoint, arguments.data, arguments.overrides, arguments.ema)

@@ -1,6 +1,7 @@
 """Processes: who this one is, and the few collectives the rest needs. torchrun starts them."""
 
 import os
+import resource
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,3 +79,10 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 def cpu_threads() -> int:
     """CPU cores for each process of this host."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB: the GPU's high-water mark of torch's allocator, or this process's resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

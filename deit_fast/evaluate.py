@@ -73,9 +73,8 @@ def evaluate_checkpoint(
         dtype = choose_dtype(recipe.run, world.device)
         model = build_model(recipe.model)
         changes = initialise(model, weights.tensors)
-        predict = Classifier(model.eval(), recipe, dtype).to(world.device, memory_format=torch.channels_last)
-        if wants_compile(recipe.run, world.device):
-            predict = torch.compile(predict)
+        classifier = Classifier(model.eval(), recipe, dtype).to(world.device).to(memory_format=torch.channels_last)
+        predict = torch.compile(classifier) if wants_compile(recipe.run, world.device) else classifier
         loader = build_eval_loader(recipe, source, world)
         try:
             scores = evaluate(predict, loader, world)

@@ -3,6 +3,8 @@
 import json
 import math
 import sys
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-from deit_fast.checkpoint import atomic_path
+from deit_fast.files import atomic_path
 
 Record = dict[str, Any]
 
@@ -26,6 +28,16 @@ def read_metrics(path: Path) -> list[Record]:
             except json.JSONDecodeError:
                 continue
     return records
+
+
+@dataclass
+class Window:
+    """Wall time since the last log."""
+
+    start: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+    waited: float = 0.0
+    is_first: bool = True
 
 
 class MetricsLog:

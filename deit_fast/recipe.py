@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from deit_fast.errors import RecipeError, one_line, suggest
-from deit_fast.zoo import ARCHITECTURES
+from deit_fast.zoo import find_architecture
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -200,14 +200,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def check(self) -> Self:
         model, run = self.model, self.run
-        architecture = ARCHITECTURES.get(model.name)
-        if architecture is None:
+        patch_size = find_architecture(model.name).patch_size
+        if model.image_size < patch_size:
             raise ValueError(
-                f"model.name={model.name!r}: expected one of {', '.join(ARCHITECTURES)}{suggest(model.name, ARCHITECTURES)}"
-            )
-        if model.image_size < architecture.patch_size:
-            raise ValueError(
-                f"model.image_size={model.image_size}: expected at least {model.name}'s patch size, {architecture.patch_size}"
+                f"model.image_size={model.image_size}: expected at least the patch size of {model.name}, {patch_size}"
             )
         if self.schedule.min_lr > self.optim.lr:
             raise ValueError(f"schedule.min_lr={self.schedule.min_lr:g}: expected at most optim.lr={self.optim.lr:g}")

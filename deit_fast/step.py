@@ -4,12 +4,13 @@ import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from deit_fast.data.mix import mix_images, mix_targets
@@ -52,6 +53,9 @@ class MicroBatch(NamedTuple):
 class Classifier(nn.Module):
     """A model from uint8 images to fp32 logits: normalisation and autocast belong to the compiled region."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, model: nn.Module, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
@@ -65,7 +69,10 @@ class Classifier(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, K] of normalised images [B, 3, S, S]."""
-        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        # On CPUs the fused attention's bf16 backward is slow: 22 ms against 5 ms for 64 x 4 heads of 37 tokens.
+        plain = images.device.type == "cpu" and self.dtype == torch.bfloat16
+        attention = sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
+        with attention, torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model(images).float()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -169,7 +176,7 @@ class TrainStep:
         objective: nn.Module = Objective(self.classifier, recipe)
         self.compiled = wants_compile(recipe.run, world.device)
         if self.compiled:
-            objective = torch.compile(objective)
+            objective = cast(nn.Module, torch.compile(objective))
         # Compiled inside, wrapped outside: DDP around an eager module would break the graph at every bucket.
         self.ddp = None
         if world.size > 1:
@@ -200,8 +207,8 @@ class TrainStep:
         state.optimizer.zero_grad(set_to_none=True)
         if state.ema is not None:
             assert self.recipe.optim.ema_decay is not None
-            average, current = list(state.ema.parameters()), list(state.model.parameters())
-            torch._foreach_lerp_(average, [p.detach() for p in current], 1.0 - self.recipe.optim.ema_decay)
+            average, current = ([p.detach() for p in model.parameters()] for model in (state.ema, state.model))
+            torch._foreach_lerp_(average, current, 1.0 - self.recipe.optim.ema_decay)
         self.meter.add(total, state.optimizer.grad_norm, state.optimizer.skipped)
         state.step += 1
 

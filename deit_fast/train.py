@@ -1,28 +1,26 @@
 """A training run: recipe, data and folder in; weights, metrics and a result out. Run again, it goes on by itself."""
 
 import contextlib
-import fcntl
 import itertools
 import json
 import math
-import resource
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from deit_fast.checkpoint import initialise, link_checkpoint, load_checkpoint, load_weights, save_checkpoint, write_json
+from deit_fast.checkpoint import initialise, link_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
 from deit_fast.data.params import draw_mix
 from deit_fast.data.sampler import TrainSampler
 from deit_fast.data.sources import Source, check_classes, find_validation, open_source
-from deit_fast.distributed import World, cpu_threads, join_world, leave_world, to_device
+from deit_fast.distributed import World, cpu_threads, join_world, leave_world, peak_memory, to_device
 from deit_fast.errors import DataError, RecipeError, RunError
 from deit_fast.evaluate import build_eval_loader, evaluate
-from deit_fast.metrics import MetricsLog, plot_curves
+from deit_fast.files import locked, write_json
+from deit_fast.metrics import MetricsLog, Window, plot_curves
 from deit_fast.models.build import build_model
 from deit_fast.recipe import SECTIONS, Recipe, parse_recipe
 from deit_fast.schedule import learning_rate, total_steps
@@ -55,7 +53,7 @@ def train(
             raise DataError(f"{val_uri}: expected {data}'s classes, found {differ[1]!r} in the place of {differ[0]!r}")
     world = join_world()
     try:
-        with _locked(out) if world.is_main else contextlib.nullcontext():
+        with locked(out, ".lock", "another training") if world.is_main else contextlib.nullcontext():
             trainer = Trainer(recipe, source, val_source, out, world)
             trainer.start(init, resume)
             return trainer.fit()
@@ -73,10 +71,13 @@ class Trainer:
         self.total_steps = total_steps(recipe.schedule, self.steps_per_epoch)
         dtype = choose_dtype(recipe.run, world.device)
         torch.manual_seed(recipe.run.seed)
-        model = build_model(recipe.model).to(world.device, memory_format=torch.channels_last)
+        model = build_model(recipe.model).to(world.device).to(memory_format=torch.channels_last)
         self.state = build_state(recipe, model)
         self.step = TrainStep(recipe, self.state, world, dtype)
         self.notes: list[str] = []
+        self.window = Window()
+        self.log: MetricsLog | None = None
+        self.eval_loader: EvalLoader | None = None
 
     def start(self, init: Path | None, resume: str) -> None:
         """Takes up the checkpoint or the weights that `train` describes; only the main process writes."""
@@ -105,8 +106,8 @@ class Trainer:
                 print(f"{self.out}: finished already, {self.total_steps} steps", flush=True)
             return json.loads(result.read_text(encoding="utf-8"))
         result.unlink(missing_ok=True)
-        self.log = MetricsLog(self.out, self.state.step, self.total_steps) if self.world.is_main else None
-        self.eval_loader: EvalLoader | None = None
+        if self.world.is_main:
+            self.log = MetricsLog(self.out, self.state.step, self.total_steps)
         recipe, run = self.recipe, self.recipe.run
         loader = TrainLoader(
             self.source, recipe.augment, recipe.model.image_size, self.samplers, run.seed,
@@ -189,7 +190,7 @@ class Trainer:
             "grad_norm": grad_norm / counted if counted else math.nan,
             "images_per_second": window.steps * self.recipe.run.global_batch / seconds,
             "data_wait": window.waited / seconds,
-            "peak_memory_gib": _peak_memory(self.world.device),
+            "peak_memory_gib": peak_memory(self.world.device),
             "skipped": float(self.state.skipped),
         }
         if self.log is not None:
@@ -198,7 +199,7 @@ class Trainer:
         if in_a_row >= self.recipe.run.nonfinite_limit:
             names = ", ".join(self.source.name(int(index)) for index in batches[-1].indices[:3])
             raise RunError(
-                f"rank {self.world.rank}, step {self.state.step}: the gradient was not finite {in_a_row} steps in a row, "
+                f"step {self.state.step}: the gradient was not finite {in_a_row} steps in a row, "
                 f"run.nonfinite_limit={self.recipe.run.nonfinite_limit}; the last batch began with {names}"
             )
         self.window = Window(is_first=False)
@@ -245,7 +246,7 @@ class Trainer:
             "best_top1": state.best_top1 if state.scores else None,
             "images_per_second": state.steps_per_second * self.recipe.run.global_batch,
             "minutes": state.seconds / 60,
-            "peak_memory_gib": _peak_memory(self.world.device),
+            "peak_memory_gib": peak_memory(self.world.device),
             "skipped": state.skipped,
             "checkpoint": str(self.out / "checkpoints" / "last.pt"),
         }
@@ -255,16 +256,6 @@ class Trainer:
             write_json(self.out / "result.json", result)
         self.world.barrier()
         return result
-
-
-@dataclass
-class Window:
-    """Wall time since the last log."""
-
-    start: float = field(default_factory=time.perf_counter)
-    steps: int = 0
-    waited: float = 0.0
-    is_first: bool = True
 
 
 def _build_samplers(recipe: Recipe, num_images: int, world: World) -> list[TrainSampler]:
@@ -292,26 +283,3 @@ def _check_same(recipe: Recipe, saved: Recipe, path: Path) -> None:
                     f"{name}.{key}={value!r}: expected {theirs[name][key]!r}, with which {path} was started; "
                     "choose another --out, or --resume never"
                 )
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds the run folder for this process: two trainers in one folder would overwrite each other's checkpoints."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 (closing it is what releases the lock)
-    except OSError as error:
-        raise RunError(f"{folder}: expected a folder to write to ({error.strerror})") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{folder}: another process is training in this folder") from None
-        yield
-
-
-def _peak_memory(device: torch.device) -> float:
-    """GiB: the GPU's high-water mark of torch's allocator, or this process's resident set on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

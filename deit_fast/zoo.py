@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from deit_fast.errors import RecipeError, suggest
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -28,3 +30,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "deit3_nano_patch4": Architecture(128, 4, 4, 4),
     "deit3_nano_patch8": Architecture(128, 4, 4, 8),
 }
+
+
+def find_architecture(name: str) -> Architecture:
+    """The entry `name`. Raises RecipeError, one line, where there is none."""
+    if name not in ARCHITECTURES:
+        choices = ", ".join(ARCHITECTURES)
+        raise RecipeError(f"model.name={name!r}: expected one of {choices}{suggest(name, ARCHITECTURES)}")
+    return ARCHITECTURES[name]

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -19,8 +19,10 @@ from torchx.runner import Runner
 from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppDryRunInfo, AppState, CfgVal, is_terminal
 
+from deit_fast.files import locked
+
 from .logs import follow_log, log_tail
-from .state import PipelineError, Record, explain, find_processes, lock_folder, read_records, write_records
+from .state import PipelineError, Record, deaf, explain, find_processes, read_records, write_records
 
 PATIENCE_SECONDS = 60.0  # for a scheduler that fails to answer, or does not list a job it has only just taken
 
@@ -102,7 +104,7 @@ def run_stages(
     order = sort_stages(stages)
     for stage in order:
         dryrun_stage(stage, folder, runner, scheduler, cfg)
-    with lock_folder(folder):
+    with locked(folder, "pipeline.lock", "another run of this pipeline"):
         run = _Run(order, folder, runner, scheduler, dict(cfg), stream)
         try:
             run.attach(poll_seconds)
@@ -179,7 +181,7 @@ class _Run:
 
     def interrupt(self) -> None:
         """Ends local jobs, which LocalScheduler gives ten seconds to do so; jobs on a cluster stay."""
-        with _deaf():
+        with deaf():
             for name, stage in self.running.items():
                 record = self.records[name]
                 if not self.local:
@@ -295,14 +297,3 @@ def _compare(stage: Stage, record: Record, remedy: str) -> None:
         dropped = " ".join(word for word in before if word not in now) or "fewer words"
         added = " ".join(word for word in now if word not in before) or "fewer words"
         raise PipelineError(f"stage {stage.name!r} was run with {dropped}, not {added}, {remedy}")
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """No second interrupt while the first one is seen to."""
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

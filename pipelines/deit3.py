@@ -22,6 +22,8 @@ from torchx.schedulers import get_scheduler_factories
 from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import CfgVal
 
+from deit_fast.errors import RunError
+
 from .dag import Stage, dryrun_stage, run_stages, sort_stages
 from .state import PipelineError, explain
 
@@ -190,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             stream = sys.stderr if sys.stderr.isatty() else None
             status = run_stages(stages, state, runner, options.scheduler, cfg, limit, 1.0 if local else 10.0, stream)
-    except PipelineError as error:
+    except RunError as error:
         print(f"deit-fast: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SignalException):  # before the first job

@@ -1,18 +1,18 @@
-"""What outlives a driver: pipeline.json, the lock that keeps out a second driver, and jobs still running."""
+"""What outlives a driver: pipeline.json, and jobs still running."""
 
 import contextlib
-import fcntl
 import json
-import os
+import signal
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from deit_fast.errors import one_line
+from deit_fast.errors import RunError, one_line
+from deit_fast.files import write_json
 
 
-class PipelineError(ValueError):
+class PipelineError(RunError):
     """A pipeline that cannot be run as asked. The message is one line: the stage, what is wrong, what to do."""
 
 
@@ -45,29 +45,7 @@ def read_records(path: Path) -> dict[str, Record]:
 
 
 def write_records(path: Path, records: dict[str, Record]) -> None:
-    """Replaces the file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"stages": {name: asdict(record) for name, record in records.items()}}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-@contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Makes the folder and keeps other drivers out of it; the lock ends with this process, however that ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "pipeline.lock").open("w")
-    except OSError as error:
-        raise PipelineError(f"{folder}: expected a folder that can be written ({explain(error)})") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise PipelineError(f"{folder}: another run of this pipeline is at work there") from None
-        yield
+    write_json(path, {"stages": {name: asdict(record) for name, record in records.items()}})
 
 
 def find_processes(handle: str) -> list[int]:
@@ -83,3 +61,14 @@ def find_processes(handle: str) -> list[int]:
 def explain(error: BaseException) -> str:
     """An error of someone else's code as one line."""
     return one_line(error if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[None]:
+    """No second interrupt while the first one is seen to."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

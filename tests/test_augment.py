@@ -284,7 +284,7 @@ def test_the_handover_shares_dalis_memory() -> None:
 
 def test_missing_dali_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "nvidia.dali", None)
-    with pytest.raises(RuntimeError, match=r"nvidia-dali is not installed: pip install 'deit_fast\[cuda13\]'") as error:
+    with pytest.raises(RuntimeError, match=r"nvidia-dali is not installed: pip install 'deit_fast\[cuda12\]'") as error:
         import_dali()
     assert "\n" not in str(error.value)
 

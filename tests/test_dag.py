@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 from deit_fast.pipelines import dag
 from deit_fast.pipelines.dag import Stage, run_stages, sort_stages
-from deit_fast.pipelines.state import PipelineError, find_processes, lock_folder
+from deit_fast.pipelines.state import PipelineError, find_processes
 from torchx.runner import get_runner
+
+from deit_fast.errors import RunError
+from deit_fast.files import locked
 
 COMPONENTS = '''
 import sys
@@ -175,7 +178,7 @@ def test_nothing_starts_when_any_stage_is_refused(
 
 def test_one_driver_at_a_time_and_foreign_state_is_refused(tmp_path: Path, component: str) -> None:
     stages = [shell(component, "a", "true")]
-    with lock_folder(tmp_path / "out"), pytest.raises(PipelineError, match="another run"):
+    with locked(tmp_path / "out", "pipeline.lock", "a test"), pytest.raises(RunError, match="another run"):
         run(stages, tmp_path / "out")
     (tmp_path / "out" / "pipeline.json").write_text("[]")
     with pytest.raises(PipelineError, match="expected the state of a pipeline"):

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from deit_fast.data import broken
 from deit_fast.data import loader as loader_module
 from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
 from deit_fast.data.preview import preview, preview_grid
@@ -297,7 +298,7 @@ def test_an_error_of_dali_that_no_image_explains_stays_itself(source: Source, mo
     loader = EvalLoader(source, Data(), SIZE, 4, CPU, threads=1)
     feed = loader._feed
     monkeypatch.setattr(loader_module.Pipeline, "run", fail)
-    monkeypatch.setattr(loader_module, "undecodable", lambda _: False)
+    monkeypatch.setattr(broken, "undecodable", lambda _: False)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(loader)
     loader.close()
@@ -307,7 +308,7 @@ def test_an_error_of_dali_that_no_image_explains_stays_itself(source: Source, mo
 
 
 def test_preview_shows_the_evaluation_view_and_the_augmented_ones(source: Source, tmp_path: Path) -> None:
-    recipe = get_recipe("demo_pretrain", ["data.eval_crop_ratio=0.875"])
+    recipe = get_recipe("demo_pretrain", [f"model.image_size={SIZE}", "data.eval_crop_ratio=0.875"])
     grid = preview_grid(recipe, source, count=3, views=2)
     cell = SIZE + 4
     assert grid.shape == (3 * cell + 4, 3 * cell + 4, 3)

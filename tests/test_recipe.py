@@ -1,3 +1,4 @@
+import contextlib
 import json
 import tomllib
 
@@ -59,7 +60,7 @@ def test_every_row_survives_json_and_toml(name: str, tmp_path) -> None:
     as_toml.write_text(_toml(content))
     assert tomllib.loads(as_toml.read_text())["run"]["global_batch"] == recipe.run.global_batch
     assert load_recipe_file(as_toml) == recipe.model_copy(
-        update={"optim": recipe.optim.model_copy(update={k: v for k, v in _defaults(content["optim"]).items()})}
+        update={"optim": recipe.optim.model_copy(update=_defaults(content["optim"]))}
     )
     assert recipe.description
     assert list(RECIPES)
@@ -160,7 +161,5 @@ def test_every_field_says_what_it_means() -> None:
 
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_any_words_are_refused_in_one_line_or_make_a_recipe(key: str, value: str) -> None:
-    try:
-        assert isinstance(get_recipe("demo_pretrain", [f"optim.{key}={value}", f"{value}"]), Recipe)
-    except RecipeError as error:
-        assert str(error)
+    with contextlib.suppress(RecipeError):  # anything else is a traceback
+        assert isinstance(get_recipe("demo_pretrain", [f"optim.{key}={value}", value]), Recipe)

@@ -185,7 +185,7 @@ def test_two_trainers_in_one_folder_are_refused(folder_data: Path, tmp_path: Pat
     (tmp_path / "run").mkdir()
     with open(tmp_path / "run" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="another process is training"):
+        with pytest.raises(RunError, match="another training is at work there"):
             train(get_recipe("demo_pretrain", WORDS), str(folder_data), tmp_path / "run")
 
 

@@ -1,5 +1,3 @@
-# mypy: disable-error-code="attr-defined,assignment,return-value"
-# (DALI generates its names and return types at import, and its stubs do not have them.)
 """DALI graph functions of the crops, the flip, 3-Augment and the colour jitter.
 
 Nothing here is random: every function is a pure function of images and of parameters drawn by `params.py`. The same

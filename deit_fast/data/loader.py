@@ -3,29 +3,24 @@
 sampler -> read bytes, draw parameters (producer thread) -> bounded queue -> DALI -> Batch
 """
 
-import io
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
+from deit_fast.data.broken import check_pixels, raise_culprit
 from deit_fast.data.params import draw_views, eval_geometry
-from deit_fast.data.pipeline import Pipeline, eval_pipeline, train_inputs, train_pipeline, undecodable
+from deit_fast.data.pipeline import Pipeline, eval_pipeline, train_inputs, train_pipeline
 from deit_fast.data.sampler import StepIndices, TrainSampler, eval_indices
 from deit_fast.data.sources import Source
-from deit_fast.errors import DataError
 from deit_fast.recipe import Augment, Data
-
-MAX_PIXELS = 178_956_970
-"""Largest image taken, pixels: what PIL calls a decompression bomb."""
 
 _QUEUED = 3  # host batches ready before DALI asks for them
 _READERS = 8  # concurrent reads; they wait for disks more than they compute
@@ -158,7 +153,8 @@ class _Loader:
                     break
                 except RuntimeError as error:
                     if producer.in_flight:
-                        _blame(self._source, producer.in_flight[0], error)
+                        plan, encoded = producer.in_flight[0]
+                    raise_culprit(self._source, plan.indices, encoded, error)
                     raise
                 yield self._batch(producer.in_flight.popleft()[0], images)
             if producer.error is not None:
@@ -198,7 +194,7 @@ class TrainLoader(_Loader):
     depend on the step and the seed only, so any step can be the first and the number of threads changes no pixel.
 
     threads: DALI's CPU threads. Iterating raises DataError, naming the file, for an image that cannot be read or
-    decoded, and RuntimeError where DALI is missing or fails. Iterating again starts at start_step again.
+    decoded, RunError where DALI is missing, RuntimeError where it fails. Iterating again starts at start_step again.
     """
 
     def __init__(
@@ -273,35 +269,3 @@ class EvalLoader(_Loader):
 
     def _build_pipeline(self) -> Pipeline:
         return eval_pipeline(self._image_size, self._feed, self._size, self._device, self._threads)
-
-
-def check_pixels(source: Source, index: int, encoded: NDArray[np.uint8]) -> tuple[int, int]:
-    """Height and width by the image's header, before anything is allocated. Raises DataError beyond MAX_PIXELS."""
-    height, width = source.size(index, encoded)
-    if height * width > MAX_PIXELS:
-        raise DataError(
-            f"{source.name(index)}: expected at most {MAX_PIXELS} pixels, its header says {height} x {width}"
-        )
-    return height, width
-
-
-def _blame(source: Source, failed: tuple[_Plan, list[NDArray[np.uint8]]], error: RuntimeError) -> NoReturn:
-    """Raise DataError for the first image of the failed batch that cannot be decoded alone, else DALI's own error."""
-    plan, encoded = failed
-    for index, data in zip(plan.indices.tolist(), encoded, strict=True):
-        reason = _pil_complaint(data)
-        if reason or undecodable(data):
-            raise DataError(
-                f"{source.name(index)}: expected an image that can be decoded ({reason or 'DALI refuses it'})"
-            ) from error
-    raise error
-
-
-def _pil_complaint(encoded: NDArray[np.uint8]) -> str:
-    """Why PIL cannot decode the image, in its words; empty where it can."""
-    try:
-        with Image.open(io.BytesIO(encoded.data)) as image:
-            image.load()
-    except Exception as error:  # PIL's decoders raise what they like
-        return " ".join(str(error).split()) or type(error).__name__
-    return ""

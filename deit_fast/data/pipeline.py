@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from deit_fast.data.params import ViewParams
+from deit_fast.errors import RunError
 from deit_fast.recipe import Augment
 
 Feed = Callable[[], list[Any]]
@@ -63,14 +64,13 @@ class Pipeline:
 
 
 def import_dali() -> Any:
-    """The nvidia.dali module. Raises RuntimeError, one line, where it is not installed."""
+    """The nvidia.dali module. Raises RunError, one line, where it is not installed."""
     try:
         import nvidia.dali
         import nvidia.dali.fn
     except ImportError as error:
-        raise RuntimeError(
-            "nvidia-dali is not installed: pip install 'deit_fast[cuda13]' (CUDA 13 drivers, and machines without a "
-            f"GPU) or 'deit_fast[cuda12]' ({error})"
+        raise RunError(
+            f"nvidia-dali is not installed: pip install 'deit_fast[cuda12]', or [cuda13] for CUDA 13 drivers ({error})"
         ) from None
     return nvidia.dali
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_fast.data.loader import check_pixels
+from deit_fast.data.broken import check_pixels
 from deit_fast.data.params import draw_views, eval_geometry
 from deit_fast.data.pipeline import eval_pipeline, train_inputs, train_pipeline
 from deit_fast.data.sources import Source

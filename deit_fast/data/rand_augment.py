@@ -1,5 +1,3 @@
-# mypy: disable-error-code="attr-defined,assignment,return-value"
-# (DALI generates its names and return types at import, and its stubs do not have them.)
 """DALI graph functions of RandAugment: the 15 operations of timm's `rand-mM-mstdS-inc1`.
 
 The facts (operations, level to argument, fill, resampling) are timm 1.0.31's `data/auto_augment.py`; the arithmetic is

@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.philox import Stream, generator
-from deit_fast.errors import DataError
-from deit_fast.recipe import RecipeError
+from deit_fast.errors import DataError, RecipeError
 
 _REPEATED_MULTIPLE = 256
 

@@ -5,15 +5,14 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 
 from deit_fast.models.vit import deit3
-from deit_fast.errors import RecipeError, suggest
 from deit_fast.recipe import Model
-from deit_fast.zoo import ARCHITECTURES
+from deit_fast.zoo import find_architecture
 
 
 def build_model(section: Model) -> VisionTransformer:
     """The model of a recipe, initialised from torch's global generator."""
     return deit3(
-        ARCHITECTURES[section.name],
+        find_architecture(section.name),
         section.image_size,
         section.num_classes,
         section.drop_path,
@@ -27,7 +26,4 @@ def create_model(name: str, img_size: int = 224, num_classes: int = 1000, **fiel
 
     Example: `create_model("deit3_base_patch16", img_size=192, drop_path=0.2)`. Raises RecipeError for an unknown name.
     """
-    if name not in ARCHITECTURES:
-        choices = ", ".join(ARCHITECTURES)
-        raise RecipeError(f"model {name!r}: expected one of {choices}{suggest(name, ARCHITECTURES)}")
     return build_model(Model(name=name, image_size=img_size, num_classes=num_classes, **fields))

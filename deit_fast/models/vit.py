@@ -1,4 +1,4 @@
-"""DeiT III's vision transformer: timm's modules and parameter names, the reference's regularisation and initialisation."""
+"""DeiT III's vision transformer: timm's modules and names, the reference's regularisation and initialisation."""
 
 from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
@@ -32,6 +32,7 @@ def deit3(
         init_values=layer_scale,
         drop_rate=dropout,
     )
+    assert model.cls_token is not None
     nn.init.trunc_normal_(model.cls_token, std=0.02)
     if drop_path > 0:
         for block in model.blocks:
