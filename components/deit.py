@@ -237,7 +237,8 @@ def _role(name: str, words: List[str], where: _Where) -> specs.Role:
             **{key: value for key, value in (where.env or {}).items() if "," not in value},
         },
         num_replicas=nodes,
-        max_retries=where.max_retries,
+        # A retry that started over, or from another checkpoint, would lose what came since.
+        max_retries=0 if "--resume" in words else where.max_retries,
         resource=resource,
         mounts=specs.parse_mounts(where.mounts) if where.mounts else [],
     )

@@ -13,30 +13,40 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from deit_fast.errors import RunError
+from deit_fast.errors import RecipeError, RunError, one_line
 from deit_fast.files import atomic_path
-from deit_fast.recipe import Recipe, parse_recipe
+from deit_fast.recipe import SECTIONS, Recipe, parse_recipe
 
 FORMAT = 1
+
+# Keys that may change between a run and its continuation: none alters what is trained on, though compile rounds, and
+# draws dropout, otherwise.
+FREE_KEYS = {("run", key) for key in ("log_every", "eval_every", "checkpoint_every", "compile", "nonfinite_limit")}
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes `state` (tensors and plain data, with "model" and "recipe") to PATH.pt, its weights to PATH.safetensors.
 
-    The safetensors file has timm's keys and carries the recipe in its header. The .pt is written last: a reader that
-    finds it finds both.
+    The safetensors file has timm's keys and carries recipe, classes and step in its header. Runs resume from the .pt,
+    which is written last; a crash between the two leaves the weights of a later step beside it, until the next save.
+    Raises RunError where a file cannot be written; what was there before is then still there.
     """
     weights = {name: value.detach().contiguous().cpu() for name, value in state["model"].items()}
-    with atomic_path(path.with_suffix(".safetensors")) as temporary:
-        save_file(weights, temporary, metadata={"format": "pt", "recipe": json.dumps(state["recipe"])})
-    with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, **state}, temporary)
+    header = {key: json.dumps(state.get(key)) for key in ("recipe", "classes", "step")}
+    try:
+        with atomic_path(path.with_suffix(".safetensors")) as temporary:
+            save_file(weights, temporary, metadata={"format": "pt", **header})
+        with atomic_path(path) as temporary:
+            torch.save({"format": FORMAT, **state}, temporary)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer raises the last for a full disk
+        raise RunError(f"{path}: cannot be written ({one_line(error)[:200]})") from error
 
 
 def link_checkpoint(source: Path, destination: Path) -> None:
     """Makes `destination` the same checkpoint as `source`, without a second copy where the file system has links."""
     for suffix in (".safetensors", ".pt"):
         with atomic_path(destination.with_suffix(suffix)) as temporary:
+            temporary.unlink()
             try:
                 os.link(source.with_suffix(suffix), temporary)
             except OSError:
@@ -46,11 +56,12 @@ def link_checkpoint(source: Path, destination: Path) -> None:
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """The state that `save_checkpoint` wrote. Raises RunError, one line, for anything else."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        # Mapped, not read: who wants the weights alone does not pay for the optimizer's state.
+        state = torch.load(path, map_location=device, weights_only=True, mmap=True)
     except FileNotFoundError:
         raise RunError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise RunError(f"{path}: expected a checkpoint of tensors and plain data ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
@@ -64,6 +75,8 @@ class Weights:
 
     tensors: dict[str, Tensor]
     recipe: Recipe
+    classes: list[str] | None
+    """Names of the head's classes, where the file has them."""
 
 
 def load_weights(path: Path, ema: bool = False) -> Weights:
@@ -80,12 +93,13 @@ def load_weights(path: Path, ema: bool = False) -> Weights:
             raise RunError(f"{path}: expected a readable safetensors file ({error})") from None
         if "recipe" not in metadata:
             raise RunError(f"{path}: expected a recipe in its header, as deit_fast writes it")
-        return Weights(tensors, parse_recipe(json.loads(metadata["recipe"]), source=str(path)))
+        recipe = parse_recipe(json.loads(metadata["recipe"]), source=str(path))
+        return Weights(tensors, recipe, json.loads(metadata.get("classes", "null")))
     state = load_checkpoint(path, torch.device("cpu"))
     tensors = state["ema"] if ema else state["model"]
     if tensors is None:
         raise RunError(f"{path}: expected a moving average, but the run had optim.ema_decay=null")
-    return Weights(tensors, parse_recipe(state["recipe"], source=str(path)))
+    return Weights(tensors, parse_recipe(state["recipe"], source=str(path)), state.get("classes"))
 
 
 def resample_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -129,3 +143,15 @@ def initialise(model: VisionTransformer, tensors: dict[str, Tensor]) -> list[str
         raise RunError(f"weights of another architecture: {'; '.join(sorted(wrong)[:3])} ({len(wrong)} in all)")
     model.load_state_dict(tensors)
     return changes
+
+
+def check_same_recipe(recipe: Recipe, saved: Recipe, path: Path) -> None:
+    """Raises RecipeError where the checkpoint at `path` was learned by another recipe."""
+    mine, theirs = recipe.model_dump(), saved.model_dump()
+    for name in SECTIONS:
+        for key, value in mine[name].items():
+            if value != theirs[name][key] and (name, key) not in FREE_KEYS:
+                raise RecipeError(
+                    f"{name}.{key}={value!r}: expected {theirs[name][key]!r}, with which {path} was started; "
+                    "choose another --out, or --resume never"
+                )

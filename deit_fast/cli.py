@@ -8,11 +8,12 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from deit_fast.errors import DataError, RecipeError, RunError
+from deit_fast.errors import DataError, RecipeError, RunError, StoppedError
 from deit_fast.files import write_json
 from deit_fast.recipe import SECTIONS, Recipe
 from deit_fast.recipes import RECIPES, get_recipe
 
+EXIT_STOPPED = 75  # EX_TEMPFAIL: work is left, run it again
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
 
 
@@ -60,7 +61,11 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     show.set_defaults(run=_show)
 
-    data = commands.add_parser("data", help="make the demo data, or look at augmented images")
+    data = commands.add_parser(
+        "data",
+        help="make the demo data, or look at augmented images",
+        epilog="Example: deit-fast data demo digits",
+    )
     kinds = data.add_subparsers(dest="kind", required=True, parser_class=_Parser)
     demo = kinds.add_parser(
         "demo",
@@ -90,7 +95,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 on success, 2 with one line on stderr for what the user can mend."""
+    """Runs one command; 0 on success, 2 and one line on stderr for what the user can mend, 75 stopped by a signal."""
     arguments, words = build_parser().parse_known_args(argv)
     try:
         # argparse takes positional words only in one place; key=value words may stand anywhere.
@@ -100,9 +105,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.overrides.append(word)
         return arguments.run(arguments)
     except (RecipeError, DataError, RunError) as error:
-        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-        print(f"deit-fast: {rank}{error}", file=sys.stderr)
-        return 2
+        return _complain(error, 2)
+    except OSError as error:  # a full disk, a path that cannot be written
+        return _complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+    except StoppedError as error:
+        return _complain(error, EXIT_STOPPED)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+
+
+def _complain(message: object, status: int) -> int:
+    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    print(f"deit-fast: {rank}{message}", file=sys.stderr)
+    return status
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -133,6 +148,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _show(arguments: argparse.Namespace) -> int:
     if arguments.recipe is None:
+        if arguments.json:
+            print(json.dumps({name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}, indent=2))
+            return 0
         width = max(map(len, RECIPES))
         for name, recipe in RECIPES.items():
             print(f"{name:{width}}  {recipe.description.splitlines()[0]}")
@@ -164,10 +182,14 @@ def _data_demo(arguments: argparse.Namespace) -> int:
 
 def _data_preview(arguments: argparse.Namespace) -> int:
     recipe = get_recipe(arguments.recipe, arguments.overrides)
+    if arguments.out.suffix.lower() != ".png":
+        raise RunError(f"--out {arguments.out}: expected a name that ends in .png")
     from deit_fast.data.preview import preview
     from deit_fast.data.sources import open_source
 
-    preview(recipe, open_source(arguments.data, "train"), arguments.out)
+    source = open_source(arguments.data, "train")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    preview(recipe, source, arguments.out)
     print(arguments.out)
     return 0
 

@@ -3,6 +3,7 @@
 import os
 import resource
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,22 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process; all get the same answer, through CPU memory."""
+        if self.size == 1:
+            return flag
+        seen = torch.tensor(int(flag))
+        dist.all_reduce(seen, dist.ReduceOp.MAX)
+        return bool(seen)
+
+    def broadcast(self, value: Any) -> Any:
+        """The main process's value on every process; plain data."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
@@ -49,11 +66,13 @@ def join_world() -> World:
     else:
         device = torch.device("cpu")
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        on_gpu = device.type == "cuda"
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
     return World(rank, size, device)
 
 
 def leave_world() -> None:
+    """Ends the group. Only for a process whose peers end too: after an error, others may wait in a collective."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

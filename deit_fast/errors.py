@@ -16,6 +16,10 @@ class RunError(RuntimeError):
     """A machine, checkpoint or folder that cannot do what was asked."""
 
 
+class StoppedError(RuntimeError):
+    """A run that stopped on a signal with work left; started again, it goes on."""
+
+
 def suggest(word: str, choices: Iterable[str]) -> str:
     """` (did you mean 'lr'?)`, or nothing where no choice is close."""
     close = difflib.get_close_matches(word, list(choices), n=1)

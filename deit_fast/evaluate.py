@@ -14,7 +14,9 @@ from deit_fast.checkpoint import initialise, load_weights
 from deit_fast.data.loader import EvalLoader
 from deit_fast.data.sources import Source, check_classes, open_source
 from deit_fast.distributed import World, cpu_threads, join_world, leave_world
+from deit_fast.errors import DataError, RecipeError
 from deit_fast.models.build import build_model
+from deit_fast.progress import progress
 from deit_fast.recipe import Recipe
 from deit_fast.step import Classifier, choose_dtype, wants_compile
 
@@ -41,18 +43,20 @@ def build_eval_loader(recipe: Recipe, source: Source, world: World) -> EvalLoade
 @torch.no_grad()
 def evaluate(predict: Callable[[Tensor], Tensor], loader: EvalLoader, world: World) -> Scores:
     """Scores of `predict` (uint8 images [B, 3, S, S] -> logits [B, K]) on this and all other processes' images."""
-    start = time.perf_counter()
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # top-1, top-5, loss, images
-    for batch in loader:
+    start, timed = time.perf_counter(), 0
+    for number, batch in enumerate(progress(loader, len(loader), "evaluate", world.is_main)):
         logits = predict(batch.images)[: batch.valid].float()
         labels = batch.labels[: batch.valid]
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum")
         images = torch.full_like(loss, batch.valid)
         sums += torch.stack([ranked[:, 0].sum(), ranked.sum(), loss, images]).to(sums.dtype)
+        if number == 0 and len(loader) > 1:  # the first batch built the pipeline, and compiled
+            start, timed = time.perf_counter(), batch.valid
     top1, top5, loss_sum, count = world.sum(sums).tolist()
-    seconds = time.perf_counter() - start
-    return Scores(100 * top1 / count, 100 * top5 / count, loss_sum / count, int(count), count / seconds)
+    rate = (count - timed * world.size) / (time.perf_counter() - start)
+    return Scores(100 * top1 / count, 100 * top5 / count, loss_sum / count, int(count), rate)
 
 
 def evaluate_checkpoint(
@@ -60,28 +64,33 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluates a checkpoint of a run on a data set, with its own recipe or one changed by section.key=value words.
 
-    Another model.image_size resamples the position embeddings. Returns Scores' fields with the checkpoint, the
-    resolution, minutes, and what was changed at loading. Raises RecipeError, DataError or RunError.
+    The data's classes have to be the checkpoint's; another model.image_size resamples position embeddings. Returns
+    Scores' fields with the checkpoint, the resolution, minutes, and what was changed at loading. Raises RecipeError,
+    DataError or RunError.
     """
     start = time.perf_counter()
     weights = load_weights(checkpoint, ema)
     recipe = weights.recipe.override(overrides)
     source = open_source(data, "val")
     check_classes(source, recipe.model.num_classes)
+    if recipe.model.num_classes != weights.recipe.model.num_classes:
+        own = weights.recipe.model.num_classes
+        raise RecipeError(f"model.num_classes={recipe.model.num_classes}: expected {own}, which {checkpoint} knows")
+    if weights.classes is not None and weights.classes != source.classes:
+        theirs, found = next(pair for pair in zip(weights.classes, source.classes, strict=True) if pair[0] != pair[1])
+        raise DataError(f"{data}: expected the classes of {checkpoint}, found {found!r} in the place of {theirs!r}")
     world = join_world()
+    dtype = choose_dtype(recipe.run, world.device)
+    model = build_model(recipe.model)
+    changes = initialise(model, weights.tensors)
+    classifier = Classifier(model.eval(), recipe, dtype).to(world.device).to(memory_format=torch.channels_last)
+    predict = torch.compile(classifier) if wants_compile(recipe.run, world.device) else classifier
+    loader = build_eval_loader(recipe, source, world)
     try:
-        dtype = choose_dtype(recipe.run, world.device)
-        model = build_model(recipe.model)
-        changes = initialise(model, weights.tensors)
-        classifier = Classifier(model.eval(), recipe, dtype).to(world.device).to(memory_format=torch.channels_last)
-        predict = torch.compile(classifier) if wants_compile(recipe.run, world.device) else classifier
-        loader = build_eval_loader(recipe, source, world)
-        try:
-            scores = evaluate(predict, loader, world)
-        finally:
-            loader.close()
+        scores = evaluate(predict, loader, world)
     finally:
-        leave_world()
+        loader.close()
+    leave_world()
     return {
         "checkpoint": str(checkpoint),
         "recipe": recipe.name,

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
+        temporary.touch()  # with the mode of the user's umask; safetensors would make it private
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -32,8 +34,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Writes plain data; values that are not finite, which JSON cannot hold, become null."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(finite(content), indent=2) + "\n", encoding="utf-8")
+
+
+def finite(content: Any) -> Any:
+    """Plain data with null in the place of NaN and infinities."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 @contextlib.contextmanager

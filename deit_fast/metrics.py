@@ -1,7 +1,6 @@
 """What a run tells: metrics.jsonl, TensorBoard, curves.png, a progress bar or plain lines."""
 
 import json
-import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-from deit_fast.files import atomic_path
+from deit_fast.files import atomic_path, finite
 
 Record = dict[str, Any]
 
@@ -49,13 +48,12 @@ class MetricsLog:
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open for the whole run)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
         self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def record(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Appends {"kind", "step", **values}; non-finite values become null, which JSON can hold."""
-        clean = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        self._file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+        self._file.write(json.dumps({"kind": kind, "step": step, **finite(values)}) + "\n")
         for key, value in values.items():
             self._board.add_scalar(f"{kind}/{key}", value, step)
         self.say(f"step {step}  " + "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
@@ -103,6 +101,8 @@ def plot_curves(folder: Path, title: str) -> Path:
                 axes.plot(*zip(*points, strict=True), label=key, marker="o" if kind == "eval" else None)
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
+        if label == "images per second":
+            axes.set_ylim(bottom=0)
         if len(keys) > 1 and axes.lines:
             axes.legend()
     path = folder / "curves.png"

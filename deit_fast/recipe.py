@@ -7,7 +7,7 @@ import json
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -167,18 +167,18 @@ class Run(Section):
     """Views per optimizer step, over all processes and accumulation steps."""
     accumulation: Count = 1
     """Gradient accumulation: forward-backward passes per optimizer step."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of initialisation, order, augmentation, mixing and dropout."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 autocast on GPUs, fp32 elsewhere."""
+    """auto: bf16 autocast on GPUs and CPUs that have it in hardware, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the training step. auto: on GPUs."""
     log_every: Count = 50
     """Steps between lines of metrics.jsonl."""
     eval_every: Count = 1
     """Epochs between evaluations; the last step always evaluates."""
-    checkpoint_every: Count | None = None
-    """Steps between checkpoints, besides the one after each evaluation; null is none."""
+    checkpoint_every: Count | None = 1000
+    """Steps between checkpoints, besides the ones after evaluations and at a signal; null is none."""
     nonfinite_limit: Count = 20
     """Steps in a row with a non-finite loss or gradient, each skipped, before the run stops."""
 
@@ -228,12 +228,8 @@ class Recipe(Section):
             section, dot, key = path.partition(".")
             if not (equals and dot and key):
                 raise RecipeError(f"{word!r}: expected section.key=value, for example optim.lr=1e-3")
-            fields = _section_fields(section)
-            if key not in fields:
-                raise RecipeError(
-                    f"{path}: no such key in {section}; expected one of {', '.join(fields)}{suggest(key, fields)}"
-                )
-            content[section][key] = _value(text, str_only=fields[key].annotation is str)
+            field = _section_fields(section).get(key)  # an unknown key is refused with the rest
+            content[section][key] = _value(text, str_only=field is not None and field.annotation is str)
         return parse_recipe(content)
 
 
@@ -296,4 +292,6 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{key}: missing, and it has no default"
     expected = one_line(error["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{key}={error['input']!r}: expected {expected}"
+    field = SECTIONS[names[0]].model_fields[names[1]] if len(names) > 1 and names[0] in SECTIONS else None
+    nullable = field is not None and type(None) in get_args(field.annotation)
+    return f"{key}={error['input']!r}: expected {expected}{' or null' if nullable else ''}"

@@ -11,23 +11,30 @@ from typing import Any
 
 import torch
 
-from deit_fast.checkpoint import initialise, link_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from deit_fast.checkpoint import (
+    check_same_recipe,
+    initialise,
+    link_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
 from deit_fast.data.params import draw_mix
 from deit_fast.data.sampler import TrainSampler
 from deit_fast.data.sources import Source, check_classes, find_validation, open_source
 from deit_fast.distributed import World, cpu_threads, join_world, leave_world, peak_memory, to_device
-from deit_fast.errors import DataError, RecipeError, RunError
+from deit_fast.errors import DataError, RecipeError, RunError, StoppedError
 from deit_fast.evaluate import build_eval_loader, evaluate
 from deit_fast.files import locked, write_json
 from deit_fast.metrics import MetricsLog, Window, plot_curves
 from deit_fast.models.build import build_model
-from deit_fast.recipe import SECTIONS, Recipe, parse_recipe
+from deit_fast.recipe import Recipe, parse_recipe
 from deit_fast.schedule import learning_rate, total_steps
 from deit_fast.step import MicroBatch, Mixing, TrainStep, build_state, choose_dtype
+from deit_fast.stopping import StopSignal
 
-# Keys of the run section that may change between a run and its continuation: none alters what is learned.
-FREE_KEYS = {("run", key) for key in ("log_every", "eval_every", "checkpoint_every", "compile", "nonfinite_limit")}
+AGREE_STEPS = 10  # between the processes' agreements on whether to stop
 
 
 def train(
@@ -40,7 +47,8 @@ def train(
     2. resume is "auto" and out/checkpoints/last.pt exists: there; a finished run returns its result at once;
     3. init is a path: that file's weights, position embeddings and head adapted to this recipe;
     4. the seed's own initialisation.
-    Returns what result.json holds. Raises RecipeError, DataError or RunError, each of one line.
+    Returns what result.json holds. SIGTERM or SIGUSR1 end it after a checkpoint, with StoppedError. Raises RecipeError,
+    DataError or RunError, each of one line.
     """
     source = open_source(data, "train")
     check_classes(source, recipe.model.num_classes)
@@ -52,13 +60,14 @@ def train(
             differ = next((a, b) for a, b in zip(source.classes, val_source.classes, strict=True) if a != b)
             raise DataError(f"{val_uri}: expected {data}'s classes, found {differ[1]!r} in the place of {differ[0]!r}")
     world = join_world()
-    try:
-        with locked(out, ".lock", "another training") if world.is_main else contextlib.nullcontext():
-            trainer = Trainer(recipe, source, val_source, out, world)
-            trainer.start(init, resume)
-            return trainer.fit()
-    finally:
-        leave_world()
+    with locked(out, ".lock", "another training") if world.is_main else contextlib.nullcontext(), StopSignal() as stop:
+        trainer = Trainer(recipe, source, val_source, out, world)
+        trainer.start(init, resume)
+        result = trainer.fit(stop)
+    leave_world()
+    if result is None:
+        raise StoppedError(f"{out}: stopped by a signal at step {trainer.state.step}; run again to go on")
+    return result
 
 
 class Trainer:
@@ -81,13 +90,23 @@ class Trainer:
 
     def start(self, init: Path | None, resume: str) -> None:
         """Takes up the checkpoint or the weights that `train` describes; only the main process writes."""
-        last = self.out / "checkpoints" / "last.pt"
-        path = last if resume == "auto" and last.exists() else Path(resume) if resume not in ("auto", "never") else None
-        if path is not None:
-            saved = load_checkpoint(path, self.world.device)
-            _check_same(self.recipe, parse_recipe(saved["recipe"], source=str(path)), path)
+        folder = self.out / "checkpoints"
+        if self.world.is_main:
+            for leftover in folder.glob(".*.tmp"):  # of a process killed while it wrote
+                leftover.unlink()
+            if resume == "auto":
+                resume = str(folder / "last.pt") if (folder / "last.pt").exists() else "never"
+        resume = self.world.broadcast(resume)  # one decision: file systems may show other processes another state
+        if resume != "never":
+            saved = load_checkpoint(Path(resume), self.world.device)
+            check_same_recipe(self.recipe, parse_recipe(saved["recipe"], source=resume), Path(resume))
             self.state.load_state_dict(saved)
-            self.notes = [f"resumed from {path} at step {self.state.step} of {self.total_steps}"]
+            step, main_step = self.state.step, self.world.broadcast(self.state.step)
+            if step != main_step:
+                raise RunError(f"{resume}: step {step} on rank {self.world.rank}, expected rank 0's, {main_step}")
+            self.notes = [f"resumed from {resume} at step {step} of {self.total_steps}"]
+            if saved["dtype"] != str(self.step.classifier.dtype):
+                self.notes.append(f"computed in {saved['dtype']} before, in {self.step.classifier.dtype} from here on")
         elif init is not None:
             self.notes = [f"{init}: weights loaded", *initialise(self.state.model, load_weights(init).tensors)]
             if self.state.ema is not None:
@@ -98,15 +117,17 @@ class Trainer:
             write_json(self.out / "recipe.json", self.recipe.model_dump(mode="json"))
         self.world.barrier()
 
-    def fit(self) -> dict[str, Any]:
-        """Trains to the last step and returns the result."""
-        result = self.out / "result.json"
-        if self.state.step >= self.total_steps and result.exists():
+    def fit(self, stop: StopSignal) -> dict[str, Any] | None:
+        """Trains to the last step and returns the result; None where a signal stopped it before, after a checkpoint."""
+        path = self.out / "result.json"
+        finished = self.state.step >= self.total_steps and path.exists()
+        earlier = self.world.broadcast(json.loads(path.read_text(encoding="utf-8")) if finished else None)
+        if earlier is not None:
             if self.world.is_main:
                 print(f"{self.out}: finished already, {self.total_steps} steps", flush=True)
-            return json.loads(result.read_text(encoding="utf-8"))
-        result.unlink(missing_ok=True)
+            return earlier
         if self.world.is_main:
+            path.unlink(missing_ok=True)
             self.log = MetricsLog(self.out, self.state.step, self.total_steps)
         recipe, run = self.recipe, self.recipe.run
         loader = TrainLoader(
@@ -126,7 +147,9 @@ class Trainer:
                 step = self.state.step
                 epoch, partial = divmod(step, self.steps_per_epoch)
                 evaluates = step == self.total_steps or (not partial and epoch % run.eval_every == 0)
-                saves = evaluates or (run.checkpoint_every is not None and step % run.checkpoint_every == 0)
+                agrees = self.world.size == 1 or step % AGREE_STEPS == 0
+                stops = agrees and self.world.any(stop.received) and step < self.total_steps
+                saves = evaluates or stops or (run.checkpoint_every is not None and step % run.checkpoint_every == 0)
                 if saves or step % run.log_every == 0:
                     self._log_window(lr, batches)
                 if evaluates:
@@ -134,6 +157,9 @@ class Trainer:
                 if saves:
                     self._save(evaluates)
                     self.window = Window(is_first=self.window.is_first)
+                if stops:
+                    self.world.barrier()  # no process leaves before the checkpoint is whole
+                    return None
             return self._finish()
         finally:
             loader.close()
@@ -232,9 +258,11 @@ class Trainer:
         content = self.state.state_dict()
         content["recipe"] = self.recipe.model_dump(mode="json")
         content["classes"] = self.source.classes
-        save_checkpoint(folder / "last.pt", content)
+        content["dtype"] = str(self.step.classifier.dtype)
+        # The best first: a crash between the two then loses neither, for the step is trained and found best again.
+        save_checkpoint(folder / ("best.pt" if is_best else "last.pt"), content)
         if is_best:
-            link_checkpoint(folder / "last.pt", folder / "best.pt")
+            link_checkpoint(folder / "best.pt", folder / "last.pt")
 
     def _finish(self) -> dict[str, Any]:
         state, size = self.state, self.recipe.model.image_size
@@ -271,15 +299,3 @@ def _build_samplers(recipe: Recipe, num_images: int, world: World) -> list[Train
         TrainSampler(num_images, recipe.data.repeats, batch, recipe.run.seed, parts, world.rank * passes + index)
         for index in range(passes)
     ]
-
-
-def _check_same(recipe: Recipe, saved: Recipe, path: Path) -> None:
-    """Raises RecipeError where the checkpoint at `path` was learned by another recipe."""
-    mine, theirs = recipe.model_dump(), saved.model_dump()
-    for name in SECTIONS:
-        for key, value in mine[name].items():
-            if value != theirs[name][key] and (name, key) not in FREE_KEYS:
-                raise RecipeError(
-                    f"{name}.{key}={value!r}: expected {theirs[name][key]!r}, with which {path} was started; "
-                    "choose another --out, or --resume never"
-                )

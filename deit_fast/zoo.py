@@ -14,10 +14,6 @@ class Architecture:
     num_heads: int
     patch_size: int
 
-    def grid(self, image_size: int) -> int:
-        """Patches per side; a border narrower than a patch is cut off, as the reference does for ViT-H at 160."""
-        return image_size // self.patch_size
-
 
 ARCHITECTURES: dict[str, Architecture] = {
     "deit3_tiny_patch16": Architecture(192, 12, 3, 16),

@@ -136,7 +136,9 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         description="Pretrain, finetune and evaluate a DeiT III model; run again with the same --out, it continues.",
-        epilog="Stages: " + "; ".join(f"{size}: {', '.join(names)}" for size, names in PIPELINES.items()) + "; and "
+        epilog="Example: python -m pipelines.deit3 --size small --data /data/imagenet --out runs/small -j 1x8. Stages: "
+        + "; ".join(f"{size}: {', '.join(names)}" for size, names in PIPELINES.items())
+        + "; and "
         "evaluate_STAGE of each.",
     )
     parser.add_argument("--size", required=True, choices=PIPELINES)
@@ -180,6 +182,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if limit is not None and limit < 1:
             raise PipelineError(f"--max-parallel={limit}: expected at least 1")
+        if not options.val and os.path.basename(options.data.rstrip("/")).startswith("train"):
+            raise PipelineError(
+                f"--data {options.data}: names training images alone; expected --val for the evaluations"
+            )
         stages = sort_stages(build_stages(options.size, options.data, out, options.val, options.overrides, where))
         with get_runner(component_defaults=_component_defaults()) as runner:
             cfg = _scheduler_cfg(runner, options.scheduler, options.cfg)

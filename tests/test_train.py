@@ -200,3 +200,81 @@ def test_data_that_does_not_fit(folder_data: Path, tmp_path: Path) -> None:
         train(get_recipe("demo_pretrain", [*WORDS, "model.num_classes=10"]), str(folder_data), tmp_path / "a")
     with pytest.raises(DataError, match=r"run\.global_batch=128: expected at most 96"):
         train(get_recipe("demo_pretrain", [*WORDS, "run.global_batch=128"]), str(folder_data), tmp_path / "b")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_stops_after_a_checkpoint_and_nothing_is_lost(
+    folder_data: Path, tmp_path: Path, processes: int
+) -> None:
+    """SIGTERM, as a scheduler sends it: a checkpoint, a status that is not 0, and the same weights in the end."""
+    out, words = tmp_path / "run", ["schedule.epochs=8", "run.log_every=1", "run.eval_every=100", "model.drop_path=0"]
+    straight = command(folder_data, tmp_path / "straight", *words, processes=processes)
+    assert subprocess.run(straight, env=environment(), capture_output=True).returncode == 0
+    start = command(folder_data, out, *words, processes=processes)
+    process = subprocess.Popen(start, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(r["step"] >= 3 for r in read_metrics(out / "metrics.jsonl")):
+            break
+        time.sleep(0.01)
+    assert not (out / "checkpoints").exists(), "the test has to come before the first checkpoint"
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == (75 if processes == 1 else 1), stderr  # torchrun has its own status
+    assert "stopped by a signal at step" in stderr
+    assert (out / "checkpoints" / "last.pt").exists()
+    done = subprocess.run(start, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = last_weights(tmp_path / "straight")
+    assert all(torch.equal(weight, expected[name]) for name, weight in last_weights(out).items())
+
+
+def test_a_crash_while_saving_loses_neither_last_nor_best(
+    finished: Path, folder_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import deit_fast.train as module
+
+    def crash(*paths: Path) -> None:
+        raise KeyboardInterrupt
+
+    recipe, out = get_recipe("demo_pretrain", WORDS), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "link_checkpoint", crash)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, str(folder_data), out)
+    (out / "checkpoints" / ".last.pt.1-2.tmp").touch()
+    train(recipe, str(folder_data), out)
+    assert not list((out / "checkpoints").glob(".*.tmp"))
+    for name in ("last", "best"):
+        mine, theirs = (torch.load(f / "checkpoints" / f"{name}.pt", weights_only=True) for f in (out, finished))
+        assert (mine["step"], mine["best_top1"]) == (theirs["step"], theirs["best_top1"])
+        assert (out / "checkpoints" / f"{name}.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_starting_over_leaves_no_trace_in_tensorboard(folder_data: Path, tmp_path: Path) -> None:
+    recipe = get_recipe("demo_pretrain", [*WORDS, "schedule.epochs=2"])
+    for resume in ("auto", "never"):
+        train(recipe, str(folder_data), tmp_path / "run", resume=resume)
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    steps = [event.step for event in board.Scalars("train/loss")]
+    assert steps == [5, 10, 12]
+    assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"] == steps
+
+
+def test_evaluation_refuses_classes_the_checkpoint_does_not_have(
+    finished: Path, folder_data: Path, tmp_path: Path
+) -> None:
+    for checkpoint in (finished / "checkpoints" / "last.pt", finished / "checkpoints" / "last.safetensors"):
+        with pytest.raises(DataError, match=r"model\.num_classes=4: .* has 3 classes"):
+            evaluate_checkpoint(checkpoint, str(folder_data), ["model.num_classes=4"])
+        renamed = tmp_path / checkpoint.suffix
+        for name in ("zebra", "class1", "class2"):
+            (renamed / name).mkdir(parents=True)
+            source = folder_data / "val" / name.replace("zebra", "class0") / "000.jpg"
+            (renamed / name / "000.jpg").write_bytes(source.read_bytes())
+        with pytest.raises(DataError, match="found 'class1' in the place of 'class0'"):
+            evaluate_checkpoint(checkpoint, str(renamed))
+        (renamed / "more").mkdir()
+        (renamed / "more" / "000.jpg").write_bytes(source.read_bytes())
+        with pytest.raises(RecipeError, match=r"model\.num_classes=4: expected 3"):
+            evaluate_checkpoint(checkpoint, str(renamed), ["model.num_classes=4"])

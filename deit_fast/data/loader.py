@@ -154,7 +154,7 @@ class _Loader:
                 except RuntimeError as error:
                     if producer.in_flight:
                         plan, encoded = producer.in_flight[0]
-                    raise_culprit(self._source, plan.indices, encoded, error)
+                        raise_culprit(self._source, plan.indices, encoded, error)
                     raise
                 yield self._batch(producer.in_flight.popleft()[0], images)
             if producer.error is not None:

@@ -128,7 +128,9 @@ def draw_mix(
     )
 
 
-def _draw_group(mix: Mix, draws: np.random.Generator, image_size: int) -> tuple[float, tuple[int, int, int, int], bool]:
+def _draw_group(
+    mix: Mix, draws: np.random.RandomState, image_size: int
+) -> tuple[float, tuple[int, int, int, int], bool]:
     """lam, box (top, left, bottom, right) and whether it is CutMix."""
     nothing = (0, 0, 0, 0)
     if not mix.active or draws.random() >= mix.prob:
@@ -139,7 +141,7 @@ def _draw_group(mix: Mix, draws: np.random.Generator, image_size: int) -> tuple[
     if not cutmix:
         return lam, nothing, False
     side = int(image_size * np.sqrt(1 - lam))
-    row, column = (int(centre) for centre in draws.integers(image_size, size=2))
+    row, column = (int(centre) for centre in draws.randint(image_size, size=2))
     top, left = max(row - side // 2, 0), max(column - side // 2, 0)
     bottom, right = min(row + (side + 1) // 2, image_size), min(column + (side + 1) // 2, image_size)
     area = (bottom - top) * (right - left)

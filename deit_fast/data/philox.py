@@ -66,9 +66,12 @@ def normal(
     return np.asarray(radius * np.cos(2 * np.pi * pairs[:, draws:]), np.float64)
 
 
-def generator(seed: int, stream: Stream, *position: int) -> np.random.Generator:
-    """A numpy generator keyed by (seed, stream) and up to three words of position: for draws of unknown number."""
+def generator(seed: int, stream: Stream, *position: int) -> np.random.RandomState:
+    """A numpy generator keyed by (seed, stream) and up to three words of position: for draws of unknown number.
+
+    The legacy class, because numpy promises that its draws never change: a run may outlive a version of numpy.
+    """
     key = np.array([seed & 0xFFFFFFFFFFFFFFFF, int(stream)], np.uint64)
     counter = np.zeros(4, np.uint64)
     counter[1 : 1 + len(position)] = position  # the lowest word counts the draws
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+    return np.random.RandomState(np.random.Philox(key=key, counter=counter))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from deit_fast.data.header import IMAGE_SUFFIXES, image_size
 from deit_fast.data.shards import open_shard
 from deit_fast.errors import DataError
+from deit_fast.progress import progress
 
 Split = Literal["train", "val"]
 
@@ -94,7 +95,7 @@ class TarShards(Source):
     def __init__(self, uri: str, shards: Sequence[Path]) -> None:
         try:
             with ThreadPoolExecutor(_OPENING_THREADS) as pool:
-                opened = list(pool.map(open_shard, shards))
+                opened = list(progress(pool.map(open_shard, shards), len(shards), "open shards"))
         except ValueError as error:
             raise DataError(str(error)) from None
         self._shards = [str(shard) for shard in shards]
@@ -142,10 +143,15 @@ def open_source(uri: str, split: Split | None = None) -> Source:
 
 
 def find_validation(uri: str) -> str | None:
-    """`uri` itself where it holds a validation split beside the training split (val/, val-*.tar), else None."""
-    folder = Path(uri).expanduser()
-    has_both = (folder / "train").is_dir() and (folder / "val").is_dir()
-    return uri if has_both or next(folder.glob("val-*.tar"), None) else None
+    """The validation split beside the training split that `uri` names or holds: val/ or val-*.tar, else None."""
+    path = Path(uri).expanduser()
+    if path.name == "train" or path.name.startswith("train-"):
+        path = path.parent
+    elif (path / "train").is_dir() != (path / "val").is_dir():
+        return None
+    if (path / "val").is_dir():
+        return str(path / "val")
+    return str(path / "val-*.tar") if next(path.glob("val-*.tar"), None) else None
 
 
 def check_classes(source: Source, num_classes: int) -> None:
@@ -159,6 +165,8 @@ def check_classes(source: Source, num_classes: int) -> None:
 
 def _open_folder(uri: str, folder: Path, split: Split | None) -> Source:
     folders = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+    if folders == {"train"} and split == "train":
+        return _open_folder(uri, folder / split, None)
     if {"train", "val"} <= folders:
         if split is None:
             raise DataError(
