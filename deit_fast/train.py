@@ -21,10 +21,10 @@ from deit_fast.checkpoint import (
 )
 from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
 from deit_fast.data.params import draw_mix
-from deit_fast.data.sampler import TrainSampler
+from deit_fast.data.sampler import build_samplers
 from deit_fast.data.sources import Source, check_classes, find_validation, open_source
 from deit_fast.distributed import World, cpu_threads, join_world, leave_world, peak_memory, to_device
-from deit_fast.errors import DataError, RecipeError, RunError, StoppedError
+from deit_fast.errors import DataError, RunError, StoppedError
 from deit_fast.evaluate import build_eval_loader, evaluate
 from deit_fast.files import locked, write_json
 from deit_fast.metrics import MetricsLog, Window, plot_curves
@@ -75,7 +75,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, source: Source, val_source: Source | None, out: Path, world: World) -> None:
         self.recipe, self.source, self.val_source, self.out, self.world = recipe, source, val_source, out, world
-        self.samplers = _build_samplers(recipe, len(source), world)
+        self.samplers = build_samplers(recipe, len(source), world.rank, world.size)
         self.steps_per_epoch = self.samplers[0].steps_per_epoch
         self.total_steps = total_steps(recipe.schedule, self.steps_per_epoch)
         dtype = choose_dtype(recipe.run, world.device)
@@ -284,18 +284,3 @@ class Trainer:
             write_json(self.out / "result.json", result)
         self.world.barrier()
         return result
-
-
-def _build_samplers(recipe: Recipe, num_images: int, world: World) -> list[TrainSampler]:
-    """One sampler for each accumulation pass of this process."""
-    passes, batch = recipe.run.accumulation, recipe.run.global_batch
-    parts = world.size * passes
-    if recipe.mix.active and batch % parts == 0 and (batch // parts) % 2:
-        raise RecipeError(
-            f"run.global_batch={batch}: expected an even batch for each of {world.size} processes x {passes} "
-            "accumulation passes, because mixup and cutmix pair images up"
-        )
-    return [
-        TrainSampler(num_images, recipe.data.repeats, batch, recipe.run.seed, parts, world.rank * passes + index)
-        for index in range(passes)
-    ]

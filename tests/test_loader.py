@@ -301,6 +301,9 @@ def test_an_error_of_dali_that_no_image_explains_stays_itself(source: Source, mo
     monkeypatch.setattr(broken, "undecodable", lambda _: False)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(loader)
+    feed = lambda: None  # noqa: E731 (nothing in flight this time)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(loader)
     loader.close()
 
 

@@ -160,3 +160,12 @@ def test_both_module_names_run() -> None:
         command = [sys.executable, "-m", name, "--help"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
         assert "evaluate_STAGE" in done.stdout
+
+
+@pytest.mark.parametrize("data", ["images/train", "images/train/", "shards/train-{0000..0009}.tar"])
+def test_training_images_alone_are_not_evaluated_on(
+    data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--size", "demo", "--data", data, "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert "names training images alone; expected --val" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()

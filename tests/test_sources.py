@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
 from deit_fast.data.header import image_size
-from deit_fast.data.sources import check_classes, open_source
+from deit_fast.data.sources import check_classes, find_validation, open_source
 from deit_fast.errors import DataError
 
 
@@ -368,3 +368,24 @@ def test_no_torch_is_imported() -> None:
     program = f"import sys, {modules}; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"
+
+
+def test_validation_is_found_beside_the_training_images(tmp_path: Path) -> None:
+    for name in ("both/train/a", "both/val/a", "alone/train/a"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "shards").mkdir()
+    for name in ("train-0000.tar", "train-0001.tar", "val-0000.tar"):
+        (tmp_path / "shards" / name).touch()
+    for uri in ("both", "both/train", "both/train/"):
+        assert find_validation(f"{tmp_path}/{uri}") == f"{tmp_path}/both/val"
+    for uri in ("shards", "shards/train-{0000..0001}.tar", "shards/train-*.tar", "shards/train-0001.tar"):
+        assert find_validation(f"{tmp_path}/{uri}") == f"{tmp_path}/shards/val-*.tar"
+    for uri in ("alone", "alone/train", "absent", "absent/train-0000.tar"):
+        assert find_validation(f"{tmp_path}/{uri}") is None
+
+
+def test_a_lone_training_split_is_not_taken_for_a_class(tmp_path: Path) -> None:
+    folder = tmp_path / "train" / "cat"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    assert open_source(str(tmp_path), "train").classes == ["cat"]

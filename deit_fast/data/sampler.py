@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from deit_fast.data.philox import Stream, generator
 from deit_fast.errors import DataError, RecipeError
+from deit_fast.recipe import Recipe
 
 _REPEATED_MULTIPLE = 256
 
@@ -81,6 +82,21 @@ class TrainSampler:
             cached = self._cached = epoch, _shuffle(self._num_images, epoch, self._seed)
         places = step_in_epoch * self._global_batch + self._positions
         return StepIndices(epoch, *_views_at(places, cached[1], self._repeats), self._positions)
+
+
+def build_samplers(recipe: Recipe, num_images: int, rank: int, world_size: int) -> list[TrainSampler]:
+    """One sampler for each accumulation pass of a process. Raises RecipeError for a batch that cannot be divided."""
+    passes, batch = recipe.run.accumulation, recipe.run.global_batch
+    parts = world_size * passes
+    if recipe.mix.active and batch % parts == 0 and (batch // parts) % 2:
+        raise RecipeError(
+            f"run.global_batch={batch}: expected an even batch for each of {world_size} processes x {passes} "
+            "accumulation passes, because mixup and cutmix pair images up"
+        )
+    return [
+        TrainSampler(num_images, recipe.data.repeats, batch, recipe.run.seed, parts, rank * passes + index)
+        for index in range(passes)
+    ]
 
 
 def eval_indices(num_images: int, rank: int, world_size: int, batch: int) -> list[NDArray[np.int64]]:
