@@ -21,7 +21,8 @@ from deit_fast.errors import DataError, RecipeError, RunError
 from deit_fast.evaluate import build_eval_loader, evaluate
 from deit_fast.files import locked, write_json
 from deit_fast.metrics import MetricsLog, Window, plot_curves
-from deit_fast.models.build import build_model
+from deit_fast.models.build import build_model, drops_subset
+from deit_fast.models.stochastic_depth import keep_count
 from deit_fast.recipe import SECTIONS, Recipe, parse_recipe
 from deit_fast.schedule import learning_rate, total_steps
 from deit_fast.step import MicroBatch, Mixing, TrainStep, build_state, choose_dtype
@@ -67,6 +68,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, source: Source, val_source: Source | None, out: Path, world: World) -> None:
         self.recipe, self.source, self.val_source, self.out, self.world = recipe, source, val_source, out, world
         self.samplers = _build_samplers(recipe, len(source), world)
+        _check_drop_path(recipe, world)
         self.steps_per_epoch = self.samplers[0].steps_per_epoch
         self.total_steps = total_steps(recipe.schedule, self.steps_per_epoch)
         dtype = choose_dtype(recipe.run, world.device)
@@ -271,6 +273,17 @@ def _build_samplers(recipe: Recipe, num_images: int, world: World) -> list[Train
         TrainSampler(num_images, recipe.data.repeats, batch, recipe.run.seed, parts, world.rank * passes + index)
         for index in range(passes)
     ]
+
+
+def _check_drop_path(recipe: Recipe, world: World) -> None:
+    """Raises RecipeError where the subset of a small batch is all of it, which would be no stochastic depth."""
+    model, passes = recipe.model, recipe.run.accumulation
+    batch = recipe.run.global_batch // (world.size * passes)
+    if model.drop_path and drops_subset(model) and keep_count(batch, model.drop_path) == batch:
+        raise RecipeError(
+            f"model.drop_path={model.drop_path:g}: expected a larger batch than {batch} for each of {world.size} "
+            f"processes x {passes} accumulation passes, whose subset drops none; or model.drop_path_mode=bernoulli"
+        )
 
 
 def _check_same(recipe: Recipe, saved: Recipe, path: Path) -> None:

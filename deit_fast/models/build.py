@@ -8,6 +8,16 @@ from deit_fast.models.vit import deit3
 from deit_fast.recipe import Model
 from deit_fast.zoo import find_architecture
 
+# Below this rate drawing, gathering and scattering cost what skipping saves (DINOv2 draws the line there too).
+SUBSET_FROM = 0.1
+
+
+def drops_subset(section: Model) -> bool:
+    """Whether stochastic depth skips the branches that it drops: model.drop_path_mode, with "auto" resolved."""
+    if section.drop_path_mode == "auto":
+        return section.drop_path >= SUBSET_FROM
+    return section.drop_path_mode == "subset"
+
 
 def build_model(section: Model) -> VisionTransformer:
     """The model of a recipe, initialised from torch's global generator."""
@@ -18,6 +28,7 @@ def build_model(section: Model) -> VisionTransformer:
         section.drop_path,
         section.layer_scale,
         section.dropout,
+        drops_subset(section),
     )
 
 
