@@ -38,6 +38,8 @@ class Model(Section):
     """Number of classes; has to equal the data's."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth rate, the same in every block (DeiT III; timm's default is linear in depth)."""
+    drop_path_mode: Literal["auto", "subset", "bernoulli"] = "auto"
+    """subset: branches run on the kept share of a batch only. bernoulli: the reference's. auto: subset from 0.1 on."""
     layer_scale: Positive | None = 1e-4
     """Initial value of LayerScale; null leaves it out."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -77,8 +79,7 @@ class Augment(Section):
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        for key in ("scale", "ratio"):
-            low, high = getattr(self, key)
+        for key, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if low > high:
                 raise ValueError(f"augment.{key}={[low, high]}: expected low <= high")
         if self.scale[1] > 1:

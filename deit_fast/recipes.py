@@ -26,14 +26,17 @@ main.py --model {model} --batch-size {per_gpu} --epochs 800 --input-size {resolu
 --lr {lr} --weight-decay 0.05 --opt fusedlamb --bce-loss --smoothing 0.0 --mixup .8 --cutmix 1.0 --ThreeAugment \
 --color-jitter 0.3 --repeated-aug --reprob 0.0 --unscale-lr --warmup-epochs 5 --eval-crop-ratio 1.0
 Here: bf16 instead of fp16, the learning rate follows every step (schedule.reference_epoch_steps=true restores the \
-per-epoch, one-epoch-late one), and the moving average is evaluated too. Log of the reference: {top1} % top-1."""
+per-epoch, one-epoch-late one), the moving average is evaluated too, and stochastic depth from a rate of 0.1 on runs \
+branches on exactly the kept share of the batch (model.drop_path_mode=bernoulli restores the draw per sample). \
+Log of the reference: {top1} % top-1."""
 
 _FINETUNE = """\
 DeiT III ViT-{size} finetuning on ImageNet-1k at {resolution} px, 20 epochs, from {start}: \
 facebookresearch/deit README_revenge.
 AdamW, lr 1e-5 (constant after the warmup: the minimum is the same), weight decay 0.1, soft cross-entropy with \
 smoothing 0.1, RandAugment m9-mstd0.5-inc1, no repeated augmentation, no gradient clipping; the reference's \
---color-jitter does nothing beside RandAugment and is 0 here. Log of the reference: {top1} % top-1."""
+--color-jitter does nothing beside RandAugment and is 0 here. Stochastic depth is the pretraining's. \
+Log of the reference: {top1} % top-1."""
 
 
 def _pretrain(

@@ -28,7 +28,7 @@ from deit_fast.errors import DataError, RunError, StoppedError
 from deit_fast.evaluate import build_eval_loader, evaluate
 from deit_fast.files import locked, write_json
 from deit_fast.metrics import MetricsLog, Window, plot_curves
-from deit_fast.models.build import build_model
+from deit_fast.models.build import build_model, check_drop_path
 from deit_fast.recipe import Recipe, parse_recipe
 from deit_fast.schedule import learning_rate, total_steps
 from deit_fast.step import MicroBatch, Mixing, TrainStep, build_state, choose_dtype
@@ -76,6 +76,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, source: Source, val_source: Source | None, out: Path, world: World) -> None:
         self.recipe, self.source, self.val_source, self.out, self.world = recipe, source, val_source, out, world
         self.samplers = build_samplers(recipe, len(source), world.rank, world.size)
+        check_drop_path(recipe.model, recipe.run.global_batch // (world.size * recipe.run.accumulation))
         self.steps_per_epoch = self.samplers[0].steps_per_epoch
         self.total_steps = total_steps(recipe.schedule, self.steps_per_epoch)
         dtype = choose_dtype(recipe.run, world.device)

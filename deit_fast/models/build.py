@@ -4,9 +4,30 @@ from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
 
+from deit_fast.errors import RecipeError
+from deit_fast.models.stochastic_depth import keep_count
 from deit_fast.models.vit import deit3
 from deit_fast.recipe import Model
 from deit_fast.zoo import find_architecture
+
+# Below this rate drawing, gathering and scattering cost what skipping saves (DINOv2 draws the line there too).
+SUBSET_FROM = 0.1
+
+
+def drops_subset(section: Model) -> bool:
+    """Whether stochastic depth skips the branches that it drops: model.drop_path_mode, with "auto" resolved."""
+    if section.drop_path_mode == "auto":
+        return section.drop_path >= SUBSET_FROM
+    return section.drop_path_mode == "subset"
+
+
+def check_drop_path(section: Model, batch: int) -> None:
+    """Raises RecipeError where the subset of a batch this small is all of it: that would be no stochastic depth."""
+    if section.drop_path and drops_subset(section) and keep_count(batch, section.drop_path) == batch:
+        raise RecipeError(
+            f"model.drop_path={section.drop_path:g}: expected a larger batch than {batch} for each process and pass, "
+            "whose subset drops none; or model.drop_path_mode=bernoulli"
+        )
 
 
 def build_model(section: Model) -> VisionTransformer:
@@ -18,6 +39,7 @@ def build_model(section: Model) -> VisionTransformer:
         section.drop_path,
         section.layer_scale,
         section.dropout,
+        drops_subset(section),
     )
 
 

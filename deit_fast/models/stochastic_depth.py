@@ -1,0 +1,98 @@
+"""Stochastic depth that skips work: a residual branch runs on a random subset of the batch instead of being masked.
+
+Stochastic depth is Huang et al. 2016, arXiv:1603.09382. timm and the reference compute every branch for every sample
+and multiply the dropped ones by zero; here those are never computed, an idea of DINOv2 (Oquab et al. 2023,
+arXiv:2304.07193, section 5). At rate p it saves p of the branches' FLOPs and activation memory, forward and backward.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+
+def keep_count(batch: int, rate: float) -> int:
+    """Samples of `batch` that a branch runs on at drop rate `rate`: round(batch * (1 - rate)), at least one.
+
+    The rate in effect is therefore 1 - keep / batch, within 1 / (2 * batch) of `rate` (but for the one that is always
+    kept); where batch * rate < 0.5 it is zero and the branch is dense. The scale batch / keep follows the rate in
+    effect, so the expectation is exact at every batch size.
+    """
+    return max(1, round(batch * (1 - rate)))
+
+
+def draw_rows(batch: int, keep: int, device: torch.device) -> Tensor:
+    """`keep` different indices below `batch`, uniform over all subsets; int64 [keep] on the device.
+
+    A sort of uniform numbers from the default generator: no host synchronisation and static shapes, so the draw can be
+    compiled and captured in a CUDA graph, and torch.manual_seed decides it.
+    """
+    return torch.rand(batch, device=device).argsort()[:keep]
+
+
+class _Fork(torch.autograd.Function):
+    """x [B, ...] and rows [K] -> x itself and x[rows]: index_select with a cheaper backward.
+
+    Autograd would write the gradient of index_select into a zeroed tensor of x's size and add that to the gradient of
+    the residual stream: three passes over the whole batch where the rows alone need adding.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), x.index_select(0, rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad_stream: Tensor, grad_kept: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return grad_stream.index_add(0, rows, grad_kept), None
+
+
+def residual_subset(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float) -> Tensor:
+    """x + branch(x) with the branch on a random subset of samples: x [B, ...] -> [B, ...].
+
+    Exactly `keep_count(B, rate)` samples, drawn anew at each call, get B / keep * branch(their rows); the others pass
+    unchanged and cost nothing. `branch` takes [keep, ...], returns that shape and must not mix samples. At rate 0 this
+    is x + branch(x), bit for bit. A block of parallel branches gives it their sum, or calls it on x once for each.
+
+    Against Bernoulli drop path (each sample kept with probability 1 - rate, scaled by 1 / (1 - rate)) means of outputs
+    and gradients are equal. So is the variance of one sample's output, p / (1 - p) * branch(x)^2 with p = 1 - keep / B;
+    but a batch is drawn without replacement (covariance -p / ((1 - p) * (B - 1)) of two samples), so sums vary less.
+    """
+    batch = x.shape[0]
+    keep = keep_count(batch, rate)
+    if keep == batch:
+        return x + branch(x)
+    rows = draw_rows(batch, keep, x.device)
+    stream, kept = _Fork.apply(x, rows)
+    # The indices are distinct, so each element is added to once at most: index_add is deterministic although CUDA does
+    # it with atomics. index_copy would read the rows once more, and its backward copies and fills the whole batch.
+    # Nothing else reads the stream, so inductor adds in place: compiled, the skipped samples cost no memory traffic.
+    return stream.index_add(0, rows, branch(kept).to(stream.dtype), alpha=batch / keep)
+
+
+class SubsetBlock(Block):
+    """timm's pre-norm transformer block with `residual_subset` around attention and MLP, drawn independently.
+
+    The rates are those of timm's drop_path1 and drop_path2, and the state dict is timm's. In evaluation, and at rate 0,
+    it is timm's own forward.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Tokens [B, N, D] -> [B, N, D]; attention masks in evaluation only, as a mask may differ between samples."""
+        if not self.training:
+            return super().forward(x, *args, **kwargs)
+        if args or kwargs:
+            raise ValueError("attention masks with subset stochastic depth in training: expected none")
+        x = residual_subset(x, lambda kept: self.ls1(self.attn(self.norm1(kept))), _rate(self.drop_path1))
+        return residual_subset(x, lambda kept: self.ls2(self.mlp(self.norm2(kept))), _rate(self.drop_path2))
+
+
+def _rate(drop_path: nn.Module) -> float:
+    return drop_path.drop_prob if isinstance(drop_path, DropPath) else 0.0
