@@ -81,9 +81,9 @@ def evaluate_checkpoint(
         raise DataError(f"{data}: expected the classes of {checkpoint}, found {found!r} in the place of {theirs!r}")
     world = join_world()
     dtype = choose_dtype(recipe.run, world.device)
-    model = build_model(recipe.model)
+    model = build_model(recipe.model).to(world.device).to(memory_format=torch.channels_last)
     changes = initialise(model, weights.tensors)
-    classifier = Classifier(model.eval(), recipe, dtype).to(world.device).to(memory_format=torch.channels_last)
+    classifier = Classifier(model.eval(), recipe, dtype)
     predict = torch.compile(classifier) if wants_compile(recipe.run, world.device) else classifier
     loader = build_eval_loader(recipe, source, world)
     try:

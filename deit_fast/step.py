@@ -53,16 +53,14 @@ class MicroBatch(NamedTuple):
 class Classifier(nn.Module):
     """A model from uint8 images to fp32 logits: normalisation and autocast belong to the compiled region."""
 
-    mean: Tensor
-    scale: Tensor
-
     def __init__(self, model: nn.Module, recipe: Recipe, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
         self.dtype = dtype
-        shape = (1, 3, 1, 1)
-        self.register_buffer("mean", 255.0 * torch.tensor(recipe.data.mean).view(shape), persistent=False)
-        self.register_buffer("scale", (1 / 255.0) / torch.tensor(recipe.data.std).view(shape), persistent=False)
+        # Constants beside the weights, no buffers: DDP would send buffers around at every step.
+        device = next(model.parameters()).device
+        self.mean = 255.0 * torch.tensor(recipe.data.mean, device=device).view(1, 3, 1, 1)
+        self.scale = (1 / 255.0) / torch.tensor(recipe.data.std, device=device).view(1, 3, 1, 1)
 
     def normalise(self, images: Tensor) -> Tensor:
         return (images.float() - self.mean) * self.scale
@@ -172,17 +170,16 @@ class TrainStep:
 
     def __init__(self, recipe: Recipe, state: TrainState, world: World, dtype: torch.dtype) -> None:
         self.recipe, self.state, self.world = recipe, state, world
-        self.classifier = Classifier(state.model, recipe, dtype).to(world.device)
+        self.classifier = Classifier(state.model, recipe, dtype)
         objective: nn.Module = Objective(self.classifier, recipe)
         self.compiled = wants_compile(recipe.run, world.device)
         if self.compiled:
             objective = cast(nn.Module, torch.compile(objective))
-        # Compiled inside, wrapped outside: DDP around an eager module would break the graph at every bucket.
+        # One compiled region inside DDP: no graph breaks at the buckets, but all gradients arrive together at its end.
         self.ddp = None
         if world.size > 1:
             self.ddp = DistributedDataParallel(
                 objective,
-                broadcast_buffers=False,
                 gradient_as_bucket_view=True,
                 static_graph=recipe.run.accumulation == 1,  # a static graph does not allow no_sync
             )
@@ -214,5 +211,5 @@ class TrainStep:
 
     def predictor(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """uint8 images -> logits with `model`'s weights, compiled where the training step is."""
-        classifier = Classifier(model, self.recipe, self.classifier.dtype).to(self.world.device)
+        classifier = Classifier(model, self.recipe, self.classifier.dtype)
         return torch.compile(classifier) if self.compiled else classifier
