@@ -98,6 +98,7 @@ class Lamb(torch.optim.Optimizer):
         self.average = average
         self.grad_norm: Tensor = torch.zeros(())
         self.skipped: Tensor = torch.zeros(())
+        self._scratch = torch.empty(0)
         first = self.param_groups[0]["params"][0]
         if fused is None:
             fused = first.is_cuda and importlib.util.find_spec("triton") is not None
@@ -136,11 +137,15 @@ class Lamb(torch.optim.Optimizer):
         divisor = None
         if self.max_grad_norm is not None:
             divisor = (self.grad_norm / self.max_grad_norm).clamp(min=1.0)
+            # Dividing writes the gradients back; a host that need not wait for the device may look first.
+            if not divisor.is_cuda and divisor == 1:
+                divisor = None
         largest = max(param.numel() for group in groups for param in group.params)
-        scratch = torch.empty(largest, device=self.grad_norm.device)
+        if self._scratch.numel() < largest:  # kept: fresh memory costs more than the pass over it
+            self._scratch = torch.empty(largest, device=self.grad_norm.device)
         for group in groups:
             group.step.add_(finite)
-            lamb_update(group, divisor, self.skipped, scratch)
+            lamb_update(group, divisor, self.skipped, self._scratch)
 
     def _collect(self, group: dict[str, Any]) -> TensorGroup:
         params = [p for p in group["params"] if p.grad is not None and p.numel()]
