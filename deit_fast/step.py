@@ -162,7 +162,7 @@ def build_state(recipe: Recipe, model: VisionTransformer) -> TrainState:
     ema = None
     if recipe.optim.ema_decay is not None:
         ema = copy.deepcopy(model).requires_grad_(False).eval()
-    return TrainState(model, ema, build_optimizer(recipe.optim, model))
+    return TrainState(model, ema, build_optimizer(recipe.optim, model, ema))
 
 
 class TrainStep:
@@ -200,12 +200,8 @@ class TrainStep:
                 loss = self.objective(images, labels, mixing) / len(batches)
                 loss.backward()
             total += loss.detach()
-        state.optimizer.step()
+        state.optimizer.step()  # moves state.ema as well
         state.optimizer.zero_grad(set_to_none=True)
-        if state.ema is not None:
-            assert self.recipe.optim.ema_decay is not None
-            average, current = ([p.detach() for p in model.parameters()] for model in (state.ema, state.model))
-            torch._foreach_lerp_(average, current, 1.0 - self.recipe.optim.ema_decay)
         self.meter.add(total, state.optimizer.grad_norm, state.optimizer.skipped)
         state.step += 1
 

@@ -1,68 +1,83 @@
-"""LAMB with the arithmetic of apex FusedLAMB, in plain torch: no apex, no nvcc, no host synchronisation."""
+"""LAMB with the arithmetic of apex FusedLAMB: Triton kernels on GPUs, torch's own fused passes elsewhere."""
 
-import math
+import importlib.util
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from deit_fast.optim.average import WeightAverage, sgd_update
 
-def lamb_update(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    step: Tensor,
-    finite: Tensor,
-    lr: Tensor | float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """One LAMB step, in place, over tensors of any shapes; `grads` are clipped already and are overwritten.
+
+class TensorGroup(NamedTuple):
+    """What one step reads and writes for the parameters of one group that have a gradient: fp32, equally laid out."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    averages: list[Tensor | None]  # moving averages of the weights
+    lr: Tensor  # []
+    step: Tensor  # [], steps before this one
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+
+
+def lamb_update(group: TensorGroup, divisor: Tensor | None, skipped: Tensor, scratch: Tensor) -> None:
+    """One LAMB step, in place; gradients are divided by `divisor` [], in place as well. group.step counts this step.
 
     m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  u = m^ / (sqrt(v^) + eps) + weight_decay p;
     p -= lr * ratio * u, with the trust ratio |p| / |u| per tensor, 1 where either norm is 0 and where nothing decays
-    (apex csrc/multi_tensor_lamb.cu, use_nvlamb off). step [] counts from 1. finite [] is 1, or 0 to leave everything
-    as it was; the gradients must be finite in both cases.
+    (apex csrc/multi_tensor_lamb.cu, use_nvlamb off). skipped [] is 1 to leave everything as it was, else 0.
+    scratch holds at least as many elements as the largest parameter.
     """
-    beta1, beta2 = betas
-    gain1, gain2 = (1.0 - beta1) * finite, (1.0 - beta2) * finite
-    torch._foreach_mul_(exp_avgs, 1.0 - gain1)
-    torch._foreach_mul_(exp_avg_sqs, 1.0 - gain2)
-    torch._foreach_add_(exp_avg_sqs, torch._foreach_mul(torch._foreach_mul(grads, grads), gain2))
-    torch._foreach_mul_(grads, gain1)
-    torch._foreach_add_(exp_avgs, grads)
 
-    # 1 - beta^step through expm1: in fp32, 1 - 0.999 is off by 5e-5 of itself.
-    correction1, correction2 = (-torch.expm1(step * math.log(beta or 5e-324)) for beta in betas)
-    updates = torch._foreach_mul(exp_avg_sqs, 1.0 / correction2)
-    torch._foreach_sqrt_(updates)
-    torch._foreach_add_(updates, eps)
-    torch._foreach_reciprocal_(updates)
-    torch._foreach_mul_(updates, exp_avgs)
-    torch._foreach_mul_(updates, 1.0 / correction1)
-    scale = -lr * finite
-    if weight_decay != 0:
-        torch._foreach_add_(updates, params, alpha=weight_decay)
-        param_norms = torch.stack(torch._foreach_norm(params))
-        update_norms = torch.stack(torch._foreach_norm(updates))
-        adapts = (param_norms > 0) & (update_norms > 0)
-        ratios = torch.where(adapts, param_norms / update_norms, 1.0)
-        torch._foreach_mul_(updates, list((ratios * scale).unbind()))
-    else:
-        torch._foreach_mul_(updates, scale)
-    torch._foreach_add_(params, updates)
+    def adam(targets: list[Tensor], first: int, lr: float | Tensor) -> None:
+        """targets -= lr * m^ / (sqrt(v^) + eps), with the moments of the parameters from `first` on."""
+        part = slice(first, first + len(targets))
+        torch._fused_adam_(
+            targets,
+            group.grads[part],
+            group.exp_avgs[part],
+            group.exp_avg_sqs[part],
+            [],
+            [group.step] * len(targets),
+            lr=lr,
+            beta1=group.betas[0],
+            beta2=group.betas[1],
+            weight_decay=0.0,
+            eps=group.eps,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=divisor,
+            found_inf=skipped,
+        )
+
+    if group.weight_decay == 0:  # without a trust ratio LAMB is Adam
+        adam(group.params, 0, group.lr)
+        return
+    # One tensor after the other: its update lives in the cache, and never in memory.
+    for index, param in enumerate(group.params):
+        update = scratch.as_strided(param.shape, param.stride())
+        torch.mul(param, group.weight_decay, out=update)
+        adam([update], index, -1.0)
+        param_norm, update_norm = torch._foreach_norm([param, update])
+        ratio = torch.where((param_norm > 0) & (update_norm > 0), param_norm / update_norm, 1.0)
+        sgd_update([param], [update], group.lr * ratio, skipped)
 
 
 class Lamb(torch.optim.Optimizer):
     """LAMB (arXiv:1904.00962) as apex FusedLAMB computes it, with fp32 parameters of any shape and count.
 
     The global norm of all gradients is clipped to max_grad_norm (None is no clipping), the trust ratio applies to
-    parameter groups with weight decay only. After `step`, `grad_norm` [] holds the norm before clipping and
-    `skipped` [] is 1 where it was not finite: then neither parameters nor state have changed. Both stay on the
-    device.
+    parameter groups with weight decay only. `average` moves with the weights. After `step`, `grad_norm` [] holds the
+    norm before clipping and `skipped` [] is 1 where it was not finite: then neither parameters nor averages nor
+    state have changed. Both stay on the device, and the next step may overwrite them; it may scale the gradients too.
+
+    fused=None takes the Triton kernels for CUDA parameters where triton is installed; True insists on them, False
+    avoids them. The state is the same: a checkpoint of one path continues on the other.
     """
 
     def __init__(
@@ -73,13 +88,25 @@ class Lamb(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         max_grad_norm: float | None = 1.0,
+        average: WeightAverage | None = None,
+        fused: bool | None = None,
     ) -> None:
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"Lamb: betas={betas}: expected two values in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.max_grad_norm = max_grad_norm
+        self.average = average
         self.grad_norm: Tensor = torch.zeros(())
         self.skipped: Tensor = torch.zeros(())
+        self._scratch = torch.empty(0)
+        first = self.param_groups[0]["params"][0]
+        if fused is None:
+            fused = first.is_cuda and importlib.util.find_spec("triton") is not None
+        self._kernels = None
+        if fused:
+            from deit_fast.optim.lamb_triton import LambKernels
+
+            self._kernels = LambKernels(first.device)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -88,44 +115,70 @@ class Lamb(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        trained = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        grads = [p.grad for _, params in trained for p in params]
-        if not grads:
+        groups = [tensors for group in self.param_groups if (tensors := self._collect(group)).params]
+        if not groups:
             return loss
-        self.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        is_finite = torch.isfinite(self.grad_norm)
-        finite = is_finite.to(torch.float32)
-        self.skipped = 1.0 - finite
-        # A skipped step still runs, on zeros: the host never has to ask. where, not a product: 0 * inf is not 0.
-        grads = [torch.where(is_finite, grad, 0.0) for grad in grads]
-        if self.max_grad_norm is not None:
-            torch._foreach_mul_(grads, (self.max_grad_norm / self.grad_norm).nan_to_num(1.0).clamp(max=1.0))
-        remaining = iter(grads)
-        for group, params in trained:
-            if not params:
-                continue
-            states = [self._state_of(p) for p in params]
-            step = group.setdefault("step", torch.zeros((), device=params[0].device))
-            step += finite
-            lamb_update(
-                params,
-                [next(remaining) for _ in params],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                step.clamp(min=1.0),
-                finite,
-                group["lr"],
-                group["betas"],
-                group["eps"],
-                group["weight_decay"],
-            )
+        if self._kernels is not None:
+            decay = 0.0 if self.average is None else self.average.decay
+            self.grad_norm, self.skipped = self._kernels.step(groups, self.max_grad_norm, decay)
+        else:
+            self._step_with_torch(groups)
+        if self.average is not None:
+            done = {param for group in groups for param in group.params} if self._kernels is not None else set()
+            self.average.update([w for w in self.average.weights if w not in done], self.skipped)
         return loss
+
+    def _step_with_torch(self, groups: list[TensorGroup]) -> None:
+        self.grad_norm = torch.linalg.vector_norm(
+            torch.stack(torch._foreach_norm([grad for group in groups for grad in group.grads]))
+        )
+        finite = torch.isfinite(self.grad_norm).to(torch.float32)
+        self.skipped = 1.0 - finite
+        divisor = None
+        if self.max_grad_norm is not None:
+            divisor = (self.grad_norm / self.max_grad_norm).clamp(min=1.0)
+            # Dividing writes the gradients back; a host that need not wait for the device may look first.
+            if not divisor.is_cuda and divisor == 1:
+                divisor = None
+        largest = max(param.numel() for group in groups for param in group.params)
+        if self._scratch.numel() < largest:  # kept: fresh memory costs more than the pass over it
+            self._scratch = torch.empty(largest, device=self.grad_norm.device)
+        for group in groups:
+            group.step.add_(finite)
+            lamb_update(group, divisor, self.skipped, self._scratch)
+
+    def _collect(self, group: dict[str, Any]) -> TensorGroup:
+        params = [p for p in group["params"] if p.grad is not None and p.numel()]
+        states = [self._state_of(p) for p in params]
+        device = params[0].device if params else torch.device("cpu")
+        if params and group.setdefault("step", torch.zeros((), device=device)).device != device:
+            group["step"] = group["step"].to(device)
+        lr = group["lr"]
+        return TensorGroup(
+            params,
+            [_laid_out_like(p.grad, p) for p in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [None if self.average is None else self.average.of(p) for p in params],
+            lr.to(device) if isinstance(lr, Tensor) else torch.full((), lr, device=device),
+            group.get("step", torch.zeros(())),
+            group["betas"],
+            group["eps"],
+            group["weight_decay"],
+        )
 
     def _state_of(self, param: Tensor) -> dict[str, Tensor]:
         state = self.state[param]
         if not state:
-            if param.dtype != torch.float32 or param.layout != torch.strided:
-                raise ValueError(f"Lamb: parameter of {param.dtype}, {param.layout}: expected dense float32 weights")
             state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            if param.dtype != torch.float32 or state["exp_avg"].stride() != param.stride():
+                raise ValueError(f"Lamb: parameter of {param.dtype}, {param.layout}: expected dense float32 weights")
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = _laid_out_like(state[key], param)
         return state
+
+
+def _laid_out_like(tensor: Tensor, param: Tensor) -> Tensor:
+    """`tensor` with the strides of `param`, which all passes over memory rely on: a checkpoint's may differ."""
+    return tensor if tensor.stride() == param.stride() else torch.empty_like(param).copy_(tensor)

@@ -1,0 +1,270 @@
+"""LAMB for all tensors of a model in five kernel launches: two passes over memory after the gradient norm's.
+
+All tensors are cut into chunks of CHUNK elements, one chunk to a program. Bytes per parameter, all fp32:
+
+    _grad_norm  reads g                                                          4
+    _clip       one program per group: norm, clip factor, step, bias correction  -
+    _moments    reads p g m v, writes m v; norms of p and of the update u       24
+    _ratios     one program per tensor: |p| / |u|                                -
+    _apply      reads p m v, computes u again, writes p                         16
+                reads and writes the moving average                              8
+
+Sums are kept per chunk and added up in a fixed order, never by atomics: the same inputs give the same bits. Every
+number that changes from step to step (learning rate, step count, clip factor, whether to skip) is in device memory,
+so the host waits for nothing, nothing recompiles, and a CUDA graph can hold the step.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from deit_fast.optim.lamb import TensorGroup
+
+CHUNK = 4096
+WARPS = 8  # with CHUNK: four 16-byte accesses per thread and tensor
+
+# What a row of a table holds. Rows of pointers: param, grad, exp_avg, exp_avg_sq, average (0 is none).
+POINTERS = tl.constexpr(5)
+# 1 - beta1, 1 - beta2, log beta1, log beta2, eps, weight decay, as float64
+CONSTANTS = tl.constexpr(6)
+# clip factor, 1 / (1 - beta1^step), 1 / (1 - beta2^step), lr
+SCALARS = tl.constexpr(4)
+
+
+@triton.jit
+def _locate(chunk, chunk_tensor, first_chunk, sizes, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
+    """Tensor of a chunk, the chunk's first element, and the mask of the elements that exist."""
+    tensor = tl.load(chunk_tensor + chunk)
+    start = (chunk - tl.load(first_chunk + tensor)).to(tl.int64) * CHUNK
+    left = tl.minimum(tl.load(sizes + tensor) - start, CHUNK).to(tl.int32)
+    if ALIGNED:  # without the hint the mask would break up 16-byte accesses
+        left = tl.multiple_of(left, 4)
+    return tensor, start, tl.arange(0, CHUNK) < left
+
+
+@triton.jit
+def _base(pointers, tensor, column: tl.constexpr, start, ALIGNED: tl.constexpr):
+    """Address of element `start` of one of a tensor's storages."""
+    pointer = tl.load(pointers + tensor * POINTERS + column).to(tl.pointer_type(tl.float32))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer + start
+
+
+@triton.jit
+def _direction(p, m, v, scalars, constants, group):
+    """The update before trust ratio and learning rate."""
+    correct1 = tl.load(scalars + group * SCALARS + 1)
+    correct2 = tl.load(scalars + group * SCALARS + 2)
+    eps = tl.load(constants + group * CONSTANTS + 4).to(tl.float32)
+    weight_decay = tl.load(constants + group * CONSTANTS + 5).to(tl.float32)
+    return m * correct1 / (tl.sqrt(v * correct2) + eps) + weight_decay * p
+
+
+@triton.jit
+def _grad_norm(pointers, chunk_tensor, first_chunk, sizes, partials, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
+    chunk = tl.program_id(0)
+    tensor, start, mask = _locate(chunk, chunk_tensor, first_chunk, sizes, CHUNK, ALIGNED)
+    g = tl.load(_base(pointers, tensor, 1, start, ALIGNED) + tl.arange(0, CHUNK), mask, other=0.0)
+    tl.store(partials + chunk, tl.sum(g * g))
+
+
+@triton.jit(do_not_specialize=["chunks"])
+def _clip(partials, chunks, group_pointers, constants, scalars, result, max_norm, BLOCK: tl.constexpr):
+    """scalars [groups, SCALARS] of this step; result [2]: the gradient norm, and 1 where it is not finite."""
+    group = tl.program_id(0)
+    lanes = tl.arange(0, BLOCK)
+    squares = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, chunks, BLOCK):
+        squares += tl.load(partials + start + lanes, start + lanes < chunks, other=0.0)
+    norm = tl.sqrt(tl.sum(squares))
+    finite = norm < float("inf")  # false for NaN
+    if group == 0:
+        tl.store(result, norm)
+        tl.store(result + 1, tl.where(finite, 0.0, 1.0))
+    lr_pointer = tl.load(group_pointers + group * 2).to(tl.pointer_type(tl.float32))
+    step_pointer = tl.load(group_pointers + group * 2 + 1).to(tl.pointer_type(tl.float32))
+    step = tl.load(step_pointer) + tl.where(finite, 1.0, 0.0)
+    tl.store(step_pointer, step)
+    # float64, because 1 - 0.999 in fp32 is off by 5e-5 of itself.
+    log1 = tl.load(constants + group * CONSTANTS + 2)
+    log2 = tl.load(constants + group * CONSTANTS + 3)
+    out = scalars + group * SCALARS
+    tl.store(out, max_norm / tl.maximum(norm, max_norm))
+    tl.store(out + 1, (1.0 / (1.0 - tl.exp(log1 * step.to(tl.float64)))).to(tl.float32))
+    tl.store(out + 2, (1.0 / (1.0 - tl.exp(log2 * step.to(tl.float64)))).to(tl.float32))
+    tl.store(out + 3, tl.load(lr_pointer))
+
+
+@triton.jit
+def _moments(
+    pointers, chunk_tensor, first_chunk, sizes, tensor_group, constants, scalars, result, partials,
+    CHUNK: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    if tl.load(result + 1) != 0:
+        return
+    # Backwards: the gradients that the norm's pass read last are still in the L2 cache.
+    chunk = tl.num_programs(0) - 1 - tl.program_id(0)
+    tensor, start, mask = _locate(chunk, chunk_tensor, first_chunk, sizes, CHUNK, ALIGNED)
+    lanes = tl.arange(0, CHUNK)
+    m_pointers = _base(pointers, tensor, 2, start, ALIGNED) + lanes
+    v_pointers = _base(pointers, tensor, 3, start, ALIGNED) + lanes
+    p = tl.load(_base(pointers, tensor, 0, start, ALIGNED) + lanes, mask, other=0.0)
+    g = tl.load(_base(pointers, tensor, 1, start, ALIGNED) + lanes, mask, other=0.0)
+    m = tl.load(m_pointers, mask, other=0.0)
+    v = tl.load(v_pointers, mask, other=0.0)
+    group = tl.load(tensor_group + tensor)
+    g *= tl.load(scalars + group * SCALARS)
+    m += tl.load(constants + group * CONSTANTS).to(tl.float32) * (g - m)
+    v += tl.load(constants + group * CONSTANTS + 1).to(tl.float32) * (g * g - v)
+    tl.store(m_pointers, m, mask)
+    tl.store(v_pointers, v, mask)
+    u = tl.where(mask, _direction(p, m, v, scalars, constants, group), 0.0)
+    tl.store(partials + 2 * chunk, tl.sum(p * p))
+    tl.store(partials + 2 * chunk + 1, tl.sum(u * u))
+
+
+@triton.jit
+def _ratios(first_chunk, tensor_group, constants, partials, ratios, BLOCK: tl.constexpr):
+    tensor = tl.program_id(0)
+    first = tl.load(first_chunk + tensor)
+    end = tl.load(first_chunk + tensor + 1)
+    p_squares = tl.zeros([BLOCK], tl.float32)
+    u_squares = tl.zeros([BLOCK], tl.float32)
+    for start in range(first, end, BLOCK):
+        chunks = start + tl.arange(0, BLOCK)
+        p_squares += tl.load(partials + 2 * chunks, chunks < end, other=0.0)
+        u_squares += tl.load(partials + 2 * chunks + 1, chunks < end, other=0.0)
+    p_norm = tl.sqrt(tl.sum(p_squares))
+    u_norm = tl.sqrt(tl.sum(u_squares))
+    decays = tl.load(constants + tl.load(tensor_group + tensor) * CONSTANTS + 5) != 0
+    adapts = decays & (p_norm > 0) & (u_norm > 0)
+    tl.store(ratios + tensor, tl.where(adapts, p_norm / tl.where(adapts, u_norm, 1.0), 1.0))
+
+
+@triton.jit
+def _apply(
+    pointers, chunk_tensor, first_chunk, sizes, tensor_group, constants, scalars, result, ratios, average_gain,
+    CHUNK: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    if tl.load(result + 1) != 0:
+        return
+    # Forwards again: _moments, which went backwards, ended at the first chunks.
+    tensor, start, mask = _locate(tl.program_id(0), chunk_tensor, first_chunk, sizes, CHUNK, ALIGNED)
+    lanes = tl.arange(0, CHUNK)
+    p_pointers = _base(pointers, tensor, 0, start, ALIGNED) + lanes
+    p = tl.load(p_pointers, mask, other=0.0)
+    m = tl.load(_base(pointers, tensor, 2, start, ALIGNED) + lanes, mask, other=0.0)
+    v = tl.load(_base(pointers, tensor, 3, start, ALIGNED) + lanes, mask, other=0.0)
+    group = tl.load(tensor_group + tensor)
+    scale = tl.load(scalars + group * SCALARS + 3) * tl.load(ratios + tensor)
+    p -= scale * _direction(p, m, v, scalars, constants, group)
+    tl.store(p_pointers, p, mask)
+    if tl.load(pointers + tensor * POINTERS + 4) != 0:
+        average_pointers = _base(pointers, tensor, 4, start, ALIGNED) + lanes
+        average = tl.load(average_pointers, mask, other=0.0)
+        tl.store(average_pointers, average + average_gain * (p - average), mask)
+
+
+class LambKernels:
+    """The launches of one optimizer and the tables they read, built again only when tensors or constants change."""
+
+    def __init__(self, device: torch.device) -> None:
+        if device.type != "cuda" and not triton.knobs.runtime.interpret:
+            raise ValueError(f"Lamb: fused=True with parameters on {device}: expected a CUDA device")
+        self.device = device
+        self.result = torch.zeros(2, device=device)
+        self._tables: dict[str, tuple[list[Any], Tensor, Tensor]] = {}
+        self._scratch: tuple[Tensor, ...] = ()
+        self._captured: list[Any] = []
+
+    def step(
+        self, groups: Sequence[TensorGroup], max_grad_norm: float | None, average_decay: float
+    ) -> tuple[Tensor, Tensor]:
+        """One step of all groups, in place; returns the gradient norm [] and whether it was skipped [], 1 or 0."""
+        params = list(itertools.chain.from_iterable(group.params for group in groups))
+        sizes = [param.numel() for param in params]
+        rows = [
+            address
+            for group in groups
+            for tensors in zip(*group[:5], strict=True)
+            for address in [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        ]
+        first_chunk = [0, *itertools.accumulate(-(-size // CHUNK) for size in sizes)]
+        chunks = first_chunk[-1]
+        # Each table is named for what it holds; see the comments at the top for the rows.
+        pointers = self._table("pointers", rows, torch.int64)
+        group_pointers = self._table(
+            "group_pointers", [t.data_ptr() for group in groups for t in (group.lr, group.step)], torch.int64
+        )
+        constants = self._table("constants", [c for group in groups for c in _constants(group)], torch.float64)
+        layout = (
+            self._chunk_tensor(first_chunk),
+            self._table("first_chunk", first_chunk, torch.int32),
+            self._table("sizes", sizes, torch.int64),
+        )
+        owners = [index for index, group in enumerate(groups) for _ in group.params]
+        tensor_group = self._table("tensor_group", owners, torch.int32)
+        partials, ratios, scalars = self._buffers((2 * chunks, len(params), len(groups) * SCALARS.value))
+        if self._capturing():  # a graph reads these at every replay: they must outlive the next change
+            self._captured.append((list(self._tables.values()), self._scratch, groups))
+
+        options = {
+            "CHUNK": CHUNK,
+            "ALIGNED": all(address % 16 == 0 for address in rows) and all(size % 4 == 0 for size in sizes),
+            "num_warps": WARPS,
+        }
+        max_norm = 3e38 if max_grad_norm is None else float(max_grad_norm)
+        _grad_norm[(chunks,)](pointers, *layout, partials, **options)
+        _clip[(len(groups),)](
+            partials, chunks, group_pointers, constants, scalars, self.result, max_norm, BLOCK=4096, num_warps=WARPS
+        )
+        _moments[(chunks,)](
+            pointers, *layout, tensor_group, constants, scalars, self.result, partials, **options
+        )  # fmt: skip
+        _ratios[(len(params),)](layout[1], tensor_group, constants, partials, ratios, BLOCK=1024)
+        _apply[(chunks,)](
+            pointers, *layout, tensor_group, constants, scalars, self.result, ratios, 1.0 - average_decay, **options
+        )
+        return self.result[0], self.result[1]
+
+    def _table(self, name: str, values: list[Any], dtype: torch.dtype) -> Tensor:
+        """`values` on the device; uploaded from pinned memory, without waiting, where they are not there yet.
+
+        A changed table is a new tensor: the old one may belong to a captured graph.
+        """
+        known = self._tables.get(name)
+        if known is None or known[0] != values:
+            host = torch.tensor(values, dtype=dtype, pin_memory=self.device.type == "cuda")
+            known = self._tables[name] = (values, host, host.to(self.device, non_blocking=True))
+        return known[2]
+
+    def _chunk_tensor(self, first_chunk: list[int]) -> Tensor:
+        """Tensor of each chunk: long, so compared by `first_chunk`, which determines it."""
+        known = self._tables.get("chunk_tensor")
+        if known is None or known[0] != first_chunk:
+            bounds = torch.tensor(first_chunk)
+            host = torch.repeat_interleave(torch.arange(len(first_chunk) - 1, dtype=torch.int32), bounds.diff())
+            host = host.pin_memory() if self.device.type == "cuda" else host
+            known = self._tables["chunk_tensor"] = (first_chunk, host, host.to(self.device, non_blocking=True))
+        return known[2]
+
+    def _buffers(self, lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
+        if tuple(map(len, self._scratch)) != lengths:
+            self._scratch = tuple(torch.empty(length, device=self.device) for length in lengths)
+        return self._scratch
+
+    def _capturing(self) -> bool:
+        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _constants(group: TensorGroup) -> list[float]:
+    beta1, beta2 = group.betas
+    logs = [math.log(beta or 5e-324) for beta in group.betas]
+    return [1.0 - beta1, 1.0 - beta2, *logs, group.eps, group.weight_decay]
