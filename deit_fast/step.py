@@ -203,14 +203,19 @@ class TrainStep:
                 loss = self.objective(images, labels, mixing) / len(batches)
                 loss.backward()
             total += loss.detach()
-        state.optimizer.step()
+        self.update()
         state.optimizer.zero_grad(set_to_none=True)
+        self.meter.add(total, state.optimizer.grad_norm, state.optimizer.skipped)
+        state.step += 1
+
+    def update(self) -> None:
+        """What follows the backward pass: the optimizer, then the moving average."""
+        state = self.state
+        state.optimizer.step()
         if state.ema is not None:
             assert self.recipe.optim.ema_decay is not None
             average, current = ([p.detach() for p in model.parameters()] for model in (state.ema, state.model))
             torch._foreach_lerp_(average, current, 1.0 - self.recipe.optim.ema_decay)
-        self.meter.add(total, state.optimizer.grad_norm, state.optimizer.skipped)
-        state.step += 1
 
     def predictor(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """uint8 images -> logits with `model`'s weights, compiled where the training step is."""
