@@ -1,4 +1,4 @@
-"""`python -m benchmarks COMMAND`: every command prints its progress and leaves one JSON; `report` makes tables of them."""
+"""`python -m benchmarks COMMAND`: each prints its progress and leaves one JSON; `report` makes tables of them."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Real images through loader and step, against the same step on fixed synthetic batches, and against R with its loader."""
+"""Real images through loader and step, against the same step on synthetic batches, and against R with its loader."""
 
 import itertools
 import random
@@ -15,7 +15,8 @@ from .engine import LR, default_batch
 from .images import open_images
 from .loader import MOST_WORKERS
 from .measure import Row, Session, free_memory, rate, stats, synchronise
-from .peers import ReferenceBatch, ReferenceEngine, pil_loader, three_augment_chain
+from .peers import ReferenceBatch, ReferenceEngine
+from .pil import pil_loader, three_augment_chain
 from .workload import TINY, find_recipe, in_turn, synthetic_batches
 
 MODELS = {"cuda": ["deit3_base_patch16@224", "deit3_small_patch16@224"], "cpu": ["deit3_tiny_patch16@224"]}
@@ -66,8 +67,8 @@ def _measure(session: Session, word: str, source: Any, batch: int) -> Row:
 
         def reference_from_disk() -> None:
             images, labels = next(peer_stream)
-            on_device = (each.to(device, non_blocking=True) for each in (images, labels))
-            reference(ReferenceBatch(*on_device, lam=0.5), LR)
+            images, labels = (each.to(device, non_blocking=True) for each in (images, labels))
+            reference(ReferenceBatch(images, labels, lam=0.5), LR)
 
         cases: dict[str, Callable[[], None]] = {"real": from_disk, "synthetic": synthetic}
         if not session.quick:

@@ -19,7 +19,7 @@ from deit_fast.step import Classifier
 
 from .images import open_images, write_shard
 from .measure import Row, Session, interleave, rate
-from .peers import decode_chain, evaluation_chain, pil_loader, three_augment_chain
+from .pil import decode_chain, evaluation_chain, pil_loader, three_augment_chain
 from .workload import find_recipe
 
 RECIPE = "deit3_small_patch16@224"

@@ -1,20 +1,16 @@
-"""What people have today, re-created from timm, torchvision and torch parts: engines R and T, and R's image loader.
+"""What people train with today, re-created from timm and torch parts: engines R and T. R's image loader is in pil.py.
 
-R follows facebookresearch/deit (engine.py, main.py, datasets.py, augment.py), T timm's train.py of 1.0.31 with --amp
+R follows facebookresearch/deit (engine.py, main.py), T timm's train.py of 1.0.31 with --amp
 --amp-dtype bfloat16 --torchcompile --opt lamb --channels-last --model-ema. Where a choice had to be made it favours the
 peer: R gets images normalised beforehand (its workers do that), T gets images mixed beforehand (its collate function
 does) and never reads its loss back.
 """
 
 import contextlib
-import io
-import random
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image, ImageFilter
 from timm.layers import DropPath
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from timm.models.vision_transformer import VisionTransformer
@@ -22,16 +18,11 @@ from timm.optim import Lamb
 from timm.task import ClassificationTask
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
 from deit_fast.data.mix import mix_images
-from deit_fast.data.sources import Source
 from deit_fast.recipe import Data, Loss, Optim, Recipe
 from deit_fast.step import MicroBatch
 from deit_fast.zoo import find_architecture
-
-WORKER_TIMEOUT = 120  # seconds; a worker that hangs is an error, not a benchmark that never ends
 
 
 def plain_model(recipe: Recipe, weights: dict[str, Tensor] | None = None, fused_attention: bool = True) -> nn.Module:
@@ -227,75 +218,4 @@ class TimmEngine:
 def _timm_loss(section: Loss) -> nn.Module:
     return (
         BinaryCrossEntropy(smoothing=0.0, target_threshold=0.0) if section.name == "bce" else SoftTargetCrossEntropy()
-    )
-
-
-class _Blur:
-    """PIL's blur with a radius drawn between 0.1 and 2."""
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
-
-
-def three_augment_chain(image_size: int, data: Data) -> Callable[[Image.Image], Tensor]:
-    """The reference's training transform with --ThreeAugment --color-jitter 0.3."""
-    return transforms.Compose(
-        [
-            transforms.RandomResizedCrop(image_size, interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomChoice([transforms.Grayscale(3), transforms.RandomSolarize(128, p=1.0), _Blur()]),
-            transforms.ColorJitter(0.3, 0.3, 0.3),
-            transforms.ToTensor(),
-            transforms.Normalize(data.mean, data.std),
-        ]
-    )
-
-
-def evaluation_chain(image_size: int, data: Data) -> Callable[[Image.Image], Tensor]:
-    """The reference's evaluation transform."""
-    return transforms.Compose(
-        [
-            transforms.Resize(int(image_size / data.eval_crop_ratio), transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(image_size),
-            transforms.ToTensor(),
-            transforms.Normalize(data.mean, data.std),
-        ]
-    )
-
-
-def decode_chain(image: Image.Image) -> Tensor:
-    """Nothing but the decoding, which has happened already."""
-    return torch.tensor(image.width)
-
-
-class PILImages(Dataset[tuple[Tensor, int]]):
-    """The images of a source in a given order, decoded by PIL: an index that comes three times is decoded thrice."""
-
-    def __init__(self, source: Source, indices: Sequence[int], transform: Callable[[Image.Image], Tensor]) -> None:
-        self.source, self.indices, self.transform = source, indices, transform
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        index = int(self.indices[place])
-        image = Image.open(io.BytesIO(self.source.read(index).tobytes())).convert("RGB")
-        return self.transform(image), int(self.source.labels[index])
-
-
-def pil_loader(
-    source: Source,
-    indices: Sequence[int],
-    transform: Callable[[Image.Image], Tensor],
-    batch: int,
-    workers: int,
-    pin_memory: bool,
-) -> DataLoader[tuple[Tensor, int]]:
-    """torch's DataLoader as the reference sets it up."""
-    return DataLoader(
-        PILImages(source, indices, transform),
-        batch_size=batch,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        timeout=WORKER_TIMEOUT if workers else 0,
     )

@@ -142,9 +142,10 @@ def end_to_end_table(found: Results) -> list[str]:
     for device in DEVICES:
         for r in found.rows("end-to-end", device):
             speeds = r["images_per_second"]
-            rows.append([r["model"], str(r["resolution"]), device, _spread(speeds["real"]),
-                         _spread(speeds["synthetic"]), _ratio(r["ratios"]["real_over_synthetic"]),
-                         f"{r['data_wait']['median']:.1%}", _ratio(r["ratios"].get("real_over_reference"))])  # fmt: skip
+            ratios, wait = r["ratios"], r["data_wait"]["median"]
+            row = [r["model"], str(r["resolution"]), device, _spread(speeds["real"]), _spread(speeds["synthetic"])]
+            over_reference = _ratio(ratios.get("real_over_reference"))
+            rows.append([*row, _ratio(ratios["real_over_synthetic"]), f"{wait:.1%}", over_reference])
     head = ["model", "px", "device", "real, im/s", "synthetic, im/s", "ratio", "data wait", "over R with its loader"]
     return _table(head, rows) if rows else [MISSING]
 

@@ -11,16 +11,8 @@ from benchmarks.__main__ import main
 from benchmarks.goals import GOALS, NOT_TIMED
 from benchmarks.images import Sample, write_images
 from benchmarks.measure import SCHEMA, Session, interleave, is_out_of_memory, stats
-from benchmarks.peers import (
-    ReferenceBatch,
-    ReferenceEngine,
-    TimmBatch,
-    TimmEngine,
-    decode_chain,
-    evaluation_chain,
-    pil_loader,
-    three_augment_chain,
-)
+from benchmarks.peers import ReferenceBatch, ReferenceEngine, TimmBatch, TimmEngine
+from benchmarks.pil import decode_chain, evaluation_chain, pil_loader, three_augment_chain
 from benchmarks.report import MISSING, write_report
 from benchmarks.suite import Part, run_all, summary
 from benchmarks.throughput import find_batch
