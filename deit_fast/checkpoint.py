@@ -21,7 +21,8 @@ FORMAT = 1
 
 # Keys that may change between a run and its continuation: none alters what is trained on, though compile rounds, and
 # draws dropout, otherwise.
-FREE_KEYS = {("run", key) for key in ("log_every", "eval_every", "checkpoint_every", "compile", "nonfinite_limit")}
+_FREE = ("log_every", "eval_every", "checkpoint_every", "compile", "nonfinite_limit", "profile")
+FREE_KEYS = {("run", key) for key in _FREE}
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ def evaluate_checkpoint(
     dtype = choose_dtype(recipe.run, world.device)
     model = build_model(recipe.model).to(world.device).to(memory_format=torch.channels_last)
     changes = initialise(model, weights.tensors)
-    classifier = Classifier(model.eval(), recipe, dtype)
+    classifier = Classifier(model.eval(), recipe, dtype, world.device)
     predict = torch.compile(classifier) if wants_compile(recipe.run, world.device) else classifier
     loader = build_eval_loader(recipe, source, world)
     try:

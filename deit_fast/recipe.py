@@ -24,9 +24,8 @@ Triple = tuple[float, float, float]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False,
+                              use_attribute_docstrings=True)  # fmt: skip
 
 
 class Model(Section):
@@ -182,6 +181,8 @@ class Run(Section):
     """Steps between checkpoints, besides the ones after evaluations and at a signal; null is none."""
     nonfinite_limit: Count = 20
     """Steps in a row with a non-finite loss or gradient, each skipped, before the run stops."""
+    profile: bool = False
+    """Profile some steps after the warm-up: a trace and a one-page summary in the run folder's profile/."""
 
 
 class Recipe(Section):

@@ -90,7 +90,7 @@ depth, crops of at least 60 % of the image, no flip (a mirrored digit is another
     mix=Mix(mixup=0.0, cutmix=0.0),
     loss=Loss(name="cross_entropy"),
     optim=Optim(lr=5e-3, ema_decay=0.99),
-    schedule=Schedule(epochs=30, warmup_epochs=2),
+    schedule=Schedule(epochs=26, warmup_epochs=2),
     run=Run(global_batch=32, log_every=44, eval_every=5),
 )
 
@@ -120,10 +120,10 @@ RECIPES: dict[str, Recipe] = {
         _DEMO.model_copy(
             update={
                 "name": "demo_finetune",
-                "description": "The demo's finetuning: demo_pretrain's model at 32 px, 10 epochs at a fifth of its lr.",
-                "model": _DEMO.model.model_copy(update={"image_size": 32}),
+                "description": "The demo's finetuning: demo_pretrain's model at 36 px, 12 epochs at a fifth of its lr.",
+                "model": _DEMO.model.model_copy(update={"image_size": 36}),
                 "optim": Optim(lr=1e-3, ema_decay=0.99),
-                "schedule": Schedule(epochs=10, warmup_epochs=1),
+                "schedule": Schedule(epochs=12, warmup_epochs=1),
                 "run": _DEMO.run.model_copy(update={"eval_every": 2}),
             }
         ),

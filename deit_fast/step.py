@@ -53,12 +53,11 @@ class MicroBatch(NamedTuple):
 class Classifier(nn.Module):
     """A model from uint8 images to fp32 logits: normalisation and autocast belong to the compiled region."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.model = model
         self.dtype = dtype
         # Constants beside the weights, no buffers: DDP would send buffers around at every step.
-        device = next(model.parameters()).device
         self.mean = 255.0 * torch.tensor(recipe.data.mean, device=device).view(1, 3, 1, 1)
         self.scale = (1 / 255.0) / torch.tensor(recipe.data.std, device=device).view(1, 3, 1, 1)
 
@@ -170,7 +169,7 @@ class TrainStep:
 
     def __init__(self, recipe: Recipe, state: TrainState, world: World, dtype: torch.dtype) -> None:
         self.recipe, self.state, self.world = recipe, state, world
-        self.classifier = Classifier(state.model, recipe, dtype)
+        self.classifier = Classifier(state.model, recipe, dtype, world.device)
         objective: nn.Module = Objective(self.classifier, recipe)
         self.compiled = wants_compile(recipe.run, world.device)
         if self.compiled:
@@ -207,5 +206,5 @@ class TrainStep:
 
     def predictor(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """uint8 images -> logits with `model`'s weights, compiled where the training step is."""
-        classifier = Classifier(model, self.recipe, self.classifier.dtype)
+        classifier = Classifier(model, self.recipe, self.classifier.dtype, self.world.device)
         return torch.compile(classifier) if self.compiled else classifier

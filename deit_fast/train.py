@@ -29,6 +29,7 @@ from deit_fast.evaluate import build_eval_loader, evaluate
 from deit_fast.files import locked, write_json
 from deit_fast.metrics import MetricsLog, Window, plot_curves
 from deit_fast.models.build import build_model, check_drop_path
+from deit_fast.profile import profiled
 from deit_fast.recipe import Recipe, parse_recipe
 from deit_fast.schedule import learning_rate, total_steps
 from deit_fast.step import MicroBatch, Mixing, TrainStep, build_state, choose_dtype
@@ -131,18 +132,16 @@ class Trainer:
             path.unlink(missing_ok=True)
             self.log = MetricsLog(self.out, self.state.step, self.total_steps)
         recipe, run = self.recipe, self.recipe.run
-        loader = TrainLoader(
-            self.source, recipe.augment, recipe.model.image_size, self.samplers, run.seed,
-            self.world.device, cpu_threads(), start_step=self.state.step, stop_step=self.total_steps,
-        )  # fmt: skip
+        loader = self.build_loader()
         try:
             self._say(*self.notes)
-            for batches in self._timed(loader):
+            steps = self._timed(loader)
+            for batches in profiled(steps, self.out, self.world) if run.profile else steps:
                 first = self.state.step == 0
                 if first and self.log is not None:
                     self.log.images("samples", batches[0].images[:32], 0)
                 lr = learning_rate(recipe.schedule, recipe.optim.lr, self.state.step, self.steps_per_epoch)
-                self.step([self._micro_batch(batch) for batch in batches], lr)
+                self.step([build_micro_batch(recipe, batch, self.world.device) for batch in batches], lr)
                 if self.log is not None:
                     self.log.advance()
                 step = self.state.step
@@ -169,6 +168,14 @@ class Trainer:
             if self.log is not None:
                 self.log.close()
 
+    def build_loader(self) -> TrainLoader:
+        """The batches from the state's step to the last."""
+        recipe = self.recipe
+        return TrainLoader(
+            self.source, recipe.augment, recipe.model.image_size, self.samplers, recipe.run.seed,
+            self.world.device, cpu_threads(), start_step=self.state.step, stop_step=self.total_steps,
+        )  # fmt: skip
+
     def _say(self, *lines: str) -> None:
         if self.log is not None:
             for line in lines:
@@ -186,21 +193,6 @@ class Trainer:
             self.window.waited += time.perf_counter() - asked
             self.window.steps += 1
             yield batches
-
-    def _micro_batch(self, batch: Batch) -> MicroBatch:
-        recipe, mixing = self.recipe, None
-        if recipe.mix.active:
-            assert batch.positions is not None
-            drawn = draw_mix(
-                recipe.mix,
-                recipe.run.seed,
-                batch.step,
-                batch.positions,
-                recipe.run.global_batch,
-                recipe.model.image_size,
-            )
-            mixing = Mixing(*(to_device(array, self.world.device) for array in (drawn.lam, drawn.box, drawn.cutmix)))
-        return MicroBatch(batch.images, batch.labels, mixing)
 
     def _log_window(self, lr: float, batches: list[Batch]) -> None:
         """Reads back what gathered on the device since the last time: the only synchronisation of the loop."""
@@ -285,3 +277,16 @@ class Trainer:
             write_json(self.out / "result.json", result)
         self.world.barrier()
         return result
+
+
+def build_micro_batch(recipe: Recipe, batch: Batch, device: torch.device) -> MicroBatch:
+    """A batch of the loader as the step takes it, with its draws of mixup and CutMix."""
+    mixing = None
+    if recipe.mix.active:
+        assert batch.positions is not None
+        run = recipe.run
+        drawn = draw_mix(
+            recipe.mix, run.seed, batch.step, batch.positions, run.global_batch, recipe.model.image_size
+        )  # fmt: skip
+        mixing = Mixing(*(to_device(array, device) for array in (drawn.lam, drawn.box, drawn.cutmix)))
+    return MicroBatch(batch.images, batch.labels, mixing)

@@ -136,10 +136,10 @@ def test_compiled_step_is_the_eager_step_and_compiles_once() -> None:
 
 def test_bf16_gives_fp32_logits() -> None:
     recipe = get_recipe("demo_pretrain", SMALL)
-    classifier = Classifier(build_model(recipe.model), recipe, torch.bfloat16).eval()
+    classifier = Classifier(build_model(recipe.model), recipe, torch.bfloat16, CPU.device).eval()
     logits = classifier(batch().images)
     assert logits.dtype == torch.float32
-    exact = Classifier(classifier.model, recipe, torch.float32)(batch().images)
+    exact = Classifier(classifier.model, recipe, torch.float32, CPU.device)(batch().images)
     torch.testing.assert_close(logits, exact, rtol=0.1, atol=0.02)
     assert not torch.equal(logits, exact)
 

@@ -1,0 +1,121 @@
+"""`python -m benchmarks COMMAND`: each prints its progress and leaves one JSON; `report` makes tables of them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from deit_fast.errors import DataError, RecipeError, RunError
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    common.add_argument("--quick", action="store_true", help="small and under a minute: does it run at all")
+    common.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON; default: benchmarks/results")
+    common.add_argument("--minutes", type=float, help="start nothing more after this long")
+    data = argparse.ArgumentParser(add_help=False)
+    data.add_argument("--data", metavar="URI", help="image folder or tar shards; default: generated JPEGs")
+    models = argparse.ArgumentParser(add_help=False)
+    models.add_argument("--models", nargs="+", metavar="NAME[@SIZE]", help="zoo entries, for example "
+                        "deit3_base_patch16@192")  # fmt: skip
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    throughput = commands.add_parser("throughput", parents=[common, models], help="the model table")
+    throughput.add_argument("--mode", choices=("inference", "train"), default="inference")
+    throughput.add_argument("--batch", help="a number, or auto for the best one; default: by model")
+    engine = commands.add_parser("engine", parents=[common, models], help="our step against engines R and T")
+    engine.add_argument("--batch", type=int)
+    engine.add_argument("words", nargs="*", metavar="key=value", help="changes of the recipe, for all engines")
+    loader = commands.add_parser("loader", parents=[common, data], help="our loader against torchvision and PIL")
+    loader.add_argument("--cases", nargs="+", help="decode three_augment repeated_augmentation evaluation shards_256")
+    commands.add_parser("optimizer", parents=[common, models], help="LAMB against peers and a copy")
+    end = commands.add_parser("end-to-end", parents=[common, data, models], help="real images against synthetic ones")
+    end.add_argument("--batch", type=int)
+    report = commands.add_parser("report", help="Markdown tables and plots of the JSONs in a folder")
+    report.add_argument("--results", type=Path, default=RESULTS)
+    report.add_argument("--out", type=Path, help="folder for report.md and the plots; default: the results'")
+    commands.add_parser("all", parents=[common, data], help="everything, the most important first, in a time budget")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 on success, 1 where a part of `all` failed, 2 with one line for what the user can mend."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except (RecipeError, DataError, RunError, argparse.ArgumentTypeError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "report":
+        from .report import write_report
+
+        print(write_report(arguments.results, arguments.out or arguments.results))
+        return 0
+    import torch
+
+    name = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError("--device cuda: expected an NVIDIA GPU that torch can use, found none")
+    if arguments.command == "all":
+        from .suite import run_all
+
+        return run_all(name, arguments.quick, arguments.out, arguments.minutes or 8.0, arguments.data)
+
+    from .measure import Session
+
+    device = torch.device(name, 0) if name == "cuda" else torch.device(name)
+    models = getattr(arguments, "models", None)
+    session = Session(
+        arguments.command, device, arguments.quick, arguments.out / _file_name(arguments, name), arguments.minutes
+    )
+    if arguments.command == "throughput":
+        from . import throughput
+
+        throughput.run(session, arguments.mode, models, _batch(arguments.batch))
+    elif arguments.command == "engine":
+        from . import engine
+
+        engine.run(session, models, arguments.batch, arguments.words)
+    elif arguments.command == "loader":
+        from . import loader
+
+        loader.run(session, arguments.data, arguments.cases)
+    elif arguments.command == "optimizer":
+        from . import optimizer
+
+        optimizer.run(session, models)
+    else:
+        from . import end_to_end
+
+        end_to_end.run(session, arguments.data, models, arguments.batch)
+    session.save()
+    session.say(f"wrote {session.path}")
+    return 0
+
+
+def _file_name(arguments: argparse.Namespace, device: str) -> str:
+    """One file per kind of figure, so that a later part adds to an earlier one and does not replace it."""
+    parts = [arguments.command, getattr(arguments, "mode", ""), device]
+    parts += [word.replace("@", "-") for word in getattr(arguments, "models", None) or []]
+    batch = getattr(arguments, "batch", None)
+    parts += [f"batch-{batch}"] if batch else []
+    return "-".join(filter(None, [*parts, "quick" if arguments.quick else ""])) + ".json"
+
+
+def _batch(text: str | None) -> "int | None":
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    if not text.isdigit() or int(text) < 2 or int(text) % 2:
+        raise RunError(f"--batch {text}: expected auto or an even number, because mixup pairs images up")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

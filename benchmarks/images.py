@@ -1,0 +1,80 @@
+"""The images that loaders are timed on: those of --data, generated ones without it, and both as 256-px tar shards."""
+
+import contextlib
+import io
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from deit_fast.data.sources import Source, open_source
+
+CLASSES = 4
+GENERATED = {True: 96, False: 512}  # with --quick and without
+SHORT_SIDE = 256
+
+
+class Sample(Source):
+    """At most `limit` images of a source, evenly spread over it, under their own classes."""
+
+    def __init__(self, source: Source, limit: int) -> None:
+        count = min(limit, len(source))
+        self._places = np.arange(count) * len(source) // count
+        self._source = source
+        super().__init__(source.uri, source.classes, source.labels[self._places])
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return self._source.read(int(self._places[index]))
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._places[index]))
+
+
+def write_images(folder: Path, count: int) -> None:
+    """An image folder of JPEGs of about ImageNet's sizes: random structure at every scale, quality 90."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        width, height = (500, 375) if index % 3 else (375, 500)
+        picture: NDArray[np.floating[Any]] = np.zeros((height, width, 3), np.float32)
+        for scale in (4, 16, 64):
+            noise = rng.integers(0, 256, (scale, scale, 3)).astype(np.uint8)
+            picture += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC), np.float32)
+        picture = picture / 3 + rng.normal(0, 6, picture.shape).astype(np.float32)
+        path = folder / f"class{index % CLASSES}" / f"{index:05}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+def write_shard(source: Source, path: Path) -> None:
+    """The images as one tar shard, their shorter side at 256 px, quality 90."""
+    with tarfile.open(path, "w") as tar:
+        for index in range(len(source)):
+            image = Image.open(io.BytesIO(source.read(index).tobytes())).convert("RGB")
+            factor = SHORT_SIDE / min(image.size)
+            if factor < 1:
+                size = (round(image.width * factor), round(image.height * factor))
+                image = image.resize(size, Image.Resampling.BICUBIC)
+            encoded = io.BytesIO()
+            image.save(encoded, "JPEG", quality=90)
+            for suffix, data in (("cls", str(source.labels[index]).encode()), ("jpg", encoded.getvalue())):
+                member = tarfile.TarInfo(f"{index:06}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+@contextlib.contextmanager
+def open_images(uri: str | None, quick: bool, limit: int) -> Iterator[tuple[Source, str]]:
+    """A source of at most `limit` images, and in words where they come from."""
+    if uri is not None:
+        source = Sample(open_source(uri, "train"), limit)
+        yield source, f"{len(source)} images of {Path(uri).name}"
+        return
+    with tempfile.TemporaryDirectory(prefix="deit-fast-images-") as folder:
+        write_images(Path(folder), GENERATED[quick])
+        source = Sample(open_source(folder), limit)
+        yield source, f"{len(source)} generated JPEGs of 500 x 375 px, not photographs"

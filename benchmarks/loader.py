@@ -1,0 +1,166 @@
+"""Our loaders against torchvision and PIL in a DataLoader, on the same images in the same order."""
+
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from deit_fast.data.loader import EvalLoader, TrainLoader
+from deit_fast.data.pipeline import Pipeline, _decode, import_dali
+from deit_fast.data.sampler import TrainSampler
+from deit_fast.data.sources import Source, open_source
+from deit_fast.distributed import cpu_threads
+from deit_fast.recipe import Recipe
+from deit_fast.step import Classifier
+
+from .images import open_images, write_shard
+from .measure import Row, Session, interleave, rate
+from .pil import decode_chain, evaluation_chain, pil_loader, three_augment_chain
+from .workload import find_recipe
+
+RECIPE = "deit3_small_patch16@224"
+MOST_WORKERS = 16
+CASES = ("decode", "three_augment", "repeated_augmentation", "evaluation", "shards_256")
+
+
+def run(session: Session, data: str | None, cases: list[str] | None) -> None:
+    """One row per case."""
+    on_gpu = session.device.type == "cuda"
+    batch = 48 if session.quick else 240 if on_gpu else 96
+    views = (96 if session.quick else 960) * (20 if on_gpu and not session.quick else 1)
+    workers = min(MOST_WORKERS, cpu_threads())
+    with open_images(data, session.quick, views) as (source, described):
+        bench = _Bench(session, source, find_recipe(RECIPE, batch), views, workers)
+        session.settings = {
+            "data": described,
+            "views_per_call": views,
+            "batch": batch,
+            "threads": cpu_threads(),
+            "workers": workers,
+            "start_up_included": "threads and worker processes start within every timed pass",
+        }
+        for case in cases or CASES:
+            if not session.out_of_time(case):
+                session.add(bench.measure(case))
+
+
+class _Bench:
+    def __init__(self, session: Session, source: Source, recipe: Recipe, views: int, workers: int) -> None:
+        self.session, self.source, self.recipe, self.workers = session, source, recipe, workers
+        self.device, self.batch = session.device, min(recipe.run.global_batch, len(source) // 2 * 2)
+        self.steps = max(1, views // self.batch)
+        # The model normalises inside its compiled step; here it is timed with the loader, as in the reference's chain.
+        self.normalise = Classifier(nn.Identity(), recipe, torch.float32, self.device).normalise
+
+    def measure(self, case: str) -> Row:
+        build = {
+            "decode": self._decode,
+            "three_augment": self._three_augment,
+            "repeated_augmentation": self._repeated,
+            "evaluation": self._evaluation,
+            "shards_256": self._shards,
+        }
+        calls, views = build[case]()
+        timed, errors = interleave(
+            calls, self.device, self.session.say, repeats=self.session.repeats, warmup=1, seconds=0.0
+        )
+        row: Row = {"case": case, "views": views, "errors": errors}
+        for name, timing in timed.items():
+            row[name] = {
+                "images_per_second": rate(views, timing.seconds),
+                "images_per_cpu_second": rate(views, timing.cpu_seconds),
+            }
+        ours, base = row.get("ours"), next((row[name] for name in ("peer", "original") if name in row), None)
+        if ours and base:
+            row["ratios"] = {
+                "wall": ours["images_per_second"]["median"] / base["images_per_second"]["median"],
+                "cpu": ours["images_per_cpu_second"]["median"] / base["images_per_cpu_second"]["median"],
+            }
+        return row
+
+    def _train(self, source: Source, repeats: int) -> tuple[Callable[[], None], np.ndarray]:
+        """A pass over our training loader, and the images it shows, in order."""
+        recipe = self.recipe
+        sampler = TrainSampler(len(source), repeats, self.batch, 0)
+        loader = TrainLoader(
+            source, recipe.augment, recipe.model.image_size, [sampler], 0, self.device, cpu_threads(),
+            stop_step=self.steps,
+        )  # fmt: skip
+        shown = np.concatenate([sampler.batch(step).indices for step in range(self.steps)])
+        return lambda: self._consume(batch.images for batch in loader), shown
+
+    def _consume(self, batches: Iterable[torch.Tensor]) -> None:
+        for images in batches:
+            self.normalise(images)
+
+    def _peer(self, indices: Any, transform: Callable[..., torch.Tensor]) -> Callable[[], None]:
+        def call() -> None:
+            on_gpu = self.device.type == "cuda"
+            for images, _ in pil_loader(self.source, indices, transform, self.batch, self.workers, on_gpu):
+                images.to(self.device, non_blocking=True)
+
+        return call
+
+    def _three_augment(self) -> tuple[dict[str, Callable[[], None]], int]:
+        return self._augmented(repeats=1)
+
+    def _repeated(self) -> tuple[dict[str, Callable[[], None]], int]:
+        return self._augmented(repeats=3)
+
+    def _augmented(self, repeats: int) -> tuple[dict[str, Callable[[], None]], int]:
+        ours, shown = self._train(self.source, repeats)
+        chain = three_augment_chain(self.recipe.model.image_size, self.recipe.data)
+        return {"ours": ours, "peer": self._peer(shown, chain)}, len(shown)
+
+    def _evaluation(self) -> tuple[dict[str, Callable[[], None]], int]:
+        size, data = self.recipe.model.image_size, self.recipe.data
+        passes = max(1, self.steps * self.batch // len(self.source))
+        loader = EvalLoader(self.source, data, size, self.batch, self.device, cpu_threads())
+        indices = list(range(len(self.source))) * passes
+
+        def ours() -> None:
+            for _ in range(passes):
+                self._consume(batch.images for batch in loader)
+
+        return {"ours": ours, "peer": self._peer(indices, evaluation_chain(size, data))}, len(indices)
+
+    def _decode(self) -> tuple[dict[str, Callable[[], None]], int]:
+        """Whole images in our pipeline's decoder, of which one pixel is handed on, against PIL."""
+        on_gpu = self.device.type == "cuda"
+        indices = np.arange(self.steps * self.batch) % len(self.source)
+        waiting: list[list[int]] = []
+
+        def feed() -> list[Any]:
+            if not waiting:
+                raise StopIteration
+            return [[self.source.read(index) for index in waiting.pop()]]
+
+        def graph(encoded: Any, _: dict[str, Any]) -> Any:
+            pixel = {"start": [0, 0], "shape": [1, 1], "axis_names": "HW"}
+            return import_dali().fn.slice(_decode(encoded, on_gpu), **pixel)
+
+        pipeline = Pipeline(graph, [], feed, self.batch, self.device, cpu_threads())
+
+        def ours() -> None:
+            waiting.extend(indices.reshape(self.steps, self.batch).tolist())
+            try:
+                while True:
+                    pipeline.run()
+            except StopIteration:
+                pipeline.reset()
+
+        return {"ours": ours, "peer": self._peer(indices, decode_chain)}, len(indices)
+
+    def _shards(self) -> tuple[dict[str, Callable[[], None]], int]:
+        """Our loader on 256-px tar shards made here, against itself on the originals."""
+        self._folder = tempfile.TemporaryDirectory(prefix="deit-fast-shards-")
+        path = Path(self._folder.name) / "train-0000.tar"
+        self.session.say(f"writing {len(self.source)} images as a 256-px shard")
+        write_shard(self.source, path)
+        shards, shown = self._train(open_source(str(path)), repeats=1)
+        originals, _ = self._train(self.source, repeats=1)
+        return {"ours": shards, "original": originals}, len(shown)

@@ -1,0 +1,291 @@
+"""How everything here is measured: interleaved repeats, medians with spread, the machine, one JSON per command."""
+
+import contextlib
+import datetime
+import gc
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deit_fast.distributed import cpu_threads, has_bf16
+from deit_fast.errors import one_line
+from deit_fast.files import write_json
+
+SCHEMA = 1
+REPEATS = 5
+Row = dict[str, Any]
+Stats = dict[str, float]
+_PACKAGES = ("torch", "timm", "torchvision", "numpy", "Pillow", "triton", "apex", "nvidia-dali-cuda120",
+             "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13", "nvidia-cudnn-cu12",
+             "nvidia-cudnn-cu13")  # fmt: skip
+_SMI = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu"
+
+
+def stats(values: Sequence[float]) -> Stats:
+    """Median and spread."""
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "repeats": len(values),
+    }
+
+
+def rate(amount: float, seconds: Stats) -> Stats:
+    """Amount per second, from the seconds that the amount took."""
+    return {
+        "median": amount / seconds["median"],
+        "min": amount / seconds["max"],
+        "max": amount / seconds["min"],
+        "repeats": seconds["repeats"],
+    }
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one call of a case costs."""
+
+    seconds: Stats
+    cpu_seconds: Stats
+    """Of this process and of children that ended during the call."""
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleave(
+    cases: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    say: Callable[[str], None],
+    *,
+    repeats: int = REPEATS,
+    warmup: int = 2,
+    seconds: float = 0.5,
+) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Time of one call of each case, and one line for each that failed.
+
+    Every case is warmed up by `warmup` calls and then called as often per repeat as fills about `seconds`. Repeats go
+    round: a b c a b c ..., so that a machine that slows down slows all of them. Host clock between synchronisations.
+    """
+    calls: dict[str, int] = {}
+    errors: dict[str, str] = {}
+    for name, case in cases.items():
+        say(f"warm-up: {name}")
+        try:
+            for _ in range(warmup):
+                case()
+            calls[name] = max(1, min(10_000, round(seconds / _time(case, 1, device)[0])))
+        except Exception as error:
+            # One peer that cannot run here (no memory, no compiler) must not cost the others' figures.
+            errors[name] = f"{type(error).__name__}: {one_line(error)[:300]}"
+            say(f"{name} failed: {errors[name]}")
+            free_memory()
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for repeat in range(repeats):
+        say(f"repeat {repeat + 1} of {repeats}: {', '.join(calls)}")
+        for name, count in calls.items():
+            samples[name].append(_time(cases[name], count, device))
+    return {
+        name: Timing(*(stats(column) for column in zip(*rows, strict=True))) for name, rows in samples.items()
+    }, errors
+
+
+def _time(case: Callable[[], object], calls: int, device: torch.device) -> tuple[float, float]:
+    """Wall and CPU seconds per call."""
+    synchronise(device)
+    start, cpu = time.perf_counter(), _cpu_seconds()
+    for _ in range(calls):
+        case()
+    synchronise(device)
+    return (time.perf_counter() - start) / calls, (_cpu_seconds() - cpu) / calls
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+
+
+def free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):  # then the figure is the process's, which is never too low
+        Path("/proc/self/clear_refs").write_text("5")  # the kernel's "forget the resident set's high-water mark"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """MB since the reset: torch's allocator on a GPU, the whole process's resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def matmul_ceiling(device: torch.device, quick: bool) -> Row:
+    """TFLOP/s of a large square matrix product on random numbers: bf16 on GPUs, the faster of fp32 and bf16 on CPUs."""
+    side = (4096 if quick else 8192) if device.type == "cuda" else (1024 if quick else 2048)
+    types = [torch.bfloat16] if device.type == "cuda" else [torch.float32]
+    if device.type == "cpu" and has_bf16(device):
+        types.append(torch.bfloat16)
+    best: Row = {}
+    for dtype in types:
+        a, b, out = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
+
+        def multiply(a: torch.Tensor = a, b: torch.Tensor = b, out: torch.Tensor = out) -> None:
+            torch.mm(a, b, out=out)
+
+        timed, _ = interleave({"matmul": multiply}, device, _silent, warmup=3, seconds=0.1 if quick else 0.3)
+        tflops = rate(2 * side**3 / 1e12, timed["matmul"].seconds)
+        if not best or tflops["median"] > best["tflops"]["median"]:
+            best = {"tflops": tflops, "dtype": str(dtype).removeprefix("torch."), "side": side}
+    return best
+
+
+def copy_case(device: torch.device, quick: bool) -> tuple[Callable[[], object], int]:
+    """A copy far larger than any cache, and the bytes it reads and writes."""
+    mega = (256 if quick else 1024) if device.type == "cuda" else (64 if quick else 256)
+    source = torch.randn(mega * 2**18, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source), 2 * mega * 2**20
+
+
+def describe_machine(device: torch.device) -> Row:
+    """CPU and, where there is one, GPU; clocks and power as found, which this code never changes."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+        memory = next(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines())
+    except OSError:
+        model, memory = "", 0
+    machine: Row = {
+        "cpu": model or platform.processor() or platform.machine(),
+        "cores": cpu_threads(),
+        "memory_gib": round(memory / 2**20, 1),
+        "load_average": os.getloadavg()[0],
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine |= {
+            "gpu": properties.name,
+            "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "gpu_state": gpu_state(device),
+        }
+    return machine
+
+
+def gpu_state(device: torch.device) -> Row:
+    """Driver, clocks (MHz), power (W) and temperature, as nvidia-smi has them; empty where it cannot be asked."""
+    try:
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        command = ["nvidia-smi", f"--id={uuid}", f"--query-gpu={_SMI}", "--format=csv,noheader,nounits"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError, AttributeError):
+        return {}
+    return dict(zip(_SMI.split(","), map(str.strip, answer.strip().split(",")), strict=False))
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+@dataclass
+class Session:
+    """One command: where it runs, how long it may take, and its JSON, which is written anew after every row."""
+
+    benchmark: str
+    device: torch.device
+    quick: bool
+    path: Path
+    minutes: float | None = None
+    settings: Row = field(default_factory=dict)
+    ceilings: Row = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)
+    date: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    machine: Row = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.machine = describe_machine(self.device)
+
+    @property
+    def repeats(self) -> int:
+        return 3 if self.quick else REPEATS
+
+    def say(self, text: str) -> None:
+        print(f"[{time.perf_counter() - self.start:6.1f} s] {self.benchmark}: {text}", file=sys.stderr, flush=True)
+
+    def out_of_time(self, what: str) -> bool:
+        """Whether the time is over; then `what` is recorded as skipped."""
+        over = self.minutes is not None and time.perf_counter() - self.start > 60 * self.minutes
+        if over:
+            self.skipped.append(what)
+            self.say(f"skipped, out of time: {what}")
+            self.save()
+        return over
+
+    def measure_ceiling(self) -> float:
+        """FLOP/s of the matmul ceiling of this run."""
+        self.say("matmul ceiling")
+        self.ceilings["matmul"] = matmul_ceiling(self.device, self.quick)
+        return self.ceilings["matmul"]["tflops"]["median"] * 1e12
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        self.save()
+
+    def save(self) -> None:
+        if self.device.type == "cuda":
+            self.machine["gpu_state_after"] = gpu_state(self.device)
+        self.machine["load_average_after"] = os.getloadavg()[0]
+        content = {
+            "schema": SCHEMA,
+            "benchmark": self.benchmark,
+            "device": self.device.type,
+            "quick": self.quick,
+            "date": self.date,
+            "seconds": time.perf_counter() - self.start,
+            "machine": self.machine,
+            "versions": versions(),
+            "settings": self.settings,
+            "ceilings": self.ceilings,
+            "rows": self.rows,
+            "skipped": self.skipped,
+        }
+        write_json(self.path, content)

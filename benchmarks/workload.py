@@ -1,0 +1,112 @@
+"""What is timed: recipes of the zoo's entries, their FLOPs, and synthetic batches as the loop hands them on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from deit_fast.data.loader import Batch
+from deit_fast.distributed import World
+from deit_fast.models.build import build_model
+from deit_fast.recipe import Model, Recipe
+from deit_fast.recipes import RECIPES
+from deit_fast.step import MicroBatch, TrainStep, build_state, choose_dtype
+from deit_fast.train import build_micro_batch
+from deit_fast.zoo import ARCHITECTURES, find_architecture
+
+ZOO = [name for name in ARCHITECTURES if "nano" not in name]
+TINY = "deit3_nano_patch8@32"  # what --quick runs on CPUs
+BATCHES = 4  # different inputs in turn, so that none stays in a cache
+
+
+def parse_model(word: str) -> tuple[str, int]:
+    """`deit3_base_patch16@192` -> entry and resolution; 224 where none is given. Raises RecipeError for no entry."""
+    name, _, size = word.partition("@")
+    find_architecture(name)
+    return name, int(size or 224)
+
+
+def find_recipe(word: str, batch: int, words: list[str] | None = None) -> Recipe:
+    """The published pretraining of a zoo entry at a resolution and batch.
+
+    Stochastic depth is that of the recipe for this resolution where there is one. Entries without a recipe (tiny,
+    medium) take ViT-S's. The whole batch shares one draw of mixup and CutMix, as a GPU's batch does in the reference.
+    """
+    name, size = parse_model(word)
+    rows = [recipe for recipe in RECIPES.values() if recipe.model.name == name]
+    pretraining = next((row for row in rows if row.optim.name == "lamb"), RECIPES["deit3_small_1k_224"])
+    same_size = next((row for row in rows if row.model.image_size == size), pretraining)
+    return pretraining.override(
+        [
+            f"model.name={name}",
+            f"model.image_size={size}",
+            f"model.drop_path={same_size.model.drop_path}",
+            f"run.global_batch={batch}",
+            f"mix.group={batch}",
+            "mix.mixup=0.8",
+            "mix.cutmix=1.0",
+            *(words or []),
+        ]
+    )
+
+
+def count_parameters(section: Model) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_model(section).parameters())
+
+
+def forward_macs(section: Model) -> float:
+    """Multiply-accumulates of one image's forward pass, of matrix products and convolutions; no memory is used."""
+    return _count_flops(section, 1, backward=False) / 2
+
+
+def training_flops(section: Model, batch: int) -> float:
+    """FLOPs per image that a forward and a backward pass execute: what stochastic depth skips is not in them."""
+    return _count_flops(section, batch, backward=True) / batch
+
+
+def _count_flops(section: Model, batch: int, backward: bool) -> float:
+    with torch.device("meta"):
+        model = build_model(section).train(backward)
+        images = torch.empty(batch, 3, section.image_size, section.image_size)
+        with FlopCounterMode(display=False) as counter:
+            logits = model(images)
+            if backward:
+                logits.sum().backward()
+    return float(counter.get_total_flops())
+
+
+def build_step(recipe: Recipe, device: torch.device) -> TrainStep:
+    """The training step as `deit_fast.train.Trainer` builds it."""
+    torch.manual_seed(recipe.run.seed)
+    model = build_model(recipe.model).to(device).to(memory_format=torch.channels_last)
+    return TrainStep(recipe, build_state(recipe, model), World(0, 1, device), choose_dtype(recipe.run, device))
+
+
+def synthetic_batches(recipe: Recipe, device: torch.device, count: int = BATCHES) -> list[MicroBatch]:
+    """Random images and labels on the device, mixed by the draws of the first steps."""
+    generator = torch.Generator().manual_seed(0)
+    size, batch = recipe.model.image_size, recipe.run.global_batch
+    found = []
+    for step in range(count):
+        images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(recipe.model.num_classes, (batch,), generator=generator)
+        positions = np.arange(batch)
+        images = images.to(device).to(memory_format=torch.channels_last)
+        drawn = Batch(images, labels.to(device), positions, positions, 0, step, batch)
+        found.append(build_micro_batch(recipe, drawn, device))
+    return found
+
+
+def in_turn(function: Callable[..., Any], items: list[Any]) -> Callable[[], Any]:
+    """A call without arguments that passes the items in turn."""
+    calls = 0
+
+    def call() -> Any:
+        nonlocal calls
+        calls += 1
+        return function(items[calls % len(items)])
+
+    return call
