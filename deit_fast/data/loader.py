@@ -5,6 +5,7 @@ sampler -> read bytes, draw parameters (producer thread) -> bounded queue -> DAL
 
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -120,7 +121,7 @@ class _Producer:
         return False
 
 
-class _Loader:
+class _Loader(ABC):
     """What training and evaluation share. One iteration is open at a time: starting another ends the one before."""
 
     def __init__(self, source: Source, device: torch.device) -> None:
@@ -128,11 +129,11 @@ class _Loader:
         self._producer: _Producer | None = None
         self._pipeline: Pipeline | None = None
 
-    def _plans(self) -> Iterator[_Plan]:
-        raise NotImplementedError
+    @abstractmethod
+    def _plans(self) -> Iterator[_Plan]: ...
 
-    def _build_pipeline(self) -> Pipeline:
-        raise NotImplementedError
+    @abstractmethod
+    def _build_pipeline(self) -> Pipeline: ...
 
     def _feed(self) -> list[Any]:
         assert self._producer is not None
