@@ -288,7 +288,7 @@ class Scripted:
         assert first == second == 1.0
         return self.lam
 
-    def integers(self, high: int, size: int) -> np.ndarray:
+    def randint(self, high: int, size: int) -> np.ndarray:
         assert (self.centre < high).all()
         assert size == 2
         return self.centre
