@@ -21,7 +21,6 @@ from .measure import (
     Timing,
     free_memory,
     interleave,
-    is_out_of_memory,
     peak_memory_mb,
     rate,
     reset_peak_memory,
@@ -29,6 +28,7 @@ from .measure import (
 from .peers import ReferenceBatch, ReferenceEngine, TimmBatch, TimmEngine
 from .workload import (
     TINY,
+    add_fitting_row,
     build_step,
     count_parameters,
     find_recipe,
@@ -71,18 +71,12 @@ def run(session: Session, models: list[str] | None, batch: int | None, words: li
     for word in models:
         if session.out_of_time(word):
             continue
-        size = batch or default_batch(word, device, session.quick)
-        while size >= 2:
-            try:
-                session.add(_measure(session, find_recipe(word, size, words), ceiling))
-                break
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                session.say(f"{word}: no memory for a batch of {size}")
-                size //= 2
-            free_memory()
-        free_memory()
+        add_fitting_row(
+            session,
+            word,
+            batch or default_batch(word, device, session.quick),
+            lambda word, size: _measure(session, find_recipe(word, size, words), ceiling),
+        )
 
 
 def _measure(session: Session, recipe: Recipe, ceiling: float) -> Row:

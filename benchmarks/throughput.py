@@ -21,6 +21,7 @@ from .measure import (
 from .workload import (
     TINY,
     ZOO,
+    add_fitting_row,
     build_step,
     count_parameters,
     find_recipe,
@@ -44,18 +45,12 @@ def run(session: Session, mode: Mode, models: list[str] | None, batch: int | Lit
         if session.out_of_time(word):
             continue
         size = find_batch(session, mode, word) if batch == "auto" else batch
-        size = size or default_batch(word, session.device, session.quick)
-        while size >= 2:
-            try:
-                session.add(_measure(session, mode, word, size, ceiling, fixed=batch != "auto"))
-                break
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                session.say(f"{word}: no memory for a batch of {size}")
-                size //= 2
-            free_memory()
-        free_memory()
+        add_fitting_row(
+            session,
+            word,
+            size or default_batch(word, session.device, session.quick),
+            lambda word, size: _measure(session, mode, word, size, ceiling, fixed=batch != "auto"),
+        )
 
 
 def find_batch(session: Session, mode: Mode, word: str) -> int:

@@ -16,6 +16,8 @@ from deit_fast.step import MicroBatch, TrainStep, build_state, choose_dtype
 from deit_fast.train import build_micro_batch
 from deit_fast.zoo import ARCHITECTURES, find_architecture
 
+from .measure import Row, Session, free_memory, is_out_of_memory
+
 ZOO = [name for name in ARCHITECTURES if "nano" not in name]
 TINY = "deit3_nano_patch8@32"  # what --quick runs on CPUs
 BATCHES = 4  # different inputs in turn, so that none stays in a cache
@@ -110,3 +112,18 @@ def in_turn(function: Callable[..., Any], items: list[Any]) -> Callable[[], Any]
         return function(items[calls % len(items)])
 
     return call
+
+
+def add_fitting_row(session: Session, word: str, batch: int, measure: Callable[[str, int], Row]) -> None:
+    """Adds the row that `measure` makes of a model at `batch`, or at the first of its halves that fits in memory."""
+    while batch >= 2:
+        try:
+            session.add(measure(word, batch))
+            break
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            session.say(f"{word}: no memory for a batch of {batch}")
+            batch //= 2
+        free_memory()
+    free_memory()

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from deit_fast.checkpoint import initialise, load_weights
 from deit_fast.data.loader import EvalLoader
-from deit_fast.data.sources import Source, check_classes, open_source
+from deit_fast.data.sources import Source, check_classes, check_same_classes, open_source
 from deit_fast.distributed import World, cpu_threads, join_world, leave_world
-from deit_fast.errors import DataError, RecipeError
+from deit_fast.errors import RecipeError
 from deit_fast.models.build import build_model
 from deit_fast.progress import progress
 from deit_fast.recipe import Recipe
-from deit_fast.step import Classifier, choose_dtype, wants_compile
+from deit_fast.step import build_predictor, choose_dtype
 
 EVAL_BATCH = 256
 
@@ -76,15 +76,13 @@ def evaluate_checkpoint(
     if recipe.model.num_classes != weights.recipe.model.num_classes:
         own = weights.recipe.model.num_classes
         raise RecipeError(f"model.num_classes={recipe.model.num_classes}: expected {own}, which {checkpoint} knows")
-    if weights.classes is not None and weights.classes != source.classes:
-        theirs, found = next(pair for pair in zip(weights.classes, source.classes, strict=True) if pair[0] != pair[1])
-        raise DataError(f"{data}: expected the classes of {checkpoint}, found {found!r} in the place of {theirs!r}")
+    if weights.classes is not None:
+        check_same_classes(source, weights.classes, f"the classes of {checkpoint}")
     world = join_world()
     dtype = choose_dtype(recipe.run, world.device)
     model = build_model(recipe.model).to(world.device).to(memory_format=torch.channels_last)
     changes = initialise(model, weights.tensors)
-    classifier = Classifier(model.eval(), recipe, dtype, world.device)
-    predict = torch.compile(classifier) if wants_compile(recipe.run, world.device) else classifier
+    predict = build_predictor(model.eval(), recipe, dtype, world.device)
     loader = build_eval_loader(recipe, source, world)
     try:
         scores = evaluate(predict, loader, world)

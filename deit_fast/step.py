@@ -77,6 +77,14 @@ class Classifier(nn.Module):
         return self.logits(self.normalise(images))
 
 
+def build_predictor(
+    model: nn.Module, recipe: Recipe, dtype: torch.dtype, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """uint8 images -> logits with `model`'s weights, compiled where the recipe's training step is."""
+    classifier = Classifier(model, recipe, dtype, device)
+    return torch.compile(classifier) if wants_compile(recipe.run, device) else classifier
+
+
 class Objective(nn.Module):
     """The training loss of one batch, [] fp32: one region for torch.compile, and the module that DDP wraps."""
 
@@ -171,8 +179,7 @@ class TrainStep:
         self.recipe, self.state, self.world = recipe, state, world
         self.classifier = Classifier(state.model, recipe, dtype, world.device)
         objective: nn.Module = Objective(self.classifier, recipe)
-        self.compiled = wants_compile(recipe.run, world.device)
-        if self.compiled:
+        if wants_compile(recipe.run, world.device):
             objective = cast(nn.Module, torch.compile(objective))
         # One compiled region inside DDP: no graph breaks at the buckets, but all gradients arrive together at its end.
         self.ddp = None
@@ -205,6 +212,5 @@ class TrainStep:
         state.step += 1
 
     def predictor(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """uint8 images -> logits with `model`'s weights, compiled where the training step is."""
-        classifier = Classifier(model, self.recipe, self.classifier.dtype, self.world.device)
-        return torch.compile(classifier) if self.compiled else classifier
+        """`build_predictor` in the type and on the device of the training step."""
+        return build_predictor(model, self.recipe, self.classifier.dtype, self.world.device)

@@ -22,9 +22,9 @@ from deit_fast.checkpoint import (
 from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
 from deit_fast.data.params import draw_mix
 from deit_fast.data.sampler import build_samplers
-from deit_fast.data.sources import Source, check_classes, find_validation, open_source
+from deit_fast.data.sources import Source, check_classes, check_same_classes, find_validation, open_source
 from deit_fast.distributed import World, cpu_threads, join_world, leave_world, peak_memory, to_device
-from deit_fast.errors import DataError, RunError, StoppedError
+from deit_fast.errors import RunError, StoppedError
 from deit_fast.evaluate import build_eval_loader, evaluate
 from deit_fast.files import locked, write_json
 from deit_fast.metrics import MetricsLog, Window, plot_curves
@@ -57,9 +57,7 @@ def train(
     val_source = open_source(val_uri, "val") if val_uri else None
     if val_source is not None:
         check_classes(val_source, recipe.model.num_classes)
-        if val_source.classes != source.classes:
-            differ = next((a, b) for a, b in zip(source.classes, val_source.classes, strict=True) if a != b)
-            raise DataError(f"{val_uri}: expected {data}'s classes, found {differ[1]!r} in the place of {differ[0]!r}")
+        check_same_classes(val_source, source.classes, f"{data}'s classes")
     world = join_world()
     with locked(out, ".lock", "another training") if world.is_main else contextlib.nullcontext(), StopSignal() as stop:
         trainer = Trainer(recipe, source, val_source, out, world)

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.header import IMAGE_SUFFIXES
+from deit_fast.files import atomic_path
 
 _COMPONENT = re.compile(r"(.+?) (\d+) (\d+) (.*?\1)(?: |$)")  # suffix, offset, size, name that ends in the suffix
 _BLOCK = 512
@@ -60,13 +60,12 @@ def _build_index(shard: Path) -> str:
         raise ValueError(f"{shard}: expected NVIDIA DALI, whose wds2idx indexes shards; it is not installed") from None
     places = _index_places(shard)
     for place in filter(_writable, places):
-        temporary = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}")
         try:
-            # An absolute path, for GNU tar takes "host:shard.tar" for another machine's.
-            with IndexCreator(str(shard.absolute()), str(temporary), verbose=False) as creator:
-                creator.create_index()
-            text = temporary.read_text()
-            os.replace(temporary, place)  # whole or not at all, whoever else is writing it
+            with atomic_path(place) as temporary:  # whoever else is writing it
+                # An absolute path, for GNU tar takes "host:shard.tar" for another machine's.
+                with IndexCreator(str(shard.absolute()), str(temporary), verbose=False) as creator:
+                    creator.create_index()
+                text = temporary.read_text()
             return text
         except OSError:  # a full disk, say
             continue
@@ -74,8 +73,6 @@ def _build_index(shard: Path) -> str:
             raise ValueError(
                 f"{shard}: expected an uncompressed .tar of KEY.jpg and KEY.cls, found no members"
             ) from None
-        finally:
-            temporary.unlink(missing_ok=True)
     raise ValueError(f"{shard}: expected to write its index as {places[0]} or {places[1]}, and can do neither")
 
 

@@ -163,6 +163,13 @@ def check_classes(source: Source, num_classes: int) -> None:
         )
 
 
+def check_same_classes(source: Source, classes: list[str], expected: str) -> None:
+    """Raise DataError where the source has other names for as many classes; `expected` says whose, in words."""
+    if source.classes != classes:
+        theirs, found = next(pair for pair in zip(classes, source.classes, strict=True) if pair[0] != pair[1])
+        raise DataError(f"{source.uri}: expected {expected}, found {found!r} in the place of {theirs!r}")
+
+
 def _open_folder(uri: str, folder: Path, split: Split | None) -> Source:
     folders = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
     if folders == {"train"} and split == "train":
