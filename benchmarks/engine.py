@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from deit_fast.profile import StepProfile
-from deit_fast.recipe import Model, Recipe
+from deit_fast.recipe import Recipe
+from deit_fast.sections import Model
 from deit_fast.zoo import find_architecture
 
 from .measure import (

@@ -20,7 +20,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from deit_fast.data.mix import mix_images
-from deit_fast.recipe import Data, Loss, Optim, Recipe
+from deit_fast.recipe import Recipe
+from deit_fast.sections import Data, Loss, Optim
 from deit_fast.step import MicroBatch
 from deit_fast.zoo import find_architecture
 
@@ -34,9 +35,9 @@ def plain_model(recipe: Recipe, weights: dict[str, Tensor] | None = None, fused_
         embed_dim=architecture.embed_dim,
         depth=architecture.depth,
         num_heads=architecture.num_heads,
-        num_classes=section.num_classes,
+        num_classes=section.classes,
         no_embed_class=True,
-        init_values=section.layer_scale,
+        init_values=section.initial_layer_scale,
         drop_rate=section.dropout,
     )
     for block in model.blocks:
@@ -130,7 +131,7 @@ class ReferenceEngine:
         _set_lr(self.optimizer, lr)
         images = self._mixed(batch)
         recipe = self.recipe
-        targets = _soft_targets(batch.labels, batch.lam, recipe.loss.smoothing, recipe.model.num_classes)
+        targets = _soft_targets(batch.labels, batch.lam, recipe.loss.smoothing, recipe.model.classes)
         if recipe.loss.name == "bce":
             targets = targets.gt(0.0).type(targets.dtype)
         with self._autocast():
@@ -161,7 +162,7 @@ class TimmBatch:
         if batch.mixing is not None:
             images, lam = mix_images(images, *batch.mixing), float(batch.mixing.lam[0])
         self.images = images.round().to(torch.uint8)
-        self.targets = _soft_targets(batch.labels, lam, recipe.loss.smoothing, recipe.model.num_classes)
+        self.targets = _soft_targets(batch.labels, lam, recipe.loss.smoothing, recipe.model.classes)
 
 
 class TimmEngine:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from deit_fast.data.sources import Source
-from deit_fast.recipe import Data
+from deit_fast.sections import Data
 
 WORKER_TIMEOUT = 120  # seconds; a worker that hangs is an error, not a benchmark that never ends
 

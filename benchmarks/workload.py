@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from deit_fast.data.loader import Batch
 from deit_fast.distributed import World
 from deit_fast.models.build import build_model
-from deit_fast.recipe import Model, Recipe
+from deit_fast.recipe import Recipe
 from deit_fast.recipes import RECIPES
+from deit_fast.sections import Model
 from deit_fast.step import MicroBatch, TrainStep, build_state, choose_dtype
 from deit_fast.train import build_micro_batch
 from deit_fast.zoo import ARCHITECTURES, find_architecture
@@ -94,7 +95,7 @@ def synthetic_batches(recipe: Recipe, device: torch.device, count: int = BATCHES
     found = []
     for step in range(count):
         images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
-        labels = torch.randint(recipe.model.num_classes, (batch,), generator=generator)
+        labels = torch.randint(recipe.model.classes, (batch,), generator=generator)
         positions = np.arange(batch)
         images = images.to(device).to(memory_format=torch.channels_last)
         drawn = Batch(images, labels.to(device), positions, positions, 0, step, batch)

@@ -169,7 +169,7 @@ def _as_text(recipe: Recipe) -> str:
         for key, field in section.model_fields.items():
             value = values[name][key]
             word = f"{name}.{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
-            lines.append(f"{word:44}  # {field.description}")
+            lines.append(f"{word:44}  # {' '.join(str(field.description).split())}")
     return "\n".join(lines)
 
 

@@ -72,7 +72,7 @@ def evaluate_checkpoint(
     weights = load_weights(checkpoint, ema)
     recipe = weights.recipe.override(overrides)
     source = open_source(data, "val")
-    check_classes(source, recipe.model.num_classes)
+    check_classes(source, recipe.model.classes)
     if recipe.model.num_classes != weights.recipe.model.num_classes:
         own = weights.recipe.model.num_classes
         raise RecipeError(f"model.num_classes={recipe.model.num_classes}: expected {own}, which {checkpoint} knows")

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from deit_fast.recipe import Loss
+from deit_fast.sections import Loss
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

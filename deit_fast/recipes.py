@@ -7,18 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from deit_fast.errors import RecipeError, suggest
-from deit_fast.recipe import (
-    Augment,
-    Data,
-    Loss,
-    Mix,
-    Model,
-    Optim,
-    Recipe,
-    Run,
-    Schedule,
-    load_recipe_file,
-)
+from deit_fast.recipe import Recipe, load_recipe_file
+from deit_fast.sections import Augment, Data, Loss, Mix, Model, Optim, Run, Schedule
 
 _PRETRAIN = """\
 DeiT III ViT-{size} pretraining on ImageNet-1k, 800 epochs at {resolution} px: facebookresearch/deit README_revenge.

@@ -2,7 +2,7 @@
 
 import math
 
-from deit_fast.recipe import Schedule
+from deit_fast.sections import Schedule
 
 
 def learning_rate(schedule: Schedule, peak: float, step: int, steps_per_epoch: int) -> float:

@@ -19,7 +19,8 @@ from deit_fast.errors import RecipeError
 from deit_fast.losses import compute_loss
 from deit_fast.optim.build import ClippedAdamW, build_optimizer, set_learning_rate
 from deit_fast.optim.lamb import Lamb
-from deit_fast.recipe import Recipe, Run
+from deit_fast.recipe import Recipe
+from deit_fast.sections import Run
 
 
 def choose_dtype(run: Run, device: torch.device) -> torch.dtype:

@@ -52,11 +52,11 @@ def train(
     DataError or RunError, each of one line.
     """
     source = open_source(data, "train")
-    check_classes(source, recipe.model.num_classes)
+    check_classes(source, recipe.model.classes)
     val_uri = val or find_validation(data)
     val_source = open_source(val_uri, "val") if val_uri else None
     if val_source is not None:
-        check_classes(val_source, recipe.model.num_classes)
+        check_classes(val_source, recipe.model.classes)
         check_same_classes(val_source, source.classes, f"{data}'s classes")
     world = join_world()
     with locked(out, ".lock", "another training") if world.is_main else contextlib.nullcontext(), StopSignal() as stop:

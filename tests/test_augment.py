@@ -12,7 +12,7 @@ from PIL import Image
 
 from deit_fast.data.params import ViewParams, eval_geometry
 from deit_fast.data.pipeline import eval_pipeline, import_dali, train_inputs, train_pipeline
-from deit_fast.recipe import Augment
+from deit_fast.sections import Augment
 from tests.oracles import three_augment as oracle
 
 SIZE = 64

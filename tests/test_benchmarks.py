@@ -27,7 +27,7 @@ from benchmarks.workload import (
     training_flops,
 )
 from deit_fast.data.sources import open_source
-from deit_fast.recipe import Data
+from deit_fast.sections import Data
 
 CPU = torch.device("cpu")
 TOP_KEYS = {"schema", "benchmark", "device", "quick", "date", "seconds", "machine", "versions", "settings",

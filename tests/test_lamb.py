@@ -7,7 +7,7 @@ from torch import nn
 from deit_fast.models.build import create_model
 from deit_fast.optim.build import build_optimizer, parameter_groups, set_learning_rate
 from deit_fast.optim.lamb import Lamb
-from deit_fast.recipe import Optim
+from deit_fast.sections import Optim
 from tests.oracles.lamb import OracleLamb
 
 SHAPES = [(7,), (16, 7), (1, 5, 3), (3, 2, 4, 4), (), (1,), (129, 65)]

@@ -17,8 +17,8 @@ from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
 from deit_fast.data.preview import preview, preview_grid
 from deit_fast.data.sampler import TrainSampler
 from deit_fast.data.sources import DataError, Source, open_source
-from deit_fast.recipe import Augment, Data
 from deit_fast.recipes import get_recipe
+from deit_fast.sections import Augment, Data
 from tests.oracles import three_augment as oracle
 
 SIZE = 32

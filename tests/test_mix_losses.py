@@ -8,7 +8,7 @@ from timm.loss import SoftTargetCrossEntropy
 
 from deit_fast.data.mix import mix_images, mix_targets
 from deit_fast.losses import compute_loss
-from deit_fast.recipe import Loss
+from deit_fast.sections import Loss
 
 CLASSES = 7
 

@@ -16,7 +16,7 @@ from torchvision.transforms import functional as F
 from deit_fast.data import params
 from deit_fast.data.params import draw_mix, draw_views, eval_geometry
 from deit_fast.data.philox import Stream, generator, normal, philox4x32, uniform
-from deit_fast.recipe import Augment, Mix
+from deit_fast.sections import Augment, Mix
 from tests.oracles.crop import resized_crop
 from tests.oracles.philox import philox4x32 as slow_philox
 from tests.oracles.statistics import kolmogorov_smirnov, uneven

@@ -7,7 +7,7 @@ from timm.data import auto_augment
 
 from deit_fast.data.params import RAND_AUGMENT_OPS
 from deit_fast.data.rand_augment import RAND_OPS, rand_arguments
-from deit_fast.recipe import Augment
+from deit_fast.sections import Augment
 from tests.oracles import rand_augment as oracle
 from tests.test_augment import difference, photograph, run_on_pixels
 

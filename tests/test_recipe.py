@@ -83,7 +83,7 @@ def _toml(content: dict) -> str:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("optim.name=sgd", "optim.name='sgd': expected 'lamb' or 'adamw'"),
+        ("optim.name=adam", "optim.name='sgd': expected 'lamb', 'adamw' or 'sgd'"),
         ("optim.lrr=1", "(did you mean 'lr'?)"),
         ("optimm.lr=1", "(did you mean 'optim'?)"),
         ("optim.lr=abc", "optim.lr='abc': expected number"),

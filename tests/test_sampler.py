@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deit_fast.data.sampler import TrainSampler, epoch_order, eval_indices, rank_positions, steps_per_epoch
-from deit_fast.errors import DataError
-from deit_fast.recipe import RecipeError
+from deit_fast.errors import DataError, RecipeError
 
 images = st.integers(1, 2000)
 seeds = st.integers(-(2**40), 2**40)

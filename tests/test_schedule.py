@@ -2,8 +2,8 @@ import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
-from deit_fast.recipe import Schedule
 from deit_fast.schedule import learning_rate, total_steps
+from deit_fast.sections import Schedule
 
 
 def test_every_step_follows_timms_cosine() -> None:

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from deit_fast.errors import RecipeError
 from deit_fast.models.build import check_drop_path, create_model, drops_subset
 from deit_fast.models.stochastic_depth import SubsetBlock, draw_rows, keep_count, residual_subset
-from deit_fast.recipe import Model
 from deit_fast.recipes import RECIPES, get_recipe
+from deit_fast.sections import Model
 from deit_fast.train import train
 from tests.test_step import batch, make, weights
 from tests.test_train import WORDS, command, environment

@@ -12,7 +12,7 @@ from nvidia.dali import math as dali_math
 from nvidia.dali.data_node import DataNode
 
 from deit_fast.data.params import GREYSCALE, SOLARISE
-from deit_fast.recipe import Augment
+from deit_fast.sections import Augment
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
 

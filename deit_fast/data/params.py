@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.philox import Stream, generator, normal, uniform
-from deit_fast.recipe import Augment, Mix
+from deit_fast.sections import Augment, Mix
 
 GREYSCALE, SOLARISE, BLUR = range(3)
 RAND_AUGMENT_OPS = 15

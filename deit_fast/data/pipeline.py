@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deit_fast.data.params import ViewParams
 from deit_fast.errors import RunError
-from deit_fast.recipe import Augment
+from deit_fast.sections import Augment
 
 Feed = Callable[[], list[Any]]
 """Gives one batch of inputs per call: a list of encoded images, then one array [B, ...] per parameter. Raises

@@ -7,7 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from deit_fast.errors import RecipeError
 from deit_fast.models.stochastic_depth import keep_count
 from deit_fast.models.vit import deit3
-from deit_fast.recipe import Model
+from deit_fast.sections import Model
 from deit_fast.zoo import find_architecture
 
 # Below this rate drawing, gathering and scattering cost what skipping saves (DINOv2 draws the line there too).
@@ -32,12 +32,13 @@ def check_drop_path(section: Model, batch: int) -> None:
 
 def build_model(section: Model) -> VisionTransformer:
     """The model of a recipe, initialised from torch's global generator."""
+    architecture = find_architecture(section.name)
     return deit3(
-        find_architecture(section.name),
+        architecture,
         section.image_size,
-        section.num_classes,
+        section.classes,
         section.drop_path,
-        section.layer_scale,
+        section.initial_layer_scale,
         section.dropout,
         drops_subset(section),
     )

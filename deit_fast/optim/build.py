@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from deit_fast.optim.average import WeightAverage
 from deit_fast.optim.lamb import Lamb
-from deit_fast.recipe import Optim
+from deit_fast.sections import Optim
 
 UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token")
 
