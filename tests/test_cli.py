@@ -32,7 +32,10 @@ def run(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         (["show", "demo_pretrain", "optim.lr=x"], "optim.lr='x': expected number"),
         (["show", "demo_pretrain", "--jsn"], "--jsn: no such option"),
         (["train", "nope", "--data", "d", "--out", "o"], "recipe 'nope'"),
-        (["train", "demo_pretrain", "--data", "d", "--out", "o", "optim.name=adam"], "expected 'lamb', 'adamw' or 'sgd'"),
+        (
+            ["train", "demo_pretrain", "--data", "d", "--out", "o", "optim.name=adam"],
+            "expected 'lamb', 'adamw' or 'sgd'",
+        ),
         (["train", "demo_pretrain", "optim.lrr=1", "--data", "d", "--out", "o"], "did you mean 'lr'"),
         (["train", "demo_pretrain", "--out", "o"], "--data"),
         (

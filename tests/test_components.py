@@ -106,7 +106,7 @@ def test_layout_and_resources() -> None:
     [
         ({"recipe": "deit3_smal_1k_224"}, "did you mean 'deit3_small_1k_224'"),
         ({"overrides": ["optim.lx=1"]}, "optim.lx: no such key"),
-        ({"overrides": ["optim.name=adam"]}, "optim.name='sgd'"),
+        ({"overrides": ["optim.name=adam"]}, "optim.name='adam'"),
         ({"overrides": ["--lr"]}, "expected section.key=value"),
         ({"j": "0x2"}, "j='0x2': expected NODESxPROCESSES"),
         ({"j": "1x3"}, "run.global_batch=2048: expected a multiple of 3 processes"),

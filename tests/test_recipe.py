@@ -38,7 +38,7 @@ def test_published_numbers(name: str, published: tuple) -> None:
     assert (r.schedule.warmup_epochs, r.schedule.warmup_lr, r.schedule.min_lr) == (5, 1e-6, 1e-5)
     assert (r.mix.mixup, r.mix.cutmix, r.mix.prob, r.mix.switch_prob) == (0.8, 1.0, 1.0, 0.5)
     assert (r.optim.betas, r.optim.eps, r.optim.ema_decay) == ((0.9, 0.999), 1e-8, 0.99996)
-    assert (r.model.layer_scale, r.model.num_classes, r.data.eval_crop_ratio) == (1e-4, 1000, 1.0)
+    assert (r.model.initial_layer_scale, r.model.num_classes, r.data.eval_crop_ratio) == (1e-4, 1000, 1.0)
     if name in PRETRAINING:
         assert (r.loss.name, r.loss.smoothing, r.optim.name, r.optim.max_grad_norm) == ("bce", 0.0, "lamb", 1.0)
         assert (r.augment.crop, r.augment.policy, r.augment.color_jitter) == ("rrc", "three_augment", 0.3)
@@ -83,7 +83,7 @@ def _toml(content: dict) -> str:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("optim.name=adam", "optim.name='sgd': expected 'lamb', 'adamw' or 'sgd'"),
+        ("optim.name=adam", "optim.name='adam': expected 'lamb', 'adamw' or 'sgd'"),
         ("optim.lrr=1", "(did you mean 'lr'?)"),
         ("optimm.lr=1", "(did you mean 'optim'?)"),
         ("optim.lr=abc", "optim.lr='abc': expected number"),
