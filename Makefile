@@ -1,11 +1,12 @@
-# make demo: the whole pipeline on real images. make test: the CPU tests. make check: tests, linter and types.
+# make demo: the whole pipeline on real images. make test: the CPU tests. make soak: the long ones.
+# make check: tests, linter and types.
 PYTHON ?= python3
 VENV ?= .venv
 DALI ?= cuda12
 RUNS ?= runs
 BIN := $(VENV)/bin
 
-.PHONY: demo test check install clean
+.PHONY: demo test soak check install clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +21,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n 2 --durations 10
+
+soak: install
+	$(BIN)/python -m pytest -n 2 -m soak --durations 10
 
 check: install
 	$(BIN)/ruff check .

@@ -17,12 +17,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
 
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs an NVIDIA GPU, and this machine has none")
+    reasons = {}
+    if not torch.cuda.is_available():
+        reasons["gpu"] = "needs an NVIDIA GPU, and this machine has none"
+    if "soak" not in config.option.markexpr:
+        reasons["soak"] = "runs for minutes; pytest -m soak runs it"
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+        for marker, reason in reasons.items():
+            if marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
