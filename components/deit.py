@@ -157,6 +157,9 @@ def evaluate(
     data: str,
     out: str = "",
     ema: bool = False,
+    flip: bool = False,
+    real: str = "",
+    report: str = "",
     j: str = "1x1",
     h: Optional[str] = None,
     cpu: int = 0,
@@ -177,6 +180,9 @@ def evaluate(
         data: validation images: an image folder or shards
         out: JSON file for the result; empty only prints it
         ema: evaluate the moving average of the weights
+        flip: average the logits of each image and its mirror image
+        real: the real.json of ImageNet-ReaL, to score by its labels too
+        report: folder for accuracy per class, confusion matrix and the most confident mistakes
         j: NODESxPROCESSES; one process per GPU
         h: named resource of a node; takes precedence over cpu, gpu and memMB
         cpu: CPU cores per node to ask the scheduler for; 0 is its default
@@ -192,7 +198,8 @@ def evaluate(
     # The checkpoint and its recipe may not be readable from here: keys and types are checked on a row of the table.
     _checked_recipe("deit3_base_1k_192", list(overrides))
     words = ["evaluate", checkpoint, "--data", data, *(["--json", out] if out else [])]
-    words += [*(["--ema"] if ema else []), *overrides]
+    words += [*(["--ema"] if ema else []), *(["--flip"] if flip else [])]
+    words += [*(["--real", real] if real else []), *(["--report", report] if report else []), *overrides]
     where = _Where(j, h, cpu, gpu, memMB, image, env, mounts, max_retries, rdzv_port)
     return specs.AppDef(name=_job_name(name), roles=[_role("evaluate", words, where)])
 

@@ -47,6 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("checkpoint", type=Path, help=".pt or .safetensors file of a run")
     evaluate.add_argument("--data", required=True, help="image folder or tar shards; its val split, if it has one")
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
+    evaluate.add_argument("--flip", action="store_true", help="average the logits of each image and its mirror image")
+    evaluate.add_argument("--real", type=Path, metavar="real.json", help="score by the labels of ImageNet-ReaL too")
+    evaluate.add_argument(
+        "--report", type=Path, metavar="FOLDER", help="write accuracy per class, confusion matrix and worst mistakes"
+    )
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores to a file too")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     evaluate.set_defaults(run=_evaluate)
@@ -138,7 +143,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise RunError(f"{arguments.checkpoint}: no such checkpoint")
     from deit_fast.evaluate import evaluate_checkpoint
 
-    scores = evaluate_checkpoint(arguments.checkpoint, arguments.data, arguments.overrides, arguments.ema)
+    scores = evaluate_checkpoint(
+        arguments.checkpoint, arguments.data, arguments.overrides,
+        arguments.ema, arguments.flip, arguments.real, arguments.report,
+    )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(scores, indent=2))
         if arguments.json:
@@ -187,7 +195,7 @@ def _data_preview(arguments: argparse.Namespace) -> int:
     from deit_fast.data.preview import preview
     from deit_fast.data.sources import open_source
 
-    source = open_source(arguments.data, "train")
+    source = open_source(arguments.data, "train", recipe.data.category)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     preview(recipe, source, arguments.out)
     print(arguments.out)

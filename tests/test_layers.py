@@ -18,7 +18,7 @@ LAYERS = [
     {"recipe"},
     {"recipes", "data", "models", "optim", "losses", "schedule", "distributed"},
     {"checkpoint"},
-    {"metrics", "profile", "step"},
+    {"metrics", "profile", "step", "evaluation_report"},
     {"evaluate"},
     {"train"},
     {"cli"},

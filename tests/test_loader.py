@@ -16,7 +16,9 @@ from deit_fast.data import loader as loader_module
 from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
 from deit_fast.data.preview import preview, preview_grid
 from deit_fast.data.sampler import TrainSampler
-from deit_fast.data.sources import DataError, Source, open_source
+from deit_fast.data.source import Source
+from deit_fast.data.sources import open_source
+from deit_fast.errors import DataError
 from deit_fast.recipes import get_recipe
 from deit_fast.sections import Augment, Data
 from tests.oracles import three_augment as oracle

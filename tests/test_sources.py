@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
+from deit_fast.data.classes import check_classes
 from deit_fast.data.header import image_size
-from deit_fast.data.sources import check_classes, find_validation, open_source
+from deit_fast.data.sources import find_validation, open_source
 from deit_fast.errors import DataError
 
 

@@ -20,7 +20,7 @@ from deit_fast.data.broken import check_pixels, raise_culprit
 from deit_fast.data.params import draw_views, eval_geometry
 from deit_fast.data.pipeline import Pipeline, eval_pipeline, train_inputs, train_pipeline
 from deit_fast.data.sampler import StepIndices, TrainSampler, eval_indices
-from deit_fast.data.sources import Source
+from deit_fast.data.source import Source
 from deit_fast.sections import Augment, Data
 
 _QUEUED = 3  # host batches ready before DALI asks for them
