@@ -64,6 +64,6 @@ def _image_number(name: str, images: int) -> int:
     match = _NUMBER.search(name)
     if match is None or not 1 <= int(match[1]) <= images:
         raise DataError(
-            f"{name}: expected a file named ILSVRC2012_val_NUMBER, with a number from 1 to {images}, for its ReaL labels"
+            f"{name}: expected a name with ILSVRC2012_val_ and a number from 1 to {images}, which ReaL labels go by"
         )
     return int(match[1])
