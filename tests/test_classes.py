@@ -85,7 +85,7 @@ def test_null_takes_the_datas_count(folder_data: Path) -> None:
     assert resolved == get_recipe("demo_pretrain", ["model.num_classes=3"])
     assert recipe.model.num_classes is None
     assert resolve_classes(resolved, source) is resolved
-    with pytest.raises(DataError, match="model.num_classes=10: .* has 3 classes; set model.num_classes=3"):
+    with pytest.raises(DataError, match=r"model.num_classes=10: .* has 3 classes; set model.num_classes=3"):
         resolve_classes(get_recipe("demo_pretrain"), source)
 
 

@@ -28,7 +28,7 @@ def categories() -> list[dict[str, Any]]:
 
 
 def write_inat(root: Path, year: int = 2018, *, apart: bool = True, short: bool = False) -> Path:
-    """The files of a year; `apart` keeps the taxonomy in categories.json, `short` leaves the supercategory folders out."""
+    """The files of a year. apart: the taxonomy is in categories.json. short: no folders of supercategories."""
     obfuscated = [{"id": key, "name": str(key), "supercategory": "Plantae"} for key in SPECIES]
     for split, labels in (("train", TRAIN), ("val", VAL)):
         images = []
