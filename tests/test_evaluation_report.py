@@ -13,6 +13,7 @@ import scipy.sparse
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.metrics import classification_report
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
@@ -21,8 +22,10 @@ from torchvision.datasets import ImageFolder
 
 from deit_fast.checkpoint import save_checkpoint
 from deit_fast.cli import main
+from deit_fast.data.loader import Batch
 from deit_fast.data.source import Source
-from deit_fast.evaluation_report import Outcomes, confusion_matrix, wilson_interval, write_report
+from deit_fast.distributed import World
+from deit_fast.evaluation_report import Outcomes, OutcomeTable, confusion_matrix, wilson_interval, write_report
 from deit_fast.models.build import build_model
 from deit_fast.recipes import get_recipe
 from tests.conftest import ROOT
@@ -104,6 +107,20 @@ def test_every_file_says_what_scikit_learn_says(classes: int, tmp_path: Path) ->
     assert mistakes[0]["prediction"] == source.classes[outcomes.predictions[wrong[0]]]
     assert float(mistakes[0]["confidence"]) == pytest.approx(outcomes.confidences[wrong[0]], abs=1e-6)
     assert json.loads((folder / "scores.json").read_text()) == {"top1": None}
+
+
+def test_padding_and_batches_without_images_leave_no_outcome() -> None:
+    table, logits = OutcomeTable(4, torch.device("cpu")), 5 * torch.eye(7)[[6, 2, 3, 0]] + torch.arange(7) / 10
+    labels = torch.tensor([6, 1, 3, 2])
+    for indices, valid in (([2, 0], 2), ([3, 1, 1], 2), ([0, 0], 0)):
+        batch = Batch(torch.zeros(0), labels[indices], np.array(indices), None, 0, 0, valid)
+        table.add(batch, logits[indices][:valid])
+    outcomes = table.gather(World(0, 1, torch.device("cpu")))
+    assert outcomes.predictions.tolist() == [6, 2, 3, 0]
+    assert outcomes.in_top5.tolist() == [True, False, True, False]  # 1 comes sixth after 2, 6, 5, 4, 3
+    assert outcomes.confidences == pytest.approx(softmax(logits.numpy(), axis=1).max(axis=1))
+    with pytest.raises(AssertionError, match="exactly once"):
+        OutcomeTable(4, torch.device("cpu")).gather(World(0, 1, torch.device("cpu")))
 
 
 @pytest.fixture(scope="module")
