@@ -89,6 +89,17 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_argument("--out", required=True, type=Path, metavar="FILE.png")
     preview.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     preview.set_defaults(run=_data_preview)
+    shard = kinds.add_parser(
+        "shard",
+        help="write a data set as tar shards, smaller ones if asked for; run again, it goes on",
+        epilog="Example: deit-fast data shard /imagenet /fast/imagenet-256 --size 256",
+    )
+    shard.add_argument("source", help="image folder or tar shards; both splits, if it has train/ and val/")
+    shard.add_argument("folder", type=Path)
+    shard.add_argument("--size", type=int, metavar="PX", help="shorter side of larger images; default: as they are")
+    shard.add_argument("--per-shard", type=int, default=2000, metavar="N", help="images in a shard; default: 2000")
+    shard.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes; default: the cores")
+    shard.set_defaults(run=_data_shard)
     return parser
 
 
@@ -199,6 +210,30 @@ def _data_preview(arguments: argparse.Namespace) -> int:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     preview(recipe, source, arguments.out)
     print(arguments.out)
+    return 0
+
+
+def _data_shard(arguments: argparse.Namespace) -> int:
+    for option in ("size", "per_shard", "workers"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise RunError(f"--{option.replace('_', '-')} {value}: expected 1 or more")
+    from deit_fast.data.sources import Source, Split, find_validation, open_source
+    from deit_fast.data.write_shards import describe_effect, write_shards
+
+    sources: dict[Split, Source] = {"train": open_source(arguments.source, "train")}
+    if (val := find_validation(arguments.source)) is not None:
+        sources["val"] = open_source(val, "val")
+    if arguments.size is not None:
+        print(describe_effect(sources["train"], arguments.size), flush=True)
+    for split, source in sources.items():
+        written = write_shards(
+            source, arguments.folder, split, arguments.size, arguments.per_shard, arguments.workers
+        )  # fmt: skip
+        print(
+            f"{split}: {written.images} images in {written.shards} shards of {arguments.folder}; "
+            f"{written.resized} resized, {written.kept_shards} shards were there already"
+        )
     return 0
 
 
