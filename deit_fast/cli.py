@@ -218,7 +218,8 @@ def _data_shard(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, option)
         if value is not None and value < 1:
             raise RunError(f"--{option.replace('_', '-')} {value}: expected 1 or more")
-    from deit_fast.data.sources import Source, Split, find_validation, open_source
+    from deit_fast.data.source import Source
+    from deit_fast.data.sources import Split, find_validation, open_source
     from deit_fast.data.write_shards import describe_effect, write_shards
 
     sources: dict[Split, Source] = {"train": open_source(arguments.source, "train")}
