@@ -17,8 +17,7 @@ from deit_fast.data.mix import mix_images, mix_targets
 from deit_fast.distributed import World, has_bf16
 from deit_fast.errors import RecipeError
 from deit_fast.losses import compute_loss
-from deit_fast.optim.build import ClippedAdamW, build_optimizer, set_learning_rate
-from deit_fast.optim.lamb import Lamb
+from deit_fast.optim.build import RecipeOptimizer, build_optimizer, set_learning_rate
 from deit_fast.recipe import Recipe
 from deit_fast.sections import Run
 
@@ -126,7 +125,7 @@ class TrainState:
 
     model: VisionTransformer
     ema: VisionTransformer | None
-    optimizer: Lamb | ClippedAdamW
+    optimizer: RecipeOptimizer
     step: int = 0
     skipped: int = 0
     seconds: float = 0.0
