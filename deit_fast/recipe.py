@@ -45,6 +45,15 @@ class Recipe(Section):
                 f"distill.kind={self.distill.kind!r}: expected a model with a distillation token, "
                 f"got model.name={model.name!r}"
             )
+        if model.pool == "avg" and find_architecture(model.name).distilled:
+            raise ValueError(
+                f"model.pool='avg': expected 'token' with model.name={model.name!r}, whose heads are its two tokens'"
+            )
+        if self.optim.trainable == "attention" and self.distill.kind != "none":
+            raise ValueError(
+                f"optim.trainable='attention': expected 'all' with distill.kind={self.distill.kind!r}, "
+                "whose distillation head would stay as it is"
+            )
         if self.loss.cosub and not model.drop_path:
             raise ValueError("loss.cosub=true: expected model.drop_path above 0, or its two passes are the same")
         if self.loss.cosub and self.distill.kind != "none":
