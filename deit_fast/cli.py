@@ -108,6 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.run(arguments)
     except (RecipeError, DataError, RunError) as error:
         return _complain(error, 2)
+    except BrokenPipeError:  # `deit-fast show NAME | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush complains
+        return 0
     except OSError as error:  # a full disk, a path that cannot be written
         return _complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
     except StoppedError as error:
