@@ -11,6 +11,7 @@ import pytest
 from deit_fast.recipe import SECTIONS, load_recipe_file
 from deit_fast.recipes import GROUPS, RECIPES, get_recipe, list_recipes, training_images
 from deit_fast.zoo import find_architecture
+from tests.conftest import ROOT
 from tests.oracles.published import published_numbers
 
 PUBLISHED = published_numbers()
@@ -68,6 +69,29 @@ def test_descriptions_say_source_result_and_budget() -> None:
             assert field in SECTIONS[section].model_fields, f"{name}: {key}"
         for start in re.findall(r"Start: (\w+)", RECIPES[name].description):
             assert RECIPES[start].model.name == RECIPES[name].model.name, name
+
+
+def test_the_readme_has_every_row() -> None:
+    readme = (ROOT / "README.md").read_text()
+    table = [line for line in readme.splitlines() if re.match(r"\| .*`(deit|jax|passl|mmpretrain)", line)]
+    names = [name for line in table for pattern in re.findall(r"`(.+?)`", line) for name in _expand(pattern)]
+    assert sorted(names) == sorted(PUBLISHED)
+    titles = {name: RECIPES[name].description.splitlines()[0] for name in names}
+    for line in table:
+        _, _, patterns, results, _ = line.split("|")
+        numbers = re.findall(r"\d+\.\d+", results)
+        rows = [name for pattern in re.findall(r"`(.+?)`", patterns) for name in _expand(pattern)]
+        published = [m[1] for name in rows if (m := re.search(r": (\d+\.\d+) %", titles[name]))]
+        assert sorted(numbers) == sorted(published), line
+
+
+def _expand(pattern: str) -> list[str]:
+    """a_{b,c} as a shell expands it."""
+    start, brace, rest = pattern.partition("{")
+    if not brace:
+        return [pattern]
+    choices, _, end = rest.partition("}")
+    return [start + choice + tail for choice in choices.split(",") for tail in _expand(end)]
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -13,8 +13,8 @@ As deit_base_1k_224 but for: initialisation with a standard deviation of 0.002 (
 else's); crops whose aspect ratio is uniform and whose area always fits (augment.crop=rrc is timm's); Mixup or CutMix \
 with even odds, a draw per process; the rate is set at the start of each epoch (schedule.update=step); no moving \
 average.
-Here: bf16 where the source has fp16 with master weights; biases are never decayed, as in one of the three configs \
-only (the fp16 one of one node); {stochastic_depth}.{accumulation}
+Here: {precision_here}biases are never decayed, as in one of the three configs only (the fp16 one of one node); \
+{stochastic_depth}.{accumulation}
 Budget of the source: {gpus} A100 x {per_gpu} views, {speed} images/s."""
 
 
@@ -26,7 +26,8 @@ def _row(
     return Recipe(
         name=f"passl_deit_base_1k_224_{layout}_{source_precision}",
         description=_DESCRIPTION.format(
-            layout=layout, precision=source_precision, accumulation=passes, gpus=gpus, per_gpu=per_gpu, speed=speed,
+            layout=layout, precision=source_precision,
+            precision_here="" if precision == "fp32" else "bf16 instead of fp16 with master weights; ", accumulation=passes, gpus=gpus, per_gpu=per_gpu, speed=speed,
             top1=top1, stochastic_depth=STOCHASTIC_DEPTH,
         ),
         model=Model(
