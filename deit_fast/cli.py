@@ -108,9 +108,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.run(arguments)
     except (RecipeError, DataError, RunError) as error:
         return _complain(error, 2)
-    except BrokenPipeError:  # `deit-fast show NAME | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush complains
-        return 0
     except OSError as error:  # a full disk, a path that cannot be written
         return _complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
     except StoppedError as error:
@@ -156,11 +153,17 @@ def _show(arguments: argparse.Namespace) -> int:
         raise RecipeError(f"--images {arguments.images}: expected with a recipe's name and without --json")
     if arguments.recipe is None:
         table = {name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}
-        print(json.dumps(table, indent=2) if arguments.json else list_as_text())
-        return 0
+        return _print_page(json.dumps(table, indent=2) if arguments.json else list_as_text())
     recipe = get_recipe(arguments.recipe, arguments.overrides)
     content = recipe.model_dump(mode="json")
-    print(json.dumps(content, indent=2) if arguments.json else recipe_as_text(recipe, arguments.images))
+    return _print_page(json.dumps(content, indent=2) if arguments.json else recipe_as_text(recipe, arguments.images))
+
+
+def _print_page(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `deit-fast show NAME | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush complains
     return 0
 
 

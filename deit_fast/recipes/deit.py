@@ -4,10 +4,13 @@ Transfers have no command: their settings are the authors' answers in issues. Th
 for 1000 epochs by a recipe that was not published, so it has no row.
 """
 
+from typing import Literal
+
 from deit_fast.recipe import Recipe
 from deit_fast.recipes.notes import FACEBOOK
 from deit_fast.sections import Augment, Data, Distill, Loss, Mix, Model, Optim, Run, Schedule
 
+_NAMES = {"tiny": "DeiT-Ti", "small": "DeiT-S", "base": "DeiT-B"}
 _DEFAULTS = """\
 main.py's defaults: AdamW without clipping, lr 5e-4 per 512 views, weight decay 0.05, soft cross-entropy, --smoothing \
 0.1 --mixup 0.8 --cutmix 1.0 --repeated-aug --aa rand-m9-mstd0.5-inc1 --reprob 0.25 --drop-path 0.1 (linear in depth) \
@@ -21,8 +24,10 @@ _TRANSFER = """\
 The number of classes is the data's. Budget of the source: a batch of 768, mixed here as on 8 GPUs; results are in the \
 paper only."""
 _TEACHER = """\
-The teacher's weights, regnety_160-a5fe301d.pth of the reference, are given with --teacher. It sees the mixed images.
-"""
+The teacher's weights, regnety_160-a5fe301d.pth of the reference, are given with --teacher. It sees the mixed images."""
+_SOFT = """ \
+The README's command is the hard one; alpha 0.5 and tau 1 are main.py's defaults, without a published result. The \
+paper's soft distillation has distill.alpha=0.1 distill.tau=3."""
 
 
 def _describe(title: str, command: str, notes: str, budget: str) -> str:
@@ -31,40 +36,64 @@ def _describe(title: str, command: str, notes: str, budget: str) -> str:
 
 
 def _pretrain(
-    name: str, title: str, model: str, command: str, gpus: int, per_gpu: int, notes: str = "", kind: str = "none"
+    size: str, gpus: int, per_gpu: int, distillation: Literal["none", "hard", "soft"], top1: float | None
 ) -> Recipe:
+    token = "" if distillation == "none" else "_distilled"
+    script = (
+        "run_with_submitit.py"
+        if gpus > 8
+        else f"torch.distributed.launch --nproc_per_node={gpus} --use_env main.py --batch-size {per_gpu}"
+    )
+    command = f"{script} --model deit_{size}{token}_patch16_224"
+    notes = ""
+    if distillation != "none":
+        command += f" --distillation-type {distillation} --teacher-model regnety_160 --use_volta32"
+        notes = _TEACHER + (_SOFT if distillation == "soft" else "") + "\n"
+    how = f"{_NAMES[size]} at 224 px" if distillation == "none" else f"{_NAMES[size]} distilled ({distillation})"
+    result = "" if top1 is None else f": {top1} %"
     return Recipe(
-        name=name,
+        name=f"deit_{size}{token}_1k_224{'_soft' if distillation == 'soft' else ''}",
         description=_describe(
-            title, f"README_deit.md:\n    {command}", notes, f"Budget of the source: {gpus} GPUs x {per_gpu} views."
+            f"{how}, 300 epochs on ImageNet-1k{result}",
+            f"README_deit.md:\n    {command}",
+            notes,
+            f"Budget of the source: {gpus} GPUs x {per_gpu} views.",
         ),
-        model=Model(name=model, image_size=224, drop_path=0.1, drop_path_decay="linear"),
+        model=Model(name=f"deit_{size}{token}_patch16", image_size=224, drop_path=0.1, drop_path_decay="linear"),
         data=Data(repeats=3, eval_crop_ratio=0.875),
         augment=Augment(crop="rrc", policy="rand_augment", color_jitter=0.0, erase=0.25),
         mix=Mix(mixup=0.8, cutmix=1.0, group=per_gpu),
         loss=Loss(name="cross_entropy", smoothing=0.1),
-        distill=Distill.model_validate({"kind": kind, "teacher": "regnety_160", "alpha": 0.5, "tau": 1.0}),
+        distill=Distill(kind=distillation, teacher="regnety_160", alpha=0.5, tau=1.0),
         optim=Optim(name="adamw", lr=1e-3, weight_decay=0.05, max_grad_norm=None),
         schedule=Schedule(epochs=300),
         run=Run(global_batch=gpus * per_gpu),
     )
 
 
-def _launch(model: str) -> str:
-    return f"torch.distributed.launch --nproc_per_node=4 --use_env main.py --model {model} --batch-size 256"
-
-
 def _finetune(
-    name: str, title: str, source: str, notes: str, budget: str, size: int, per_gpu: int, optim: Optim,
-    schedule: Schedule, batch: int, classes: int | None = None, drop_path: float = 0.0, erase: float = 0.0,
-) -> Recipe:  # fmt: skip
+    *,
+    name: str,
+    title: str,
+    source: str,
+    notes: str,
+    budget: str,
+    size: int,
+    batch: int,
+    per_gpu: int,
+    optim: Optim,
+    schedule: Schedule,
+    num_classes: int | None = None,
+    drop_path: float = 0.0,
+    erase: float = 0.0,
+) -> Recipe:
     return Recipe(
         name=name,
         description=_describe(title, source, f"Start: deit_base_1k_224. {notes} {_EVALUATION_MODE}", budget),
         model=Model(
             name="deit_base_patch16",
             image_size=size,
-            num_classes=classes,
+            num_classes=num_classes,
             drop_path=drop_path,
             drop_path_decay="linear",
             train_mode=False,
@@ -95,57 +124,13 @@ def _cifar(size: int) -> Recipe:
     )
 
 
-_DISTILLED = """\
-run_with_submitit.py --model deit_base_distilled_patch16_224 --distillation-type {} --teacher-model regnety_160 \
---use_volta32"""
-
 ROWS = (
-    # name, title, model, command, GPUs, views per GPU, notes, distillation
-    _pretrain(
-        "deit_tiny_1k_224",
-        "DeiT-Ti at 224 px, 300 epochs on ImageNet-1k: 72.2 %",
-        "deit_tiny_patch16",
-        _launch("deit_tiny_patch16_224"),
-        4,
-        256,
-    ),
-    _pretrain(
-        "deit_small_1k_224",
-        "DeiT-S at 224 px, 300 epochs on ImageNet-1k: 79.9 %",
-        "deit_small_patch16",
-        _launch("deit_small_patch16_224"),
-        4,
-        256,
-    ),
-    _pretrain(
-        "deit_base_1k_224",
-        "DeiT-B at 224 px, 300 epochs on ImageNet-1k: 81.8 %",
-        "deit_base_patch16",
-        "run_with_submitit.py --model deit_base_patch16_224",
-        16,
-        64,
-    ),
-    _pretrain(
-        "deit_base_distilled_1k_224",
-        "DeiT-B distilled (hard), 300 epochs on ImageNet-1k: 83.4 %",
-        "deit_base_distilled_patch16",
-        _DISTILLED.format("hard"),
-        16,
-        64,
-        _TEACHER,
-        "hard",
-    ),
-    _pretrain(
-        "deit_base_distilled_1k_224_soft",
-        "DeiT-B distilled (soft), 300 epochs on ImageNet-1k",
-        "deit_base_distilled_patch16",
-        _DISTILLED.format("soft"),
-        16,
-        64,
-        f"{_TEACHER}alpha 0.5 and tau 1 are main.py's defaults, and no result with them was published; the "
-        "paper's soft distillation has distill.alpha=0.1 distill.tau=3.\n",
-        "soft",
-    ),
+    # size, GPUs, views per GPU, distillation, top-1
+    _pretrain("tiny", 4, 256, "none", 72.2),
+    _pretrain("small", 4, 256, "none", 79.9),
+    _pretrain("base", 16, 64, "none", 81.8),
+    _pretrain("base", 16, 64, "hard", 83.4),
+    _pretrain("base", 16, 64, "soft", None),
     _finetune(
         name="deit_base_1k_384_ft",
         title="DeiT-B at 384 px, 30 epochs of finetuning: 82.9 %",
@@ -159,7 +144,7 @@ ROWS = (
         optim=Optim(name="adamw", lr=5e-6, weight_decay=1e-8, max_grad_norm=None),
         schedule=Schedule(epochs=30, min_lr=5e-6),
         batch=512,
-        classes=1000,
+        num_classes=1000,
         drop_path=0.1,
         erase=0.25,
     ),
