@@ -4,14 +4,13 @@ import argparse
 import json
 import os
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from deit_fast.errors import DataError, RecipeError, RunError, StoppedError
 from deit_fast.files import write_json
-from deit_fast.recipe import SECTIONS, Recipe
 from deit_fast.recipes import RECIPES, get_recipe
+from deit_fast.show import list_as_text, recipe_as_text
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: work is left, run it again
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
@@ -58,11 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser(
         "show",
-        help="list the recipes, or print one with every value",
+        help="list the recipes, or print one: where it is from, what it amounts to, every value",
         epilog="Example: deit-fast show deit3_base_1k_192 optim.lr=1e-3 --json > mine.json",
     )
     show.add_argument("recipe", nargs="?", help="name in the recipe table, or a .toml or .json file")
     show.add_argument("--json", action="store_true", help="as JSON, which deit-fast train also takes")
+    show.add_argument(
+        "--images", type=_positive, metavar="N", help="training images to count steps for; default: the named data's"
+    )
     show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     show.set_defaults(run=_show)
 
@@ -166,30 +168,28 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    if arguments.images is not None and (arguments.recipe is None or arguments.json):
+        raise RecipeError(f"--images {arguments.images}: expected with a recipe's name and without --json")
     if arguments.recipe is None:
-        if arguments.json:
-            print(json.dumps({name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}, indent=2))
-            return 0
-        width = max(map(len, RECIPES))
-        for name, recipe in RECIPES.items():
-            print(f"{name:{width}}  {recipe.description.splitlines()[0]}")
-        return 0
+        table = {name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}
+        return _print_page(json.dumps(table, indent=2) if arguments.json else list_as_text())
     recipe = get_recipe(arguments.recipe, arguments.overrides)
-    print(json.dumps(recipe.model_dump(mode="json"), indent=2) if arguments.json else _as_text(recipe))
+    content = recipe.model_dump(mode="json")
+    return _print_page(json.dumps(content, indent=2) if arguments.json else recipe_as_text(recipe, arguments.images))
+
+
+def _print_page(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `deit-fast show NAME | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush complains
     return 0
 
 
-def _as_text(recipe: Recipe) -> str:
-    """Every value of a recipe as a line that can be given back as an override, with what it means."""
-    lines = [recipe.name, *textwrap.wrap(recipe.description, 100)]
-    values = recipe.model_dump(mode="json")
-    for name, section in SECTIONS.items():
-        lines.append("")
-        for key, field in section.model_fields.items():
-            value = values[name][key]
-            word = f"{name}.{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
-            lines.append(f"{word:44}  # {' '.join(str(field.description).split())}")
-    return "\n".join(lines)
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
+    return int(text)
 
 
 def _data_demo(arguments: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ LAYERS = [
     {"sections"},
     {"recipe"},
     {"recipes", "data", "models", "optim", "losses", "schedule", "distributed"},
-    {"checkpoint"},
+    {"checkpoint", "show"},
     {"metrics", "profile", "step", "evaluation_report"},
     {"evaluate"},
     {"train"},

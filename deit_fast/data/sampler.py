@@ -33,12 +33,19 @@ def epoch_order(num_images: int, epoch: int, seed: int, repeats: int) -> tuple[N
     An epoch with repeats is as long as one without: about N views, of about N / repeats images. M is then N rounded
     down to a multiple of 256, the reference's RASampler; below 256 images M is N, where the reference has none.
     """
-    return _views_at(np.arange(_epoch_views(num_images, repeats)), _shuffle(num_images, epoch, seed), repeats)
+    return _views_at(np.arange(epoch_views(num_images, repeats)), _shuffle(num_images, epoch, seed), repeats)
+
+
+def epoch_views(num_images: int, repeats: int) -> int:
+    """Views in an epoch: N, rounded down to a multiple of 256 with repeats (the reference's RASampler)."""
+    if repeats == 1 or num_images < _REPEATED_MULTIPLE:
+        return num_images
+    return num_images // _REPEATED_MULTIPLE * _REPEATED_MULTIPLE
 
 
 def steps_per_epoch(num_images: int, repeats: int, global_batch: int) -> int:
     """Whole global batches in an epoch; the rest is dropped."""
-    return _epoch_views(num_images, repeats) // global_batch
+    return epoch_views(num_images, repeats) // global_batch
 
 
 def place_order(global_batch: int, group: int, layout: Layout) -> NDArray[np.int64]:
@@ -101,7 +108,7 @@ class TrainSampler:
         self._order = place_order(global_batch, group, layout)[self._positions]
         if not self.steps_per_epoch:
             raise DataError(
-                f"run.global_batch={global_batch}: expected at most {_epoch_views(num_images, repeats)}, "
+                f"run.global_batch={global_batch}: expected at most {epoch_views(num_images, repeats)}, "
                 f"the views in an epoch of {num_images} images"
             )
         self._num_images, self._repeats, self._global_batch, self._seed = num_images, repeats, global_batch, seed
@@ -142,12 +149,6 @@ def eval_indices(num_images: int, rank: int, world_size: int, batch: int) -> lis
     start, stop = (num_images * edge // world_size for edge in (rank, rank + 1))
     most = -(-num_images // world_size)
     return [np.arange(min(first, stop), min(first + batch, stop)) for first in range(start, start + most, batch)]
-
-
-def _epoch_views(num_images: int, repeats: int) -> int:
-    if repeats == 1 or num_images < _REPEATED_MULTIPLE:
-        return num_images
-    return num_images // _REPEATED_MULTIPLE * _REPEATED_MULTIPLE
 
 
 def _shuffle(num_images: int, epoch: int, seed: int) -> NDArray[np.int64]:
