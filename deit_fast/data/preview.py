@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deit_fast.data.broken import check_pixels
-from deit_fast.data.params import draw_views, eval_geometry
+from deit_fast.data.crops import eval_geometry
+from deit_fast.data.params import draw_views
 from deit_fast.data.pipeline import eval_pipeline, train_inputs, train_pipeline
 from deit_fast.data.sources import Source
 from deit_fast.recipe import Recipe
