@@ -39,7 +39,7 @@ def draw_erasing(
 
     A view is erased with probability augment.erase, by 1 to augment.erase_count boxes. They share an area of 2 % to a
     third of the view, each with its own draw, at a log-uniform aspect ratio of 0.3 to 1 / 0.3; a box that does not fit
-    in ten tries is left out. As timm's RandomErasing, on whose fixed choices the references rely.
+    in ten tries is left out. The facts are timm's `data/random_erasing.py`.
     """
     count, most = len(indices), augment.erase_count
     draws = uniform(seed, Stream.ERASE, epoch, indices, views, 4 + most * (2 * _TRIES + 2))
@@ -49,9 +49,8 @@ def draw_erasing(
     area = image_size**2 * (low + (high - low) * box[:, :, :_TRIES]) / boxes_of[..., None]
     ratio = np.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * box[:, :, _TRIES : 2 * _TRIES])
     sides = np.rint(np.sqrt((area * ratio, area / ratio))).astype(np.int64)  # [2, B, n, tries]: height, width
-    fits = (sides < image_size).all(axis=0)
-    first = np.argmax(fits, axis=2)[None, :, :, None]
-    size = np.take_along_axis(sides, np.broadcast_to(first, (2, count, most, 1)), 3)[..., 0]  # [2, B, n]
+    fits = np.max(sides, axis=0) < image_size
+    size = np.take_along_axis(sides, np.argmax(fits, axis=2)[None, :, :, None], 3)[..., 0]  # [2, B, n]
     corner = np.floor(np.moveaxis(box[:, :, 2 * _TRIES :], 2, 0) * (image_size - size + 1)).astype(np.int64)
     erased = (draws[:, :1] < augment.erase) & (np.arange(most) < boxes_of) & fits.any(axis=2)
     edges = np.stack((*corner, *(corner + size)), axis=-1)
@@ -68,18 +67,14 @@ def erase(images: Tensor, boxes: Tensor, keys: Tensor, mode: Literal["pixel", "r
     """
     channels, height, width = images.shape[1:]
     place = torch.arange(channels * height * width, device=images.device).view(channels, height, width)
+    row, column = place[0] // width, place[0] % width
+    noise = normal_noise(keys, place) if mode == "pixel" else torch.zeros((), device=images.device)
     for number, box in enumerate(boxes.unbind(1)):
+        if mode == "rand":
+            noise = normal_noise(keys, place[:, :1, :1] + number)  # B C 1 1
         top, left, bottom, right = box.view(-1, 4, 1, 1, 1).unbind(1)  # each B 1 1 1
-        row, column = place // width % height, place % width
-        inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)  # B C H W
-        if mode == "const":
-            fill = torch.zeros_like(images)
-        elif mode == "pixel":  # boxes that overlap agree: the later one's noise is as good as its own
-            fill = normal_noise(keys, place)
-        else:
-            channel = torch.arange(channels, device=images.device).view(channels, 1, 1)
-            fill = normal_noise(keys, number * channels + channel)
-        images = torch.where(inside, fill.to(images.dtype), images)
+        inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)  # B 1 H W
+        images = torch.where(inside, noise.to(images.dtype), images)
     return images
 
 
