@@ -71,7 +71,7 @@ def erase(images: Tensor, boxes: Tensor, keys: Tensor, mode: Literal["pixel", "r
     noise = normal_noise(keys, place) if mode == "pixel" else torch.zeros((), device=images.device)
     for number, box in enumerate(boxes.unbind(1)):
         if mode == "rand":
-            noise = normal_noise(keys, place[:, :1, :1] + number)  # B C 1 1
+            noise = normal_noise(keys, place[:, :1, :1] + number)  # B C 1 1, apart by H W > n
         top, left, bottom, right = box.view(-1, 4, 1, 1, 1).unbind(1)  # each B 1 1 1
         inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)  # B 1 H W
         images = torch.where(inside, noise.to(images.dtype), images)
