@@ -2,8 +2,8 @@
 
 The two share no random number and no code. Every measure of a case is a two-sample Kolmogorov-Smirnov test, every
 share a chi-square test, each at a significance of ALPHA: some 80 tests, so that one of them would fail for one in
-twelve choices of the seeds, which are fixed. The planted cases show the power: what is drawn from a wrong range, or with a
-wrong probability, is found at PLANTED, a significance a thousand times stricter.
+twelve choices of the seeds, which are fixed. The planted cases show the power: what is drawn from a wrong range, or
+with a wrong probability, is found at PLANTED, a significance a thousand times stricter.
 """
 
 import functools

@@ -152,6 +152,14 @@ def test_the_hash_is_exact_integer_arithmetic() -> None:
             assert value == pytest.approx(np.sqrt(-2 * np.log(u)) * np.cos(2 * np.pi * v), abs=2e-3)
 
 
+@pytest.mark.gpu
+def test_the_gpu_draws_the_same_noise() -> None:
+    """The same integers; logarithm and cosine differ in their last bits."""
+    counter = torch.arange(3 * 64 * 64)
+    on_gpu = normal_noise(KEYS.cuda(), counter.cuda()).cpu()
+    torch.testing.assert_close(on_gpu, normal_noise(KEYS, counter), rtol=1e-4, atol=1e-4)
+
+
 def erased_batch() -> MicroBatch:
     drawn = draw_erasing(Augment(erase=1.0, erase_count=2), 16, 0, 0, np.arange(8), np.zeros(8, np.int64))
     erasing = Erasing(torch.from_numpy(drawn.boxes), torch.from_numpy(drawn.keys))
