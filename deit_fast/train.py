@@ -34,7 +34,7 @@ from deit_fast.models.build import build_model, check_drop_path
 from deit_fast.profile import profiled
 from deit_fast.recipe import Recipe, parse_recipe
 from deit_fast.schedule import learning_rate, total_steps
-from deit_fast.step import MicroBatch, Mixing, TrainStep, build_state, choose_dtype
+from deit_fast.step import Erasing, MicroBatch, Mixing, TrainStep, build_state, choose_dtype
 from deit_fast.stopping import StopSignal
 
 AGREE_STEPS = 10  # between the processes' agreements on whether to stop
@@ -279,8 +279,8 @@ class Trainer:
 
 
 def build_micro_batch(recipe: Recipe, batch: Batch, device: torch.device) -> MicroBatch:
-    """A batch of the loader as the step takes it, with its draws of mixup and CutMix."""
-    mixing = None
+    """A batch of the loader as the step takes it, with its draws of mixup, CutMix and random erasing."""
+    mixing, erasing = None, None
     if recipe.mix.active:
         assert batch.positions is not None
         run = recipe.run
@@ -288,4 +288,6 @@ def build_micro_batch(recipe: Recipe, batch: Batch, device: torch.device) -> Mic
             recipe.mix, run.seed, batch.step, batch.positions, run.global_batch, recipe.model.image_size
         )  # fmt: skip
         mixing = Mixing(*(to_device(array, device) for array in (drawn.lam, drawn.box, drawn.cutmix)))
-    return MicroBatch(batch.images, batch.labels, mixing)
+    if batch.erasing is not None:
+        erasing = Erasing(to_device(batch.erasing.boxes, device), to_device(batch.erasing.keys, device))
+    return MicroBatch(batch.images, batch.labels, mixing, erasing)
