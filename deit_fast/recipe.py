@@ -49,6 +49,13 @@ class Recipe(Section):
             raise ValueError("loss.cosub=true: expected model.drop_path above 0, or its two passes are the same")
         if self.loss.cosub and self.distill.kind != "none":
             raise ValueError(f"loss.cosub=true: expected distill.kind='none', got {self.distill.kind!r}")
+        if minmax := self.mix.cutmix_minmax:
+            low, high = (int(model.image_size * share) for share in minmax)
+            if low >= high:
+                raise ValueError(
+                    f"mix.cutmix_minmax={list(minmax)}: expected a range of more than a pixel at "
+                    f"model.image_size={model.image_size}"
+                )
         if self.optim.split_qkv and self.optim.name != "lamb":
             raise ValueError(f"optim.split_qkv=true: expected optim.name='lamb', got {self.optim.name!r}")
         if self.schedule.min_lr > self.optim.lr:

@@ -20,7 +20,7 @@ from deit_fast.checkpoint import (
     save_checkpoint,
 )
 from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
-from deit_fast.data.params import draw_mix
+from deit_fast.data.mixing import draw_mix
 from deit_fast.data.sampler import build_samplers
 from deit_fast.data.sources import Source, check_classes, check_same_classes, find_validation, open_source
 from deit_fast.distributed import World, cpu_threads, join_world, leave_world, peak_memory, to_device
