@@ -63,6 +63,7 @@ def pretrain(
     data: str,
     out: str,
     val: str = "",
+    teacher: str = "",
     resume: str = "auto",
     j: str = "1x1",
     h: Optional[str] = None,
@@ -84,6 +85,7 @@ def pretrain(
         data: training images: an image folder or shards
         out: run folder, on storage every node shares
         val: validation images; empty takes those beside the training images
+        teacher: weights of the recipe's distill.teacher; needed where it distils, refused elsewhere
         resume: auto, never, or a checkpoint to continue
         j: NODESxPROCESSES; one process per GPU
         h: named resource of a node; takes precedence over cpu, gpu and memMB
@@ -98,7 +100,8 @@ def pretrain(
         name: job name; empty is the recipe's
     """
     where = _Where(j, h, cpu, gpu, memMB, image, env, mounts, max_retries, rdzv_port)
-    role = _train_role(list(overrides), recipe, data, out, val, "", resume, where)
+    options = {"--val": val, "--teacher": teacher, "--resume": resume}
+    role = _train_role(list(overrides), recipe, data, out, options, where)
     return specs.AppDef(name=_job_name(name or recipe), roles=[role])
 
 
@@ -109,6 +112,7 @@ def finetune(
     data: str,
     out: str,
     val: str = "",
+    teacher: str = "",
     resume: str = "auto",
     j: str = "1x1",
     h: Optional[str] = None,
@@ -131,6 +135,7 @@ def finetune(
         data: training images: an image folder or shards
         out: run folder, on storage every node shares
         val: validation images; empty takes those beside the training images
+        teacher: weights of the recipe's distill.teacher; needed where it distils, refused elsewhere
         resume: auto, never, or a checkpoint to continue
         j: NODESxPROCESSES; one process per GPU
         h: named resource of a node; takes precedence over cpu, gpu and memMB
@@ -147,7 +152,8 @@ def finetune(
     if not init:
         _refuse("init: missing; expected the checkpoint to start from")
     where = _Where(j, h, cpu, gpu, memMB, image, env, mounts, max_retries, rdzv_port)
-    role = _train_role(list(overrides), recipe, data, out, val, init, resume, where)
+    options = {"--val": val, "--init": init, "--teacher": teacher, "--resume": resume}
+    role = _train_role(list(overrides), recipe, data, out, options, where)
     return specs.AppDef(name=_job_name(name or recipe), roles=[role])
 
 
@@ -198,9 +204,9 @@ def evaluate(
 
 
 def _train_role(
-    overrides: List[str], recipe: str, data: str, out: str, val: str, init: str, resume: str, where: _Where
+    overrides: List[str], recipe: str, data: str, out: str, options: Dict[str, str], where: _Where
 ) -> specs.Role:
-    resolved = _checked_recipe(recipe, overrides)
+    resolved = _checked_recipe(recipe, overrides, options["--teacher"])
     nodes, processes = where.layout
     run, world = resolved.run, nodes * processes
     per_pass, rest = divmod(run.global_batch, world * run.accumulation)
@@ -214,9 +220,9 @@ def _train_role(
             f"run.global_batch={run.global_batch}: expected an even batch for each of {world} processes, "
             f"which mixup and cutmix pair up, got {per_pass}"
         )
-    options = [("--val", val), ("--init", init), ("--resume", resume if resume != "auto" else "")]
     words = ["train", recipe, "--data", data, "--out", out]
-    words += [word for option in options if option[1] for word in option]
+    given = {name: value for name, value in options.items() if value and (name, value) != ("--resume", "auto")}
+    words += [word for option in given.items() for word in option]
     return _role("train", words + overrides, where)
 
 
@@ -280,9 +286,12 @@ def _quote(word: str) -> str:
     return shlex.quote(word).replace("$", "$''")  # shlex quotes every word with a dollar: end and reopen the quotes
 
 
-def _checked_recipe(recipe: str, overrides: List[str]) -> Recipe:
+def _checked_recipe(recipe: str, overrides: List[str], teacher: Optional[str] = None) -> Recipe:
     try:
-        return get_recipe(recipe, overrides)
+        resolved = get_recipe(recipe, overrides)
+        if teacher is not None:
+            resolved.check_teacher(teacher)
+        return resolved
     except RecipeError as error:
         _refuse(str(error))
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deit_fast.checkpoint import initialise, load_weights
+from deit_fast.classifier import build_predictor, choose_dtype
 from deit_fast.data.loader import EvalLoader
 from deit_fast.data.sources import Source, check_classes, check_same_classes, open_source
 from deit_fast.distributed import World, cpu_threads, join_world, leave_world
@@ -18,7 +19,6 @@ from deit_fast.errors import RecipeError
 from deit_fast.models.build import build_model
 from deit_fast.progress import progress
 from deit_fast.recipe import Recipe
-from deit_fast.step import build_predictor, choose_dtype
 
 EVAL_BATCH = 256
 

@@ -56,6 +56,9 @@ class Recipe(Section):
                     f"mix.cutmix_minmax={list(minmax)}: expected a range of more than a pixel at "
                     f"model.image_size={model.image_size}"
                 )
+        if not model.train_mode and (self.loss.cosub or self.distill.kind != "none"):
+            cause = "loss.cosub=true" if self.loss.cosub else f"distill.kind={self.distill.kind!r}"
+            raise ValueError(f"model.train_mode=false: expected true with {cause}")
         if self.optim.split_qkv and self.optim.name != "lamb":
             raise ValueError(f"optim.split_qkv=true: expected optim.name='lamb', got {self.optim.name!r}")
         if self.schedule.min_lr > self.optim.lr:
@@ -69,6 +72,16 @@ class Recipe(Section):
                 f"run.global_batch={run.global_batch}: expected an even batch per pass, which mixup and cutmix pair up"
             )
         return self
+
+    def check_teacher(self, path: object) -> None:
+        """Raises RecipeError unless a teacher's weights are given, as `path`, exactly where there is distillation."""
+        if self.distill.kind == "none" and path:
+            raise RecipeError(f"--teacher {path}: expected none with distill.kind='none'")
+        if self.distill.kind != "none" and not path:
+            raise RecipeError(
+                f"distill.kind={self.distill.kind!r}: expected --teacher with weights of "
+                f"distill.teacher={self.distill.teacher!r}, at every start of the run"
+            )
 
     def override(self, words: Iterable[str]) -> "Recipe":
         """A copy with `section.key=value` words applied; values are JSON, bare words or comma-separated tuples.

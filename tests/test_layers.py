@@ -17,9 +17,10 @@ LAYERS = [
     {"sections"},
     {"recipe"},
     {"recipes", "data", "models", "optim", "losses", "schedule", "distributed"},
-    {"checkpoint"},
+    {"checkpoint", "classifier", "distill"},
+    {"objective"},
     {"metrics", "profile", "step"},
-    {"evaluate"},
+    {"divergence", "evaluate"},
     {"train"},
     {"cli"},
 ]

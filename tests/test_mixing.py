@@ -71,7 +71,7 @@ def test_timms_draws_replayed(mode: str, minmax: tuple[float, float] | None, mon
         for lam, cutmix in zip(lams, chosen, strict=True):
             box = (0, 0, 0, 0)
             if cutmix and lam != 1:
-                (top, bottom, left, right), lam = next(place)  # noqa: PLW2901
+                (top, bottom, left, right), lam = next(place)
                 box = (top, left, bottom, right)
             drawn.append((lam, box, cutmix and lam != 1))
             kinds.add("none" if lam == 1 else "cutmix" if cutmix else "mixup")

@@ -94,7 +94,7 @@ def build_samplers(recipe: Recipe, num_images: int, rank: int, world_size: int) 
             "accumulation passes, because mixup and cutmix pair images up"
         )
     return [
-        TrainSampler(num_images, recipe.data.repeats, batch, recipe.run.seed, parts, rank * passes + index)
+        TrainSampler(num_images, recipe.data.repeats, batch, recipe.run.seed_of("order"), parts, rank * passes + index)
         for index in range(passes)
     ]
 
