@@ -206,23 +206,15 @@ def evaluate(
 def _train_role(
     overrides: List[str], recipe: str, data: str, out: str, options: Dict[str, str], where: _Where
 ) -> specs.Role:
-    resolved = _checked_recipe(recipe, overrides, options["--teacher"])
+    resolved = _checked_recipe(recipe, overrides)
     nodes, processes = where.layout
-    run, world = resolved.run, nodes * processes
-    per_pass, rest = divmod(run.global_batch, world * run.accumulation)
-    if rest:
-        _refuse(
-            f"run.global_batch={run.global_batch}: expected a multiple of {world} processes (-j {where.j}) "
-            f"times run.accumulation={run.accumulation}"
-        )
-    if resolved.mix.active and per_pass % 2:
-        _refuse(
-            f"run.global_batch={run.global_batch}: expected an even batch for each of {world} processes, "
-            f"which mixup and cutmix pair up, got {per_pass}"
-        )
+    try:
+        resolved.check_processes(nodes * processes)
+        resolved.check_teacher(options["--teacher"])
+    except RecipeError as error:
+        _refuse(str(error))
     words = ["train", recipe, "--data", data, "--out", out]
-    given = {name: value for name, value in options.items() if value and (name, value) != ("--resume", "auto")}
-    words += [word for option in given.items() for word in option]
+    words += [word for option in options.items() if option[1] and option != ("--resume", "auto") for word in option]
     return _role("train", words + overrides, where)
 
 
@@ -286,12 +278,9 @@ def _quote(word: str) -> str:
     return shlex.quote(word).replace("$", "$''")  # shlex quotes every word with a dollar: end and reopen the quotes
 
 
-def _checked_recipe(recipe: str, overrides: List[str], teacher: Optional[str] = None) -> Recipe:
+def _checked_recipe(recipe: str, overrides: List[str]) -> Recipe:
     try:
-        resolved = get_recipe(recipe, overrides)
-        if teacher is not None:
-            resolved.check_teacher(teacher)
-        return resolved
+        return get_recipe(recipe, overrides)
     except RecipeError as error:
         _refuse(str(error))
 

@@ -73,6 +73,20 @@ class Recipe(Section):
             )
         return self
 
+    def check_processes(self, count: int) -> None:
+        """Raises RecipeError where the batch cannot be divided over `count` processes."""
+        batch, passes = self.run.global_batch, self.run.accumulation
+        per_pass, rest = divmod(batch, count * passes)
+        if rest:
+            raise RecipeError(
+                f"run.global_batch={batch}: expected a multiple of {count} processes times run.accumulation={passes}"
+            )
+        if self.mix.active and per_pass % 2:
+            raise RecipeError(
+                f"run.global_batch={batch}: expected an even batch for each of {count} processes and "
+                f"{passes} accumulation passes, which mixup and cutmix pair up, got {per_pass}"
+            )
+
     def check_teacher(self, path: object) -> None:
         """Raises RecipeError unless a teacher's weights are given, as `path`, exactly where there is distillation."""
         if self.distill.kind == "none" and path:

@@ -87,12 +87,8 @@ class TrainSampler:
 def build_samplers(recipe: Recipe, num_images: int, rank: int, world_size: int) -> list[TrainSampler]:
     """One sampler for each accumulation pass of a process. Raises RecipeError for a batch that cannot be divided."""
     passes, batch = recipe.run.accumulation, recipe.run.global_batch
+    recipe.check_processes(world_size)
     parts = world_size * passes
-    if recipe.mix.active and batch % parts == 0 and (batch // parts) % 2:
-        raise RecipeError(
-            f"run.global_batch={batch}: expected an even batch for each of {world_size} processes x {passes} "
-            "accumulation passes, because mixup and cutmix pair images up"
-        )
     return [
         TrainSampler(num_images, recipe.data.repeats, batch, recipe.run.seed_of("order"), parts, rank * passes + index)
         for index in range(passes)
