@@ -129,10 +129,10 @@ class TrainStep:
         state.model.train(self.recipe.model.train_mode)
         set_learning_rate(state.optimizer, lr)
         total = torch.zeros((), device=self.world.device)
-        for index, (images, labels, mixing) in enumerate(batches):
+        for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             with contextlib.nullcontext() if last or self.ddp is None else self.ddp.no_sync():
-                loss = self.objective(images, labels, mixing) / len(batches)
+                loss = self.objective(*batch) / len(batches)
                 loss.backward()
             total += loss.detach()
         state.optimizer.step()  # moves state.ema as well
