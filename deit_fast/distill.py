@@ -57,10 +57,10 @@ def load_teacher(recipe: Recipe, path: Path, device: torch.device) -> Teacher:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():  # timm would log a line of its own
+        raise RunError(f"--teacher {path}: no such file")
     try:
         return load_state_dict(str(path), use_ema=False, device="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RunError(f"--teacher {path}: no such file") from None
     except Exception as error:  # timm, torch and safetensors raise many kinds for a damaged or foreign file
         raise RunError(f"--teacher {path}: expected a file of weights ({one_line(error)[:200]})") from None
 
