@@ -103,6 +103,19 @@ def test_moving_average() -> None:
     assert make(["optim.ema_decay=null"])[1].state.ema is None
 
 
+@pytest.mark.parametrize("name", ["lamb", "adamw"])
+def test_the_published_decay_against_float64(name: str) -> None:
+    """At 0.99996 an update is of the size of fp32's rounding: it must not drown in it."""
+    _, step = make(["optim.ema_decay=0.99996", f"optim.name={name}"])
+    start = weights(step).double()
+    expected = start.clone()
+    for seed in range(60):
+        step([batch(seed)], 1e-2)
+        expected = 0.99996 * expected + (1 - 0.99996) * weights(step).double()
+    average = torch.cat([p.flatten() for p in step.state.ema.parameters()]).double()
+    assert (average - expected).norm() < 0.01 * (expected - start).norm()
+
+
 @pytest.mark.parametrize("words", [["model.drop_path=0.5"], ["model.dropout=0.5"]], ids=["drop-path", "dropout"])
 def test_randomness_is_a_function_of_seed_and_step(words: list[str]) -> None:
     _, first = make(words)
