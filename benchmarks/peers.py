@@ -20,9 +20,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from deit_fast.data.mix import mix_images
+from deit_fast.objective import MicroBatch
 from deit_fast.recipe import Recipe
 from deit_fast.sections import Data, Loss, Optim
-from deit_fast.step import MicroBatch
 from deit_fast.zoo import find_architecture
 
 

@@ -7,14 +7,15 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from deit_fast.classifier import choose_dtype
 from deit_fast.data.loader import Batch
 from deit_fast.distributed import World
 from deit_fast.models.build import build_model
+from deit_fast.objective import MicroBatch, build_micro_batch
 from deit_fast.recipe import Recipe
 from deit_fast.recipes import RECIPES
 from deit_fast.sections import Model
-from deit_fast.step import MicroBatch, TrainStep, build_state, choose_dtype
-from deit_fast.train import build_micro_batch
+from deit_fast.step import TrainStep, build_state
 from deit_fast.zoo import ARCHITECTURES, find_architecture
 
 from .measure import Row, Session, free_memory, is_out_of_memory
@@ -83,7 +84,7 @@ def _count_flops(section: Model, batch: int, backward: bool) -> float:
 
 def build_step(recipe: Recipe, device: torch.device) -> TrainStep:
     """The training step as `deit_fast.train.Trainer` builds it."""
-    torch.manual_seed(recipe.run.seed)
+    torch.manual_seed(recipe.run.seed_of("init"))
     model = build_model(recipe.model).to(device).to(memory_format=torch.channels_last)
     return TrainStep(recipe, build_state(recipe, model), World(0, 1, device), choose_dtype(recipe.run, device))
 

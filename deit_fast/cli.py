@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--out", required=True, type=Path, help="run folder")
     train.add_argument("--init", type=Path, help="checkpoint to take the weights from (finetuning)")
     train.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto, from the run folder")
+    train.add_argument("--teacher", type=Path, help="weights of distill.teacher (.pth, .safetensors), for distillation")
     train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     train.set_defaults(run=_train)
 
@@ -140,12 +141,16 @@ def _complain(message: object, status: int) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     recipe = get_recipe(arguments.recipe, arguments.overrides)
-    for path in (arguments.init, arguments.resume if arguments.resume not in ("auto", "never") else None):
+    recipe.check_teacher(arguments.teacher)
+    resume = arguments.resume if arguments.resume not in ("auto", "never") else None
+    for path in (arguments.init, resume, arguments.teacher):
         if path is not None and not Path(path).is_file():
             raise RunError(f"{path}: no such checkpoint")
     from deit_fast.train import train
 
-    result = train(recipe, arguments.data, arguments.out, arguments.val, arguments.init, arguments.resume)
+    result = train(
+        recipe, arguments.data, arguments.out, arguments.val, arguments.init, arguments.resume, arguments.teacher
+    )
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(result, indent=2))
     return 0

@@ -272,3 +272,8 @@ class Run(Section):
     """Steps in a row with a non-finite loss or gradient, each skipped, before the run stops."""
     profile: bool = False
     """Profile some steps after the warm-up: a trace and a one-page summary in the run folder's profile/."""
+
+    def seed_of(self, use: Literal["init", "order", "mix", "dropout"]) -> int:
+        """The seed of one use: its own, or the run's."""
+        own: int | None = getattr(self, f"{use}_seed")
+        return self.seed if own is None else own
