@@ -65,6 +65,19 @@ def test_a_step_of_every_family(name: str, words: list[str]) -> None:
     assert step.predictor(model.eval())(batch().images).shape == (8, 5)
 
 
+@pytest.mark.parametrize("name", TOYS)
+def test_every_family_compiles_without_graph_breaks(name: str) -> None:
+    _, step = make([f"model.name={name}", "model.image_size=16", "model.drop_path=0.5"])
+    step.state.model.train()
+    torch._dynamo.reset()
+    compiled = torch.compile(step.objective, backend="eager", fullgraph=True)
+    losses = []
+    for objective in (step.objective, compiled):
+        torch.manual_seed(0)
+        losses.append(objective(*batch(mixed=True)))
+    torch.testing.assert_close(*losses)
+
+
 def test_distilled_models_give_both_heads_where_there_is_a_teacher() -> None:
     model = create_model("deit_tiny_distilled_patch16", img_size=32, num_classes=7)
     images = torch.randn(2, 3, 32, 32)
