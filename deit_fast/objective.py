@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from deit_fast.classifier import Classifier
@@ -62,8 +63,8 @@ class Objective(nn.Module):
         self.classifier = classifier
         self.recipe = recipe
         self.teacher = teacher
-        if teacher is not None:
-            classifier.model.set_distilled_training(True)  # type: ignore[operator]
+        if isinstance(classifier.model, VisionTransformerDistilled):  # without a teacher it learns as it predicts
+            classifier.model.set_distilled_training(teacher is not None)
 
     def forward(self, images: Tensor, labels: Tensor, mixing: Mixing | None, erasing: Erasing | None = None) -> Tensor:
         inputs = self.classifier.normalise(images)

@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deit_fast.classifier import Classifier, build_predictor, wants_compile
 from deit_fast.distill import Teacher
 from deit_fast.distributed import World
+from deit_fast.models.build import ImageModel
 from deit_fast.objective import MicroBatch, Objective
 from deit_fast.optim.build import RecipeOptimizer, build_optimizer, set_learning_rate
 from deit_fast.recipe import Recipe
@@ -47,8 +47,8 @@ class TrainState:
 
     PLAIN: ClassVar = ("step", "skipped", "seconds", "timed_steps", "timed_seconds", "best_top1", "scores")
 
-    model: VisionTransformer
-    ema: VisionTransformer | None
+    model: ImageModel
+    ema: ImageModel | None
     optimizer: RecipeOptimizer
     step: int = 0
     skipped: int = 0
@@ -88,11 +88,13 @@ class TrainState:
             setattr(self, key, state[key])
 
 
-def build_state(recipe: Recipe, model: VisionTransformer) -> TrainState:
+def build_state(recipe: Recipe, model: ImageModel) -> TrainState:
     """Optimizer and moving average for a model that is on its device with its initial weights."""
     ema = None
     if recipe.optim.ema_decay is not None:
         ema = copy.deepcopy(model).requires_grad_(False).eval()
+        for own, average in zip(model.modules(), ema.modules(), strict=True):
+            average._buffers = own._buffers  # running statistics are averages already: one set serves both
     return TrainState(model, ema, build_optimizer(recipe.optim, model, ema))
 
 

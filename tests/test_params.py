@@ -13,7 +13,7 @@ from timm.data import auto_augment
 from deit_fast.data import params
 from deit_fast.data.params import draw_views
 from deit_fast.data.policies import AUTO_POLICY, OPERATIONS
-from deit_fast.sections import Augment, Mix
+from deit_fast.sections import Augment
 from tests.oracles.statistics import kolmogorov_smirnov, uneven
 from tests.views import views_of
 
@@ -123,6 +123,3 @@ def test_dtypes_and_an_empty_batch() -> None:
         kinds = {name: (value.dtype.name, len(value)) for name, value in vars(drawn).items()}
         whole = ("geometry", "interpolation", "flip", "operation", "order", "policy_op")
         assert kinds == {name: ("int32" if name in whole else "float32", count) for name in kinds}
-    mixed = draw_mix(Mix(), 0, 0, np.arange(0), 64, 32)
-    assert (mixed.lam.dtype, mixed.box.dtype, mixed.cutmix.dtype) == (np.float32, np.int32, np.bool_)
-    assert mixed.box.shape == (0, 4)
