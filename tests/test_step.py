@@ -11,7 +11,7 @@ from deit_fast.models.build import build_model
 from deit_fast.objective import MicroBatch, Mixing
 from deit_fast.recipe import Recipe
 from deit_fast.recipes import get_recipe
-from deit_fast.step import TrainStep, build_state
+from deit_fast.step import Meter, TrainStep, build_state
 
 CPU = World(0, 1, torch.device("cpu"))
 SMALL = ["model.image_size=16", "run.global_batch=8", "model.num_classes=5", "run.precision=fp32"]
@@ -90,6 +90,17 @@ def test_a_non_finite_step_is_skipped_and_counted() -> None:
         step.state.model.head.bias[0] = 0.0
     step([batch()], 1e-3)
     assert step.meter.skipped_in_a_row.item() == 0
+
+
+def test_the_meter_knows_whose_loss_began_it() -> None:
+    meter, bad, good = Meter.on(CPU.device), torch.tensor(float("nan")), torch.tensor(1.0)
+    skipped, began = torch.ones(()), []
+    for losses in ((bad, good, good), (good, bad, bad)):
+        for loss in losses:
+            meter.add(loss, bad, skipped)
+        began.append(bool(meter.began_here))
+        meter.add(good, good, torch.zeros(()))
+    assert began == [True, False]
 
 
 def test_moving_average() -> None:
