@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deit_fast.checkpoint import initialise, load_weights
+from deit_fast.convert.labels import maps_to_1k
 from deit_fast.data.loader import EvalLoader
 from deit_fast.data.sources import Source, check_classes, check_same_classes, open_source
 from deit_fast.distributed import World, cpu_threads, join_world, leave_world
@@ -62,19 +63,20 @@ def evaluate(predict: Callable[[Tensor], Tensor], loader: EvalLoader, world: Wor
 def evaluate_checkpoint(
     checkpoint: Path, data: str, overrides: Iterable[str] = (), ema: bool = False
 ) -> dict[str, Any]:
-    """Evaluates a checkpoint of a run on a data set, with its own recipe or one changed by section.key=value words.
+    """Evaluates a checkpoint on a data set, with its own recipe or one changed by section.key=value words.
 
-    The data's classes have to be the checkpoint's; another model.image_size resamples position embeddings. Returns
-    Scores' fields with the checkpoint, the resolution, minutes, and what was changed at loading. Raises RecipeError,
-    DataError or RunError.
+    Any format that load_weights reads; a foreign file's recipe has the published crop ratio of its family. The data's
+    classes have to be the checkpoint's, or ImageNet-1k's of a checkpoint of ImageNet-21k (model.num_classes=1000);
+    another model.image_size resamples position embeddings. Returns Scores' fields with the checkpoint, its format, the
+    resolution, minutes, and what was changed at loading. Raises RecipeError, DataError or RunError.
     """
     start = time.perf_counter()
     weights = load_weights(checkpoint, ema)
     recipe = weights.recipe.override(overrides)
     source = open_source(data, "val")
     check_classes(source, recipe.model.classes)
-    if recipe.model.num_classes != weights.recipe.model.num_classes:
-        own = weights.recipe.model.num_classes
+    own = weights.recipe.model.num_classes
+    if recipe.model.num_classes != own and not (own and maps_to_1k(own, recipe.model.classes)):
         raise RecipeError(f"model.num_classes={recipe.model.num_classes}: expected {own}, which {checkpoint} knows")
     if weights.classes is not None:
         check_same_classes(source, weights.classes, f"the classes of {checkpoint}")
@@ -91,10 +93,11 @@ def evaluate_checkpoint(
     leave_world()
     return {
         "checkpoint": str(checkpoint),
+        "format": weights.source,
         "recipe": recipe.name,
         "weights": "ema" if ema else "model",
         "image_size": recipe.model.image_size,
         **asdict(scores),
         "minutes": (time.perf_counter() - start) / 60,
-        "changes": changes,
+        "changes": [str(change) for change in changes],
     }

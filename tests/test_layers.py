@@ -17,9 +17,10 @@ LAYERS = [
     {"sections"},
     {"recipe"},
     {"recipes", "data", "models", "optim", "losses", "schedule", "distributed"},
+    {"convert"},
     {"checkpoint"},
     {"metrics", "profile", "step"},
-    {"evaluate"},
+    {"evaluate", "export"},
     {"train"},
     {"cli"},
 ]
