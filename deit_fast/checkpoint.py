@@ -89,7 +89,8 @@ def initialise(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, in
     tensors, own = dict(tensors), model.state_dict()
     changes = fit_distillation(tensors, own)
     if "pos_embed" in own:
-        changes += fit_positions(tensors, own, model.patch_embed.grid_size, grid)
+        patches: Any = model.patch_embed
+        changes += fit_positions(tensors, own, patches.grid_size, grid)
     for head in ("head", "head_dist"):
         changes += fit_head(head, tensors, own)
     wrong = [

@@ -1,4 +1,7 @@
-"""The command line: `deit-fast train | evaluate | convert | data | show`. Thin; torch and DALI are imported only where needed."""
+"""The command line: `deit-fast train | evaluate | convert | data | show`.
+
+Thin; torch and DALI are imported only where needed.
+"""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""PASSL's names (PaddlePaddle/PASSL): those of DeiT, with the weights of linear layers as paddle has them, [in, out]."""
+"""PASSL's names (PaddlePaddle/PASSL): those of DeiT, with linear weights as paddle has them, [in, out]."""
 
 from typing import Any
 

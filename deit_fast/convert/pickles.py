@@ -106,6 +106,7 @@ def _attribute(owner: Any, name: str) -> None:
         raise BadFileError("asks for builtins.getattr")
 
 
+_PLACES = ("", "._local")
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
 _ALLOWED: dict[str, Any] = {
     "collections.OrderedDict": _mapping,
@@ -122,7 +123,7 @@ _ALLOWED: dict[str, Any] = {
     "builtins.set": lambda items=(): list(items),
     "builtins.getattr": _attribute,
     "mmengine.logging.history_buffer.HistoryBuffer": _Inert,
-    **{f"pathlib{local}.{name}": lambda *parts: "/".join(map(str, parts)) for name in _PATHS for local in ("", "._local")},
+    **{f"pathlib{part}.{name}": lambda *parts: "/".join(map(str, parts)) for name in _PATHS for part in _PLACES},
     **{f"numpy.{core}.multiarray._reconstruct": lambda *_: _NumpyArray() for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _numpy_scalar for core in ("core", "_core")},
     **{f"numpy.{core}.numeric._frombuffer": _frombuffer for core in ("core", "_core")},
@@ -166,6 +167,7 @@ def read_pickle(file: IO[bytes] | Any, persistent: Callable[[Any], Any] | None =
         items, stack = stack, marked.pop()
         return items
 
+    argument: Any
     for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if number > MAX_OPCODES:
             raise BadFileError(f"has a pickle of more than {MAX_OPCODES} operations")

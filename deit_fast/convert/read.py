@@ -104,7 +104,7 @@ def _read(path: Path, ema: bool) -> Named:
     if start.startswith(b"PK\x03\x04"):
         return _from_tree(read_zip(path, mapped), ema)
     if len(start) == 9 and start[8:] == b"{":
-        return _from_safetensors(path, *struct.unpack("<Q", start[:8]), len(mapped), ema)
+        return _from_safetensors(path, int.from_bytes(start[:8], "little"), len(mapped), ema)
     if start[0] == 0x80 and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return _from_tree(read_pickles(mapped), ema)
     if 0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF):  # msgpack maps

@@ -32,7 +32,7 @@ class Storage:
 
     dtype: torch.dtype
     count: int
-    data: "mmap.mmap | bytes | None" = None
+    data: mmap.mmap | bytes | None = None
     start: int = 0
 
     def elements(self) -> Tensor:
@@ -40,7 +40,8 @@ class Storage:
         size = self.count * self.dtype.itemsize
         if self.data is None or self.start + size > len(self.data):
             raise BadFileError(f"holds less than the {size} bytes of one of its tensors; it may be truncated")
-        data, start = self.data, self.start
+        data: mmap.mmap | bytes | bytearray = self.data
+        start = self.start
         if isinstance(data, bytes) or start % self.dtype.itemsize:  # read-only, or not aligned
             data, start = bytearray(memoryview(data)[start : start + size]), 0
         return torch.frombuffer(data, dtype=self.dtype, count=self.count, offset=start)
