@@ -44,7 +44,9 @@ class Model(Section):
     position: Literal["learned", "sincos"] = "learned"
     """Position embedding; sincos is the fixed two-dimensional one."""
     pool: Literal["token", "avg"] = "token"
-    """What the head sees: the class token, or the mean of the patches."""
+    """What the head sees: the class token, or the mean of the patches, in a model that then has no class token."""
+    stem: Literal["patch", "hmlp"] = "patch"
+    """Patch embedding. patch: one linear projection. hmlp: the three layers of Three things, 16 x 16 patches only."""
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     """gelu: exact. gelu_tanh: its tanh approximation, flax's default, with which deit3-jax trained."""
     init_std: Positive = 0.02

@@ -18,6 +18,8 @@ class Architecture:
     """deit3: position embedding without a class slot, LayerScale. deit: with one, none."""
     layer_scale: float | None = 1e-4
     """Initial value, where a recipe does not say otherwise."""
+    parallel: int = 1
+    """Attention branches, and then MLP branches, that are summed in a block (arXiv:2203.09795, section 3)."""
     distilled: bool = False
     """Whether there is a distillation token, with a head of its own."""
 

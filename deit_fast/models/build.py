@@ -6,7 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from deit_fast.errors import RecipeError
 from deit_fast.models.stochastic_depth import keep_count
-from deit_fast.models.vit import deit3
+from deit_fast.models.vit import build_vit
 from deit_fast.sections import Model
 from deit_fast.zoo import find_architecture
 
@@ -32,16 +32,7 @@ def check_drop_path(section: Model, batch: int) -> None:
 
 def build_model(section: Model) -> VisionTransformer:
     """The model of a recipe, initialised from torch's global generator."""
-    architecture = find_architecture(section.name)
-    return deit3(
-        architecture,
-        section.image_size,
-        section.classes,
-        section.drop_path,
-        section.initial_layer_scale,
-        section.dropout,
-        drops_subset(section),
-    )
+    return build_vit(find_architecture(section.name), section, drops_subset(section))
 
 
 def create_model(name: str, img_size: int = 224, num_classes: int = 1000, **fields: Any) -> VisionTransformer:
