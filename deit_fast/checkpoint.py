@@ -91,6 +91,10 @@ def initialise(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, in
     if "pos_embed" in own:
         patches: Any = model.patch_embed
         changes += fit_positions(tensors, own, patches.grid_size, grid)
+    for name, buffer in model.named_buffers():
+        if name == "pos_embed" and name not in tensors:
+            tensors[name] = buffer
+            changes.append(Change(name, "computed", "none", "sines and cosines"))
     for head in ("head", "head_dist"):
         changes += fit_head(head, tensors, own)
     wrong = [

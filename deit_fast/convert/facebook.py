@@ -51,7 +51,8 @@ def to_facebook(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The reference's names of a model with timm's: the inverse of `from_facebook`."""
     renamed = {}
     resmlp = "stem.proj.weight" in tensors and any(name.endswith(".norm1.alpha") for name in tensors)
-    table = {new: old for old, new in (_RESMLP if resmlp else _BRANCH | _SCALE).items()}
+    tables = [_RESMLP] if resmlp else [_BRANCH, _SCALE]
+    table = {new: old for names in tables for old, new in names.items()}
     for name, tensor in tensors.items():
         if resmlp:
             name = re.sub(r"^stem\.", "patch_embed.", name)

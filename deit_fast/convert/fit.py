@@ -16,7 +16,7 @@ class Change(NamedTuple):
 
     weight: str
     done: str
-    """resampled, mapped, folded, padded, dropped or initialised."""
+    """resampled, mapped, folded, padded, dropped, computed or initialised."""
     found: str
     now: str
 

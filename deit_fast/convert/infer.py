@@ -22,8 +22,8 @@ class Shapes:
     embed_dim: int
     depth: int
     patch_size: int
-    branches: int
-    """Parallel attention branches, and MLP branches, of a block."""
+    parallel: int
+    """Attention branches, and MLP branches, of a block."""
     layer_scale: bool
     distilled: bool
     slots: int
@@ -33,6 +33,7 @@ class Shapes:
     classes: int | None
     """None: there is no head."""
     has_class_token: bool
+    hmlp: bool
 
 
 def read_shapes(tensors: dict[str, Tensor], grid: tuple[int, int] | None = None) -> Shapes:
@@ -41,12 +42,16 @@ def read_shapes(tensors: dict[str, Tensor], grid: tuple[int, int] | None = None)
     Raises BadFileError for tensors of another kind of model.
     """
     stem = "stem" if "stem.proj.weight" in tensors else "patch_embed"
-    patches = tensors.get(f"{stem}.proj.weight", tensors.get("patch_embed.proj.0.0.weight"))
+    patches = tensors.get(f"{stem}.proj.weight")
+    hmlp = "patch_embed.proj.7.weight" in tensors  # its convolutions and norms in a row, the last norm at 7
     numbers = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))]
-    if patches is None or patches.ndim != 4 or not numbers:
+    if (not hmlp and (patches is None or patches.ndim != 4)) or not numbers:
         some = ", ".join(sorted(tensors)[:3])
         raise BadFileError(f"has {some[:150]!a}: expected the weights of a DeiT, DeiT III, CaiT or ResMLP")
-    embed_dim, patch_size = patches.shape[0], patches.shape[2]
+    if patches is None:
+        embed_dim, patch_size = tensors["patch_embed.proj.7.weight"].shape[0], 16
+    else:
+        embed_dim, patch_size = patches.shape[0], patches.shape[2]
     distilled = "dist_token" in tensors
     slots, side = 0, None
     if "pos_embed" in tensors:
@@ -63,13 +68,14 @@ def read_shapes(tensors: dict[str, Tensor], grid: tuple[int, int] | None = None)
         embed_dim,
         max(numbers) + 1,
         patch_size,
-        branches=sum(1 for name in tensors if re.fullmatch(r"blocks\.0\.attns\.\d+\.norm\.weight", name)) or 1,
+        parallel=sum(1 for name in tensors if re.fullmatch(r"blocks\.0\.attns\.\d+\.norm\.weight", name)) or 1,
         layer_scale=any(re.match(r"blocks\.0\.(ls1|attns\.0\.ls|gamma_1)", name) for name in tensors),
         distilled=distilled,
         slots=slots,
         grid=side,
         classes=None if head is None else head.shape[0],
         has_class_token="cls_token" in tensors,
+        hmlp=hmlp,
     )
 
 
@@ -97,7 +103,7 @@ def find_name(shapes: Shapes) -> str:
         if entry.family == family and _matches(entry, shapes):
             return name
     kind = f"{family} of width {shapes.embed_dim}, depth {shapes.depth}" + (
-        f" x {shapes.branches}" if shapes.branches > 1 else ""
+        f" x {shapes.parallel}" if shapes.parallel > 1 else ""
     )
     distilled = ", distilled" if shapes.distilled else ""
     raise BadFileError(f"is a {kind}, patch {shapes.patch_size}{distilled}: no such entry in deit_fast.zoo")
@@ -107,7 +113,7 @@ def _matches(entry: Architecture, shapes: Shapes) -> bool:
     return (
         (entry.embed_dim, entry.depth, entry.patch_size, entry.distilled)
         == (shapes.embed_dim, shapes.depth, shapes.patch_size, shapes.distilled)
-        and getattr(entry, "branches", 1) == shapes.branches
+        and entry.parallel == shapes.parallel
     )  # fmt: skip
 
 
@@ -130,4 +136,5 @@ def infer_model(shapes: Shapes, tanh: bool = False, heads: int | None = None) ->
         pool="token" if shapes.has_class_token or shapes.family == "resmlp" else "avg",
         position="learned" if shapes.grid else "sincos",
         activation="gelu_tanh" if tanh else "gelu",
+        stem="hmlp" if shapes.hmlp else "patch",
     )

@@ -232,7 +232,7 @@ def read_pickle(file: IO[bytes] | Any, persistent: Callable[[Any], Any] | None =
                 stack.append(find(str(module), str(name)))
             case "REDUCE" | "NEWOBJ":
                 arguments = stack.pop()
-                stack[-1] = _construct(stack[-1], arguments)
+                stack[-1] = _plain(_construct(stack[-1], arguments))
             case "BUILD":
                 state = stack.pop()
                 _build(stack[-1], state)

@@ -4,7 +4,7 @@ import json
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def _from_tree(tree: Any, ema: bool) -> Named:
     arrays = passl_arrays(tree)
     qkv = (arrays or {}).get("blocks.0.attn.qkv.weight")
     if arrays and qkv is not None and not ema and qkv.shape[-1] == 3 * qkv.shape[0]:
-        return Named(from_passl(_tensors(arrays)), "PASSL")
+        return replace(_from_names(from_passl(_tensors(arrays)), "PASSL"), source="PASSL")
     state = tree
     if ema:
         state = tree.get("model_ema", tree.get("state_dict_ema"))

@@ -23,12 +23,12 @@ def timm_config(recipe: Recipe, shapes: Shapes, classes: list[str] | None) -> di
     """The content of config.json for a recipe's model of these shapes. Raises RunError for a model timm lacks."""
     entry, section = find_architecture(recipe.model.name), recipe.model
     family = shapes.family
-    if family == "deit3" and shapes.branches > 1:
+    if family == "deit3" and shapes.parallel > 1:
         family = "parallel"
     elif family == "deit" and shapes.distilled:
         family = "distilled"
     base = _RESMLPS.get((entry.embed_dim, entry.depth)) if family == "resmlp" else _BASES.get(family)
-    if base is None or section.pool != "token" or section.position != "learned":
+    if base is None or shapes.hmlp:
         raise RunError(f"{section.name}: timm has no such model; expected another format than its folder")
     arguments: dict[str, Any] = {"img_size": section.image_size}
     if family != "resmlp":  # whose sizes timm fixes by name
@@ -37,6 +37,8 @@ def timm_config(recipe: Recipe, shapes: Shapes, classes: list[str] | None) -> di
     if family in ("deit3", "parallel"):
         arguments["init_values"] = 1e-4 if shapes.layer_scale else None
         arguments["no_embed_class"] = True
+    if section.pool == "avg":
+        arguments |= {"global_pool": "avg", "class_token": False, "fc_norm": False}
     if section.activation == "gelu_tanh":
         arguments["act_layer"] = "gelu_tanh"
     stem = "stem.proj" if family == "resmlp" else "patch_embed.proj"
@@ -59,7 +61,7 @@ def timm_config(recipe: Recipe, shapes: Shapes, classes: list[str] | None) -> di
         "architecture": base,
         "num_classes": section.classes,
         "num_features": entry.embed_dim,
-        "global_pool": "avg" if family == "resmlp" else "token",
+        "global_pool": "avg" if family == "resmlp" else section.pool,
         "model_args": arguments,
         "pretrained_cfg": pretrained,
     }
