@@ -68,6 +68,8 @@ def from_deit3_jax(tree: dict[str, Any]) -> tuple[dict[str, Tensor], int, tuple[
 def to_deit3_jax(tensors: dict[str, Tensor], heads: int, grid: tuple[int, int]) -> dict[str, Any]:
     """deit3-jax's tree of a model with timm's names. Raises BadFileError for what deit3-jax has no place for."""
     left = {name: tensor.float() for name, tensor in tensors.items()}
+    if "dist_token" in left:
+        raise BadFileError("has a dist_token, for which deit3-jax has no place")
     layer_names = {"norm1": "norm1", "norm2": "norm2", "mlp.fc1": "ff.w1", "mlp.fc2": "ff.w2"}
     flat: dict[str, Tensor] = {"embed.wte.kernel": left.pop("patch_embed.proj.weight").permute(2, 3, 1, 0)}
     flat["embed.wte.bias"] = left.pop("patch_embed.proj.bias")

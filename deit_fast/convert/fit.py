@@ -90,9 +90,9 @@ def fit_positions(
         tensors["cls_token"] = (token.float() + prefix.float()).to(token.dtype)
         prefix = prefix[:, :0]
         changes.append(Change("cls_token", "folded", "a class slot in pos_embed", "added to the token"))
-    elif slots == 0 and wanted == 1:
-        prefix = torch.zeros_like(patches[:, :1])
-        changes.append(Change("pos_embed", "padded", "no class slot", "one of zeros"))
+    elif slots == 0 and wanted > 0:
+        prefix = torch.zeros_like(patches[:, :wanted])
+        changes.append(Change("pos_embed", "padded", "no slots of tokens", f"{wanted} of zeros"))
     tensors["pos_embed"] = torch.cat([prefix, patches], dim=1)
     return changes
 
