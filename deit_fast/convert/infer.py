@@ -43,15 +43,15 @@ def read_shapes(tensors: dict[str, Tensor], grid: tuple[int, int] | None = None)
     """
     stem = "stem" if "stem.proj.weight" in tensors else "patch_embed"
     patches = tensors.get(f"{stem}.proj.weight")
-    hmlp = "patch_embed.proj.7.weight" in tensors  # its convolutions and norms in a row, the last norm at 7
+    convolutions = any(name.startswith("patch_embed.proj.0.") for name in tensors) and "norm.weight" in tensors
     numbers = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))]
-    if (not hmlp and (patches is None or patches.ndim != 4)) or not numbers:
-        some = ", ".join(sorted(tensors)[:3])
-        raise BadFileError(f"has {some[:150]!a}: expected the weights of a DeiT, DeiT III, CaiT or ResMLP")
-    if patches is None:
-        embed_dim, patch_size = tensors["patch_embed.proj.7.weight"].shape[0], 16
-    else:
+    if numbers and patches is not None and patches.ndim == 4:
         embed_dim, patch_size = patches.shape[0], patches.shape[2]
+    elif numbers and convolutions:
+        embed_dim, patch_size = tensors["norm.weight"].shape[0], 16  # as both stems of several convolutions have it
+    else:
+        some = ", ".join(sorted(tensors)[:3])
+        raise BadFileError(f"has {some[:150]!a}: expected the weights of a model of facebookresearch/deit")
     distilled = "dist_token" in tensors
     slots, side = 0, None
     if "pos_embed" in tensors:
@@ -61,7 +61,7 @@ def read_shapes(tensors: dict[str, Tensor], grid: tuple[int, int] | None = None)
     if "blocks.0.linear_tokens.weight" in tensors:
         family, side = "resmlp", _square(tensors["blocks.0.linear_tokens.weight"].shape[0])
     elif any(name.startswith("blocks_token_only.") for name in tensors):
-        family = "cait"
+        family = "cait" if "pos_embed" in tensors else "patchconvnet"
     head = tensors.get("head.weight")
     return Shapes(
         family,
@@ -75,7 +75,7 @@ def read_shapes(tensors: dict[str, Tensor], grid: tuple[int, int] | None = None)
         grid=side,
         classes=None if head is None else head.shape[0],
         has_class_token="cls_token" in tensors,
-        hmlp=hmlp,
+        hmlp=convolutions and family != "patchconvnet",
     )
 
 
@@ -99,9 +99,11 @@ def find_name(shapes: Shapes) -> str:
     """The zoo's entry with these shapes. Raises BadFileError where there is none."""
     # LayerScale and a class slot: the slot belongs to the class token, and without it this is DeiT III.
     family = "deit3" if shapes.family == "deit" and shapes.layer_scale else shapes.family
-    for name, entry in ARCHITECTURES.items():
-        if entry.family == family and _matches(entry, shapes):
-            return name
+    found = [name for name, entry in ARCHITECTURES.items() if entry.family == family and _matches(entry, shapes)]
+    # LayerScale can be left out of any model, but some have an entry without it.
+    found.sort(key=lambda name: (ARCHITECTURES[name].layer_scale is not None) != shapes.layer_scale)
+    if found:
+        return found[0]
     kind = f"{family} of width {shapes.embed_dim}, depth {shapes.depth}" + (
         f" x {shapes.parallel}" if shapes.parallel > 1 else ""
     )
@@ -134,7 +136,7 @@ def infer_model(shapes: Shapes, tanh: bool = False, heads: int | None = None) ->
         num_classes=shapes.classes,
         layer_scale="auto" if shapes.layer_scale == (entry.layer_scale is not None) else None,
         pool="token" if shapes.has_class_token or shapes.family == "resmlp" else "avg",
-        position="learned" if shapes.grid else "sincos",
+        position="sincos" if shapes.family == "deit3" and not shapes.grid else "learned",
         activation="gelu_tanh" if tanh else "gelu",
         stem="hmlp" if shapes.hmlp else "patch",
     )
