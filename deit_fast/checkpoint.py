@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deit_fast.convert.fit import Change, fit_distillation, fit_head, fit_positions
+from deit_fast.convert.fit import Change, fit_distillation, fit_head, fit_positions, fix_positions
 from deit_fast.convert.read import Weights, read_weights
 from deit_fast.errors import RecipeError, RunError, one_line
 from deit_fast.files import atomic_path
@@ -88,23 +88,23 @@ def initialise(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, in
     """
     tensors, own = dict(tensors), model.state_dict()
     changes = fit_distillation(tensors, own)
-    if "pos_embed" in own:
+    if "pos_embed" in dict(model.named_buffers()):
+        changes += fix_positions(tensors, own)
+    elif "pos_embed" in own:
         patches: Any = model.patch_embed
         changes += fit_positions(tensors, own, patches.grid_size, grid)
-    for name, buffer in model.named_buffers():
-        if name == "pos_embed" and name not in tensors:
-            tensors[name] = buffer
-            changes.append(Change(name, "computed", "none", "sines and cosines"))
     for head in ("head", "head_dist"):
         changes += fit_head(head, tensors, own)
-    wrong = [
+    wrong = sorted(
         f"{name} {list(tensors[name].shape) if name in tensors else 'missing'}, expected "
         f"{list(own[name].shape) if name in own else 'no such weight'}"
         for name in own.keys() | tensors.keys()
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape
-    ]
+    )
+    if wrong and all("linear_tokens" in each for each in wrong):
+        raise RunError(f"weights of another resolution: ResMLP's token mixing cannot be resampled ({wrong[0]})")
     if wrong:
-        raise RunError(f"weights of another architecture: {'; '.join(sorted(wrong)[:3])} ({len(wrong)} in all)")
+        raise RunError(f"weights of another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
     model.load_state_dict(tensors)
     return changes
 

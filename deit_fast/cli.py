@@ -1,7 +1,4 @@
-"""The command line: `deit-fast train | evaluate | convert | data | show`.
-
-Thin; torch and DALI are imported only where needed.
-"""
+"""The command line: `deit-fast train | evaluate | convert | data | show | zoo`. Thin: torch and DALI come late."""
 
 import argparse
 import json
@@ -15,6 +12,8 @@ from deit_fast.errors import DataError, RecipeError, RunError, StoppedError
 from deit_fast.files import write_json
 from deit_fast.recipe import SECTIONS, Recipe
 from deit_fast.recipes import RECIPES, get_recipe
+from deit_fast.zoo import find_architecture, list_models
+from deit_fast.zoo.table import zoo_as_json, zoo_as_text
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: work is left, run it again
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
@@ -76,6 +75,15 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="as JSON, which deit-fast train also takes")
     show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     show.set_defaults(run=_show)
+
+    zoo = commands.add_parser(
+        "zoo",
+        help="list the models: size, published speed and accuracy, where the weights are",
+        epilog="Example: deit-fast zoo 'deit3_*'",
+    )
+    zoo.add_argument("pattern", nargs="?", default="*", help="shell pattern of names, ours, timm's or the reference's")
+    zoo.add_argument("--json", action="store_true", help="as JSON, with the architectures")
+    zoo.set_defaults(run=_zoo)
 
     data = commands.add_parser(
         "data",
@@ -187,6 +195,14 @@ def _show(arguments: argparse.Namespace) -> int:
         return 0
     recipe = get_recipe(arguments.recipe, arguments.overrides)
     print(json.dumps(recipe.model_dump(mode="json"), indent=2) if arguments.json else _as_text(recipe))
+    return 0
+
+
+def _zoo(arguments: argparse.Namespace) -> int:
+    names = list_models(arguments.pattern)
+    if not names:
+        find_architecture(arguments.pattern)  # says which name is near
+    print(zoo_as_json(names) if arguments.json else zoo_as_text(names))
     return 0
 
 

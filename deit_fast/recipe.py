@@ -35,11 +35,6 @@ class Recipe(Section):
     @model_validator(mode="after")
     def check(self) -> Self:
         model, run = self.model, self.run
-        patch_size = find_architecture(model.name).patch_size
-        if model.image_size < patch_size:
-            raise ValueError(
-                f"model.image_size={model.image_size}: expected at least the patch size of {model.name}, {patch_size}"
-            )
         if self.distill.kind != "none" and not find_architecture(model.name).distilled:
             raise ValueError(
                 f"distill.kind={self.distill.kind!r}: expected a model with a distillation token, "
@@ -92,6 +87,15 @@ def parse_recipe(content: dict[str, Any], source: str = "") -> Recipe:
         return Recipe.model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise RecipeError((f"{source}: " if source else "") + _explain(error.errors()[0])) from None
+
+
+def parse_model(content: dict[str, Any]) -> Model:
+    """A model section from plain data. Raises RecipeError with the first thing wrong."""
+    try:
+        return Model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(_explain({**first, "loc": ("model", *first["loc"])})) from None
 
 
 def load_recipe_file(path: Path) -> Recipe:

@@ -5,10 +5,10 @@ Nothing in this module imports torch: a bad recipe costs one line and no waiting
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from deit_fast.errors import RecipeError
-from deit_fast.zoo import find_architecture
+from deit_fast.zoo import check_fields, find_architecture, resolve_name
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -53,6 +53,16 @@ class Model(Section):
     """Standard deviation of the truncated normal that initialises linear layers, tokens and positions."""
     train_mode: bool = True
     """false: finetune in evaluation mode, without dropout and stochastic depth (the reference's --no-train-mode)."""
+
+    @field_validator("name")
+    @classmethod
+    def resolve(cls, name: str) -> str:
+        return resolve_name(name)[0]
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        check_fields(self.name, dict(self))
+        return self
 
     @property
     def classes(self) -> int:

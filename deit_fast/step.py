@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
@@ -17,6 +17,7 @@ from deit_fast.data.mix import mix_images, mix_targets
 from deit_fast.distributed import World, has_bf16
 from deit_fast.errors import RecipeError
 from deit_fast.losses import compute_loss
+from deit_fast.models.build import ImageModel
 from deit_fast.optim.build import ClippedAdamW, build_optimizer, set_learning_rate
 from deit_fast.optim.lamb import Lamb
 from deit_fast.recipe import Recipe
@@ -93,6 +94,8 @@ class Objective(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.recipe = recipe
+        if isinstance(classifier.model, VisionTransformerDistilled):  # without a teacher it learns as it predicts
+            classifier.model.set_distilled_training(recipe.distill.kind != "none")
 
     def forward(self, images: Tensor, labels: Tensor, mixing: Mixing | None) -> Tensor:
         inputs = self.classifier.normalise(images)
@@ -124,8 +127,8 @@ class TrainState:
 
     PLAIN: ClassVar = ("step", "skipped", "seconds", "timed_steps", "timed_seconds", "best_top1", "scores")
 
-    model: VisionTransformer
-    ema: VisionTransformer | None
+    model: ImageModel
+    ema: ImageModel | None
     optimizer: Lamb | ClippedAdamW
     step: int = 0
     skipped: int = 0
@@ -165,11 +168,13 @@ class TrainState:
             setattr(self, key, state[key])
 
 
-def build_state(recipe: Recipe, model: VisionTransformer) -> TrainState:
+def build_state(recipe: Recipe, model: ImageModel) -> TrainState:
     """Optimizer and moving average for a model that is on its device with its initial weights."""
     ema = None
     if recipe.optim.ema_decay is not None:
         ema = copy.deepcopy(model).requires_grad_(False).eval()
+        for own, average in zip(model.modules(), ema.modules(), strict=True):
+            average._buffers = own._buffers  # running statistics are averages already: one set serves both
     return TrainState(model, ema, build_optimizer(recipe.optim, model, ema))
 
 

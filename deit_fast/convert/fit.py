@@ -97,6 +97,18 @@ def fit_positions(
     return changes
 
 
+def fix_positions(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list[Change]:
+    """The model's own fixed sines and cosines, whatever the weights have."""
+    found, tensors["pos_embed"] = tensors.get("pos_embed"), own["pos_embed"]
+    if (
+        found is not None
+        and found.shape == own["pos_embed"].shape
+        and torch.equal(found.to(own["pos_embed"]), own["pos_embed"])
+    ):
+        return []
+    return [Change("pos_embed", "computed", "none" if found is None else str(list(found.shape)), "sines and cosines")]
+
+
 def _has_slots(positions: Tensor, slots: int) -> bool:
     return math.isqrt(positions.shape[1] - slots) ** 2 == positions.shape[1] - slots
 

@@ -33,6 +33,8 @@ class Shapes:
     classes: int | None
     """None: there is no head."""
     has_class_token: bool
+    class_tokens: bool
+    """A token for each class."""
     hmlp: bool
 
 
@@ -75,6 +77,7 @@ def read_shapes(tensors: dict[str, Tensor], grid: tuple[int, int] | None = None)
         grid=side,
         classes=None if head is None else head.shape[0],
         has_class_token="cls_token" in tensors,
+        class_tokens="cls_token" in tensors and tensors["cls_token"].shape[1] > 1,
         hmlp=convolutions and family != "patchconvnet",
     )
 
@@ -113,9 +116,8 @@ def find_name(shapes: Shapes) -> str:
 
 def _matches(entry: Architecture, shapes: Shapes) -> bool:
     return (
-        (entry.embed_dim, entry.depth, entry.patch_size, entry.distilled)
-        == (shapes.embed_dim, shapes.depth, shapes.patch_size, shapes.distilled)
-        and entry.parallel == shapes.parallel
+        (entry.embed_dim, entry.depth, entry.parallel, entry.patch_size, entry.distilled, entry.class_tokens)
+        == (shapes.embed_dim, shapes.depth, shapes.parallel, shapes.patch_size, shapes.distilled, shapes.class_tokens)
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -68,8 +69,8 @@ def read_weights(path: Path, ema: bool = False) -> Weights:
     try:
         shapes = read_shapes(named.tensors, named.grid)
         model = infer_model(shapes, named.tanh, named.heads)
-    except BadFileError as error:
-        raise RunError(f"{path}: {error}") from None
+    except (BadFileError, ValidationError) as error:
+        raise RunError(f"{path}: {one_line(error)}") from None
     recipe = Recipe(
         name=f"{model.name}_imported",
         description=f"Made up around weights of {named.source}: the model section is theirs, the rest are defaults.",

@@ -10,7 +10,7 @@ from deit_fast.optim.average import WeightAverage
 from deit_fast.optim.lamb import Lamb
 from deit_fast.sections import Optim
 
-UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token")
+UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token", "alpha", "beta")  # the last are ResMLP's norms
 
 
 class ClippedAdamW(torch.optim.AdamW):
