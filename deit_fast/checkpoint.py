@@ -1,23 +1,20 @@
 """Checkpoints: written whole or not at all, read without running code, loaded across resolutions and class counts."""
 
 import json
-import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from timm.layers import PatchEmbed
-from torch import Tensor
+from torch import Tensor, nn
 
+from deit_fast.convert.fit import Change, fit_distillation, fit_head, fit_positions, fix_positions
+from deit_fast.convert.read import Weights, read_weights
 from deit_fast.errors import RecipeError, RunError, one_line
 from deit_fast.files import atomic_path
-from deit_fast.models.build import ImageModel
-from deit_fast.recipe import SECTIONS, Recipe, parse_recipe
+from deit_fast.recipe import SECTIONS, Recipe
 
 FORMAT = 1
 
@@ -72,77 +69,32 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     return state
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A model's weights and the recipe they were trained with."""
-
-    tensors: dict[str, Tensor]
-    recipe: Recipe
-    classes: list[str] | None
-    """Names of the head's classes, where the file has them."""
-
-
 def load_weights(path: Path, ema: bool = False) -> Weights:
-    """Weights from a .pt or .safetensors file of a run, on the CPU; `ema` takes the moving average (.pt only).
+    """Weights of a checkpoint in any known format, on the CPU; `ema` takes the moving average.
 
-    Raises RunError, one line, for a missing, foreign or damaged file.
+    Ours (.pt and .safetensors) and those of facebookresearch/deit, deit3-jax, mmpretrain, PASSL, timm and transformers,
+    told apart by their content. No file's code is run. Raises RunError, one line, for a missing, unknown, damaged or
+    malicious file.
     """
-    if path.suffix == ".safetensors" and not ema:
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{path}: expected a readable safetensors file ({error})") from None
-        if "recipe" not in metadata:
-            raise RunError(f"{path}: expected a recipe in its header, as deit_fast writes it")
-        recipe = parse_recipe(json.loads(metadata["recipe"]), source=str(path))
-        return Weights(tensors, recipe, json.loads(metadata.get("classes", "null")))
-    state = load_checkpoint(path, torch.device("cpu"))
-    tensors = state["ema"] if ema else state["model"]
-    if tensors is None:
-        raise RunError(f"{path}: expected a moving average, but the run had optim.ema_decay=null")
-    return Weights(tensors, parse_recipe(state["recipe"], source=str(path)), state.get("classes"))
+    return read_weights(path, ema)
 
 
-def resample_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position embeddings [1, N x N, D] as [1, H x W, D]: bicubic in fp32, as facebookresearch/deit main.py does it.
+def initialise(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, int] | None = None) -> list[Change]:
+    """Loads `tensors`, with timm's names, into a model of another resolution, token layout or class count.
 
-    timm's resampling antialiases, which in torch is another bicubic kernel (a = -0.5 instead of -0.75) even where the
-    grid grows: 8 x 8 to 12 x 12 of a random embedding (std 0.02) differs by up to 0.007.
+    Returns a row for all that differed: positions resampled (from a square, or from `grid`), a class slot moved, a
+    distillation head dropped or initialised, a head of ImageNet-21k cut down to 1k or one of other classes initialised.
+    Every other weight has to be there, and of the model's shape. Raises RunError for weights of another architecture.
     """
-    side = round(positions.shape[1] ** 0.5)
-    square = positions.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    resampled = F.interpolate(square, grid, mode="bicubic", align_corners=False)
-    return resampled.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
-
-
-def initialise(model: ImageModel, tensors: dict[str, Tensor]) -> list[str]:
-    """Loads `tensors` into a model of another resolution or class count; says in words what it changed.
-
-    Position embeddings are resampled, but for the slots of class and distillation token, which stay; fixed ones are the
-    model's own. A head of another class count keeps its initialisation.
-    Raises RunError for weights of another architecture, and for ResMLP's of another resolution.
-    """
-    tensors = dict(tensors)
-    changes = []
-    own = model.state_dict()
-    position = tensors.get("pos_embed")
-    if position is not None and "pos_embed" in dict(model.named_buffers()):
-        tensors["pos_embed"] = own["pos_embed"]
-    elif position is not None and "pos_embed" in own and position.shape[1] != own["pos_embed"].shape[1]:
-        grid = cast(PatchEmbed, model.patch_embed).grid_size
-        slots = own["pos_embed"].shape[1] - grid[0] * grid[1]
-        old = math.isqrt(position.shape[1] - slots)
-        if old * old == position.shape[1] - slots:
-            patches = resample_positions(position[:, slots:], grid)
-            tensors["pos_embed"] = torch.cat([position[:, :slots], patches], dim=1)
-            changes.append(f"pos_embed: resampled from {old} x {old} to {grid[0]} x {grid[1]} patches")
+    tensors, own = dict(tensors), model.state_dict()
+    changes = fit_distillation(tensors, own)
+    if "pos_embed" in dict(model.named_buffers()):
+        changes += fix_positions(tensors, own)
+    elif "pos_embed" in own:
+        patches: Any = model.patch_embed
+        changes += fit_positions(tensors, own, patches.grid_size, grid)
     for head in ("head", "head_dist"):
-        weight, bias = f"{head}.weight", f"{head}.bias"
-        if weight in tensors and weight in own and tensors[weight].shape != own[weight].shape:
-            changes.append(f"{head}: {len(tensors[weight])} classes became {len(own[weight])}, initialised anew")
-            tensors.update({weight: own[weight], bias: own[bias]})
+        changes += fit_head(head, tensors, own)
     wrong = sorted(
         f"{name} {list(tensors[name].shape) if name in tensors else 'missing'}, expected "
         f"{list(own[name].shape) if name in own else 'no such weight'}"

@@ -1,4 +1,4 @@
-"""The command line: `deit-fast train | evaluate | data | show | zoo`. Thin: torch and DALI come late."""
+"""The command line: `deit-fast train | evaluate | convert | data | show | zoo`. Thin: torch and DALI come late."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--data", required=True, help="image folder, or tar shards such as train-{0000..0009}.tar")
     train.add_argument("--val", help="validation data; default: the val split beside the training split")
     train.add_argument("--out", required=True, type=Path, help="run folder")
-    train.add_argument("--init", type=Path, help="checkpoint to take the weights from (finetuning)")
+    train.add_argument("--init", type=Path, help="weights to start from (finetuning), in any known format")
     train.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto, from the run folder")
     train.add_argument("--teacher", type=Path, help="weights of distill.teacher (.pth, .safetensors), for distillation")
     train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="top-1 and top-5 of a checkpoint",
         epilog="Example: deit-fast evaluate runs/small/checkpoints/last.pt --data /imagenet --json scores.json",
     )
-    evaluate.add_argument("checkpoint", type=Path, help=".pt or .safetensors file of a run")
+    evaluate.add_argument("checkpoint", type=Path, help="weights of a run, or in another known format")
     evaluate.add_argument("--data", required=True, help="image folder or tar shards; its val split, if it has one")
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
     evaluate.add_argument("--flip", action="store_true", help="average the logits of each image and its mirror image")
@@ -57,6 +57,19 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores to a file too")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     evaluate.set_defaults(run=_evaluate)
+
+    convert = commands.add_parser(
+        "convert",
+        help="write a checkpoint in another format, and compare the logits",
+        epilog="Example: deit-fast convert deit_3_base_224_1k.pth base.onnx",
+    )
+    convert.add_argument("source", type=Path, help="weights of a run, facebookresearch/deit, deit3-jax, ...")
+    convert.add_argument("destination", type=Path, help="a folder, or a .safetensors (timm), .pth (facebookresearch/"
+                         "deit), .msgpack (deit3-jax), .onnx or .pt2 file")  # fmt: skip
+    convert.add_argument("--format", metavar="NAME", help="timm, facebook, deit3-jax, onnx or program")
+    convert.add_argument("--ema", action="store_true", help="take the moving average of the weights")
+    convert.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    convert.set_defaults(run=_convert)
 
     show = commands.add_parser(
         "show",
@@ -180,6 +193,20 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         print(json.dumps(scores, indent=2))
         if arguments.json:
             write_json(arguments.json, scores)
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    if not arguments.source.is_file():
+        raise RunError(f"{arguments.source}: no such checkpoint")
+    from deit_fast.convert.fit import format_changes
+    from deit_fast.export import export_checkpoint
+
+    written = export_checkpoint(
+        arguments.source, arguments.destination, arguments.format, arguments.overrides, arguments.ema
+    )
+    print(f"{written.path}: {written.format}, from {written.source}", *format_changes(written.changes), sep="\n")
+    print(f"max difference of logits {written.difference:.1g}", *written.notes, sep="\n")
     return 0
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deit_fast.checkpoint import initialise, load_weights
 from deit_fast.classifier import build_predictor, choose_dtype
+from deit_fast.convert.labels import maps_to_1k
 from deit_fast.data.classes import check_same_classes, resolve_classes
 from deit_fast.data.loader import Batch, EvalLoader
 from deit_fast.data.real import RealLabels
@@ -82,21 +83,25 @@ def evaluate_checkpoint(
     real: Path | None = None,
     report: Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a checkpoint of a run on a data set, with its own recipe or one changed by section.key=value words.
+    """Evaluates a checkpoint on a data set, with its own recipe or one changed by section.key=value words.
 
-    The data's classes have to be the checkpoint's; another model.image_size resamples position embeddings. flip: the
-    logits are the mean of those of an image and of its mirror image. real: the real.json of ImageNet-ReaL, for a score
-    by its labels too. report: a folder for `write_report`. Returns Scores' fields with 95 % confidence intervals, the
-    checkpoint, the resolution, minutes, and what was changed at loading. Raises RecipeError, DataError or RunError.
+    Any format that load_weights reads; a foreign file's recipe has the published crop ratio of its family. The data's
+    classes have to be the checkpoint's, or ImageNet-1k's of a checkpoint of ImageNet-21k (model.num_classes=1000);
+    another model.image_size resamples position embeddings. flip: the logits are the mean of those of an image and of
+    its mirror image. real: the real.json of ImageNet-ReaL, for a score by its labels too. report: a folder for
+    `write_report`. Returns Scores' fields with 95 % confidence intervals, the checkpoint, its format, the resolution,
+    minutes, and what was changed at loading. Raises RecipeError, DataError or RunError.
     """
     start = time.perf_counter()
     weights = load_weights(checkpoint, ema)
     recipe = weights.recipe.override(overrides)
-    own = weights.recipe.model.classes
-    if recipe.model.num_classes not in (own, None):
-        raise RecipeError(f"model.num_classes={recipe.model.num_classes}: expected {own}, which {checkpoint} knows")
+    own, asked = weights.recipe.model.classes, recipe.model.num_classes
+    maps = asked is not None and maps_to_1k(own, asked)
+    if asked not in (own, None) and not maps:
+        raise RecipeError(f"model.num_classes={asked}: expected {own}, which {checkpoint} knows")
     source = open_source(data, "val", recipe.data.category)
-    check_same_classes(source, weights.classes or [str(label) for label in range(own)], f"the classes of {checkpoint}")
+    names = weights.classes if weights.classes and not maps else [str(label) for label in range(asked or own)]
+    check_same_classes(source, names, f"the classes of {checkpoint}")
     recipe = resolve_classes(recipe, source)
     real_labels = RealLabels(real, source) if real else None
     world = join_world()
@@ -116,6 +121,7 @@ def evaluate_checkpoint(
     leave_world()
     result = {
         "checkpoint": str(checkpoint),
+        "format": weights.source,
         "recipe": recipe.name,
         "weights": "ema" if ema else "model",
         "image_size": recipe.model.image_size,
@@ -125,7 +131,7 @@ def evaluate_checkpoint(
         "top5_interval": list(wilson_interval(int(outcomes.in_top5.sum()), len(source))),
         **(real_labels.scores(outcomes.predictions) if real_labels else {}),
         "minutes": (time.perf_counter() - start) / 60,
-        "changes": changes,
+        "changes": [str(change) for change in changes],
     }
     if report is not None and world.is_main:
         write_report(report, source, outcomes, result)

@@ -20,6 +20,7 @@ from deit_fast.checkpoint import (
     save_checkpoint,
 )
 from deit_fast.classifier import choose_dtype
+from deit_fast.convert.fit import format_changes
 from deit_fast.data.classes import check_same_classes, resolve_classes
 from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
 from deit_fast.data.sampler import build_samplers
@@ -130,7 +131,9 @@ class Trainer:
             if saved["dtype"] != str(self.step.classifier.dtype):
                 self.notes.append(f"computed in {saved['dtype']} before, in {self.step.classifier.dtype} from here on")
         elif init is not None:
-            self.notes = [f"{init}: weights loaded", *initialise(self.state.model, load_weights(init).tensors)]
+            weights = load_weights(init)
+            changes = initialise(self.state.model, weights.tensors)
+            self.notes = [f"{init}: weights of {weights.source} loaded", *format_changes(changes)]
             if self.state.ema is not None:
                 self.state.ema.load_state_dict(self.state.model.state_dict())
         if self.val_source is None:

@@ -103,7 +103,7 @@ def test_another_resolution_resamples_positions() -> None:
     source = create_model("deit3_nano_patch4", img_size=32, num_classes=10)
     target = create_model("deit3_nano_patch4", img_size=48, num_classes=10)
     changes = initialise(target, source.state_dict())
-    assert changes == ["pos_embed: resampled from 8 x 8 to 12 x 12 patches"]
+    assert changes == [("pos_embed", "resampled", "8 x 8", "12 x 12")]
     grid = source.pos_embed.detach().reshape(1, 8, 8, -1).permute(0, 3, 1, 2)
     # facebookresearch/deit: no antialiasing. timm's would differ by 0.007 here.
     expected = F.interpolate(grid, (12, 12), mode="bicubic", align_corners=False)
@@ -115,7 +115,7 @@ def test_another_class_count_gets_a_new_head() -> None:
     source = create_model("deit3_nano_patch4", img_size=32, num_classes=10)
     target = create_model("deit3_nano_patch4", img_size=32, num_classes=3)
     head = target.head.weight.detach().clone()
-    assert initialise(target, source.state_dict()) == ["head: 10 classes became 3, initialised anew"]
+    assert initialise(target, source.state_dict()) == [("head", "initialised", "10 classes", "3 classes")]
     assert torch.equal(target.head.weight, head)
     assert torch.equal(target.cls_token, source.cls_token)
     assert initialise(create_model("deit3_nano_patch4", img_size=32, num_classes=10), source.state_dict()) == []

@@ -17,10 +17,11 @@ LAYERS = [
     {"sections"},
     {"recipe"},
     {"recipes", "data", "models", "optim", "losses", "schedule", "distributed"},
+    {"convert"},
     {"checkpoint", "classifier", "distill", "show"},
     {"objective"},
     {"metrics", "profile", "step", "evaluation_report"},
-    {"divergence", "evaluate"},
+    {"divergence", "evaluate", "export"},
     {"train"},
     {"cli"},
 ]

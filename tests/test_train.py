@@ -95,7 +95,7 @@ def test_evaluate_repeats_the_runs_own_scores(finished: Path, folder_data: Path)
     averaged = evaluate_checkpoint(finished / "checkpoints" / "last.pt", str(folder_data), ema=True)
     assert averaged["top1"] == pytest.approx(result["ema_top1"])
     larger = evaluate_checkpoint(finished / "checkpoints" / "last.pt", str(folder_data), ["model.image_size=24"])
-    assert larger["changes"] == ["pos_embed: resampled from 4 x 4 to 6 x 6 patches"]
+    assert larger["changes"] == ["pos_embed: resampled, 4 x 4 -> 6 x 6"]
 
 
 def test_a_finished_run_is_left_alone(finished: Path, folder_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +169,7 @@ def test_finetuning_at_another_resolution_says_what_it_changed(
     recipe = get_recipe("demo_finetune", [*WORDS, "model.image_size=24", "schedule.epochs=2", "optim.lr=1e-3"])
     init = finished / "checkpoints" / "last.safetensors"
     result = train(recipe, str(folder_data), tmp_path / "run", init=init)
-    assert "pos_embed: resampled from 4 x 4 to 6 x 6 patches" in capsys.readouterr().out
+    assert "pos_embed  resampled  4 x 4  6 x 6" in capsys.readouterr().out
     assert result["image_size"] == 24
     assert result["top1"] > 80
 

@@ -1,0 +1,142 @@
+"""Weights fitted to a model of another resolution, token layout or class count, with a row for each change."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deit_fast.convert.labels import cut_head, maps_to_1k, pairs_to_1k
+from deit_fast.errors import RunError
+
+
+class Change(NamedTuple):
+    """One thing that differs between a checkpoint and the model it was loaded into."""
+
+    weight: str
+    done: str
+    """resampled, mapped, folded, padded, dropped, computed or initialised."""
+    found: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"{self.weight}: {self.done}, {self.found} -> {self.now}"
+
+
+def format_changes(changes: list[Change]) -> list[str]:
+    """Lines of a table; none where nothing changed."""
+    if not changes:
+        return []
+    widths = [max(map(len, column)) for column in zip(*changes, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in changes]
+
+
+def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Position embeddings [1, H x W, D] on another grid: bicubic in fp32, as facebookresearch/deit main.py does it.
+
+    timm's resampling antialiases, which in torch is another bicubic kernel (a = -0.5 instead of -0.75) even where the
+    grid grows: 8 x 8 to 12 x 12 of a random embedding (std 0.02) differs by up to 0.007.
+    """
+    image = positions.float().reshape(1, *old, -1).permute(0, 3, 1, 2)
+    resampled = F.interpolate(image, new, mode="bicubic", align_corners=False)
+    return resampled.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
+
+
+def fit_distillation(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list[Change]:
+    """Drops the distillation token and head where the model has none; initialises them where the weights have none."""
+    names = ("dist_token", "head_dist.weight", "head_dist.bias")
+    changes = []
+    if "dist_token" in tensors and "dist_token" not in own:
+        positions, slots = tensors.get("pos_embed"), 2
+        for name in names:
+            if tensors.pop(name, None) is not None:
+                changes.append(Change(name, "dropped", "distilled", "no distillation token"))
+        if positions is not None and _has_slots(positions, slots):
+            tensors["pos_embed"] = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
+            changes.append(Change("pos_embed", "dropped", "a distillation slot", "none"))
+    elif "dist_token" in own and "dist_token" not in tensors:
+        for name in names:
+            tensors[name] = own[name]
+            changes.append(Change(name, "initialised", "not distilled", str(list(own[name].shape))))
+        positions = tensors.get("pos_embed")
+        if positions is not None and _has_slots(positions, 1):
+            tensors["pos_embed"] = torch.cat([positions[:, :1], own["pos_embed"][:, 1:2].to(positions), positions[:, 1:]], 1)  # fmt: skip  # noqa: E501
+            changes.append(Change("pos_embed", "initialised", "no distillation slot", "one"))
+    return changes
+
+
+def fit_positions(
+    tensors: dict[str, Tensor], own: dict[str, Tensor], grid: tuple[int, int], old_grid: tuple[int, int] | None
+) -> list[Change]:
+    """Resamples the patches' positions to `grid`, and moves the class slot to where the model has it.
+
+    A class slot is a constant added to the class token, so folding it into the token, or a slot of zeros, changes
+    nothing in the model's output. Raises RunError where the positions are no square and `old_grid` does not say what.
+    """
+    positions, expected = tensors.get("pos_embed"), own.get("pos_embed")
+    if positions is None or expected is None or positions.ndim != 3 or positions.shape[2] != expected.shape[2]:
+        return []
+    wanted = expected.shape[1] - grid[0] * grid[1]
+    slots, old_grid = _split(positions.shape[1], 1 if "cls_token" in tensors else 0, "dist_token" in tensors,
+                             old_grid or (grid if positions.shape[1] - grid[0] * grid[1] in (0, 1, 2) else None))  # fmt: skip  # noqa: E501
+    changes = []
+    prefix, patches = positions[:, :slots], positions[:, slots:]
+    if old_grid != grid:
+        patches = resample_positions(patches, old_grid, grid)
+        changes.append(Change("pos_embed", "resampled", "{} x {}".format(*old_grid), "{} x {}".format(*grid)))
+    if slots == 1 and wanted == 0:
+        token = tensors["cls_token"]
+        tensors["cls_token"] = (token.float() + prefix.float()).to(token.dtype)
+        prefix = prefix[:, :0]
+        changes.append(Change("cls_token", "folded", "a class slot in pos_embed", "added to the token"))
+    elif slots == 0 and wanted > 0:
+        prefix = torch.zeros_like(patches[:, :wanted])
+        changes.append(Change("pos_embed", "padded", "no slots of tokens", f"{wanted} of zeros"))
+    tensors["pos_embed"] = torch.cat([prefix, patches], dim=1)
+    return changes
+
+
+def fix_positions(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list[Change]:
+    """The model's own fixed sines and cosines, whatever the weights have."""
+    found, tensors["pos_embed"] = tensors.get("pos_embed"), own["pos_embed"]
+    if (
+        found is not None
+        and found.shape == own["pos_embed"].shape
+        and torch.equal(found.to(own["pos_embed"]), own["pos_embed"])
+    ):
+        return []
+    return [Change("pos_embed", "computed", "none" if found is None else str(list(found.shape)), "sines and cosines")]
+
+
+def _has_slots(positions: Tensor, slots: int) -> bool:
+    return math.isqrt(positions.shape[1] - slots) ** 2 == positions.shape[1] - slots
+
+
+def _split(positions: int, token: int, distilled: bool, grid: tuple[int, int] | None) -> tuple[int, tuple[int, int]]:
+    """How many of the positions are tokens', and the grid of the others."""
+    for slots in (token + 1, 0) if distilled else (token, 0):
+        patches = positions - slots
+        side = math.isqrt(max(patches, 0))
+        if grid is not None and patches == grid[0] * grid[1]:
+            return slots, grid
+        if patches > 0 and side * side == patches:
+            return slots, (side, side)
+    raise RunError(f"pos_embed has {positions} positions: expected those of a square of patches, or their grid")
+
+
+def fit_head(name: str, tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list[Change]:
+    """A head of other classes: cut down where it is ImageNet-21k's and the model's is ImageNet-1k's, else anew."""
+    weight, bias = f"{name}.weight", f"{name}.bias"
+    if weight not in own or bias not in own:
+        return []
+    found, wanted = tensors.get(weight), own[weight].shape[0]
+    if found is not None and bias in tensors and found.shape[0] != wanted and maps_to_1k(found.shape[0], wanted):
+        tensors[weight], tensors[bias] = cut_head(found, tensors[bias])
+        count = len(pairs_to_1k(found.shape[0]))
+        return [Change(name, "mapped", f"{found.shape[0]} classes", f"{count} of {wanted} by name")]
+    if found is None or found.shape[0] != wanted:
+        classes = "none" if found is None else f"{found.shape[0]} classes"
+        tensors[weight], tensors[bias] = own[weight], own[bias]
+        return [Change(name, "initialised", classes, f"{wanted} classes")]
+    return []

@@ -1,0 +1,89 @@
+"""Tensors that still lie in their file: nothing is read, and no memory taken, before a size is known to be true."""
+
+import mmap
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class BadFileError(ValueError):
+    """A checkpoint that is damaged, or is not what it says; the message is one line and does not name the file."""
+
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int16": torch.int16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+"""Element types by the name that numpy, flax and torch give them."""
+
+
+@dataclass
+class Storage:
+    """`count` elements of one type, from byte `start` of `data` on; legacy torch files say late where that is."""
+
+    dtype: torch.dtype
+    count: int
+    data: mmap.mmap | bytes | None = None
+    start: int = 0
+
+    def elements(self) -> Tensor:
+        """The storage as a flat tensor: mapped where the file is, so read on use; else a copy."""
+        size = self.count * self.dtype.itemsize
+        if self.data is None or self.start + size > len(self.data):
+            raise BadFileError(f"holds less than the {size} bytes of one of its tensors; it may be truncated")
+        data: mmap.mmap | bytes | bytearray = self.data
+        start = self.start
+        if isinstance(data, bytes) or start % self.dtype.itemsize:  # read-only, or not aligned
+            data, start = bytearray(memoryview(data)[start : start + size]), 0
+        return torch.frombuffer(data, dtype=self.dtype, count=self.count, offset=start)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a file: a strided view of a storage, in elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def tensor(self) -> Tensor:
+        """The tensor itself. Raises BadFileError where the view does not lie within its storage."""
+        numbers = (self.offset, *self.shape, *self.stride)
+        if any(type(number) is not int or number < 0 for number in numbers) or len(self.shape) != len(self.stride):
+            raise BadFileError("has a tensor of impossible shape")
+        elements, last = 1, self.offset
+        for length, step in zip(self.shape, self.stride, strict=True):
+            elements *= length
+            last += (length - 1) * step
+        if not elements:
+            return torch.empty(self.shape, dtype=self.storage.dtype)
+        # No reader writes a view with more elements than its storage; a repeated one would be memory out of nothing.
+        if last >= self.storage.count or elements > self.storage.count:
+            raise BadFileError(
+                f"has a tensor of shape {list(self.shape)} in a storage of {self.storage.count} elements"
+            )
+        return self.storage.elements().as_strided(self.shape, self.stride, self.offset)
+
+
+def stored_array(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...], fortran: bool = False) -> Stored:
+    """An array of contiguous bytes, in C or Fortran order. Raises BadFileError where the bytes are not that many."""
+    elements = 1
+    steps = []
+    for length in shape if fortran else reversed(shape):
+        if type(length) is not int or length < 0:
+            raise BadFileError("has an array of impossible shape")
+        steps.append(elements)
+        elements *= length
+    if elements * dtype.itemsize != len(raw):
+        raise BadFileError(f"has an array of shape {list(shape)} and {dtype} in {len(raw)} bytes")
+    return Stored(Storage(dtype, elements, raw), 0, tuple(shape), tuple(steps if fortran else reversed(steps)))

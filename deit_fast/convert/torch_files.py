@@ -1,0 +1,103 @@
+"""torch's files, .pth, .pt and .bin: the zip archive of today and the pickles in a row of before 1.6.
+
+Tensors are views of the mapped file, so weights are read only where they are used, and optimizer states not at all.
+"""
+
+import io
+import mmap
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deit_fast.convert.pickles import read_pickle
+from deit_fast.convert.stored import BadFileError, Storage
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LOCAL_HEADER = 30  # bytes of a zip entry before its name; the lengths of name and extra field are its last two
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The file as memory of which writes stay private. Raises BadFileError for an empty one, OSError otherwise."""
+    with open(path, "rb") as file:
+        if not path.stat().st_size:
+            raise BadFileError("is empty")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def read_zip(path: Path, mapped: mmap.mmap) -> Any:
+    """The object of a zip archive of torch.save. Raises BadFileError where the archive is not as torch writes it."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        pickles = [name for name in entries if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise BadFileError("is a zip archive, but not one of torch.save")
+        for entry in entries.values():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                raise BadFileError(
+                    f"has a compressed entry ({entry.compress_size} bytes become {entry.file_size}), "
+                    "which torch does not write"
+                )
+    prefix = pickles[0].removesuffix("data.pkl")
+
+    def span(name: str) -> tuple[int, int]:
+        entry = entries[prefix + name]
+        header = entry.header_offset
+        if mapped[header : header + 4] != b"PK\x03\x04":
+            raise BadFileError("has a damaged zip directory")
+        start = header + _LOCAL_HEADER + sum(struct.unpack_from("<HH", mapped, header + _LOCAL_HEADER - 4))
+        if start + entry.file_size > len(mapped):
+            raise BadFileError(f"ends before its entry {name[:50]!a} does; it may be truncated")
+        return start, start + entry.file_size
+
+    if prefix + "byteorder" in entries and mapped[slice(*span("byteorder"))] != b"little":
+        raise BadFileError("was written on a big-endian machine")
+
+    def storage(reference: Any) -> Storage:
+        kind, dtype, key, _, count = reference
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise BadFileError("refers to something other than a storage")
+        start, end = span(f"data/{key}")
+        if type(count) is not int or count < 0 or count * dtype.itemsize > end - start:
+            raise BadFileError(f"has a storage of {count} elements in {end - start} bytes")
+        return Storage(dtype, count, mapped, start)
+
+    start, end = span("data.pkl")
+    return read_pickle(io.BytesIO(mapped[start:end]), storage)
+
+
+def read_pickles(mapped: mmap.mmap) -> Any:
+    """The object of a legacy torch file, or of a plain pickle of numpy arrays, as paddle writes it."""
+    mapped.seek(0)
+    storages: dict[str, Storage] = {}
+
+    def storage(reference: Any) -> Storage:
+        kind, dtype, key, _, count, view = reference
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
+            raise BadFileError("refers to something other than a whole storage")
+        return storages.setdefault(str(key), Storage(dtype, count))
+
+    first = read_pickle(mapped)
+    if first != LEGACY_MAGIC:
+        return first
+    read_pickle(mapped)  # the protocol's version
+    system = read_pickle(mapped)
+    if not system.get("little_endian", True):
+        raise BadFileError("was written on a big-endian machine")
+    content = read_pickle(mapped, storage)
+    order = read_pickle(mapped)
+    position = mapped.tell()
+    for key in order:
+        held = storages[str(key)]
+        if position + 8 > len(mapped):
+            raise BadFileError("ends before its tensors do; it may be truncated")
+        (count,) = struct.unpack_from("<q", mapped, position)
+        if count != held.count:
+            raise BadFileError(f"has a storage of {held.count} elements, written as {count}")
+        held.data, held.start = mapped, position + 8
+        position = held.start + count * held.dtype.itemsize
+        if position > len(mapped):
+            raise BadFileError("ends before its tensors do; it may be truncated")
+    return content
