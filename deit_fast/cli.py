@@ -13,6 +13,7 @@ from deit_fast.files import write_json
 from deit_fast.recipe import SECTIONS, Recipe
 from deit_fast.recipes import RECIPES, get_recipe
 
+EXIT_INCOMPLETE = 1  # some images could not be read; the others are done
 EXIT_STOPPED = 75  # EX_TEMPFAIL: work is left, run it again
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
 
@@ -50,6 +51,23 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores to a file too")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     evaluate.set_defaults(run=_evaluate)
+
+    predict = commands.add_parser(
+        "predict",
+        help="the most likely classes of images",
+        epilog="Example: deit-fast predict runs/small/checkpoints/last.pt photos 'more/*.jpg' --top 3",
+    )
+    predict.add_argument("checkpoint", type=Path, help="a checkpoint")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="images, folders of them, globs")
+    predict.add_argument("--top", type=int, default=5, metavar="K", help="classes for each image; default: 5")
+    kind = predict.add_mutually_exclusive_group()
+    kind.add_argument("--json", dest="kind", action="store_const", const="json", help="print JSON")
+    kind.add_argument("--csv", dest="kind", action="store_const", const="csv", help="print CSV, a line for each class")
+    predict.add_argument("--ema", action="store_true", help="use the moving average of the weights")
+    predict.add_argument("--flip", action="store_true", help="average each image with its mirror image")
+    predict.add_argument("--batch", type=int, default=64, metavar="B", help="images at a time; default: 64")
+    predict.add_argument("--allow-urls", action="store_true", help="fetch http:// and https:// images")
+    predict.set_defaults(run=_predict)
 
     show = commands.add_parser(
         "show",
@@ -144,6 +162,27 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         if arguments.json:
             write_json(arguments.json, scores)
     return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    if not arguments.checkpoint.exists():
+        raise RunError(f"{arguments.checkpoint}: no such checkpoint")
+    for option in ("top", "batch"):
+        if getattr(arguments, option) < 1:
+            raise RunError(f"--{option} {getattr(arguments, option)}: expected 1 or more")
+    from deit_fast.data.images import find_images
+    from deit_fast.predict import load_model, predict, print_predictions
+
+    images = find_images(arguments.images)
+    model = load_model(arguments.checkpoint, arguments.ema)
+    found = predict(
+        model, images, arguments.top, batch=arguments.batch, flip=arguments.flip, allow_urls=arguments.allow_urls
+    )
+    print_predictions(found, arguments.kind)
+    unread = [each.error for each in found if each.error]
+    for error in unread:
+        _complain(error, 0)
+    return EXIT_INCOMPLETE if unread else 0
 
 
 def _show(arguments: argparse.Namespace) -> int:

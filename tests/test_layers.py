@@ -13,13 +13,13 @@ from tests.conftest import ROOT
 # Lowest first; a module may import its own package's modules and anything on a lower line.
 LAYERS = [
     {"errors", "progress", "stopping"},
-    {"zoo", "files"},
+    {"zoo", "files", "labels"},
     {"sections"},
     {"recipe"},
     {"recipes", "data", "models", "optim", "losses", "schedule", "distributed"},
     {"checkpoint"},
     {"metrics", "profile", "step"},
-    {"evaluate"},
+    {"evaluate", "predict"},
     {"train"},
     {"cli"},
 ]
