@@ -1,18 +1,14 @@
-"""The command line: `deit-fast train | evaluate | convert | data | show | zoo`. Thin: torch and DALI come late."""
+"""The command line: `deit-fast train | evaluate | predict | convert | data | show | zoo`."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deit_fast import commands
+from deit_fast.commands import complain
 from deit_fast.errors import DataError, RecipeError, RunError, StoppedError
-from deit_fast.files import write_json
-from deit_fast.recipes import RECIPES, get_recipe
-from deit_fast.show import list_as_text, recipe_as_text
-from deit_fast.zoo import find_architecture, list_models
-from deit_fast.zoo.table import zoo_as_json, zoo_as_text
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: work is left, run it again
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
@@ -24,9 +20,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train DeiT III vision transformers.",
         epilog="Example: deit-fast data demo digits && deit-fast train demo_pretrain --data digits --out runs/digits",
     )
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    subcommands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
-    train = commands.add_parser(
+    train = subcommands.add_parser(
         "train",
         help="train a recipe; run again in the same folder, it resumes",
         epilog="Example: deit-fast train deit3_small_1k_224 --data /imagenet --out runs/small schedule.epochs=400",
@@ -39,9 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto, from the run folder")
     train.add_argument("--teacher", type=Path, help="weights of distill.teacher (.pth, .safetensors), for distillation")
     train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
-    train.set_defaults(run=_train)
+    train.set_defaults(run=commands.run_train)
 
-    evaluate = commands.add_parser(
+    evaluate = subcommands.add_parser(
         "evaluate",
         help="top-1 and top-5 of a checkpoint",
         epilog="Example: deit-fast evaluate runs/small/checkpoints/last.pt --data /imagenet --json scores.json",
@@ -56,9 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores to a file too")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=commands.run_evaluate)
 
-    convert = commands.add_parser(
+    convert = subcommands.add_parser(
         "convert",
         help="write a checkpoint in another format, and compare the logits",
         epilog="Example: deit-fast convert deit_3_base_224_1k.pth base.onnx",
@@ -69,9 +65,26 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--format", metavar="NAME", help="timm, facebook, deit3-jax, onnx or program")
     convert.add_argument("--ema", action="store_true", help="take the moving average of the weights")
     convert.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
-    convert.set_defaults(run=_convert)
+    convert.set_defaults(run=commands.run_convert)
 
-    show = commands.add_parser(
+    predict = subcommands.add_parser(
+        "predict",
+        help="the most likely classes of images",
+        epilog="Example: deit-fast predict runs/small/checkpoints/last.pt photos 'more/*.jpg' --top 3",
+    )
+    predict.add_argument("checkpoint", type=Path, help="a checkpoint")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="images, folders of them, globs")
+    predict.add_argument("--top", type=_positive, default=5, metavar="K", help="classes for each image; default: 5")
+    kind = predict.add_mutually_exclusive_group()
+    kind.add_argument("--json", dest="kind", action="store_const", const="json", help="print JSON")
+    kind.add_argument("--csv", dest="kind", action="store_const", const="csv", help="print CSV, a line for each class")
+    predict.add_argument("--ema", action="store_true", help="use the moving average of the weights")
+    predict.add_argument("--flip", action="store_true", help="average each image with its mirror image")
+    predict.add_argument("--batch", type=_positive, default=64, metavar="B", help="images at a time; default: 64")
+    predict.add_argument("--allow-urls", action="store_true", help="fetch http:// and https:// images")
+    predict.set_defaults(run=commands.run_predict)
+
+    show = subcommands.add_parser(
         "show",
         help="list the recipes, or print one: where it is from, what it amounts to, every value",
         epilog="Example: deit-fast show deit3_base_1k_192 optim.lr=1e-3 --json > mine.json",
@@ -82,18 +95,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--images", type=_positive, metavar="N", help="training images to count steps for; default: the named data's"
     )
     show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
-    show.set_defaults(run=_show)
+    show.set_defaults(run=commands.run_show)
 
-    zoo = commands.add_parser(
+    zoo = subcommands.add_parser(
         "zoo",
         help="list the models: size, published speed and accuracy, where the weights are",
         epilog="Example: deit-fast zoo 'deit3_*'",
     )
     zoo.add_argument("pattern", nargs="?", default="*", help="shell pattern of names, ours, timm's or the reference's")
     zoo.add_argument("--json", action="store_true", help="as JSON, with the architectures")
-    zoo.set_defaults(run=_zoo)
+    zoo.set_defaults(run=commands.run_zoo)
 
-    data = commands.add_parser(
+    data = subcommands.add_parser(
         "data",
         help="make the demo data, or look at augmented images",
         epilog="Example: deit-fast data demo digits",
@@ -105,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast data demo digits",
     )
     demo.add_argument("folder", type=Path)
-    demo.set_defaults(run=_data_demo)
+    demo.set_defaults(run=commands.run_data_demo)
     preview = kinds.add_parser(
         "preview",
         help="a picture of what a recipe's augmentation does",
@@ -115,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_argument("--data", required=True, help="image folder or tar shards")
     preview.add_argument("--out", required=True, type=Path, metavar="FILE.png")
     preview.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
-    preview.set_defaults(run=_data_preview)
+    preview.set_defaults(run=commands.run_data_preview)
     shard = kinds.add_parser(
         "shard",
         help="write a data set as tar shards, smaller ones if asked for; run again, it goes on",
@@ -123,10 +136,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shard.add_argument("source", help="image folder or tar shards; both splits, if it has train/ and val/")
     shard.add_argument("folder", type=Path)
-    shard.add_argument("--size", type=int, metavar="PX", help="shorter side of larger images; default: as they are")
-    shard.add_argument("--per-shard", type=int, default=2000, metavar="N", help="images in a shard; default: 2000")
-    shard.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes; default: the cores")
-    shard.set_defaults(run=_data_shard)
+    shard.add_argument(
+        "--size", type=_positive, metavar="PX", help="shorter side of larger images; default: as they are"
+    )
+    shard.add_argument(
+        "--per-shard", type=_positive, default=2000, metavar="N", help="images in a shard; default: 2000"
+    )
+    shard.add_argument(
+        "--workers", type=_positive, default=os.cpu_count(), metavar="N", help="processes; default: the cores"
+    )
+    shard.set_defaults(run=commands.run_data_shard)
     return parser
 
 
@@ -140,6 +159,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 0 on success, 2 and one line on stderr for what the user can mend, 75 stopped by a signal."""
     arguments, words = build_parser().parse_known_args(argv)
+    status = 2
     try:
         # argparse takes positional words only in one place; key=value words may stand anywhere.
         for word in words:
@@ -148,144 +168,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.overrides.append(word)
         return arguments.run(arguments)
     except (RecipeError, DataError, RunError) as error:
-        return _complain(error, 2)
+        complain(error)
     except OSError as error:  # a full disk, a path that cannot be written
-        return _complain(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+        complain(f"{error.filename or 'a file'}: {error.strerror or error}")
     except StoppedError as error:
-        return _complain(error, EXIT_STOPPED)
+        complain(error)
+        status = EXIT_STOPPED
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
-
-
-def _complain(message: object, status: int) -> int:
-    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-    print(f"deit-fast: {rank}{message}", file=sys.stderr)
+        complain("interrupted")
+        status = 130
     return status
-
-
-def _train(arguments: argparse.Namespace) -> int:
-    recipe = get_recipe(arguments.recipe, arguments.overrides)
-    recipe.check_teacher(arguments.teacher)
-    resume = arguments.resume if arguments.resume not in ("auto", "never") else None
-    for path in (arguments.init, resume, arguments.teacher):
-        if path is not None and not Path(path).is_file():
-            raise RunError(f"{path}: no such checkpoint")
-    from deit_fast.train import train
-
-    result = train(
-        recipe, arguments.data, arguments.out, arguments.val, arguments.init, arguments.resume, arguments.teacher
-    )
-    if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(result, indent=2))
-    return 0
-
-
-def _evaluate(arguments: argparse.Namespace) -> int:
-    if not arguments.checkpoint.is_file():
-        raise RunError(f"{arguments.checkpoint}: no such checkpoint")
-    from deit_fast.evaluate import evaluate_checkpoint
-
-    scores = evaluate_checkpoint(
-        arguments.checkpoint, arguments.data, arguments.overrides,
-        arguments.ema, arguments.flip, arguments.real, arguments.report,
-    )  # fmt: skip
-    if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(scores, indent=2))
-        if arguments.json:
-            write_json(arguments.json, scores)
-    return 0
-
-
-def _convert(arguments: argparse.Namespace) -> int:
-    if not arguments.source.is_file():
-        raise RunError(f"{arguments.source}: no such checkpoint")
-    from deit_fast.convert.fit import format_changes
-    from deit_fast.export import export_checkpoint
-
-    written = export_checkpoint(
-        arguments.source, arguments.destination, arguments.format, arguments.overrides, arguments.ema
-    )
-    print(f"{written.path}: {written.format}, from {written.source}", *format_changes(written.changes), sep="\n")
-    print(f"max difference of logits {written.difference:.1g}", *written.notes, sep="\n")
-    return 0
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    if arguments.images is not None and (arguments.recipe is None or arguments.json):
-        raise RecipeError(f"--images {arguments.images}: expected with a recipe's name and without --json")
-    if arguments.recipe is None:
-        table = {name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}
-        return _print_page(json.dumps(table, indent=2) if arguments.json else list_as_text())
-    recipe = get_recipe(arguments.recipe, arguments.overrides)
-    content = recipe.model_dump(mode="json")
-    return _print_page(json.dumps(content, indent=2) if arguments.json else recipe_as_text(recipe, arguments.images))
-
-
-def _print_page(text: str) -> int:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # `deit-fast show NAME | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush complains
-    return 0
 
 
 def _positive(text: str) -> int:
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
     return int(text)
-
-
-def _zoo(arguments: argparse.Namespace) -> int:
-    names = list_models(arguments.pattern)
-    if not names:
-        find_architecture(arguments.pattern)  # says which name is near
-    return _print_page(zoo_as_json(names) if arguments.json else zoo_as_text(names))
-
-
-def _data_demo(arguments: argparse.Namespace) -> int:
-    from deit_fast.data.demo import write_demo
-
-    print(write_demo(arguments.folder))
-    return 0
-
-
-def _data_preview(arguments: argparse.Namespace) -> int:
-    recipe = get_recipe(arguments.recipe, arguments.overrides)
-    if arguments.out.suffix.lower() != ".png":
-        raise RunError(f"--out {arguments.out}: expected a name that ends in .png")
-    from deit_fast.data.preview import preview
-    from deit_fast.data.sources import open_source
-
-    source = open_source(arguments.data, "train", recipe.data.category)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    preview(recipe, source, arguments.out)
-    print(arguments.out)
-    return 0
-
-
-def _data_shard(arguments: argparse.Namespace) -> int:
-    for option in ("size", "per_shard", "workers"):
-        value = getattr(arguments, option)
-        if value is not None and value < 1:
-            raise RunError(f"--{option.replace('_', '-')} {value}: expected 1 or more")
-    from deit_fast.data.source import Source
-    from deit_fast.data.sources import Split, find_validation, open_source
-    from deit_fast.data.write_shards import describe_effect, write_shards
-
-    sources: dict[Split, Source] = {"train": open_source(arguments.source, "train")}
-    if (val := find_validation(arguments.source)) is not None:
-        sources["val"] = open_source(val, "val")
-    if arguments.size is not None:
-        print(describe_effect(sources["train"], arguments.size), flush=True)
-    for split, source in sources.items():
-        written = write_shards(
-            source, arguments.folder, split, arguments.size, arguments.per_shard, arguments.workers
-        )  # fmt: skip
-        print(
-            f"{split}: {written.images} images in {written.shards} shards of {arguments.folder}; "
-            f"{written.resized} resized, {written.kept_shards} shards were there already"
-        )
-    return 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 # Lowest first; a module may import its own package's modules and anything on a lower line.
 LAYERS = [
     {"errors", "progress", "stopping"},
-    {"zoo", "files"},
+    {"zoo", "files", "labels"},
     {"sections"},
     {"recipe"},
     {"recipes", "data", "models", "optim", "losses", "schedule", "distributed"},
@@ -21,8 +21,9 @@ LAYERS = [
     {"checkpoint", "classifier", "distill", "show"},
     {"objective"},
     {"metrics", "profile", "step", "evaluation_report"},
-    {"divergence", "evaluate", "export"},
+    {"divergence", "evaluate", "export", "predict"},
     {"train"},
+    {"commands"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
