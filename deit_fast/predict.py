@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
 
 from deit_fast.checkpoint import initialise, load_weights
+from deit_fast.classifier import Classifier, choose_dtype
 from deit_fast.data.images import GivenImage, ImageList, readable_batches
 from deit_fast.distributed import cpu_threads, join_world
 from deit_fast.errors import RunError
 from deit_fast.labels import class_names
 from deit_fast.models.build import build_model
 from deit_fast.recipe import Recipe
-from deit_fast.step import Classifier, choose_dtype
 
 BATCH = 64
 

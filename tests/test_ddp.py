@@ -39,7 +39,7 @@ def train(kind: str, world: World) -> dict[str, torch.Tensor]:
     teacher = small_teacher() if kind == "distillation" else None
     step = TrainStep(recipe, build_state(recipe, model), world, torch.float32, teacher)
     for seed in range(3):
-        images, labels, _ = batch(seed)
+        images, labels, _, _ = batch(seed)
         parts = world.size * recipe.run.accumulation
         own = range(world.rank * recipe.run.accumulation, (world.rank + 1) * recipe.run.accumulation)
         step([MicroBatch(images.chunk(parts)[part], labels.chunk(parts)[part], None) for part in own], 1e-3)

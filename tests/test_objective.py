@@ -66,7 +66,7 @@ def test_cosub_is_its_formula_with_its_gradients() -> None:
 @pytest.mark.parametrize("mode", ["subset", "bernoulli"])
 def test_cosub_runs_the_mixed_batch_twice_with_draws_of_their_own(mode: str) -> None:
     _, step = make([*COSUB, f"model.drop_path_mode={mode}"])
-    images, labels, mixing = batch(mixed=True)
+    images, labels, mixing, _ = batch(mixed=True)
     seen = []
     step.state.model.register_forward_hook(lambda model, inputs, output: seen.append((inputs[0], output)))
     step.state.model.train()
@@ -117,7 +117,7 @@ def test_distillation_is_its_formula(kind: str, tau: float, alpha: float) -> Non
     for name in ("bce", "cross_entropy"):
         step = distilling_step(f"distill.kind={kind}", f"distill.tau={tau}", f"distill.alpha={alpha}",
                                f"loss.name={name}")  # fmt: skip
-        images, labels, mixing = batch(mixed=True)
+        images, labels, mixing, _ = batch(mixed=True)
         total = step.objective(images, labels, mixing)
         inputs = mix_images(step.classifier.normalise(images), *mixing)
         model = step.state.model.train()
@@ -162,7 +162,7 @@ def test_both_heads_learn_and_evaluation_is_their_mean() -> None:
 def test_without_distillation_a_distilled_model_trains_the_mean_of_its_heads() -> None:
     recipe = get_recipe("demo_pretrain", [*SMALL, *DISTILLED])
     objective = Objective(Classifier(distilled_model().train(), recipe, torch.float32, CPU.device), recipe)
-    images, labels, mixing = batch(mixed=True)
+    images, labels, mixing, _ = batch(mixed=True)
     twin = distilled_model().train()
     twin.set_distilled_training(True)
     heads = twin(mix_images(objective.classifier.normalise(images), *mixing))

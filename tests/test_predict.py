@@ -4,6 +4,7 @@ import csv
 import http.server
 import io
 import json
+import sys
 import threading
 from pathlib import Path
 
@@ -184,7 +185,9 @@ def test_command(checkpoint: Path, paths: list[Path], tmp_path: Path, capsys: py
 def test_a_mistake_is_one_line(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
 ) -> None:
-    assert main(["predict", str(checkpoint), *words]) == 2
+    with pytest.raises(SystemExit) as status:
+        sys.exit(main(["predict", str(checkpoint), *words]))
+    assert status.value.code == 2
     assert says in capsys.readouterr().err
 
 

@@ -185,7 +185,7 @@ def test_the_step_never_waits_for_the_gpu() -> None:
     step = TrainStep(
         recipe, build_state(recipe, build_model(recipe.model).to(device)), World(0, 1, device), torch.bfloat16
     )
-    images, labels, _ = batch()
+    images, labels, _, _ = batch()
     on_gpu = MicroBatch(images.to(device), labels.to(device), None)
     for _ in range(3):
         step([on_gpu], 1e-3)
