@@ -1,4 +1,5 @@
-# make demo: the whole pipeline on real images. make test: the CPU tests. make soak: the long ones.
+# make demo: the whole pipeline on real images. make test: the CPU tests. make soak: the long ones. make slurm: on a
+# cluster of two nodes that it starts here (as root, with Debian's slurm-wlm, slurmdbd, munge and mariadb-server).
 # make check: tests, linter and types.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +7,7 @@ DALI ?= cuda12
 RUNS ?= runs
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak check install clean
+.PHONY: demo test soak slurm check install clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +25,9 @@ test: install
 
 soak: install
 	$(BIN)/python -m pytest -n 2 -m soak --durations 10
+
+slurm: install
+	$(BIN)/python -m pytest -m slurm --durations 10
 
 check: install
 	$(BIN)/ruff check .

@@ -20,8 +20,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     reasons = {}
     if not torch.cuda.is_available():
         reasons["gpu"] = "needs an NVIDIA GPU, and this machine has none"
-    if "soak" not in config.option.markexpr:
-        reasons["soak"] = "runs for minutes; pytest -m soak runs it"
+    for marker in ("slurm", "soak"):
+        if marker not in config.option.markexpr:
+            reasons[marker] = f"runs for minutes; pytest -m {marker} runs it"
     for item in items:
         for marker, reason in reasons.items():
             if marker in item.keywords:

@@ -1,0 +1,104 @@
+"""Jobs of the TorchX components on the test cluster: submitted, watched, disturbed."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT
+from tests.slurm.cluster import Cluster
+
+TORCHX = str(Path(sys.executable).with_name("torchx"))
+COMPONENTS = ROOT / "components" / "deit.py"
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
+
+
+@dataclass
+class Job:
+    """A training on two nodes, one process each."""
+
+    cluster: Cluster
+    out: Path
+    handle: str
+
+    @property
+    def id(self) -> str:
+        return self.handle.rpartition("/")[2]
+
+    def states(self) -> list[str]:
+        """State of each node's part, as accounting has it."""
+        lines = self.cluster.run("sacct", "-X", "-n", "-P", "-j", self.id, "-o", "State").split("\n")
+        return [line.split(" ")[0] for line in lines if line]
+
+    def step(self) -> int:
+        """Last step in the metrics."""
+        path = self.out / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+    def wait_until(self, condition: Callable[[], object], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: not after {seconds:g} s; {self.states()}\n{self.log()}"
+            time.sleep(0.3)
+
+    def wait_for_checkpoint(self) -> None:
+        """Until there is work that a disturbance could lose, and work left to do."""
+        path = self.out / "checkpoints" / "last.pt"
+        self.wait_until(path.exists, 90, "the first checkpoint")
+
+    def wait(self, seconds: float = 180) -> list[str]:
+        """The final states. A requeued job would wait for two minutes; here it starts at once."""
+
+        quiet_since = time.monotonic()
+
+        def ended() -> bool:
+            nonlocal quiet_since
+            waiting = self.cluster.run("squeue", "-h", "-t", "PENDING", "-j", self.id, "-o", "%i", check=False).split()
+            for part in waiting:
+                self.cluster.run("scontrol", "update", f"jobid={part}", "StartTime=now", check=False)
+            states = self.states()
+            if not states or not set(states) <= ENDED or self.cluster.run("squeue", "-h", "-j", self.id, check=False):
+                quiet_since = time.monotonic()
+            # Slurm takes a moment to queue a failed job again.
+            return time.monotonic() - quiet_since > (0 if set(states) == {"COMPLETED"} else 10)
+
+        self.wait_until(ended, seconds, "the job's end")
+        return self.states()
+
+    def log(self) -> str:
+        """What the processes printed, of all attempts."""
+        return "".join(path.read_text() for path in sorted(self.out.parent.glob(f"slurm-{self.id}*")))
+
+    def result(self) -> dict[str, object]:
+        return json.loads((self.out / "result.json").read_text())
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(self.out / "checkpoints" / "last.safetensors")
+
+    def restarts(self) -> int:
+        return self.log().count("resumed from")
+
+
+def torchx(cluster: Cluster, *words: str, cwd: Path) -> str:
+    environment = {**cluster.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run([TORCHX, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout + finished.stderr  # logs go to the latter
+
+
+def submit(cluster: Cluster, data: Path, out: Path, *words: str, cfg: str = "partition=main", nodes: int = 2) -> Job:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    where: Sequence[str] = ("-j", f"{nodes}x1", "--cpu", "1", "--memMB", "4000", "--max_retries", "5")
+    printed = torchx(
+        cluster, "run", "-s", "slurm", "-cfg", cfg, f"{COMPONENTS}:pretrain", "--recipe", "demo_pretrain",
+        "--data", str(data), "--out", str(out), *where, *words, cwd=out.parent,
+    )  # fmt: skip
+    return Job(cluster, out, re.findall(r"slurm://\S+", printed)[0])

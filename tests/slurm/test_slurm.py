@@ -1,0 +1,105 @@
+"""Trainings on a real Slurm: whatever happens to the jobs, the run ends with the weights of the undisturbed one."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import Job, submit, torchx
+
+pytestmark = pytest.mark.slurm
+
+# Some twenty seconds of training, a checkpoint every second or so.
+WORDS = ("schedule.epochs=6", "schedule.warmup_epochs=1", "run.checkpoint_every=10", "run.log_every=10",
+         "run.eval_every=3", "run.precision=fp32")  # fmt: skip
+STEPS = 264
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    job = submit(cluster, digits, tmp_path_factory.mktemp("undisturbed") / "run", *WORDS)
+    assert job.wait() == ["COMPLETED", "COMPLETED"], job.log()
+    assert job.restarts() == 0
+    return job
+
+
+def check_same(job: Job, undisturbed: Job) -> None:
+    """Bit-identical weights, and every step in the metrics exactly once."""
+    assert job.result()["step"] == STEPS
+    expected, found = undisturbed.weights(), job.weights()
+    different = [name for name in expected if not torch.equal(expected[name], found[name])]
+    assert not different, f"{len(different)} of {len(expected)} tensors differ"
+    steps = [line for line in (job.out / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    assert len(steps) == len(set(steps)) == len((undisturbed.out / "metrics.jsonl").read_text().split('"train"')) - 1
+
+
+def test_torchx_commands(cluster: Cluster, undisturbed: Job) -> None:
+    folder = undisturbed.out.parent
+    assert "SUCCEEDED" in torchx(cluster, "status", undisturbed.handle, cwd=folder)
+    assert undisturbed.handle in torchx(cluster, "list", "-s", "slurm", cwd=folder)
+    assert "top1" in torchx(cluster, "log", "--streams", "stdout", undisturbed.handle, cwd=folder)
+    assert "rank0" in undisturbed.log()
+
+
+def test_cancelled_and_submitted_again(cluster: Cluster, digits: Path, undisturbed: Job, tmp_path: Path) -> None:
+    job = submit(cluster, digits, tmp_path / "run", *WORDS)
+    job.wait_for_checkpoint()
+    torchx(cluster, "cancel", job.handle, cwd=tmp_path)
+    assert set(job.wait()) <= {"CANCELLED", "FAILED"}
+    assert job.step() < STEPS
+    again = submit(cluster, digits, tmp_path / "run", *WORDS)
+    assert again.wait() == ["COMPLETED", "COMPLETED"], again.log()
+    assert again.restarts() == 1
+    check_same(again, undisturbed)
+
+
+def requeue(job: Job) -> None:
+    job.cluster.run("scontrol", "requeue", job.id)
+
+
+def preempt(job: Job) -> None:
+    """A job of the higher partition needs both nodes whole."""
+    job.cluster.run("srun", "-p", "high", "-N2", "--exclusive", "sleep", "1", timeout=120)
+
+
+def kill_a_worker(job: Job) -> None:
+    os.kill(trainers(job)[-1], signal.SIGKILL)
+
+
+def kill_a_node(job: Job) -> None:
+    job.cluster.kill_node("n2")
+    job.wait_until(lambda: "down" in job.cluster.run("sinfo", "-h", "-N", "-o", "%T"), 90, "Slurm's notice of the loss")
+    job.cluster.start_node("n2")
+
+
+@pytest.mark.parametrize("disturb", [requeue, preempt, kill_a_worker, kill_a_node])
+def test_a_disturbed_run_ends_with_the_same_weights(
+    cluster: Cluster, digits: Path, undisturbed: Job, tmp_path: Path, disturb: Callable[[Job], None]
+) -> None:
+    job = submit(cluster, digits, tmp_path / "run", *WORDS)
+    job.wait_for_checkpoint()
+    disturb(job)
+    states = job.wait(240)
+    cluster.wait_for(cluster.is_idle, 60, "idle nodes")
+    assert states == ["COMPLETED", "COMPLETED"], job.log()
+    assert job.restarts() >= 1
+    check_same(job, undisturbed)
+    assert not trainers(job)
+
+
+def trainers(job: Job) -> list[int]:
+    """Training processes of the job, in order of their start."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        launcher = any(word.endswith(b"torchrun") for word in words)
+        if b"deit_fast.cli" in words and os.fsencode(job.out) in words and not launcher:
+            found.append(int(process.name))
+    return sorted(found)
