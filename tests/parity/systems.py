@@ -80,7 +80,7 @@ class Ours:
         return loss
 
     def gpus(self, step: int) -> list[GpuBatch]:
-        """The same step as the reference's GPUs would hold it: a mixing group each, whose images pair up by reversal."""
+        """The same step as the reference's GPUs would hold it: a mixing group each, paired up by reversal."""
         size, group = self.recipe.run.global_batch, self.recipe.mix.group
         draws = {
             int(place): (bool(cutmix), float(lam), tuple(box.tolist()))

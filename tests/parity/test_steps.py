@@ -1,8 +1,8 @@
 """Twenty steps of deit_fast and of the plain reference from the same weights, images and mixing draws: one trajectory.
 
 Losses agree to 1e-5 of their value at every step. Weights and moving averages agree to 1e-4 of the distance that each
-tensor travelled (its norm), which is stricter than of the tensor's own norm. The bias of the keys is left out: softmax
-cancels it, so its gradient is rounding noise, which Adam scales up to full steps of no effect.
+tensor travelled (norm of the change), which is stricter than of its own norm, and a rounding of the tensor itself. The
+bias of the keys is left out: softmax cancels it, so its gradient is rounding noise, which Adam scales up to full steps.
 """
 
 import math
@@ -16,7 +16,7 @@ from tests.oracles.reference import mixing, optimizers, schedule, training, vit
 from tests.parity.systems import STEPS, STEPS_PER_EPOCH, Ours, random_batches, reference_of, renamed
 
 EPOCHS, WARMUP = STEPS // STEPS_PER_EPOCH, 2
-CASES = {
+CASES: dict[str, tuple[str, ...]] = {
     "lamb, bce, mixup and cutmix": (),
     "adamw, cross-entropy, smoothing": (
         "optim.name=adamw", "optim.lr=1e-3", "optim.weight_decay=0.1", "optim.max_grad_norm=null",
@@ -54,7 +54,7 @@ def compare(words: tuple[str, ...], rates: Callable[..., list[float]] = schedule
         weights = renamed(mine)
         for name, expected in theirs.state_dict().items():
             far, travelled = distance(name, weights[name], expected), distance(name, start[name], expected)
-            if not far <= 1e-4 * travelled:
+            if not far <= 1e-4 * travelled + 2e-7 * float(expected.norm()):
                 raise Mismatch(f"{name}: {far:.1e} apart after a way of {travelled:.1e}")
     return ours
 
