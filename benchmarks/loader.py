@@ -12,7 +12,8 @@ from torch import nn
 from deit_fast.data.loader import EvalLoader, TrainLoader
 from deit_fast.data.pipeline import Pipeline, _decode, import_dali
 from deit_fast.data.sampler import TrainSampler
-from deit_fast.data.sources import Source, open_source
+from deit_fast.data.source import Source
+from deit_fast.data.sources import open_source
 from deit_fast.distributed import cpu_threads
 from deit_fast.recipe import Recipe
 from deit_fast.step import Classifier

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from deit_fast.data.sources import Source
+from deit_fast.data.source import Source
 from deit_fast.sections import Data
 
 WORKER_TIMEOUT = 120  # seconds; a worker that hangs is an error, not a benchmark that never ends

@@ -157,6 +157,9 @@ def evaluate(
     data: str,
     out: str = "",
     ema: bool = False,
+    flip: bool = False,
+    real: str = "",
+    report: str = "",
     j: str = "1x1",
     h: Optional[str] = None,
     cpu: int = 0,
@@ -177,6 +180,9 @@ def evaluate(
         data: validation images: an image folder or shards
         out: JSON file for the result; empty only prints it
         ema: evaluate the moving average of the weights
+        flip: average the logits of each image and its mirror image
+        real: the real.json of ImageNet-ReaL, to score by its labels too
+        report: folder for accuracy per class, confusion matrix and the most confident mistakes
         j: NODESxPROCESSES; one process per GPU
         h: named resource of a node; takes precedence over cpu, gpu and memMB
         cpu: CPU cores per node to ask the scheduler for; 0 is its default
@@ -191,8 +197,9 @@ def evaluate(
     """
     # The checkpoint and its recipe may not be readable from here: keys and types are checked on a row of the table.
     _checked_recipe("deit3_base_1k_192", list(overrides))
-    words = ["evaluate", checkpoint, "--data", data, *(["--json", out] if out else [])]
-    words += [*(["--ema"] if ema else []), *overrides]
+    options = [("--json", out), ("--real", real), ("--report", report)]
+    words = ["evaluate", checkpoint, "--data", data, *(word for option in options if option[1] for word in option)]
+    words += [*(["--ema"] if ema else []), *(["--flip"] if flip else []), *overrides]
     where = _Where(j, h, cpu, gpu, memMB, image, env, mounts, max_retries, rdzv_port)
     return specs.AppDef(name=_job_name(name), roles=[_role("evaluate", words, where)])
 
@@ -204,16 +211,11 @@ def _train_role(
     nodes, processes = where.layout
     run, world = resolved.run, nodes * processes
     per_pass, rest = divmod(run.global_batch, world * run.accumulation)
+    wrong = f"run.global_batch={run.global_batch}: expected"
     if rest:
-        _refuse(
-            f"run.global_batch={run.global_batch}: expected a multiple of {world} processes (-j {where.j}) "
-            f"times run.accumulation={run.accumulation}"
-        )
+        _refuse(f"{wrong} a multiple of {world} processes (-j {where.j}) times run.accumulation={run.accumulation}")
     if resolved.mix.active and per_pass % 2:
-        _refuse(
-            f"run.global_batch={run.global_batch}: expected an even batch for each of {world} processes, "
-            f"which mixup and cutmix pair up, got {per_pass}"
-        )
+        _refuse(f"{wrong} an even batch for each of {world} processes, which mixup and cutmix pair up, got {per_pass}")
     options = [("--val", val), ("--init", init), ("--resume", resume if resume != "auto" else "")]
     words = ["train", recipe, "--data", data, "--out", out]
     words += [word for option in options if option[1] for word in option]

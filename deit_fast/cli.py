@@ -4,14 +4,13 @@ import argparse
 import json
 import os
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from deit_fast.errors import DataError, RecipeError, RunError, StoppedError
 from deit_fast.files import write_json
-from deit_fast.recipe import SECTIONS, Recipe
 from deit_fast.recipes import RECIPES, get_recipe
+from deit_fast.show import list_as_text, recipe_as_text
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: work is left, run it again
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
@@ -47,17 +46,25 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("checkpoint", type=Path, help=".pt or .safetensors file of a run")
     evaluate.add_argument("--data", required=True, help="image folder or tar shards; its val split, if it has one")
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
+    evaluate.add_argument("--flip", action="store_true", help="average the logits of each image and its mirror image")
+    evaluate.add_argument("--real", type=Path, metavar="real.json", help="score by the labels of ImageNet-ReaL too")
+    evaluate.add_argument(
+        "--report", type=Path, metavar="FOLDER", help="write accuracy per class, confusion matrix and worst mistakes"
+    )
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores to a file too")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     evaluate.set_defaults(run=_evaluate)
 
     show = commands.add_parser(
         "show",
-        help="list the recipes, or print one with every value",
+        help="list the recipes, or print one: where it is from, what it amounts to, every value",
         epilog="Example: deit-fast show deit3_base_1k_192 optim.lr=1e-3 --json > mine.json",
     )
     show.add_argument("recipe", nargs="?", help="name in the recipe table, or a .toml or .json file")
     show.add_argument("--json", action="store_true", help="as JSON, which deit-fast train also takes")
+    show.add_argument(
+        "--images", type=_positive, metavar="N", help="training images to count steps for; default: the named data's"
+    )
     show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     show.set_defaults(run=_show)
 
@@ -84,6 +91,17 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_argument("--out", required=True, type=Path, metavar="FILE.png")
     preview.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     preview.set_defaults(run=_data_preview)
+    shard = kinds.add_parser(
+        "shard",
+        help="write a data set as tar shards, smaller ones if asked for; run again, it goes on",
+        epilog="Example: deit-fast data shard /imagenet /fast/imagenet-256 --size 256",
+    )
+    shard.add_argument("source", help="image folder or tar shards; both splits, if it has train/ and val/")
+    shard.add_argument("folder", type=Path)
+    shard.add_argument("--size", type=int, metavar="PX", help="shorter side of larger images; default: as they are")
+    shard.add_argument("--per-shard", type=int, default=2000, metavar="N", help="images in a shard; default: 2000")
+    shard.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes; default: the cores")
+    shard.set_defaults(run=_data_shard)
     return parser
 
 
@@ -138,7 +156,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise RunError(f"{arguments.checkpoint}: no such checkpoint")
     from deit_fast.evaluate import evaluate_checkpoint
 
-    scores = evaluate_checkpoint(arguments.checkpoint, arguments.data, arguments.overrides, arguments.ema)
+    scores = evaluate_checkpoint(
+        arguments.checkpoint, arguments.data, arguments.overrides,
+        arguments.ema, arguments.flip, arguments.real, arguments.report,
+    )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(scores, indent=2))
         if arguments.json:
@@ -147,30 +168,28 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    if arguments.images is not None and (arguments.recipe is None or arguments.json):
+        raise RecipeError(f"--images {arguments.images}: expected with a recipe's name and without --json")
     if arguments.recipe is None:
-        if arguments.json:
-            print(json.dumps({name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}, indent=2))
-            return 0
-        width = max(map(len, RECIPES))
-        for name, recipe in RECIPES.items():
-            print(f"{name:{width}}  {recipe.description.splitlines()[0]}")
-        return 0
+        table = {name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}
+        return _print_page(json.dumps(table, indent=2) if arguments.json else list_as_text())
     recipe = get_recipe(arguments.recipe, arguments.overrides)
-    print(json.dumps(recipe.model_dump(mode="json"), indent=2) if arguments.json else _as_text(recipe))
+    content = recipe.model_dump(mode="json")
+    return _print_page(json.dumps(content, indent=2) if arguments.json else recipe_as_text(recipe, arguments.images))
+
+
+def _print_page(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `deit-fast show NAME | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush complains
     return 0
 
 
-def _as_text(recipe: Recipe) -> str:
-    """Every value of a recipe as a line that can be given back as an override, with what it means."""
-    lines = [recipe.name, *textwrap.wrap(recipe.description, 100)]
-    values = recipe.model_dump(mode="json")
-    for name, section in SECTIONS.items():
-        lines.append("")
-        for key, field in section.model_fields.items():
-            value = values[name][key]
-            word = f"{name}.{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
-            lines.append(f"{word:44}  # {' '.join(str(field.description).split())}")
-    return "\n".join(lines)
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
+    return int(text)
 
 
 def _data_demo(arguments: argparse.Namespace) -> int:
@@ -187,10 +206,35 @@ def _data_preview(arguments: argparse.Namespace) -> int:
     from deit_fast.data.preview import preview
     from deit_fast.data.sources import open_source
 
-    source = open_source(arguments.data, "train")
+    source = open_source(arguments.data, "train", recipe.data.category)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     preview(recipe, source, arguments.out)
     print(arguments.out)
+    return 0
+
+
+def _data_shard(arguments: argparse.Namespace) -> int:
+    for option in ("size", "per_shard", "workers"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise RunError(f"--{option.replace('_', '-')} {value}: expected 1 or more")
+    from deit_fast.data.source import Source
+    from deit_fast.data.sources import Split, find_validation, open_source
+    from deit_fast.data.write_shards import describe_effect, write_shards
+
+    sources: dict[Split, Source] = {"train": open_source(arguments.source, "train")}
+    if (val := find_validation(arguments.source)) is not None:
+        sources["val"] = open_source(val, "val")
+    if arguments.size is not None:
+        print(describe_effect(sources["train"], arguments.size), flush=True)
+    for split, source in sources.items():
+        written = write_shards(
+            source, arguments.folder, split, arguments.size, arguments.per_shard, arguments.workers
+        )  # fmt: skip
+        print(
+            f"{split}: {written.images} images in {written.shards} shards of {arguments.folder}; "
+            f"{written.resized} resized, {written.kept_shards} shards were there already"
+        )
     return 0
 
 

@@ -11,10 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deit_fast.checkpoint import initialise, load_weights
-from deit_fast.data.loader import EvalLoader
-from deit_fast.data.sources import Source, check_classes, check_same_classes, open_source
+from deit_fast.data.classes import check_same_classes, resolve_classes
+from deit_fast.data.loader import Batch, EvalLoader
+from deit_fast.data.real import RealLabels
+from deit_fast.data.source import Source
+from deit_fast.data.sources import open_source
 from deit_fast.distributed import World, cpu_threads, join_world, leave_world
 from deit_fast.errors import RecipeError
+from deit_fast.evaluation_report import OutcomeTable, wilson_interval, write_report
 from deit_fast.models.build import build_model
 from deit_fast.progress import progress
 from deit_fast.recipe import Recipe
@@ -41,8 +45,16 @@ def build_eval_loader(recipe: Recipe, source: Source, world: World) -> EvalLoade
 
 
 @torch.no_grad()
-def evaluate(predict: Callable[[Tensor], Tensor], loader: EvalLoader, world: World) -> Scores:
-    """Scores of `predict` (uint8 images [B, 3, S, S] -> logits [B, K]) on this and all other processes' images."""
+def evaluate(
+    predict: Callable[[Tensor], Tensor],
+    loader: EvalLoader,
+    world: World,
+    watch: Callable[[Batch, Tensor], None] | None = None,
+) -> Scores:
+    """Scores of `predict` (uint8 images [B, 3, S, S] -> logits [B, K]) on this and all other processes' images.
+
+    watch: called with each batch of this process and the logits of its valid images, fp32 [batch.valid, K].
+    """
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # top-1, top-5, loss, images
     start, timed = time.perf_counter(), 0
     for number, batch in enumerate(progress(loader, len(loader), "evaluate", world.is_main)):
@@ -52,6 +64,8 @@ def evaluate(predict: Callable[[Tensor], Tensor], loader: EvalLoader, world: Wor
         loss = F.cross_entropy(logits, labels, reduction="sum")
         images = torch.full_like(loss, batch.valid)
         sums += torch.stack([ranked[:, 0].sum(), ranked.sum(), loss, images]).to(sums.dtype)
+        if watch is not None:
+            watch(batch, logits)
         if number == 0 and len(loader) > 1:  # the first batch built the pipeline, and compiled
             start, timed = time.perf_counter(), batch.valid
     top1, top5, loss_sum, count = world.sum(sums).tolist()
@@ -60,41 +74,64 @@ def evaluate(predict: Callable[[Tensor], Tensor], loader: EvalLoader, world: Wor
 
 
 def evaluate_checkpoint(
-    checkpoint: Path, data: str, overrides: Iterable[str] = (), ema: bool = False
+    checkpoint: Path,
+    data: str,
+    overrides: Iterable[str] = (),
+    ema: bool = False,
+    flip: bool = False,
+    real: Path | None = None,
+    report: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint of a run on a data set, with its own recipe or one changed by section.key=value words.
 
-    The data's classes have to be the checkpoint's; another model.image_size resamples position embeddings. Returns
-    Scores' fields with the checkpoint, the resolution, minutes, and what was changed at loading. Raises RecipeError,
-    DataError or RunError.
+    The data's classes have to be the checkpoint's; another model.image_size resamples position embeddings. flip: the
+    logits are the mean of those of an image and of its mirror image. real: the real.json of ImageNet-ReaL, for a score
+    by its labels too. report: a folder for `write_report`. Returns Scores' fields with 95 % confidence intervals, the
+    checkpoint, the resolution, minutes, and what was changed at loading. Raises RecipeError, DataError or RunError.
     """
     start = time.perf_counter()
     weights = load_weights(checkpoint, ema)
     recipe = weights.recipe.override(overrides)
-    source = open_source(data, "val")
-    check_classes(source, recipe.model.classes)
-    if recipe.model.num_classes != weights.recipe.model.num_classes:
-        own = weights.recipe.model.num_classes
+    own = weights.recipe.model.classes
+    if recipe.model.num_classes not in (own, None):
         raise RecipeError(f"model.num_classes={recipe.model.num_classes}: expected {own}, which {checkpoint} knows")
-    if weights.classes is not None:
-        check_same_classes(source, weights.classes, f"the classes of {checkpoint}")
+    source = open_source(data, "val", recipe.data.category)
+    check_same_classes(source, weights.classes or [str(label) for label in range(own)], f"the classes of {checkpoint}")
+    recipe = resolve_classes(recipe, source)
+    real_labels = RealLabels(real, source) if real else None
     world = join_world()
+    if report is not None and world.is_main:
+        report.mkdir(parents=True, exist_ok=True)  # fails now rather than after the evaluation
     dtype = choose_dtype(recipe.run, world.device)
     model = build_model(recipe.model).to(world.device).to(memory_format=torch.channels_last)
     changes = initialise(model, weights.tensors)
     predict = build_predictor(model.eval(), recipe, dtype, world.device)
     loader = build_eval_loader(recipe, source, world)
+    table = OutcomeTable(len(source), world.device)
     try:
-        scores = evaluate(predict, loader, world)
+        scores = evaluate(average_mirrored(predict) if flip else predict, loader, world, table.add)
     finally:
         loader.close()
+    outcomes = table.gather(world)
     leave_world()
-    return {
+    result = {
         "checkpoint": str(checkpoint),
         "recipe": recipe.name,
         "weights": "ema" if ema else "model",
         "image_size": recipe.model.image_size,
+        "flip": flip,
         **asdict(scores),
+        "top1_interval": list(wilson_interval(int((outcomes.predictions == source.labels).sum()), len(source))),
+        "top5_interval": list(wilson_interval(int(outcomes.in_top5.sum()), len(source))),
+        **(real_labels.scores(outcomes.predictions) if real_labels else {}),
         "minutes": (time.perf_counter() - start) / 60,
         "changes": changes,
     }
+    if report is not None and world.is_main:
+        write_report(report, source, outcomes, result)
+    return result
+
+
+def average_mirrored(predict: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`predict` with the mean of an image's and its mirror image's logits."""
+    return lambda images: (predict(images) + predict(images.flip(3))) / 2

@@ -45,6 +45,15 @@ class Recipe(Section):
                 f"distill.kind={self.distill.kind!r}: expected a model with a distillation token, "
                 f"got model.name={model.name!r}"
             )
+        if model.pool == "avg" and find_architecture(model.name).distilled:
+            raise ValueError(
+                f"model.pool='avg': expected 'token' with model.name={model.name!r}, whose heads are its two tokens'"
+            )
+        if self.optim.trainable == "attention" and self.distill.kind != "none":
+            raise ValueError(
+                f"optim.trainable='attention': expected 'all' with distill.kind={self.distill.kind!r}, "
+                "whose distillation head would stay as it is"
+            )
         if self.loss.cosub and not model.drop_path:
             raise ValueError("loss.cosub=true: expected model.drop_path above 0, or its two passes are the same")
         if self.loss.cosub and self.distill.kind != "none":
@@ -95,7 +104,10 @@ def parse_recipe(content: dict[str, Any], source: str = "") -> Recipe:
 
 
 def load_recipe_file(path: Path) -> Recipe:
-    """A recipe from a .toml or .json file, such as the recipe.json of a run folder. Raises RecipeError."""
+    """A recipe from a .toml or .json file, such as the recipe.json of a run folder; "null" is TOML's missing null.
+
+    Raises RecipeError, one line that names the file.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
@@ -103,7 +115,13 @@ def load_recipe_file(path: Path) -> Recipe:
         raise RecipeError(f"{path}: expected a readable .toml or .json recipe ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected a table of sections, got {type(content).__name__}")
+    if path.suffix == ".toml":
+        content = {key: _with_nulls(value) if isinstance(value, dict) else value for key, value in content.items()}
     return parse_recipe({"name": path.stem, **content}, source=str(path))
+
+
+def _with_nulls(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if value == "null" else value for key, value in section.items()}
 
 
 def _section_fields(section: str) -> dict[str, Any]:

@@ -74,7 +74,8 @@ class Data(Section):
     category: Literal["name", "kingdom", "phylum", "class", "order", "supercategory", "family", "genus"] = "name"
     """iNaturalist: the level of its taxonomy that is the class; name is the species."""
     eval_crop_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Evaluation resizes the shorter side to image_size / ratio, then crops the centre."""
+    """Evaluation resizes the shorter side to image_size / ratio, then crops the centre. 1 for images of 32 px and less,
+    which the reference leaves as they are."""
     mean: Triple = (0.485, 0.456, 0.406)
     """Channel means, of images in [0, 1]."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
@@ -87,7 +88,7 @@ class Augment(Section):
     rrc_linear: PASSL's, whose aspect ratio is uniform and whose area always fits. pad: as src with black padding, for
     images of 32 px and less. center: as in evaluation."""
     interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
-    """Of the resize, with antialiasing. random: one of the two per view."""
+    """Of the resize, with antialiasing. random: one of the two per view. The policies' own rotations stay bicubic."""
     scale: tuple[Positive, Positive] = (0.08, 1.0)
     """Range of RandomResizedCrop's area, as a fraction of the image's."""
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from deit_fast.data.erase import erase
 from deit_fast.data.mix import mix_images, mix_targets
 from deit_fast.distributed import World, has_bf16
 from deit_fast.errors import RecipeError
 from deit_fast.losses import compute_loss
-from deit_fast.optim.build import ClippedAdamW, build_optimizer, set_learning_rate
-from deit_fast.optim.lamb import Lamb
+from deit_fast.optim.build import RecipeOptimizer, build_optimizer, set_learning_rate
 from deit_fast.recipe import Recipe
 from deit_fast.sections import Run
 
@@ -43,12 +43,20 @@ class Mixing(NamedTuple):
     cutmix: Tensor  # B bool
 
 
+class Erasing(NamedTuple):
+    """Draws of random erasing for a batch, on the device."""
+
+    boxes: Tensor  # B n 4, top, left, bottom, right
+    keys: Tensor  # B 2, of the noise
+
+
 class MicroBatch(NamedTuple):
     """What one forward-backward pass takes."""
 
     images: Tensor  # B 3 S S uint8, channels-last
     labels: Tensor  # B
     mixing: Mixing | None
+    erasing: Erasing | None = None
 
 
 class Classifier(nn.Module):
@@ -94,8 +102,10 @@ class Objective(nn.Module):
         self.classifier = classifier
         self.recipe = recipe
 
-    def forward(self, images: Tensor, labels: Tensor, mixing: Mixing | None) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor, mixing: Mixing | None, erasing: Erasing | None = None) -> Tensor:
         inputs = self.classifier.normalise(images)
+        if erasing is not None:
+            inputs = erase(inputs, *erasing, self.recipe.augment.erase_mode)
         if mixing is not None:
             inputs = mix_images(inputs, *mixing)
         logits = self.classifier.logits(inputs)
@@ -126,7 +136,7 @@ class TrainState:
 
     model: VisionTransformer
     ema: VisionTransformer | None
-    optimizer: Lamb | ClippedAdamW
+    optimizer: RecipeOptimizer
     step: int = 0
     skipped: int = 0
     seconds: float = 0.0
@@ -201,10 +211,10 @@ class TrainStep:
         state.model.train()
         set_learning_rate(state.optimizer, lr)
         total = torch.zeros((), device=self.world.device)
-        for index, (images, labels, mixing) in enumerate(batches):
+        for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             with contextlib.nullcontext() if last or self.ddp is None else self.ddp.no_sync():
-                loss = self.objective(images, labels, mixing) / len(batches)
+                loss = self.objective(*batch) / len(batches)
                 loss.backward()
             total += loss.detach()
         state.optimizer.step()  # moves state.ema as well

@@ -19,10 +19,12 @@ from deit_fast.checkpoint import (
     load_weights,
     save_checkpoint,
 )
+from deit_fast.data.classes import check_same_classes, resolve_classes
 from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
 from deit_fast.data.params import draw_mix
 from deit_fast.data.sampler import build_samplers
-from deit_fast.data.sources import Source, check_classes, check_same_classes, find_validation, open_source
+from deit_fast.data.source import Source
+from deit_fast.data.sources import find_validation, open_source
 from deit_fast.distributed import World, cpu_threads, join_world, leave_world, peak_memory, to_device
 from deit_fast.errors import RunError, StoppedError
 from deit_fast.evaluate import build_eval_loader, evaluate
@@ -32,7 +34,7 @@ from deit_fast.models.build import build_model, check_drop_path
 from deit_fast.profile import profiled
 from deit_fast.recipe import Recipe, parse_recipe
 from deit_fast.schedule import learning_rate, total_steps
-from deit_fast.step import MicroBatch, Mixing, TrainStep, build_state, choose_dtype
+from deit_fast.step import Erasing, MicroBatch, Mixing, TrainStep, build_state, choose_dtype
 from deit_fast.stopping import StopSignal
 
 AGREE_STEPS = 10  # between the processes' agreements on whether to stop
@@ -51,12 +53,11 @@ def train(
     Returns what result.json holds. SIGTERM or SIGUSR1 end it after a checkpoint, with StoppedError. Raises RecipeError,
     DataError or RunError, each of one line.
     """
-    source = open_source(data, "train")
-    check_classes(source, recipe.model.classes)
+    source = open_source(data, "train", recipe.data.category)
+    recipe = resolve_classes(recipe, source)
     val_uri = val or find_validation(data)
-    val_source = open_source(val_uri, "val") if val_uri else None
+    val_source = open_source(val_uri, "val", recipe.data.category) if val_uri else None
     if val_source is not None:
-        check_classes(val_source, recipe.model.classes)
         check_same_classes(val_source, source.classes, f"{data}'s classes")
     world = join_world()
     with locked(out, ".lock", "another training") if world.is_main else contextlib.nullcontext(), StopSignal() as stop:
@@ -278,8 +279,8 @@ class Trainer:
 
 
 def build_micro_batch(recipe: Recipe, batch: Batch, device: torch.device) -> MicroBatch:
-    """A batch of the loader as the step takes it, with its draws of mixup and CutMix."""
-    mixing = None
+    """A batch of the loader as the step takes it, with its draws of mixup, CutMix and random erasing."""
+    mixing, erasing = None, None
     if recipe.mix.active:
         assert batch.positions is not None
         run = recipe.run
@@ -287,4 +288,6 @@ def build_micro_batch(recipe: Recipe, batch: Batch, device: torch.device) -> Mic
             recipe.mix, run.seed, batch.step, batch.positions, run.global_batch, recipe.model.image_size
         )  # fmt: skip
         mixing = Mixing(*(to_device(array, device) for array in (drawn.lam, drawn.box, drawn.cutmix)))
-    return MicroBatch(batch.images, batch.labels, mixing)
+    if batch.erasing is not None:
+        erasing = Erasing(to_device(batch.erasing.boxes, device), to_device(batch.erasing.keys, device))
+    return MicroBatch(batch.images, batch.labels, mixing, erasing)

@@ -40,9 +40,14 @@ PIPELINES: dict[str, dict[str, str]] = {
         "finetune_384": "deit3_large_1k_384_ft",
     },
     "huge": {"pretrain": "deit3_huge_1k_160", "finetune_224": "deit3_huge_1k_224_ft"},
+    "small_21k": {"pretrain": "deit3_small_21k_224", "finetune_1k": "deit3_small_21k_1k_224_ft"},
+    "base_21k": {"pretrain": "deit3_base_21k_224", "finetune_1k": "deit3_base_21k_1k_224_ft"},
+    "large_21k": {"pretrain": "deit3_large_21k_224", "finetune_1k": "deit3_large_21k_1k_224_ft"},
+    "huge_21k": {"pretrain": "deit3_huge_21k_128", "finetune_1k": "deit3_huge_21k_1k_224_ft"},
     "demo": {"pretrain": "demo_pretrain", "finetune": "demo_finetune"},
 }
-"""Training stages and their recipes by size; each starts from the weights of the one before."""
+"""Training stages and their recipes by size; each starts from the weights of the one before. SIZE_21k: on ImageNet-21k,
+then on ImageNet-1k."""
 
 COMPONENTS = Path(__file__).resolve().parent.parent / "components" / "deit.py"
 WHERE: dict[str, type] = {
@@ -53,11 +58,18 @@ WHERE: dict[str, type] = {
 
 
 def build_stages(
-    size: str, data: str, out: str, val: str = "", overrides: Sequence[str] = (), where: Sequence[str] = ()
+    size: str,
+    data: str,
+    out: str,
+    val: str = "",
+    overrides: Sequence[str] = (),
+    where: Sequence[str] = (),
+    pretrain_data: str = "",
 ) -> list[Stage]:
     """The stages of a size: each training and the evaluation of its last checkpoint, as the reference reports.
 
     `overrides` are section.key=value words for every training, or STAGE:section.key=value for one stage.
+    `pretrain_data`, where it is given, is what the first training learns and is evaluated on, with its own val split.
     Raises PipelineError for an unknown stage.
     """
     trainings = PIPELINES[size]
@@ -76,7 +88,8 @@ def build_stages(
     before = ""
     for name, recipe in trainings.items():
         folder, checkpoint = f"{out}/{name}", f"{out}/{name}/checkpoints/last.pt"
-        sources = ["--data", data, *(["--val", val] if val else [])]
+        images, held_out = (pretrain_data, "") if pretrain_data and not before else (data, val)
+        sources = ["--data", images, *(["--val", held_out] if held_out else [])]
         start = ["--init", f"{out}/{before}/checkpoints/last.pt"] if before else []
         evaluation, scores = f"evaluate_{name}", f"{folder}/evaluation.json"
         stages += [
@@ -92,7 +105,15 @@ def build_stages(
             Stage(
                 name=evaluation,
                 component=f"{COMPONENTS}:evaluate",
-                arguments=("--checkpoint", checkpoint, "--data", val or data, "--out", scores, *words[evaluation]),
+                arguments=(
+                    "--checkpoint",
+                    checkpoint,
+                    "--data",
+                    held_out or images,
+                    "--out",
+                    scores,
+                    *words[evaluation],
+                ),
                 needs=(name,),
                 where=("--name", f"{size}-{evaluation}", *where),
                 output=scores,
@@ -143,6 +164,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--size", required=True, choices=PIPELINES)
     parser.add_argument("--data", required=True, help="training images: an image folder or shards")
+    parser.add_argument(
+        "--pretrain-data", default="", help="for the sizes on ImageNet-21k: its images, with a val split of their own"
+    )
     parser.add_argument("--val", default="", help="validation images; default: those beside the training images")
     parser.add_argument("--out", required=True, help="folder of all run folders, on storage every job shares")
     parser.add_argument("--state", help="this machine's folder for pipeline.json, logs and report.md; default: --out")
@@ -186,7 +210,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise PipelineError(
                 f"--data {options.data}: names training images alone; expected --val for the evaluations"
             )
-        stages = sort_stages(build_stages(options.size, options.data, out, options.val, options.overrides, where))
+        if bool(options.pretrain_data) != options.size.endswith("_21k"):
+            expected = "the images of ImageNet-21k" if options.size.endswith("_21k") else "none"
+            raise PipelineError(f"--pretrain-data={options.pretrain_data!r}: expected {expected} for {options.size}")
+        stages = build_stages(
+            options.size, options.data, out, options.val, options.overrides, where, options.pretrain_data
+        )
+        stages = sort_stages(stages)
         with get_runner(component_defaults=_component_defaults()) as runner:
             cfg = _scheduler_cfg(runner, options.scheduler, options.cfg)
             if options.dry_run:

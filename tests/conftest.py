@@ -51,3 +51,11 @@ def folder_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 picture = Image.fromarray(coarse.clip(0, 255).astype(np.uint8)).resize((width, height), Image.BICUBIC)
                 picture.save(folder / f"{index:03}.jpg", quality=92)
     return root
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where the indexes of shards in read-only folders go: one of the test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "deit_fast"

@@ -1,167 +1,34 @@
-"""The image graph against PIL and torchvision. Differences are of uint8 values, 0 to 255."""
+"""What follows the crop, against PIL and torchvision, and the hand-over. Differences are of uint8 values, 0 to 255."""
 
-import io
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from deit_fast.data.params import ViewParams, eval_geometry
-from deit_fast.data.pipeline import eval_pipeline, import_dali, train_inputs, train_pipeline
+from deit_fast.data.pipeline import import_dali, train_inputs, train_pipeline
 from deit_fast.sections import Augment
 from tests.oracles import three_augment as oracle
-
-SIZE = 64
-CPU = torch.device("cpu")
-PLAIN = Augment(policy="none", color_jitter=0.0)
-Encoded = list[NDArray[np.uint8]]
-
-
-def photograph(seed: int, height: int, width: int) -> Image.Image:
-    """Something like a photograph: smooth fields at several scales, shapes with hard edges, a little noise."""
-    rng = np.random.default_rng(seed)
-    field = np.zeros((height, width, 3))
-    for cells in (3, 9, 30):
-        coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
-        field += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), float) / cells
-    field *= 255 / field.max()
-    for _ in range(6):
-        top, left = rng.integers(0, height), rng.integers(0, width)
-        field[top : top + height // 5, left : left + width // 7] = rng.integers(0, 256, 3)
-    return Image.fromarray((field + rng.normal(0, 3, field.shape)).clip(0, 255).astype(np.uint8))
-
-
-def encode(image: Image.Image, **options: object) -> NDArray[np.uint8]:
-    buffer = io.BytesIO()
-    image.save(buffer, **{"format": "JPEG", "quality": 90, **options})
-    return np.frombuffer(buffer.getvalue(), np.uint8)
+from tests.views import (
+    CPU,
+    PLAIN,
+    SIZE,
+    Encoded,
+    assert_close,
+    difference,
+    encode,
+    params,
+    run,
+    run_on_pixels,
+    six_photographs,
+    squares,
+)
 
 
 @pytest.fixture(scope="module")
 def photographs() -> Encoded:
-    sizes = [(120, 160), (160, 120), (97, 131), (200, 90), (80, 80), (333, 500)]
-    return [encode(photograph(seed, *size)) for seed, size in enumerate(sizes)]
-
-
-def params(count: int, **given: object) -> ViewParams:
-    """Hand-made parameters: the whole image, nothing done, but for what is given."""
-    values: dict[str, object] = {
-        "geometry": np.tile(np.int32([0, 0, SIZE, SIZE]), (count, 1)),
-        "flip": np.zeros(count, np.int32),
-        "operation": np.full(count, -1, np.int32),
-        "sigma": np.ones(count, np.float32),
-        "jitter": np.ones((count, 3), np.float32),
-        "order": np.tile(np.arange(3, dtype=np.int32), (count, 1)),
-        "rand_op": np.full((count, 2), -1, np.int32),
-        "rand_magnitude": np.zeros((count, 2), np.float32),
-        "rand_sign": np.ones((count, 2), np.float32),
-    }
-    return ViewParams(**(values | given))  # type: ignore[arg-type]
-
-
-def run(
-    augment: Augment, encoded: Encoded, drawn: ViewParams, size: int = SIZE, device: torch.device = CPU
-) -> NDArray[np.uint8]:
-    inputs = train_inputs(augment, size, encoded, drawn)
-    views = train_pipeline(augment, size, lambda: inputs, len(encoded), device, threads=1).run()
-    return views.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def run_on_pixels(augment: Augment, images: list[Image.Image], **given: object) -> NDArray[np.uint8]:
-    """What follows the crop alone: SxS PNGs, whole, so that decode and resize change nothing."""
-    return run(augment, [encode(image, format="PNG") for image in images], params(len(images), **given))
-
-
-def squares(count: int) -> list[Image.Image]:
-    return [photograph(seed, SIZE, SIZE) for seed in range(count)]
-
-
-def difference(actual: NDArray[np.uint8], expected: list[Image.Image]) -> tuple[float, float, float]:
-    """mean, 99th percentile, maximum"""
-    gap = np.abs(actual.astype(int) - np.stack([np.asarray(image) for image in expected]).astype(int))
-    return float(gap.mean()), float(np.percentile(gap, 99)), float(gap.max())
-
-
-def assert_close(
-    actual: NDArray[np.uint8], expected: list[Image.Image], mean: float, p99: float, largest: float
-) -> None:
-    found = difference(actual, expected)
-    assert all(np.array(found) <= (mean, p99, largest)), found
-
-
-# Decode and crops
-
-
-@pytest.mark.parametrize("subsampling", [0, 2])
-@pytest.mark.parametrize("crop", ["rrc", "src"])
-def test_decode_equals_pil(subsampling: int, crop: str) -> None:
-    """Both decoders, the one of a window and the whole one: bit-exact."""
-    image = encode(photograph(0, SIZE, SIZE), subsampling=subsampling)
-    geometry = np.int32([[0, 0, SIZE, SIZE]] if crop == "rrc" else [[SIZE, SIZE, 0, 0]])
-    views = run(PLAIN.model_copy(update={"crop": crop}), [image], params(1, geometry=geometry))
-    assert difference(views, [oracle.decode(image)]) == (0, 0, 0)
-
-
-def test_decode_window_equals_decode_then_crop(photographs: Encoded) -> None:
-    geometry = np.tile(np.int32([11, 7, SIZE, SIZE]), (len(photographs), 1))
-    views = run(PLAIN, photographs, params(len(photographs), geometry=geometry))
-    assert difference(views, [oracle.decode(e).crop((7, 11, 7 + SIZE, 11 + SIZE)) for e in photographs]) == (0, 0, 0)
-
-
-def test_exif_rotation_is_not_applied() -> None:
-    image = photograph(3, SIZE, SIZE)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees
-    rotated = encode(image, exif=exif)
-    for crop, geometry in (("rrc", [0, 0, SIZE, SIZE]), ("src", [SIZE, SIZE, 0, 0])):
-        views = run(PLAIN.model_copy(update={"crop": crop}), [rotated], params(1, geometry=np.int32([geometry])))
-        assert difference(views, [oracle.decode(rotated)]) == (0, 0, 0)
-
-
-def test_grey_and_palette_images_become_rgb() -> None:
-    image = photograph(4, SIZE, SIZE)
-    encoded = [encode(image.convert("L")), encode(image.convert("P"), format="PNG")]
-    assert difference(run(PLAIN, encoded, params(2)), [oracle.decode(e) for e in encoded]) == (0, 0, 0)
-
-
-@pytest.mark.parametrize("size", [32, 224])
-def test_random_resized_crop(photographs: Encoded, size: int) -> None:
-    geometry = np.int32(
-        [[0, 0, 120, 160], [40, 10, 33, 100], [5, 5, 90, 120], [0, 0, 200, 90], [60, 60, 9, 9], [33, 50, 300, 400]]
-    )
-    views = run(PLAIN, photographs, params(6, geometry=geometry), size)
-    expected = [oracle.resized_crop(oracle.decode(e), g, size) for e, g in zip(photographs, geometry, strict=True)]
-    assert_close(views, expected, mean=0.3, p99=2, largest=16)
-
-
-def test_simple_random_crop(photographs: Encoded) -> None:
-    images = [oracle.decode(e) for e in photographs]
-    resized = [eval_geometry(np.int32([image.size[::-1]]), SIZE, 1.0)[0, :2] for image in images]
-    for corner in (np.minimum, np.maximum):  # hanging over the top left, then over the bottom right
-        offsets = [corner(-4 + 0 * hw, hw - SIZE + 4) for hw in resized]
-        geometry = np.int32([np.concatenate(pair) for pair in zip(resized, offsets, strict=True)])
-        views = run(PLAIN.model_copy(update={"crop": "src"}), photographs, params(6, geometry=geometry))
-        expected = [oracle.simple_random_crop(i, g, SIZE) for i, g in zip(images, geometry, strict=True)]
-        assert_close(views, expected, mean=0.3, p99=2, largest=16)
-
-
-def test_reflection_does_not_repeat_the_edge() -> None:
-    image = encode(photograph(0, SIZE, SIZE))
-    geometry = np.int32([[SIZE, SIZE, -4, 4]])
-    views = run(PLAIN.model_copy(update={"crop": "src"}), [image], params(1, geometry=geometry))
-    assert difference(views, [oracle.simple_random_crop(oracle.decode(image), geometry[0], SIZE)]) == (0, 0, 0)
-
-
-@pytest.mark.parametrize("crop_ratio", [1.0, 0.875])
-def test_evaluation_view(photographs: Encoded, crop_ratio: float) -> None:
-    images = [oracle.decode(e) for e in photographs]
-    geometry = eval_geometry(np.int32([image.size[::-1] for image in images]), SIZE, crop_ratio)
-    views = eval_pipeline(SIZE, lambda: [photographs, geometry], 6, CPU, threads=1).run().permute(0, 2, 3, 1).numpy()
-    assert_close(views, [oracle.evaluation_view(i, SIZE, crop_ratio) for i in images], mean=0.3, p99=2, largest=16)
+    return six_photographs()
 
 
 def test_flip() -> None:
@@ -299,8 +166,15 @@ def test_thread_count_changes_no_pixel(photographs: Encoded) -> None:
 
 @pytest.mark.parametrize(
     "augment",
-    [Augment(), Augment(crop="src"), Augment(policy="rand_augment", color_jitter=0.0)],
-    ids=["rrc", "src", "rand_augment"],
+    [
+        Augment(),
+        Augment(crop="src"),
+        Augment(crop="pad", interpolation="random"),
+        Augment(crop="rrc_linear", interpolation="random"),
+        Augment(policy="rand_augment", color_jitter=0.0),
+        Augment(policy="auto_augment", color_jitter=0.0),
+    ],
+    ids=["rrc", "src", "pad", "rrc_linear", "rand_augment", "auto_augment"],
 )
 def test_the_gpu_graph_can_be_defined(augment: Augment, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU nothing runs, but DALI checks in the definition already that predicates are on the CPU."""
@@ -324,20 +198,10 @@ def test_gpu_equals_cpu(photographs: Encoded, policy: str) -> None:
         operation=np.arange(30, dtype=np.int32) % 3,
         jitter=rng.uniform(0.7, 1.3, (30, 3)).astype(np.float32),
         order=np.int32(list(permutations(range(3))) * 5),
-        rand_op=np.stack([np.arange(30) % 15, np.full(30, -1)], axis=1).astype(np.int32),
-        rand_magnitude=np.full((30, 2), 9, np.float32),
+        policy_op=np.stack([np.arange(30) % 15, np.full(30, -1)], axis=1).astype(np.int32),
+        policy_level=np.full((30, 2), 9, np.float32),
     )
     cpu, gpu = (run(augment, encoded, drawn, device=torch.device(name)) for name in ("cpu", "cuda"))
     gap = np.abs(cpu.astype(int) - gpu.astype(int)).mean(axis=(1, 2, 3))
     assert np.median(gap) < 1.5, gap
     assert gap.max() < 8, gap
-
-
-def test_real_photographs(shared_data: Path) -> None:
-    paths = sorted((shared_data / "imagenet-sample").glob("*/*"))[:8]
-    encoded = [np.frombuffer(path.read_bytes(), np.uint8) for path in paths]
-    images = [oracle.decode(e) for e in encoded]
-    geometry = np.int32([[0, 0, image.height, image.width] for image in images])
-    views = run(PLAIN, encoded, params(8, geometry=geometry), 224)
-    expected = [oracle.resized_crop(i, g, 224) for i, g in zip(images, geometry, strict=True)]
-    assert_close(views, expected, mean=0.2, p99=1, largest=12)

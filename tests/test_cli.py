@@ -30,6 +30,9 @@ def run(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     [
         (["show", "deit3_smal_1k_224"], "did you mean 'deit3_small_1k_224'"),
         (["show", "demo_pretrain", "optim.lr=x"], "optim.lr='x': expected number"),
+        (["show", "demo_pretrain", "--images", "0"], "--images: expected a number of 1 or more, got '0'"),
+        (["show", "demo_pretrain", "--images", "9", "--json"], "--images 9: expected with a recipe's name and without"),
+        (["show", "--images", "9"], "--images 9: expected with a recipe's name"),
         (["show", "demo_pretrain", "--jsn"], "--jsn: no such option"),
         (["train", "nope", "--data", "d", "--out", "o"], "recipe 'nope'"),
         (
@@ -81,15 +84,22 @@ def test_missing_data_is_one_line(tmp_path: Path) -> None:
 
 def test_show_lists_every_recipe() -> None:
     lines = run("show").stdout.splitlines()
-    assert [line.split()[0] for line in lines] == list_recipes()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == list_recipes()
+    assert "DeiT: PaddlePaddle/PASSL" in lines
+    assert max(map(len, lines)) <= 100
 
 
 def test_show_prints_words_that_can_be_given_back(tmp_path: Path) -> None:
     text = run("show", "deit3_base_1k_384_ft", "optim.lr=2e-5", "optim.ema_decay=null").stdout
-    words = [line.split("  #")[0].strip() for line in text.splitlines() if "  # " in line]
+    words = list(filter(None, (line.split("  #")[0].strip() for line in text.splitlines() if "  # " in line)))
     assert get_recipe("deit3_base_1k_384_ft", words) == get_recipe(
         "deit3_base_1k_384_ft", ["optim.lr=2e-5", "optim.ema_decay=null"]
     )
+
+
+def test_show_counts_the_images_it_is_told() -> None:
+    text = run("show", "deit3_small_1k_224", "--images", "1024000").stdout
+    assert "  epoch             1,024,000 views of 341,334 images; 500 steps of 2,048 views" in text.splitlines()
 
 
 def test_show_json_is_a_recipe_file(tmp_path: Path) -> None:

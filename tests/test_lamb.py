@@ -1,11 +1,13 @@
+import copy
+import io
+
 import numpy as np
 import pytest
 import torch
 from timm.optim import Lamb as TimmLamb
 from torch import nn
 
-from deit_fast.models.build import create_model
-from deit_fast.optim.build import build_optimizer, parameter_groups, set_learning_rate
+from deit_fast.optim.build import build_optimizer, set_learning_rate
 from deit_fast.optim.lamb import Lamb
 from deit_fast.sections import Optim
 from tests.oracles.lamb import OracleLamb
@@ -43,18 +45,74 @@ def test_equals_the_float64_oracle(grad_scale: float) -> None:
         np.testing.assert_allclose(param.detach().numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_equals_timms_lamb() -> None:
-    ours = [nn.Parameter(t.clone()) for t in tensors(0, 0.1)]
-    theirs = [nn.Parameter(t.clone()) for t in tensors(0, 0.1)]
+@pytest.mark.parametrize(("grad_scale", "clips"), [(1e-3, False), (0.5, True)], ids=["unclipped", "clipped"])
+def test_equals_timms_lamb(grad_scale: float, clips: bool) -> None:
+    start = tensors(0, 0.1)
+    start[1].zero_()  # with a trust ratio, and none to take it of
+    ours = [nn.Parameter(t.clone()) for t in start]
+    theirs = [nn.Parameter(t.clone()) for t in start]
     pair = Lamb(groups(ours), lr=4e-3, eps=1e-8), TimmLamb(groups(theirs), lr=4e-3, eps=1e-8)
     for step in range(10):
         for params in (ours, theirs):
-            for param, grad in zip(params, tensors(step + 1, 0.5), strict=True):
+            for param, grad in zip(params, tensors(step + 1, grad_scale), strict=True):
                 param.grad = grad
+            params[3].grad = torch.zeros(SHAPES[3])  # its update is weight decay alone
         for optimizer in pair:
             optimizer.step()
+        assert (pair[0].grad_norm > 1) == clips
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+class Attention(nn.Module):
+    """What a block of deit3-jax keeps in three tensors, in one; and a weight of another kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        # Thirds of different size, so that three trust ratios are not one.
+        rows = [scale * torch.randn(8, 8, generator=generator) for scale in (0.01, 0.1, 1.0)]
+        self.attn = nn.Module()
+        self.attn.qkv = nn.Linear(8, 24)
+        self.attn.proj = nn.Linear(8, 8)
+        with torch.no_grad():
+            self.attn.qkv.weight.copy_(torch.cat(rows))
+            self.attn.proj.weight.copy_(torch.randn(8, 8, generator=generator))
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_split_qkv_is_three_tensors_to_the_oracle(split: bool) -> None:
+    model = Attention()
+    ema = copy.deepcopy(model)
+    weights = {name: param.detach().numpy().copy() for name, param in model.named_parameters()}
+    start, decays = [], []
+    for name, weight in weights.items():
+        parts = np.split(weight, 3) if split and name == "attn.qkv.weight" else [weight]
+        start += parts
+        decays += [0.05 if name.endswith("weight") else 0.0] * len(parts)
+    optimizer = build_optimizer(Optim(lr=1e-2, split_qkv=split, ema_decay=0.5), model, ema)
+    oracle = OracleLamb(start, decays, lr=1e-2)
+    mean = np.concatenate([weight.ravel() for weight in oracle.params])
+    for step in range(6):
+        generator = torch.Generator().manual_seed(step)
+        for param in model.parameters():
+            param.grad = torch.randn(param.shape, generator=generator)
+        grads = [param.grad.numpy().copy() for param in model.parameters()]
+        if split:
+            grads[:1] = np.split(grads[0], 3)
+        optimizer.step()
+        oracle.step(grads)
+        mean = 0.5 * mean + 0.5 * np.concatenate([weight.ravel() for weight in oracle.params])
+    expected = np.concatenate([weight.ravel() for weight in oracle.params])
+    np.testing.assert_allclose(flat(model), expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(flat(ema), mean, rtol=1e-5, atol=1e-7)
+    state = optimizer.state_dict()["state"]
+    assert [tuple(entry["exp_avg"].shape) for entry in state.values()].count((24, 8)) == 1
+    assert len(state) == 4
+
+
+def flat(model: nn.Module) -> np.ndarray:
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).numpy()
 
 
 def test_reports_the_norm_before_clipping() -> None:
@@ -66,7 +124,7 @@ def test_reports_the_norm_before_clipping() -> None:
     assert optimizer.skipped.item() == 0
 
 
-@pytest.mark.parametrize("name", ["lamb", "adamw"])
+@pytest.mark.parametrize("name", ["lamb", "adamw", "sgd"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_gradient_changes_nothing(name: str, bad: float) -> None:
     """Parameters, moments and step count: training continues as if the step had not been."""
@@ -76,7 +134,7 @@ def test_a_non_finite_gradient_changes_nothing(name: str, bad: float) -> None:
         model = nn.Linear(5, 3)
         optimizer = build_optimizer(Optim(name=name, lr=1e-2, weight_decay=0.1), model)
         for step in range(4):
-            if poison and step == 2:
+            if poison and step in (0, 2):
                 for param in model.parameters():
                     param.grad = torch.full_like(param, bad)
                 optimizer.step()
@@ -115,8 +173,6 @@ def test_resumes_bit_identically() -> None:
 
 
 def _roundtrip(state: dict):
-    import io
-
     buffer = io.BytesIO()
     torch.save(state, buffer)
     buffer.seek(0)
@@ -140,7 +196,7 @@ def test_converges_on_a_regression() -> None:
 
 def test_learning_rate_is_a_tensor_that_can_be_set() -> None:
     model = nn.Linear(3, 2)
-    for name in ("lamb", "adamw"):
+    for name in ("lamb", "adamw", "sgd"):
         optimizer = build_optimizer(Optim(name=name, lr=1e-2), model)
         set_learning_rate(optimizer, 0.0)
         before = [p.detach().clone() for p in model.parameters()]
@@ -155,17 +211,3 @@ def test_refuses_half_precision_weights() -> None:
     param.grad = torch.ones_like(param)
     with pytest.raises(ValueError, match="float32"):
         Lamb([param], lr=0.1).step()
-
-
-def test_what_decays() -> None:
-    model = create_model("deit3_nano_patch4", img_size=32, num_classes=10)
-    still, decayed = parameter_groups(model, 0.05)
-    names = {id(p): name for name, p in model.named_parameters()}
-    assert {names[id(p)].rsplit(".", 1)[-1] for p in still["params"]} == {
-        "bias", "weight", "gamma", "cls_token", "pos_embed"
-    }  # fmt: skip
-    assert {names[id(p)] for p in decayed["params"]} == {
-        name for name, p in model.named_parameters() if p.ndim > 1 and name not in ("cls_token", "pos_embed")
-    }
-    assert still["weight_decay"] == 0
-    assert decayed["weight_decay"] == 0.05

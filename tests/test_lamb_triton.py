@@ -221,6 +221,28 @@ def test_layouts_that_differ() -> None:
 
 
 @case
+def test_thirds_and_a_rate_for_each_group() -> None:
+    """Rows that are tensors of their own to the oracle, in groups whose learning rates differ."""
+    start = tensors(0, 0.1, [(3 * 70, 65), (12,)])
+    start[0][:70] *= 10
+    params = parameters(start)
+    averages = [p.detach().clone() for p in params]
+    fast, slow = torch.tensor([4e-3, 1e-3], device=DEVICE)
+    pair = [{"params": [params[0]], "weight_decay": 0.05, "lr": fast}, {"params": [params[1]], "lr": slow}]
+    optimizer = Lamb(pair, 1.0, average=WeightAverage(params, averages, 0.0), thirds=params[:1], fused=True)
+    parts = [*start[0].numpy().reshape(3, 70, 65), start[1].numpy()]
+    oracles = [OracleLamb(parts, [0.05, 0.05, 0.05, 0.0], lr=rate) for rate in (4e-3, 1e-3)]
+    for step in range(3):
+        train(optimizer, params, range(step, step + 1))
+        grads = [p.grad.cpu() for p in params]
+        for oracle in oracles:
+            oracle.step([*grads[0].numpy().reshape(3, 70, 65), grads[1].numpy()])
+    expected = np.concatenate([w.ravel() for w in (*oracles[0].params[:3], oracles[1].params[3])])
+    for moved in (params, averages):  # averages that forget at once
+        np.testing.assert_allclose(flat(moved), expected, rtol=1e-5, atol=1e-7)
+
+
+@case
 def test_unaligned_views() -> None:
     """Weights and gradients one element into their storage: no 16-byte accesses."""
     start = tensors(0, 0.1, ALIGNED)
@@ -261,8 +283,7 @@ def test_the_learning_rate_is_read_from_the_device() -> None:
     compiled = [] if INTERPRETED else [len(kernel.device_caches[0][0]) for kernel in kernels]
     before = flat(params)
     for value in (0.0, 1e-3):
-        for group in optimizer.param_groups:
-            group["lr"].fill_(value)
+        lr.fill_(value)
         train(optimizer, params, range(2, 4))
         assert torch.equal(before, flat(params)) == (value == 0)
     assert compiled == ([] if INTERPRETED else [len(kernel.device_caches[0][0]) for kernel in kernels])

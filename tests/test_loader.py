@@ -14,10 +14,10 @@ from PIL import Image
 from deit_fast.data import broken
 from deit_fast.data import loader as loader_module
 from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
-from deit_fast.data.preview import preview, preview_grid
 from deit_fast.data.sampler import TrainSampler
-from deit_fast.data.sources import DataError, Source, open_source
-from deit_fast.recipes import get_recipe
+from deit_fast.data.source import Source
+from deit_fast.data.sources import open_source
+from deit_fast.errors import DataError
 from deit_fast.sections import Augment, Data
 from tests.oracles import three_augment as oracle
 
@@ -305,21 +305,3 @@ def test_an_error_of_dali_that_no_image_explains_stays_itself(source: Source, mo
     with pytest.raises(RuntimeError, match="out of memory"):
         list(loader)
     loader.close()
-
-
-# Preview
-
-
-def test_preview_shows_the_evaluation_view_and_the_augmented_ones(source: Source, tmp_path: Path) -> None:
-    recipe = get_recipe("demo_pretrain", [f"model.image_size={SIZE}", "data.eval_crop_ratio=0.875"])
-    grid = preview_grid(recipe, source, count=3, views=2)
-    cell = SIZE + 4
-    assert grid.shape == (3 * cell + 4, 3 * cell + 4, 3)
-    for row, index in enumerate((0, 47, 95)):
-        expected = oracle.evaluation_view(oracle.decode(source.read(index)), SIZE, 0.875)
-        shown = grid[row * cell + 4 : (row + 1) * cell, 4:cell].astype(int)
-        assert np.abs(shown - np.asarray(expected)).mean() < 0.5
-        views = [grid[row * cell + 4 : (row + 1) * cell, column * cell + 4 : (column + 1) * cell] for column in (1, 2)]
-        assert not np.array_equal(views[0], views[1])
-    preview(recipe, source, tmp_path / "preview.png", count=3, views=2)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "preview.png")), grid)

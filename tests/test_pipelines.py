@@ -58,6 +58,17 @@ def test_each_training_starts_from_the_one_before() -> None:
             before = name
 
 
+def test_pretraining_on_other_images_is_evaluated_on_them() -> None:
+    words = {s.name: s.arguments for s in build_stages("base_21k", "d", "/o", "v", pretrain_data="w21")}
+    assert words["pretrain"][:6] == ("--recipe", "deit3_base_21k_224", "--data", "w21", "--out", "/o/pretrain")
+    assert "w21" in words["evaluate_pretrain"]
+    finetuning = words["finetune_1k"]
+    assert finetuning[finetuning.index("--data") + 1] == "d"
+    assert finetuning[finetuning.index("--val") + 1] == "v"
+    assert "v" in words["evaluate_finetune_1k"]
+    assert "w21" not in finetuning + words["evaluate_finetune_1k"]
+
+
 def test_overrides_go_to_every_training_or_to_one_stage() -> None:
     words = ["schedule.epochs=9", "pretrain:optim.lr=1e-3", "evaluate_finetune:data.eval_crop_ratio=0.875"]
     stages = {stage.name: stage for stage in build_stages("demo", "d", "/o", overrides=words)}
@@ -81,6 +92,8 @@ def test_overrides_go_to_every_training_or_to_one_stage() -> None:
         (["--cpu", "many"], "argument --cpu: invalid int value"),
         (["--cfg", "speed=9"], "speed"),
         (["--max-parallel", "0"], "--max-parallel=0"),
+        (["--pretrain-data", "w21"], "--pretrain-data='w21': expected none for demo"),
+        (["--size", "base_21k"], "--pretrain-data='': expected the images of ImageNet-21k for base_21k"),
         (["--scheduler", "moon"], "argument --scheduler: invalid choice"),
     ],
 )

@@ -7,11 +7,14 @@ predicates of conditionals and named arguments from the CPU only; `beside` moves
 Rounding follows PIL, which truncates where DALI rounds; `truncate` explains how.
 """
 
+from typing import Any, Literal
+
 from nvidia.dali import fn, types
 from nvidia.dali import math as dali_math
 from nvidia.dali.data_node import DataNode
 
 from deit_fast.data.params import GREYSCALE, SOLARISE
+from deit_fast.data.policies import count_operations
 from deit_fast.sections import Augment
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
@@ -31,25 +34,39 @@ def beside(parameter: DataNode, images: DataNode) -> DataNode:
     return parameter.gpu() if images.device == "gpu" else parameter
 
 
-def resized_crop(images: DataNode, image_size: int) -> DataNode:
-    """RandomResizedCrop's second half: HWC crops of any size -> [S, S, 3], bicubic with antialiasing."""
-    return fn.resize(images, size=[image_size, image_size], interp_type=types.INTERP_CUBIC, antialias=True)
+def resize_kernel(interpolation: DataNode) -> DataNode:
+    """DALI's own type for `resize`'s kernel per image, from int32 nodes of its values."""
+    return fn.reinterpret(interpolation, dtype=types.INTERP_TYPE)
 
 
-def resize_and_window(images: DataNode, geometry: DataNode, image_size: int) -> DataNode:
+def resized_crop(images: DataNode, image_size: int, kernel: Any = types.INTERP_CUBIC) -> DataNode:
+    """RandomResizedCrop's second half: HWC crops of any size -> [S, S, 3], with antialiasing as in PIL.
+
+    kernel: INTERP_CUBIC, INTERP_LINEAR or a node of them, here and below.
+    """
+    return fn.resize(images, size=[image_size, image_size], interp_type=kernel, antialias=True)
+
+
+def resize_and_window(
+    images: DataNode,
+    geometry: DataNode,
+    image_size: int,
+    kernel: Any = types.INTERP_CUBIC,
+    border: Literal["reflect_101", "pad"] = "reflect_101",
+) -> DataNode:
     """Resize to geometry[0:2] (height, width), then cut the SxS window at geometry[2:4] (top, left).
 
-    The window of a Simple Random Crop may hang over the border by 4 pixels, which are reflected without repeating the
-    edge (torchvision's padding_mode "reflect"); an evaluation window never does.
+    A random window may hang over the border by 4 pixels. reflect_101: these are reflected without repeating the edge,
+    as Simple Random Crop does with torchvision's padding_mode "reflect". pad: they are black.
     """
     size = fn.cast(geometry[0:2], dtype=types.FLOAT)
-    images = fn.resize(images, size=size, interp_type=types.INTERP_CUBIC, antialias=True)
+    images = fn.resize(images, size=size, interp_type=kernel, antialias=True)
     return fn.slice(
         images,
         start=geometry[2:4],
         shape=[image_size, image_size],
         axis_names="HW",
-        out_of_bounds_policy="reflect_101",
+        out_of_bounds_policy=border,
     )
 
 
@@ -119,10 +136,10 @@ def augment_views(
     images = flip(images, horizontal)
     if augment.policy == "three_augment":
         images = three_augment(images, parameters["operation"], parameters["sigma"])
-    if augment.policy == "rand_augment":
-        from deit_fast.data.rand_augment import rand_augment
+    if count_operations(augment):
+        from deit_fast.data.operations import apply_operations
 
-        images = rand_augment(images, augment.rand_ops, parameters, image_size)
+        images = apply_operations(images, count_operations(augment), parameters, image_size)
     if augment.color_jitter:
         images = color_jitter(images, parameters["order"], parameters["factors"])
     return images

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deit_fast.data.pipeline import undecodable
-from deit_fast.data.sources import Source
+from deit_fast.data.source import Source
 from deit_fast.errors import DataError
 
 MAX_PIXELS = 178_956_970

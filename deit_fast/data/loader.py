@@ -17,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from deit_fast.data.broken import check_pixels, raise_culprit
-from deit_fast.data.params import draw_views, eval_geometry
+from deit_fast.data.crops import eval_geometry
+from deit_fast.data.erase import EraseParams, draw_erasing
+from deit_fast.data.params import draw_views
 from deit_fast.data.pipeline import Pipeline, eval_pipeline, train_inputs, train_pipeline
 from deit_fast.data.sampler import StepIndices, TrainSampler, eval_indices
-from deit_fast.data.sources import Source
+from deit_fast.data.source import Source
 from deit_fast.sections import Augment, Data
 
 _QUEUED = 3  # host batches ready before DALI asks for them
@@ -44,6 +46,8 @@ class Batch:
     step: int
     """Optimizer step in training, number of the batch in evaluation."""
     valid: int
+    erasing: EraseParams | None = None
+    """Where the recipe erases: what the step has to, after normalisation."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class _Plan:
     valid: int
     draw: Callable[[list[NDArray[np.uint8]], NDArray[np.int32]], list[Any]]
     """Encoded images and their sizes [b, 2] -> the pipeline's inputs."""
+    erasing: EraseParams | None = None
 
 
 class _Producer:
@@ -185,6 +190,7 @@ class _Loader(ABC):
             epoch=plan.epoch,
             step=plan.step,
             valid=plan.valid,
+            erasing=plan.erasing,
         )
 
 
@@ -219,8 +225,14 @@ class TrainLoader(_Loader):
         for step in self._steps:
             for sampler in self._samplers:
                 chosen = sampler.batch(step)
-                count = len(chosen.indices)
-                yield _Plan(chosen.indices, chosen.positions, chosen.epoch, step, count, self._drawer(chosen))
+                count, draw = len(chosen.indices), self._drawer(chosen)
+                yield _Plan(chosen.indices, chosen.positions, chosen.epoch, step, count, draw, self._erasing(chosen))
+
+    def _erasing(self, chosen: StepIndices) -> EraseParams | None:
+        if not self._augment.erase:
+            return None
+        place = self._seed, chosen.epoch, chosen.indices, chosen.views
+        return draw_erasing(self._augment, self._image_size, *place)
 
     def _drawer(self, chosen: StepIndices) -> Callable[[list[NDArray[np.uint8]], NDArray[np.int32]], list[Any]]:
         def draw(encoded: list[NDArray[np.uint8]], sizes: NDArray[np.int32]) -> list[Any]:

@@ -25,6 +25,8 @@ class Stream(IntEnum):
     MAGNITUDE = 4
     JITTER = 5
     MIX = 6
+    INTERPOLATION = 7
+    ERASE = 8
 
 
 def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from deit_fast.data.params import ViewParams
+from deit_fast.data.policies import count_operations
 from deit_fast.errors import RunError
 from deit_fast.sections import Augment
 
@@ -80,16 +81,24 @@ def train_pipeline(
 ) -> Pipeline:
     """Augmented views; `feed` gives what `train_inputs` returns, of exactly `batch` images."""
     import_dali()
-    from deit_fast.data.augment import augment_views, resize_and_window, resized_crop
+    from nvidia.dali import types
+
+    from deit_fast.data.augment import augment_views, resize_and_window, resize_kernel, resized_crop
 
     on_gpu = device.type == "cuda"
 
     def graph(encoded: Any, parameters: dict[str, Any]) -> Any:
         geometry = parameters["geometry"]
-        if augment.crop == "rrc":
-            views = resized_crop(_decode_window(encoded, geometry, on_gpu), image_size)
+        kernel = types.INTERP_LINEAR if augment.interpolation == "bilinear" else types.INTERP_CUBIC
+        if augment.interpolation == "random":
+            kernel = resize_kernel(parameters["kernel"])
+        if augment.crop in ("rrc", "rrc_linear"):
+            views = resized_crop(_decode_window(encoded, geometry, on_gpu), image_size, kernel)
         else:
-            views = resize_and_window(_decode(encoded, on_gpu), geometry, image_size)
+            whole = _decode(encoded, on_gpu)
+            views = resize_and_window(
+                whole, geometry, image_size, kernel, border="pad" if augment.crop == "pad" else "reflect_101"
+            )
         return augment_views(views, augment, parameters["flip"], parameters, image_size)
 
     return Pipeline(graph, _train_names(augment), feed, batch, device, threads)
@@ -110,19 +119,20 @@ def eval_pipeline(image_size: int, feed: Feed, batch: int, device: torch.device,
 
 def train_inputs(augment: Augment, image_size: int, encoded: list[NDArray[np.uint8]], params: ViewParams) -> list[Any]:
     """One batch as `train_pipeline` takes it: the encoded images, then the parameters that the recipe's graph has."""
-    import_dali()
-    from deit_fast.data.rand_augment import rand_arguments
+    types = import_dali().types
+    from deit_fast.data.operations import operation_arguments
 
     available: dict[str, NDArray[Any]] = {
         "geometry": params.geometry,
+        "kernel": np.array([types.INTERP_CUBIC, types.INTERP_LINEAR], np.int32)[params.interpolation],
         "flip": params.flip,
         "operation": params.operation,
         "sigma": params.sigma,
         "order": params.order,
         "factors": np.take_along_axis(params.jitter, params.order, axis=1),
     }
-    if augment.policy == "rand_augment":
-        available |= rand_arguments(params.rand_op, params.rand_magnitude, params.rand_sign, image_size)
+    if count_operations(augment):
+        available |= operation_arguments(params.policy_op, params.policy_level, params.policy_sign, image_size)
     return [encoded, *(available[name] for name in _train_names(augment))]
 
 
@@ -142,10 +152,12 @@ def undecodable(encoded: NDArray[np.uint8]) -> bool:
 
 def _train_names(augment: Augment) -> list[str]:
     names = ["geometry", "flip"]
+    if augment.interpolation == "random":
+        names.append("kernel")
     if augment.policy == "three_augment":
         names += ["operation", "sigma"]
-    if augment.policy == "rand_augment":
-        names += ["rand_group", "rand_value", "rand_matrix"]
+    if count_operations(augment):
+        names += ["policy_group", "policy_value", "policy_matrix"]
     if augment.color_jitter:
         names += ["order", "factors"]
     return names

@@ -1,6 +1,7 @@
 """Which image, which view and which place in the batch, at every step: pure index arithmetic, with no state to save."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from deit_fast.data.philox import Stream, generator
 from deit_fast.errors import DataError, RecipeError
 from deit_fast.recipe import Recipe
 
+Layout = Literal["spread", "together"]
 _REPEATED_MULTIPLE = 256
 
 
@@ -31,12 +33,39 @@ def epoch_order(num_images: int, epoch: int, seed: int, repeats: int) -> tuple[N
     An epoch with repeats is as long as one without: about N views, of about N / repeats images. M is then N rounded
     down to a multiple of 256, the reference's RASampler; below 256 images M is N, where the reference has none.
     """
-    return _views_at(np.arange(_epoch_views(num_images, repeats)), _shuffle(num_images, epoch, seed), repeats)
+    return _views_at(np.arange(epoch_views(num_images, repeats)), _shuffle(num_images, epoch, seed), repeats)
+
+
+def epoch_views(num_images: int, repeats: int) -> int:
+    """Views in an epoch: N, rounded down to a multiple of 256 with repeats (the reference's RASampler)."""
+    if repeats == 1 or num_images < _REPEATED_MULTIPLE:
+        return num_images
+    return num_images // _REPEATED_MULTIPLE * _REPEATED_MULTIPLE
 
 
 def steps_per_epoch(num_images: int, repeats: int, global_batch: int) -> int:
     """Whole global batches in an epoch; the rest is dropped."""
-    return _epoch_views(num_images, repeats) // global_batch
+    return epoch_views(num_images, repeats) // global_batch
+
+
+def place_order(global_batch: int, group: int, layout: Layout) -> NDArray[np.int64]:
+    """Which of a step's views is at each place of the global batch: a permutation, int64 [global_batch].
+
+    A mixing group of `group` places consists of a block of the batch and the block's mirror image (draw_mix), numbered
+    in that order; the last group has what is left. "spread" deals the views out to the groups like cards, so that of G
+    equal groups number g holds what rank g of G has in the reference's RASampler, and no group two views of an image
+    where G >= repeats. "together" gives each group a run of consecutive views. A process whose batch is a multiple of
+    `group` then holds one run, and one whose batch divides `group` two: only the images at the ends of a run, 2 at
+    most, have views in another process or step, and none where repeats divides the runs and the steps before.
+    """
+    places = np.arange(global_batch)
+    pairs = np.minimum(places, places[::-1])
+    groups, members = np.divmod(pairs, group // 2)
+    members = np.where(places == pairs, members, np.bincount(groups)[groups] - 1 - members)
+    keys = (groups, members) if layout == "spread" else (members, groups)  # the last key is the first to sort by
+    order = np.empty(global_batch, np.int64)
+    order[np.lexsort(keys)] = places
+    return order
 
 
 def rank_positions(global_batch: int, parts: int, part: int) -> NDArray[np.int64]:
@@ -58,17 +87,28 @@ def rank_positions(global_batch: int, parts: int, part: int) -> NDArray[np.int64
 class TrainSampler:
     """The training batches of one part of the run; part = rank * accumulation + pass of world size * accumulation.
 
+    All parts together hold global_batch consecutive views of the epoch's order at every step, whatever their number;
+    `layout` and the size of a mixing `group` say which of them is where (place_order).
     Raises RecipeError where the batch cannot be divided, DataError where an epoch has no whole batch.
     """
 
     def __init__(
-        self, num_images: int, repeats: int, global_batch: int, seed: int, parts: int = 1, part: int = 0
+        self,
+        num_images: int,
+        repeats: int,
+        global_batch: int,
+        seed: int,
+        parts: int = 1,
+        part: int = 0,
+        layout: Layout = "spread",
+        group: int = 256,
     ) -> None:
         self.steps_per_epoch = steps_per_epoch(num_images, repeats, global_batch)
         self._positions = rank_positions(global_batch, parts, part)
+        self._order = place_order(global_batch, group, layout)[self._positions]
         if not self.steps_per_epoch:
             raise DataError(
-                f"run.global_batch={global_batch}: expected at most {_epoch_views(num_images, repeats)}, "
+                f"run.global_batch={global_batch}: expected at most {epoch_views(num_images, repeats)}, "
                 f"the views in an epoch of {num_images} images"
             )
         self._num_images, self._repeats, self._global_batch, self._seed = num_images, repeats, global_batch, seed
@@ -80,8 +120,8 @@ class TrainSampler:
         cached = self._cached
         if cached is None or cached[0] != epoch:
             cached = self._cached = epoch, _shuffle(self._num_images, epoch, self._seed)
-        places = step_in_epoch * self._global_batch + self._positions
-        return StepIndices(epoch, *_views_at(places, cached[1], self._repeats), self._positions)
+        order = step_in_epoch * self._global_batch + self._order
+        return StepIndices(epoch, *_views_at(order, cached[1], self._repeats), self._positions)
 
 
 def build_samplers(recipe: Recipe, num_images: int, rank: int, world_size: int) -> list[TrainSampler]:
@@ -93,8 +133,9 @@ def build_samplers(recipe: Recipe, num_images: int, rank: int, world_size: int) 
             f"run.global_batch={batch}: expected an even batch for each of {world_size} processes x {passes} "
             "accumulation passes, because mixup and cutmix pair images up"
         )
+    data, group = recipe.data, recipe.mix.group
     return [
-        TrainSampler(num_images, recipe.data.repeats, batch, recipe.run.seed, parts, rank * passes + index)
+        TrainSampler(num_images, data.repeats, batch, recipe.run.seed, parts, rank * passes + index, data.layout, group)
         for index in range(passes)
     ]
 
@@ -110,17 +151,11 @@ def eval_indices(num_images: int, rank: int, world_size: int, batch: int) -> lis
     return [np.arange(min(first, stop), min(first + batch, stop)) for first in range(start, start + most, batch)]
 
 
-def _epoch_views(num_images: int, repeats: int) -> int:
-    if repeats == 1 or num_images < _REPEATED_MULTIPLE:
-        return num_images
-    return num_images // _REPEATED_MULTIPLE * _REPEATED_MULTIPLE
-
-
 def _shuffle(num_images: int, epoch: int, seed: int) -> NDArray[np.int64]:
     return generator(seed, Stream.ORDER, epoch).permutation(num_images)
 
 
 def _views_at(
-    places: NDArray[np.int64], shuffled: NDArray[np.int64], repeats: int
+    order: NDArray[np.int64], shuffled: NDArray[np.int64], repeats: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    return shuffled[places // repeats], places % repeats
+    return shuffled[order // repeats], order % repeats

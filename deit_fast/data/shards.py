@@ -1,19 +1,64 @@
-"""The samples of one WebDataset shard, found through the index that DALI's wds2idx makes."""
+"""WebDataset tar shards: their samples are found through the index that DALI's wds2idx makes."""
 
 import hashlib
 import os
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deit_fast.data.classes import check_labels, read_class_names
 from deit_fast.data.header import IMAGE_SUFFIXES
+from deit_fast.data.source import Source, read_bytes
+from deit_fast.errors import DataError
 from deit_fast.files import atomic_path
+from deit_fast.progress import progress
 
 _COMPONENT = re.compile(r"(.+?) (\d+) (\d+) (.*?\1)(?: |$)")  # suffix, offset, size, name that ends in the suffix
 _BLOCK = 512
+_OPENING_THREADS = 8
+_MAX_CLASSES = 10_000_000
+
+
+class TarShards(Source):
+    """WebDataset shards of KEY.jpg and KEY.cls (the class, as an ASCII integer), in the order given.
+
+    classes.txt beside the first shard names the classes; without it they are "0" up to the largest label.
+    """
+
+    def __init__(self, uri: str, shards: Sequence[Path]) -> None:
+        try:
+            with ThreadPoolExecutor(_OPENING_THREADS) as pool:
+                opened = list(progress(pool.map(open_shard, shards), len(shards), "open shards"))
+        except ValueError as error:
+            raise DataError(str(error)) from None
+        self._shards = [str(shard) for shard in shards]
+        self._members = [member for shard in opened for member in shard.members]
+        self._shard_of = np.repeat(np.arange(len(shards)), [len(shard.members) for shard in opened])
+        self._places = np.concatenate([shard.places for shard in opened])
+        labels = np.concatenate([shard.labels for shard in opened])
+        names, largest_label = shards[0].parent / "classes.txt", int(labels.max())
+        if names.is_file():
+            classes = read_class_names(names)
+            check_labels(names, classes, largest_label)
+        else:
+            classes = [str(label) for label in range(largest_label + 1)]
+        super().__init__(uri, classes, labels)
+        self.counted = not names.is_file()
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        offset, size = self._places[index].tolist()
+        data = read_bytes(self._shards[self._shard_of[index]], offset, size)
+        if len(data) < size:
+            raise DataError(f"{self.name(index)}: expected {size} bytes, found {len(data)}; the shard changed")
+        return data
+
+    def name(self, index: int) -> str:
+        return f"{self._shards[self._shard_of[index]]}:{self._members[index]}"
 
 
 class Shard(NamedTuple):
@@ -125,7 +170,7 @@ def _read_label(shard: Path, descriptor: int, offset: int, size: int, name: str)
     if len(data) < _BLOCK + size or _member_size(data) != size:
         raise ValueError(f"{shard}: expected the .cls of {name} at byte {offset}; the shard is truncated or compressed")
     text = data[_BLOCK:].decode("latin-1").strip()
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and int(text[:20]) < _MAX_CLASSES):
         raise ValueError(f"{shard}: expected a class number in the .cls of {name}, found {text[:40]!r}")
     return int(text)
 

@@ -1,80 +1,104 @@
-"""Optimizers from a recipe: which parameters decay, and one interface for LAMB and AdamW."""
+"""Optimizers from a recipe: what is trained, what decays, and how fast each depth learns."""
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import Tensor, nn
 
+from deit_fast.errors import RecipeError
 from deit_fast.optim.average import WeightAverage
+from deit_fast.optim.clipped import ClippedAdamW, ClippedSGD
 from deit_fast.optim.lamb import Lamb
 from deit_fast.sections import Optim
 
 UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token")
+TRAINED_WITH_ATTENTION = ("head.weight", "head.bias", "pos_embed")
+
+RecipeOptimizer = Lamb | ClippedAdamW | ClippedSGD
 
 
-class ClippedAdamW(torch.optim.AdamW):
-    """torch's fused AdamW with Lamb's interface: clips, averages, reports `grad_norm`, skips where it is not finite."""
+def freeze(model: nn.Module, section: Optim) -> None:
+    """Freezes what section.trainable leaves out; what is frozen already stays so.
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        max_grad_norm: float | None,
-        average: WeightAverage | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(params, fused=True, **options)
-        self.max_grad_norm = max_grad_norm
-        self.average = average
-        self.grad_norm: Tensor = torch.zeros(())
-        self.skipped: Tensor = torch.zeros(())
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        self.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        # The fused kernel's own switch, meant for a GradScaler: 1 leaves parameters, moments and step as they were.
-        self.found_inf = self.skipped = 1.0 - torch.isfinite(self.grad_norm).to(torch.float32)
-        if self.max_grad_norm is not None:
-            torch._foreach_mul_(grads, (self.max_grad_norm / self.grad_norm).nan_to_num(1.0).clamp(max=1.0))
-        loss = super().step(closure)
-        if self.average is not None:
-            self.average.update(self.average.weights, self.skipped)
-        return loss
+    "attention" trains attention, head and position embedding (arXiv:2203.09795, section 4; facebookresearch/deit
+    main.py --attn-only). The distillation head is frozen, as there. Raises RecipeError for a model without attention.
+    """
+    if section.trainable == "all":
+        return
+    names = [name for name, _ in model.named_parameters()]
+    if not any(".attn." in name for name in names):
+        raise RecipeError(f"optim.trainable='attention': expected 'all', {type(model).__name__} has no attention")
+    for name, param in model.named_parameters():
+        if ".attn." not in name and name not in TRAINED_WITH_ATTENTION:
+            param.requires_grad_(False)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters in two groups: without decay (1-D tensors, biases, tokens, position embedding), and with.
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
+    """Trained parameters, grouped by `lr_scale` and then `weight_decay`, the smaller first: without decay are 1-D
+    tensors, biases, tokens and position embedding.
 
     facebookresearch/deit through timm's add_weight_decay, except that the distillation token, which it decays by an
-    oversight, is with the other tokens.
+    oversight, is with the other tokens. With layer_decay, lr_scale shrinks as in timm's param_groups_layer_decay.
     """
-    still: list[Tensor] = []
-    decayed: list[Tensor] = []
+    scales = _layer_scales(model, layer_decay)
+    groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, param in model.named_parameters():
         if param.requires_grad:
             plain = param.ndim <= 1 or name.endswith(".bias") or name.rsplit(".", 1)[-1] in UNDECAYED
-            (still if plain else decayed).append(param)
-    return [{"params": still, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+            groups.setdefault((scales[name], 0.0 if plain else weight_decay), []).append(param)
+    return [
+        {"params": params, "lr_scale": scale, "weight_decay": decay}
+        for (scale, decay), params in sorted(groups.items(), key=lambda group: group[0])
+    ]
 
 
-def build_optimizer(section: Optim, model: nn.Module, ema: nn.Module | None = None) -> Lamb | ClippedAdamW:
-    """The recipe's optimizer, which also moves `ema`, a copy of the model, by section.ema_decay.
+def _layer_scales(model: nn.Module, layer_decay: float | None) -> dict[str, float]:
+    """Share of the learning rate that each parameter gets: layer_decay to the power of its distance from the head.
 
-    Its learning rate is a tensor on the model's device: changing it recompiles nothing.
+    The order of the layers is timm's: embeddings, one per block, head; the final norm belongs to the last block.
     """
-    groups = [group for group in parameter_groups(model, section.weight_decay) if group["params"]]
-    lr = torch.tensor(section.lr, device=next(model.parameters()).device)
-    kind = Lamb if section.name == "lamb" else ClippedAdamW
+    if layer_decay is None:
+        return {name: 1.0 for name, _ in model.named_parameters()}
+    matcher: Any = getattr(model, "group_matcher", None)
+    if matcher is None:
+        raise RecipeError(
+            f"optim.layer_decay={layer_decay:g}: expected null, {type(model).__name__} does not tell its layers' order"
+        )
+    layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
+    head = max(layers.values())
+    return {name: layer_decay ** (head - layer) for name, layer in layers.items()}
+
+
+def build_optimizer(section: Optim, model: nn.Module, ema: nn.Module | None = None) -> RecipeOptimizer:
+    """The recipe's optimizer, which also moves `ema`, a copy of the model, by section.ema_decay; freezes the rest.
+
+    The learning rate of each group is a tensor on the model's device: changing it recompiles nothing. Raises
+    RecipeError where the model lacks what the section asks for.
+    """
+    freeze(model, section)
+    groups = parameter_groups(model, section.weight_decay, section.layer_decay)
+    device = next(model.parameters()).device
+    for group in groups:
+        group["lr"] = torch.tensor(section.lr * group["lr_scale"], device=device)
     average = None
     if ema is not None:
         assert section.ema_decay is not None
-        average = WeightAverage(model.parameters(), ema.parameters(), section.ema_decay)
-    return kind(
-        groups, lr=lr, betas=section.betas, eps=section.eps, max_grad_norm=section.max_grad_norm, average=average
-    )
+        # A frozen weight equals its average for good.
+        pairs = [pair for pair in zip(model.parameters(), ema.parameters(), strict=True) if pair[0].requires_grad]
+        average = WeightAverage([weight for weight, _ in pairs], [mean for _, mean in pairs], section.ema_decay)
+    shared: dict[str, Any] = {"lr": section.lr, "max_grad_norm": section.max_grad_norm, "average": average}
+    if section.name == "sgd":
+        momentum = section.momentum
+        return ClippedSGD(groups, momentum=momentum, nesterov=momentum > 0, **shared)
+    shared |= {"betas": section.betas, "eps": section.eps}
+    if section.name == "adamw":
+        return ClippedAdamW(groups, **shared)
+    qkv = [param for name, param in model.named_parameters() if section.split_qkv and name.endswith(".qkv.weight")]
+    return Lamb(groups, thirds=qkv, **shared)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the learning rate of every group of `build_optimizer`'s, `lr` being the head's."""
     for group in optimizer.param_groups:
-        group["lr"].fill_(lr)
+        group["lr"].fill_(lr * group["lr_scale"])

@@ -1,7 +1,7 @@
 """LAMB with the arithmetic of apex FusedLAMB: Triton kernels on GPUs, torch's own fused passes elsewhere."""
 
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +76,9 @@ class Lamb(torch.optim.Optimizer):
     norm before clipping and `skipped` [] is 1 where it was not finite: then neither parameters nor averages nor
     state have changed. Both stay on the device, and the next step may overwrite them; it may scale the gradients too.
 
+    Parameters in `thirds` [3 n, ...] get a trust ratio for each third of their rows: a fused query, key and value then
+    learn like the three tensors of deit3-jax. The state is laid out as without.
+
     fused=None takes the Triton kernels for CUDA parameters where triton is installed; True insists on them, False
     avoids them. The state is the same: a checkpoint of one path continues on the other.
     """
@@ -89,6 +92,7 @@ class Lamb(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         max_grad_norm: float | None = 1.0,
         average: WeightAverage | None = None,
+        thirds: Collection[Tensor] = (),
         fused: bool | None = None,
     ) -> None:
         if not all(0 <= beta < 1 for beta in betas):
@@ -96,6 +100,7 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.max_grad_norm = max_grad_norm
         self.average = average
+        self._thirds = set(thirds)
         self.grad_norm: Tensor = torch.zeros(())
         self.skipped: Tensor = torch.zeros(())
         self._scratch = torch.empty(0)
@@ -124,7 +129,7 @@ class Lamb(torch.optim.Optimizer):
         else:
             self._step_with_torch(groups)
         if self.average is not None:
-            done = {param for group in groups for param in group.params} if self._kernels is not None else set()
+            done = {p for group in self.param_groups for p in _active(group)} if self._kernels is not None else set()
             self.average.update([w for w in self.average.weights if w not in done], self.skipped)
         return loss
 
@@ -148,24 +153,35 @@ class Lamb(torch.optim.Optimizer):
             lamb_update(group, divisor, self.skipped, self._scratch)
 
     def _collect(self, group: dict[str, Any]) -> TensorGroup:
-        params = [p for p in group["params"] if p.grad is not None and p.numel()]
+        params = _active(group)
         states = [self._state_of(p) for p in params]
         device = params[0].device if params else torch.device("cpu")
         if params and group.setdefault("step", torch.zeros((), device=device)).device != device:
             group["step"] = group["step"].to(device)
         lr = group["lr"]
+
+        def cut(tensors: Sequence[Any]) -> list[Any]:
+            """One entry of `tensors` per parameter, or three of its rows where the parameter is in thirds."""
+            return [part for p, t in zip(params, tensors, strict=True) for part in self._parts(p, t)]
+
         return TensorGroup(
-            params,
-            [_laid_out_like(p.grad, p) for p in params],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [None if self.average is None else self.average.of(p) for p in params],
+            cut(params),
+            cut([_laid_out_like(p.grad, p) for p in params]),
+            cut([state["exp_avg"] for state in states]),
+            cut([state["exp_avg_sq"] for state in states]),
+            cut([None if self.average is None else self.average.of(p) for p in params]),
             lr.to(device) if isinstance(lr, Tensor) else torch.full((), lr, device=device),
             group.get("step", torch.zeros(())),
             group["betas"],
             group["eps"],
             group["weight_decay"],
         )
+
+    def _parts(self, param: Tensor, tensor: Tensor | None) -> Sequence[Tensor | None]:
+        """`tensor`, which is laid out like `param` or missing, as the tensors that each get a trust ratio."""
+        if param not in self._thirds:
+            return (tensor,)
+        return (None,) * 3 if tensor is None else tensor.chunk(3)
 
     def _state_of(self, param: Tensor) -> dict[str, Tensor]:
         state = self.state[param]
@@ -177,6 +193,11 @@ class Lamb(torch.optim.Optimizer):
         for key in ("exp_avg", "exp_avg_sq"):
             state[key] = _laid_out_like(state[key], param)
         return state
+
+
+def _active(group: dict[str, Any]) -> list[Any]:
+    """The parameters that a step updates."""
+    return [p for p in group["params"] if p.grad is not None and p.numel()]
 
 
 def _laid_out_like(tensor: Tensor, param: Tensor) -> Tensor:

@@ -19,3 +19,15 @@ def resized_crop(
     elif width / height > ratio[1]:
         w = max(1, round(height * ratio[1]))
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+def fitting_crop(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], draws: list[float]
+) -> tuple[int, int, int, int]:
+    """PASSL's RandCropImage from uniforms: aspect ratio, area, row, column. Top, left, height, width."""
+    stretch = math.sqrt(ratio[0] + draws[0] * (ratio[1] - ratio[0]))
+    fits = min(width / height / stretch**2, height / width * stretch**2)
+    smallest, largest = min(scale[0], fits), min(scale[1], fits)
+    side = math.sqrt(width * height * (smallest + draws[1] * (largest - smallest)))
+    w, h = int(side * stretch), int(side / stretch)
+    return int(draws[2] * (height - h + 1)), int(draws[3] * (width - w + 1)), h, w

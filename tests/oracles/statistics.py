@@ -1,6 +1,7 @@
 """Distances between distributions, for tests of random numbers."""
 
 import numpy as np
+from scipy import stats
 
 
 def kolmogorov_smirnov(first: np.ndarray, second: np.ndarray) -> float:
@@ -18,3 +19,10 @@ def uneven(counts: np.ndarray) -> float:
     expected = counts.mean()
     freedom = len(counts) - 1
     return float((((counts - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom))
+
+
+def same_shares(first: np.ndarray, second: np.ndarray) -> float:
+    """p of the hypothesis that two samples of categories are one distribution."""
+    top = int(max(first.max(), second.max())) + 1
+    table = np.array([np.bincount(each, minlength=top) for each in (first, second)])
+    return float(stats.chi2_contingency(table[:, table.sum(0) > 0], correction=False).pvalue)

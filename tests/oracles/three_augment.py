@@ -16,15 +16,20 @@ def decode(encoded: NDArray[np.uint8]) -> Image.Image:
     return Image.open(io.BytesIO(encoded.tobytes())).convert("RGB")
 
 
-def resized_crop(image: Image.Image, geometry: Sequence[int], size: int) -> Image.Image:
+def resized_crop(
+    image: Image.Image, geometry: Sequence[int], size: int, kernel: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """PIL's own resize, of the crop."""
     top, left, height, width = (int(side) for side in geometry)
-    return transforms.resized_crop(image, top, left, height, width, [size, size], InterpolationMode.BICUBIC)
+    return image.crop((left, top, left + width, top + height)).resize((size, size), kernel)
 
 
-def simple_random_crop(image: Image.Image, geometry: Sequence[int], size: int) -> Image.Image:
-    """The shorter side to S, 4 px of reflection on every side, then the window."""
+def simple_random_crop(
+    image: Image.Image, geometry: Sequence[int], size: int, padding_mode: str = "reflect"
+) -> Image.Image:
+    """The shorter side to S, 4 px of reflection (or black, "constant") on every side, then the window."""
     _, _, top, left = (int(side) for side in geometry)
-    padded = transforms.pad(transforms.resize(image, size, InterpolationMode.BICUBIC), 4, padding_mode="reflect")
+    padded = transforms.pad(transforms.resize(image, size, InterpolationMode.BICUBIC), 4, padding_mode=padding_mode)
     return transforms.crop(padded, top + 4, left + 4, size, size)
 
 

@@ -1,15 +1,30 @@
-"""DALI graph functions of RandAugment: the 15 operations of timm's `rand-mM-mstdS-inc1`.
+"""DALI graph functions of the operations that RandAugment and AutoAugment are made of.
 
 The facts (operations, level to argument, fill, resampling) are timm 1.0.31's `data/auto_augment.py`; the arithmetic is
 PIL's. What remains different from them on uint8 images, 0 to 255 (measured at 224 px; the tests hold it):
 
-* Invert, PosterizeIncreasing, SolarizeIncreasing, SolarizeAdd: nothing. (A level of exactly 10 keeps no bit: black, as
-  in PIL until it refused to.)
+* Invert, Posterize, Solarize, SolarizeAdd: nothing. (PosterizeIncreasing at a level of exactly 10 keeps no bit: black,
+  as in PIL until it refused to.)
 * AutoContrast, Color, Contrast, Brightness, Sharpness: 1 in below 0.5 % of the values, from float32.
 * Equalize: 1 in a quarter of the values; DALI rounds the cumulated histogram before it can be rescaled as PIL's.
 * Rotate, ShearX, ShearY, TranslateXRel, TranslateYRel: 1 in below 0.5 % of the values, and more in about one pixel of
   ten thousand, whose coordinate falls on the edge between pixels up to float32. DALI warps nearest or linear only, so
-  the bicubic (a = -1, as PIL's transform) is summed here from nearest-neighbour taps.
+  the bicubic (a = -1, as PIL's transform) is summed here from nearest-neighbour taps. It is bicubic whatever
+  augment.interpolation says, which is about the resize; the references train with bicubic throughout.
+
+Why not DALI's own nvidia.dali.auto_aug (2.4), where it departs from timm and PIL:
+
+* Randomness comes from operators inside the graph: no view is a function of (seed, epoch, index, view).
+* Its RandAugment has other operations (Identity; no Invert, no SolarizeAdd), applies each always instead of half of the
+  time, at one bin instead of a level drawn around it; Posterize keeps 8 to 4 bits where timm keeps 4 to 0.
+* Its AutoAugment "image_net" is the policy of TPU EfficientNet (timm's "v0"); the paper's is "reduced_image_net", but
+  there Posterize keeps the level's 0 to 4 bits, at least 1 (timm: 4 to 8), and thresholds are fractions (timm: whole).
+* Rotate, shears, translations: nearest or linear (bicubic), one fill value for all channels (the mean colour);
+  relative translations reach 100/224 in RandAugment and the whole image in AutoAugment (0.45).
+* Brightness, Color, AutoContrast and Contrast round (PIL truncates); the centre of Contrast is the mean luma (PIL
+  rounds the luma and its mean); Sharpness filters the border (PIL copies it); Equalize is OpenCV's.
+
+Everything above that can be told from PIL is corrected here by arithmetic in the graph instead.
 """
 
 import numpy as np
@@ -19,25 +34,7 @@ from nvidia.dali import math as dali_math
 from nvidia.dali.data_node import DataNode
 
 from deit_fast.data.augment import BRIGHTNESS, CONTRAST, SATURATION, beside, enhance, truncate
-
-RAND_OPS = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",
-    "PosterizeIncreasing",
-    "SolarizeIncreasing",
-    "SolarizeAdd",
-    "ColorIncreasing",
-    "ContrastIncreasing",
-    "BrightnessIncreasing",
-    "SharpnessIncreasing",
-    "ShearX",
-    "ShearY",
-    "TranslateXRel",
-    "TranslateYRel",
-)
-"""The operations in timm's order; an operation's id is its index."""
+from deit_fast.data.policies import OPERATIONS
 
 # What runs: operations that one piece of the graph computes share a group.
 _SKIP, _POINT, _ENHANCE, _SHARPEN, _AUTO_CONTRAST, _EQUALIZE, _SLIDE, _ROTATE = range(8)
@@ -45,18 +42,28 @@ _GROUPS = {
     "AutoContrast": _AUTO_CONTRAST,
     "Equalize": _EQUALIZE,
     "Rotate": _ROTATE,
+    "Color": _ENHANCE,
     "ColorIncreasing": _ENHANCE,
+    "Contrast": _ENHANCE,
     "ContrastIncreasing": _ENHANCE,
     "BrightnessIncreasing": _ENHANCE,
+    "Sharpness": _SHARPEN,
     "SharpnessIncreasing": _SHARPEN,
     "ShearX": _SLIDE,
     "ShearY": _SLIDE,
     "TranslateXRel": _SLIDE,
     "TranslateYRel": _SLIDE,
 }
-_GROUP_OF = np.array([_GROUPS.get(name, _POINT) for name in RAND_OPS] + [_SKIP], np.int32)  # -1, the last, skips
-_KINDS = {"ColorIncreasing": SATURATION, "ContrastIncreasing": CONTRAST, "BrightnessIncreasing": BRIGHTNESS}
-_KIND_OF = np.array([_KINDS.get(name, -1) for name in RAND_OPS] + [-1], np.float32)
+_GROUP_OF = np.array([_GROUPS.get(name, _POINT) for name in OPERATIONS] + [_SKIP], np.int32)  # -1, the last, skips
+_INCREASES = np.array([name.endswith("Increasing") for name in OPERATIONS] + [False])
+_KINDS = {
+    "Color": SATURATION,
+    "ColorIncreasing": SATURATION,
+    "Contrast": CONTRAST,
+    "ContrastIncreasing": CONTRAST,
+    "BrightnessIncreasing": BRIGHTNESS,
+}
+_KIND_OF = np.array([_KINDS.get(name, -1) for name in OPERATIONS] + [-1], np.float32)
 
 
 FILL = (124, 116, 104)
@@ -70,40 +77,43 @@ _CUBIC = np.array([[-1, 2, -1, 0], [1, -2, 0, 1], [-1, 1, 1, 0], [1, -1, 0, 0]],
 _TAPS = np.arange(4) - 1.5
 
 
-def rand_arguments(
-    op: npt.NDArray[np.int32], magnitude: npt.NDArray[np.float32], sign: npt.NDArray[np.float32], image_size: int
+def operation_arguments(
+    op: npt.NDArray[np.int32], level: npt.NDArray[np.float32], sign: npt.NDArray[np.float32], image_size: int
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """Levels to arguments, as timm computes them. op (-1 skips), magnitude (0 to 10), sign: [B, n].
+    """Levels to arguments, as timm computes them. op (-1 skips), level (0 to 10), sign: [B, n].
 
-    Returns what `rand_augment` takes: rand_group int32 [B, n]; rand_value float32 [B, n, 4], the factor or solarise
-    threshold, posterise mask, solarise addend, kind of enhancement; rand_matrix float32 [B, n, 5, 2, 3], affine maps
-    from output to input pixels: Rotate's alone, or the row that moves and its four taps.
+    Returns what `apply_operations` takes: policy_group int32 [B, n]; policy_value float32 [B, n, 4], the factor or
+    solarise threshold, posterise mask, solarise addend, kind of enhancement; policy_matrix float32 [B, n, 5, 2, 3],
+    affine maps from output to input pixels: Rotate's alone, or the row that moves and its four taps.
     """
-    level = magnitude.astype(np.float64) / 10
-    signed = level * sign
+    share = level.astype(np.float64) / 10
+    signed = share * sign
 
-    def where(name: str, value: npt.ArrayLike, neutral: float) -> npt.NDArray[np.float64]:
-        return np.where(op == RAND_OPS.index(name), value, neutral)
+    def select(neutral: float, **values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        named = [op == OPERATIONS.index(name) for name in values]
+        return np.select(named, [np.broadcast_to(value, op.shape) for value in values.values()], neutral)
 
-    threshold = where("SolarizeIncreasing", 256 - np.minimum((level * 256).astype(int), 256), 256)
-    threshold = np.where(op == RAND_OPS.index("Invert"), 0, threshold)  # inverting is solarising everything
-    kept_bits = 4 - (level * 4).astype(int)
+    darkest = np.minimum((share * 256).astype(int), 256)  # inverting is solarising everything
+    threshold = select(256, SolarizeIncreasing=256 - darkest, Solarize=darkest, Invert=0)
+    factor = np.where(_INCREASES[op], np.maximum(0.1, 1 + 0.9 * signed), 0.1 + 1.8 * share)
+    bits = (share * 4).astype(int)
+    kept = select(8, PosterizeIncreasing=4 - bits, PosterizeOriginal=4 + bits).astype(int)
     value = (
-        np.where(_GROUP_OF[op] == _POINT, threshold, np.maximum(0.1, 1 + 0.9 * signed)),
-        where("PosterizeIncreasing", 256 - (1 << (8 - kept_bits)), 255),
-        where("SolarizeAdd", np.minimum((level * 110).astype(int), 128), 0),
+        np.where(_GROUP_OF[op] == _POINT, threshold, factor),
+        256 - (1 << (8 - kept)),
+        select(0, SolarizeAdd=np.minimum((share * 110).astype(int), 128)),
         _KIND_OF[op],
     )
     return {
-        "rand_group": _GROUP_OF[op],
-        "rand_value": np.stack(value, axis=-1).astype(np.float32),
-        "rand_matrix": _matrices(op, signed, image_size),
+        "policy_group": _GROUP_OF[op],
+        "policy_value": np.stack(value, axis=-1).astype(np.float32),
+        "policy_matrix": _matrices(op, signed, image_size),
     }
 
 
 def _matrices(op: npt.NDArray[np.int32], signed: npt.NDArray[np.float64], image_size: int) -> npt.NDArray[np.float32]:
     shear_x, shear_y, translate_x, translate_y = (
-        op == RAND_OPS.index(name) for name in ("ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+        op == OPERATIONS.index(name) for name in ("ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
     )
     taps = np.zeros((*op.shape, 4, 2, 3))
     taps[..., 0, 0] = taps[..., 1, 1] = 1
@@ -118,19 +128,19 @@ def _matrices(op: npt.NDArray[np.int32], signed: npt.NDArray[np.float64], image_
     angle = -np.deg2rad(30 * signed)
     cos, sin, centre = np.cos(angle), np.sin(angle), image_size / 2
     rotation = np.stack([cos, sin, centre * (1 - cos - sin), -sin, cos, centre * (1 + sin - cos)], axis=-1)
-    rotates = op == RAND_OPS.index("Rotate")
+    rotates = op == OPERATIONS.index("Rotate")
     first = np.where(rotates[..., None], rotation, np.concatenate([row, row], axis=-1)).reshape(*op.shape, 1, 2, 3)
     return np.concatenate([first, taps], axis=-3).astype(np.float32)
 
 
-def rand_augment(images: DataNode, count: int, parameters: dict[str, DataNode], image_size: int) -> DataNode:
-    """`count` operations in a row on uint8 [S, S, 3]. Parameters as `rand_arguments` returns them."""
+def apply_operations(images: DataNode, count: int, parameters: dict[str, DataNode], image_size: int) -> DataNode:
+    """`count` operations in a row on uint8 [S, S, 3]. Parameters as `operation_arguments` returns them."""
     for step in range(count):
         images = _apply(
             images,
-            parameters["rand_group"][step],
-            parameters["rand_value"][step],
-            parameters["rand_matrix"][step],
+            parameters["policy_group"][step],
+            parameters["policy_value"][step],
+            parameters["policy_matrix"][step],
             image_size,
         )
     return images

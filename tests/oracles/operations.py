@@ -1,18 +1,15 @@
-"""RandAugment's operations as timm itself computes them, with the random sign given."""
+"""The operations of RandAugment and AutoAugment as timm itself computes them, with the random sign given."""
 
 from unittest import mock
 
 from PIL import Image
 from timm.data import auto_augment
 
-OPERATIONS = tuple(auto_augment._RAND_INCREASING_TRANSFORMS)
 
-
-def apply(image: Image.Image, op: int, magnitude: float, sign: float) -> Image.Image:
-    name = OPERATIONS[op]
+def apply(image: Image.Image, name: str, level: float, sign: float) -> Image.Image:
     to_argument = auto_augment.LEVEL_TO_ARG[name]
     with mock.patch.object(auto_augment.random, "random", return_value=0.75 if sign < 0 else 0.25):
-        arguments = to_argument(magnitude, {}) if to_argument else ()
+        arguments = to_argument(level, {}) if to_argument else ()
     if name == "PosterizeIncreasing" and arguments == (0,):
         return Image.new("RGB", image.size)  # what PIL did before it refused to keep no bits
     return auto_augment.NAME_TO_OP[name](
