@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from deit_fast.distributed import World, cpu_threads
-from deit_fast.train import Trainer, build_micro_batch
+from deit_fast.objective import build_micro_batch
+from deit_fast.train import Trainer
 
 from .engine import LR, default_batch
 from .images import open_images

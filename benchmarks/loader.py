@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from deit_fast.classifier import Classifier
 from deit_fast.data.loader import EvalLoader, TrainLoader
 from deit_fast.data.pipeline import Pipeline, _decode, import_dali
 from deit_fast.data.sampler import TrainSampler
@@ -16,7 +17,6 @@ from deit_fast.data.source import Source
 from deit_fast.data.sources import open_source
 from deit_fast.distributed import cpu_threads
 from deit_fast.recipe import Recipe
-from deit_fast.step import Classifier
 
 from .images import open_images, write_shard
 from .measure import Row, Session, interleave, rate

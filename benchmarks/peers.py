@@ -20,15 +20,21 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from deit_fast.data.mix import mix_images
+from deit_fast.errors import RecipeError
+from deit_fast.objective import MicroBatch
 from deit_fast.recipe import Recipe
 from deit_fast.sections import Data, Loss, Optim
-from deit_fast.step import MicroBatch
 from deit_fast.zoo import find_architecture
 
 
 def plain_model(recipe: Recipe, weights: dict[str, Tensor] | None = None, fused_attention: bool = True) -> nn.Module:
-    """timm's own vision transformer with the recipe's sizes and rates: Bernoulli DropPath, LayerScale as one op."""
+    """timm's own vision transformer with the recipe's sizes and rates: Bernoulli DropPath, LayerScale as one op.
+
+    Raises RecipeError for a model that is none, or that has more than timm's plain one.
+    """
     section, architecture = recipe.model, find_architecture(recipe.model.name)
+    if architecture.family not in ("deit3", "deit") or architecture.distilled or architecture.parallel > 1:
+        raise RecipeError(f"model.name={section.name!r}: expected a plain DeiT or DeiT III, which the peers can train")
     model = VisionTransformer(
         img_size=section.image_size,
         patch_size=architecture.patch_size,
@@ -36,7 +42,7 @@ def plain_model(recipe: Recipe, weights: dict[str, Tensor] | None = None, fused_
         depth=architecture.depth,
         num_heads=architecture.num_heads,
         num_classes=section.classes,
-        no_embed_class=True,
+        no_embed_class=architecture.family == "deit3",
         init_values=section.initial_layer_scale,
         drop_rate=section.dropout,
     )

@@ -84,7 +84,7 @@ def throughput_table(found: Results) -> list[str]:
     for device in DEVICES:
         measured = found.rows("throughput", device)
         for mode in ("inference", "train"):
-            for name in ZOO:
+            for name in dict.fromkeys([*ZOO, *(r["model"] for r in measured)]):
                 mine = [r for r in measured if r["model"] == name and r["mode"] == mode]
                 if not mine:
                     rows.append([name, "", "", "", device, mode, "", MISSING, "", ""])

@@ -63,6 +63,7 @@ def pretrain(
     data: str,
     out: str,
     val: str = "",
+    teacher: str = "",
     resume: str = "auto",
     j: str = "1x1",
     h: Optional[str] = None,
@@ -84,6 +85,7 @@ def pretrain(
         data: training images: an image folder or shards
         out: run folder, on storage every node shares
         val: validation images; empty takes those beside the training images
+        teacher: weights of the recipe's distill.teacher; needed where it distils, refused elsewhere
         resume: auto, never, or a checkpoint to continue
         j: NODESxPROCESSES; one process per GPU
         h: named resource of a node; takes precedence over cpu, gpu and memMB
@@ -98,7 +100,8 @@ def pretrain(
         name: job name; empty is the recipe's
     """
     where = _Where(j, h, cpu, gpu, memMB, image, env, mounts, max_retries, rdzv_port)
-    role = _train_role(list(overrides), recipe, data, out, val, "", resume, where)
+    options = {"--val": val, "--teacher": teacher, "--resume": resume}
+    role = _train_role(list(overrides), recipe, data, out, options, where)
     return specs.AppDef(name=_job_name(name or recipe), roles=[role])
 
 
@@ -109,6 +112,7 @@ def finetune(
     data: str,
     out: str,
     val: str = "",
+    teacher: str = "",
     resume: str = "auto",
     j: str = "1x1",
     h: Optional[str] = None,
@@ -131,6 +135,7 @@ def finetune(
         data: training images: an image folder or shards
         out: run folder, on storage every node shares
         val: validation images; empty takes those beside the training images
+        teacher: weights of the recipe's distill.teacher; needed where it distils, refused elsewhere
         resume: auto, never, or a checkpoint to continue
         j: NODESxPROCESSES; one process per GPU
         h: named resource of a node; takes precedence over cpu, gpu and memMB
@@ -147,7 +152,8 @@ def finetune(
     if not init:
         _refuse("init: missing; expected the checkpoint to start from")
     where = _Where(j, h, cpu, gpu, memMB, image, env, mounts, max_retries, rdzv_port)
-    role = _train_role(list(overrides), recipe, data, out, val, init, resume, where)
+    options = {"--val": val, "--init": init, "--teacher": teacher, "--resume": resume}
+    role = _train_role(list(overrides), recipe, data, out, options, where)
     return specs.AppDef(name=_job_name(name or recipe), roles=[role])
 
 
@@ -205,20 +211,17 @@ def evaluate(
 
 
 def _train_role(
-    overrides: List[str], recipe: str, data: str, out: str, val: str, init: str, resume: str, where: _Where
+    overrides: List[str], recipe: str, data: str, out: str, options: Dict[str, str], where: _Where
 ) -> specs.Role:
     resolved = _checked_recipe(recipe, overrides)
     nodes, processes = where.layout
-    run, world = resolved.run, nodes * processes
-    per_pass, rest = divmod(run.global_batch, world * run.accumulation)
-    wrong = f"run.global_batch={run.global_batch}: expected"
-    if rest:
-        _refuse(f"{wrong} a multiple of {world} processes (-j {where.j}) times run.accumulation={run.accumulation}")
-    if resolved.mix.active and per_pass % 2:
-        _refuse(f"{wrong} an even batch for each of {world} processes, which mixup and cutmix pair up, got {per_pass}")
-    options = [("--val", val), ("--init", init), ("--resume", resume if resume != "auto" else "")]
+    try:
+        resolved.check_processes(nodes * processes)
+        resolved.check_teacher(options["--teacher"])
+    except RecipeError as error:
+        _refuse(str(error))
     words = ["train", recipe, "--data", data, "--out", out]
-    words += [word for option in options if option[1] for word in option]
+    words += [word for option in options.items() if option[1] and option != ("--resume", "auto") for word in option]
     return _role("train", words + overrides, where)
 
 

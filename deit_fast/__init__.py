@@ -6,11 +6,12 @@ The names below load torch only when they are used.
 from typing import TYPE_CHECKING, Any
 
 from deit_fast.recipes import get_recipe, list_recipes
+from deit_fast.zoo import list_models
 
 if TYPE_CHECKING:
     from deit_fast.models.build import create_model
 
-__all__ = ["create_model", "get_recipe", "list_recipes"]
+__all__ = ["create_model", "get_recipe", "list_models", "list_recipes"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,20 +1,22 @@
 """Checkpoints: written whole or not at all, read without running code, loaded across resolutions and class counts."""
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import PatchEmbed
 from torch import Tensor
 
 from deit_fast.errors import RecipeError, RunError, one_line
 from deit_fast.files import atomic_path
+from deit_fast.models.build import ImageModel
 from deit_fast.recipe import SECTIONS, Recipe, parse_recipe
 
 FORMAT = 1
@@ -115,33 +117,42 @@ def resample_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     return resampled.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
 
 
-def initialise(model: VisionTransformer, tensors: dict[str, Tensor]) -> list[str]:
+def initialise(model: ImageModel, tensors: dict[str, Tensor]) -> list[str]:
     """Loads `tensors` into a model of another resolution or class count; says in words what it changed.
 
-    Position embeddings are resampled, a head of another class count keeps its initialisation.
-    Raises RunError for weights of another architecture.
+    Position embeddings are resampled, but for the slots of class and distillation token, which stay; fixed ones are the
+    model's own. A head of another class count keeps its initialisation.
+    Raises RunError for weights of another architecture, and for ResMLP's of another resolution.
     """
     tensors = dict(tensors)
     changes = []
     own = model.state_dict()
     position = tensors.get("pos_embed")
-    if position is not None and position.shape[1] != own["pos_embed"].shape[1]:
-        grid = model.patch_embed.grid_size
-        old = round(position.shape[1] ** 0.5)
-        tensors["pos_embed"] = resample_positions(position, grid)
-        changes.append(f"pos_embed: resampled from {old} x {old} to {grid[0]} x {grid[1]} patches")
-    if "head.weight" in tensors and tensors["head.weight"].shape != own["head.weight"].shape:
-        old, new = tensors["head.weight"].shape[0], own["head.weight"].shape[0]
-        tensors.update({"head.weight": own["head.weight"], "head.bias": own["head.bias"]})
-        changes.append(f"head: {old} classes became {new}, initialised anew")
-    wrong = [
+    if position is not None and "pos_embed" in dict(model.named_buffers()):
+        tensors["pos_embed"] = own["pos_embed"]
+    elif position is not None and "pos_embed" in own and position.shape[1] != own["pos_embed"].shape[1]:
+        grid = cast(PatchEmbed, model.patch_embed).grid_size
+        slots = own["pos_embed"].shape[1] - grid[0] * grid[1]
+        old = math.isqrt(position.shape[1] - slots)
+        if old * old == position.shape[1] - slots:
+            patches = resample_positions(position[:, slots:], grid)
+            tensors["pos_embed"] = torch.cat([position[:, :slots], patches], dim=1)
+            changes.append(f"pos_embed: resampled from {old} x {old} to {grid[0]} x {grid[1]} patches")
+    for head in ("head", "head_dist"):
+        weight, bias = f"{head}.weight", f"{head}.bias"
+        if weight in tensors and weight in own and tensors[weight].shape != own[weight].shape:
+            changes.append(f"{head}: {len(tensors[weight])} classes became {len(own[weight])}, initialised anew")
+            tensors.update({weight: own[weight], bias: own[bias]})
+    wrong = sorted(
         f"{name} {list(tensors[name].shape) if name in tensors else 'missing'}, expected "
         f"{list(own[name].shape) if name in own else 'no such weight'}"
         for name in own.keys() | tensors.keys()
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape
-    ]
+    )
+    if wrong and all("linear_tokens" in each for each in wrong):
+        raise RunError(f"weights of another resolution: ResMLP's token mixing cannot be resampled ({wrong[0]})")
     if wrong:
-        raise RunError(f"weights of another architecture: {'; '.join(sorted(wrong)[:3])} ({len(wrong)} in all)")
+        raise RunError(f"weights of another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
     model.load_state_dict(tensors)
     return changes
 

@@ -1,4 +1,4 @@
-"""The command line: `deit-fast train | evaluate | data | show`. Thin; torch and DALI are imported only where needed."""
+"""The command line: `deit-fast train | evaluate | data | show | zoo`. Thin: torch and DALI come late."""
 
 import argparse
 import json
@@ -11,6 +11,8 @@ from deit_fast.errors import DataError, RecipeError, RunError, StoppedError
 from deit_fast.files import write_json
 from deit_fast.recipes import RECIPES, get_recipe
 from deit_fast.show import list_as_text, recipe_as_text
+from deit_fast.zoo import find_architecture, list_models
+from deit_fast.zoo.table import zoo_as_json, zoo_as_text
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: work is left, run it again
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
@@ -35,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--out", required=True, type=Path, help="run folder")
     train.add_argument("--init", type=Path, help="checkpoint to take the weights from (finetuning)")
     train.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto, from the run folder")
+    train.add_argument("--teacher", type=Path, help="weights of distill.teacher (.pth, .safetensors), for distillation")
     train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     train.set_defaults(run=_train)
 
@@ -67,6 +70,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     show.set_defaults(run=_show)
+
+    zoo = commands.add_parser(
+        "zoo",
+        help="list the models: size, published speed and accuracy, where the weights are",
+        epilog="Example: deit-fast zoo 'deit3_*'",
+    )
+    zoo.add_argument("pattern", nargs="?", default="*", help="shell pattern of names, ours, timm's or the reference's")
+    zoo.add_argument("--json", action="store_true", help="as JSON, with the architectures")
+    zoo.set_defaults(run=_zoo)
 
     data = commands.add_parser(
         "data",
@@ -140,12 +152,16 @@ def _complain(message: object, status: int) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     recipe = get_recipe(arguments.recipe, arguments.overrides)
-    for path in (arguments.init, arguments.resume if arguments.resume not in ("auto", "never") else None):
+    recipe.check_teacher(arguments.teacher)
+    resume = arguments.resume if arguments.resume not in ("auto", "never") else None
+    for path in (arguments.init, resume, arguments.teacher):
         if path is not None and not Path(path).is_file():
             raise RunError(f"{path}: no such checkpoint")
     from deit_fast.train import train
 
-    result = train(recipe, arguments.data, arguments.out, arguments.val, arguments.init, arguments.resume)
+    result = train(
+        recipe, arguments.data, arguments.out, arguments.val, arguments.init, arguments.resume, arguments.teacher
+    )
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(result, indent=2))
     return 0
@@ -190,6 +206,13 @@ def _positive(text: str) -> int:
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
     return int(text)
+
+
+def _zoo(arguments: argparse.Namespace) -> int:
+    names = list_models(arguments.pattern)
+    if not names:
+        find_architecture(arguments.pattern)  # says which name is near
+    return _print_page(zoo_as_json(names) if arguments.json else zoo_as_text(names))
 
 
 def _data_demo(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deit_fast.checkpoint import initialise, load_weights
+from deit_fast.classifier import build_predictor, choose_dtype
 from deit_fast.data.classes import check_same_classes, resolve_classes
 from deit_fast.data.loader import Batch, EvalLoader
 from deit_fast.data.real import RealLabels
@@ -22,7 +23,6 @@ from deit_fast.evaluation_report import OutcomeTable, wilson_interval, write_rep
 from deit_fast.models.build import build_model
 from deit_fast.progress import progress
 from deit_fast.recipe import Recipe
-from deit_fast.step import build_predictor, choose_dtype
 
 EVAL_BATCH = 256
 

@@ -35,11 +35,6 @@ class Recipe(Section):
     @model_validator(mode="after")
     def check(self) -> Self:
         model, run = self.model, self.run
-        patch_size = find_architecture(model.name).patch_size
-        if model.image_size < patch_size:
-            raise ValueError(
-                f"model.image_size={model.image_size}: expected at least the patch size of {model.name}, {patch_size}"
-            )
         if self.distill.kind != "none" and not find_architecture(model.name).distilled:
             raise ValueError(
                 f"distill.kind={self.distill.kind!r}: expected a model with a distillation token, "
@@ -58,6 +53,16 @@ class Recipe(Section):
             raise ValueError("loss.cosub=true: expected model.drop_path above 0, or its two passes are the same")
         if self.loss.cosub and self.distill.kind != "none":
             raise ValueError(f"loss.cosub=true: expected distill.kind='none', got {self.distill.kind!r}")
+        if minmax := self.mix.cutmix_minmax:
+            low, high = (int(model.image_size * share) for share in minmax)
+            if low >= high:
+                raise ValueError(
+                    f"mix.cutmix_minmax={list(minmax)}: expected a range of more than a pixel at "
+                    f"model.image_size={model.image_size}"
+                )
+        if not model.train_mode and (self.loss.cosub or self.distill.kind != "none"):
+            cause = "loss.cosub=true" if self.loss.cosub else f"distill.kind={self.distill.kind!r}"
+            raise ValueError(f"model.train_mode=false: expected true with {cause}")
         if self.optim.split_qkv and self.optim.name != "lamb":
             raise ValueError(f"optim.split_qkv=true: expected optim.name='lamb', got {self.optim.name!r}")
         if self.schedule.min_lr > self.optim.lr:
@@ -71,6 +76,30 @@ class Recipe(Section):
                 f"run.global_batch={run.global_batch}: expected an even batch per pass, which mixup and cutmix pair up"
             )
         return self
+
+    def check_processes(self, count: int) -> None:
+        """Raises RecipeError where the batch cannot be divided over `count` processes."""
+        batch, passes = self.run.global_batch, self.run.accumulation
+        per_pass, rest = divmod(batch, count * passes)
+        if rest:
+            raise RecipeError(
+                f"run.global_batch={batch}: expected a multiple of {count} processes times run.accumulation={passes}"
+            )
+        if self.mix.active and per_pass % 2:
+            raise RecipeError(
+                f"run.global_batch={batch}: expected an even batch for each of {count} processes and "
+                f"{passes} accumulation passes, which mixup and cutmix pair up, got {per_pass}"
+            )
+
+    def check_teacher(self, path: object) -> None:
+        """Raises RecipeError unless a teacher's weights are given, as `path`, exactly where there is distillation."""
+        if self.distill.kind == "none" and path:
+            raise RecipeError(f"--teacher {path}: expected none with distill.kind='none'")
+        if self.distill.kind != "none" and not path:
+            raise RecipeError(
+                f"distill.kind={self.distill.kind!r}: expected --teacher with weights of "
+                f"distill.teacher={self.distill.teacher!r}, at every start of the run"
+            )
 
     def override(self, words: Iterable[str]) -> "Recipe":
         """A copy with `section.key=value` words applied; values are JSON, bare words or comma-separated tuples.
@@ -101,6 +130,15 @@ def parse_recipe(content: dict[str, Any], source: str = "") -> Recipe:
         return Recipe.model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise RecipeError((f"{source}: " if source else "") + _explain(error.errors()[0])) from None
+
+
+def parse_model(content: dict[str, Any]) -> Model:
+    """A model section from plain data. Raises RecipeError with the first thing wrong."""
+    try:
+        return Model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(_explain({**first, "loc": ("model", *first["loc"])})) from None
 
 
 def load_recipe_file(path: Path) -> Recipe:

@@ -5,10 +5,10 @@ Nothing in this module imports torch: a bad recipe costs one line and no waiting
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from deit_fast.errors import RecipeError
-from deit_fast.zoo import find_architecture
+from deit_fast.zoo import check_fields, find_architecture, resolve_name
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -44,13 +44,25 @@ class Model(Section):
     position: Literal["learned", "sincos"] = "learned"
     """Position embedding; sincos is the fixed two-dimensional one."""
     pool: Literal["token", "avg"] = "token"
-    """What the head sees: the class token, or the mean of the patches."""
+    """What the head sees: the class token, or the mean of the patches, in a model that then has no class token."""
+    stem: Literal["patch", "hmlp"] = "patch"
+    """Patch embedding. patch: one linear projection. hmlp: the three layers of Three things, 16 x 16 patches only."""
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     """gelu: exact. gelu_tanh: its tanh approximation, flax's default, with which deit3-jax trained."""
     init_std: Positive = 0.02
     """Standard deviation of the truncated normal that initialises linear layers, tokens and positions."""
     train_mode: bool = True
     """false: finetune in evaluation mode, without dropout and stochastic depth (the reference's --no-train-mode)."""
+
+    @field_validator("name")
+    @classmethod
+    def resolve(cls, name: str) -> str:
+        return resolve_name(name)[0]
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        check_fields(self.name, dict(self))
+        return self
 
     @property
     def classes(self) -> int:
@@ -272,3 +284,8 @@ class Run(Section):
     """Steps in a row with a non-finite loss or gradient, each skipped, before the run stops."""
     profile: bool = False
     """Profile some steps after the warm-up: a trace and a one-page summary in the run folder's profile/."""
+
+    def seed_of(self, use: Literal["init", "order", "mix", "dropout"]) -> int:
+        """The seed of one use: its own, or the run's."""
+        own: int | None = getattr(self, f"{use}_seed")
+        return self.seed if own is None else own

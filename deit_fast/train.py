@@ -19,29 +19,38 @@ from deit_fast.checkpoint import (
     load_weights,
     save_checkpoint,
 )
+from deit_fast.classifier import choose_dtype
 from deit_fast.data.classes import check_same_classes, resolve_classes
 from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
-from deit_fast.data.params import draw_mix
 from deit_fast.data.sampler import build_samplers
 from deit_fast.data.source import Source
 from deit_fast.data.sources import find_validation, open_source
-from deit_fast.distributed import World, cpu_threads, join_world, leave_world, peak_memory, to_device
+from deit_fast.distill import Teacher, load_teacher
+from deit_fast.distributed import World, cpu_threads, join_world, leave_world, peak_memory
+from deit_fast.divergence import check_divergence, check_interval
 from deit_fast.errors import RunError, StoppedError
 from deit_fast.evaluate import build_eval_loader, evaluate
 from deit_fast.files import locked, write_json
 from deit_fast.metrics import MetricsLog, Window, plot_curves
 from deit_fast.models.build import build_model, check_drop_path
+from deit_fast.objective import build_micro_batch
 from deit_fast.profile import profiled
 from deit_fast.recipe import Recipe, parse_recipe
 from deit_fast.schedule import learning_rate, total_steps
-from deit_fast.step import Erasing, MicroBatch, Mixing, TrainStep, build_state, choose_dtype
+from deit_fast.step import TrainStep, build_state
 from deit_fast.stopping import StopSignal
 
 AGREE_STEPS = 10  # between the processes' agreements on whether to stop
 
 
 def train(
-    recipe: Recipe, data: str, out: Path, val: str | None = None, init: Path | None = None, resume: str = "auto"
+    recipe: Recipe,
+    data: str,
+    out: Path,
+    val: str | None = None,
+    init: Path | None = None,
+    resume: str = "auto",
+    teacher: Path | None = None,
 ) -> dict[str, Any]:
     """Trains `recipe` on `data` into the folder `out`, evaluating on `val` or the validation split beside `data`.
 
@@ -50,9 +59,11 @@ def train(
     2. resume is "auto" and out/checkpoints/last.pt exists: there; a finished run returns its result at once;
     3. init is a path: that file's weights, position embeddings and head adapted to this recipe;
     4. the seed's own initialisation.
+    teacher is the file of the teacher's weights, which no checkpoint holds: a run with distillation needs it each time.
     Returns what result.json holds. SIGTERM or SIGUSR1 end it after a checkpoint, with StoppedError. Raises RecipeError,
     DataError or RunError, each of one line.
     """
+    recipe.check_teacher(teacher)
     source = open_source(data, "train", recipe.data.category)
     recipe = resolve_classes(recipe, source)
     val_uri = val or find_validation(data)
@@ -61,7 +72,8 @@ def train(
         check_same_classes(val_source, source.classes, f"{data}'s classes")
     world = join_world()
     with locked(out, ".lock", "another training") if world.is_main else contextlib.nullcontext(), StopSignal() as stop:
-        trainer = Trainer(recipe, source, val_source, out, world)
+        loaded = load_teacher(recipe, teacher, world.device) if teacher else None
+        trainer = Trainer(recipe, source, val_source, out, world, loaded)
         trainer.start(init, resume)
         result = trainer.fit(stop)
     leave_world()
@@ -73,17 +85,26 @@ def train(
 class Trainer:
     """One process of a run."""
 
-    def __init__(self, recipe: Recipe, source: Source, val_source: Source | None, out: Path, world: World) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: Source,
+        val_source: Source | None,
+        out: Path,
+        world: World,
+        teacher: Teacher | None = None,
+    ) -> None:
         self.recipe, self.source, self.val_source, self.out, self.world = recipe, source, val_source, out, world
         self.samplers = build_samplers(recipe, len(source), world.rank, world.size)
-        check_drop_path(recipe.model, recipe.run.global_batch // (world.size * recipe.run.accumulation))
+        views = recipe.run.global_batch // (world.size * recipe.run.accumulation)
+        check_drop_path(recipe.model, 2 * views if recipe.loss.cosub else views)
         self.steps_per_epoch = self.samplers[0].steps_per_epoch
         self.total_steps = total_steps(recipe.schedule, self.steps_per_epoch)
         dtype = choose_dtype(recipe.run, world.device)
-        torch.manual_seed(recipe.run.seed)
+        torch.manual_seed(recipe.run.seed_of("init"))
         model = build_model(recipe.model).to(world.device).to(memory_format=torch.channels_last)
         self.state = build_state(recipe, model)
-        self.step = TrainStep(recipe, self.state, world, dtype)
+        self.step = TrainStep(recipe, self.state, world, dtype, teacher)
         self.notes: list[str] = []
         self.window = Window()
         self.log: MetricsLog | None = None
@@ -149,8 +170,11 @@ class Trainer:
                 agrees = self.world.size == 1 or step % AGREE_STEPS == 0
                 stops = agrees and self.world.any(stop.received) and step < self.total_steps
                 saves = evaluates or stops or (run.checkpoint_every is not None and step % run.checkpoint_every == 0)
+                if saves or step % check_interval(run) == 0:
+                    meter, limit = self.step.meter, run.nonfinite_limit
+                    check_divergence(meter, step, limit, self.samplers, self.source, self.world, self.out)
                 if saves or step % run.log_every == 0:
-                    self._log_window(lr, batches)
+                    self._log_window(lr)
                 if evaluates:
                     self._evaluate()
                 if saves:
@@ -193,8 +217,8 @@ class Trainer:
             self.window.steps += 1
             yield batches
 
-    def _log_window(self, lr: float, batches: list[Batch]) -> None:
-        """Reads back what gathered on the device since the last time: the only synchronisation of the loop."""
+    def _log_window(self, lr: float) -> None:
+        """Reads back what gathered on the device since the last time."""
         meter, window = self.step.meter, self.window
         loss, grad_norm, counted, skipped = (self.world.sum(meter.sums.clone()) / self.world.size).tolist()
         meter.sums.zero_()
@@ -213,13 +237,6 @@ class Trainer:
         }
         if self.log is not None:
             self.log.record("train", self.state.step, values)
-        in_a_row = int(meter.skipped_in_a_row.item())
-        if in_a_row >= self.recipe.run.nonfinite_limit:
-            names = ", ".join(self.source.name(int(index)) for index in batches[-1].indices[:3])
-            raise RunError(
-                f"step {self.state.step}: the gradient was not finite {in_a_row} steps in a row, "
-                f"run.nonfinite_limit={self.recipe.run.nonfinite_limit}; the last batch began with {names}"
-            )
         self.window = Window(is_first=False)
 
     def _evaluate(self) -> None:
@@ -276,18 +293,3 @@ class Trainer:
             write_json(self.out / "result.json", result)
         self.world.barrier()
         return result
-
-
-def build_micro_batch(recipe: Recipe, batch: Batch, device: torch.device) -> MicroBatch:
-    """A batch of the loader as the step takes it, with its draws of mixup, CutMix and random erasing."""
-    mixing, erasing = None, None
-    if recipe.mix.active:
-        assert batch.positions is not None
-        run = recipe.run
-        drawn = draw_mix(
-            recipe.mix, run.seed, batch.step, batch.positions, run.global_batch, recipe.model.image_size
-        )  # fmt: skip
-        mixing = Mixing(*(to_device(array, device) for array in (drawn.lam, drawn.box, drawn.cutmix)))
-    if batch.erasing is not None:
-        erasing = Erasing(to_device(batch.erasing.boxes, device), to_device(batch.erasing.keys, device))
-    return MicroBatch(batch.images, batch.labels, mixing, erasing)

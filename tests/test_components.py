@@ -103,9 +103,19 @@ def test_layout_and_resources() -> None:
     assert deit.pretrain(recipe="demo_pretrain", data="d", out="o").name == "demo-pretrain"
 
 
+def test_a_teacher_goes_along_where_it_is_needed() -> None:
+    words = ["model.name=deit_tiny_distilled_patch16", "distill.kind=hard"]
+    assert " --teacher t.pth " in pretrain(*words, teacher="t.pth").args[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"teacher": "t.pth"}, "--teacher t.pth: expected none with distill.kind='none'"),
+        (
+            {"overrides": ["model.name=deit_tiny_distilled_patch16", "distill.kind=soft"]},
+            "distill.kind='soft': expected --teacher with weights of distill.teacher='regnety_160'",
+        ),
         ({"recipe": "deit3_smal_1k_224"}, "did you mean 'deit3_small_1k_224'"),
         ({"overrides": ["optim.lx=1"]}, "optim.lx: no such key"),
         ({"overrides": ["optim.name=adam"]}, "optim.name='adam'"),

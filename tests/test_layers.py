@@ -17,9 +17,10 @@ LAYERS = [
     {"sections"},
     {"recipe"},
     {"recipes", "data", "models", "optim", "losses", "schedule", "distributed"},
-    {"checkpoint", "show"},
+    {"checkpoint", "classifier", "distill", "show"},
+    {"objective"},
     {"metrics", "profile", "step", "evaluation_report"},
-    {"evaluate"},
+    {"divergence", "evaluate"},
     {"train"},
     {"cli"},
 ]

@@ -1,4 +1,4 @@
-"""Random parameters of views, against the references' distributions, and of mixing, against timm."""
+"""Random parameters of views, against the references' distributions."""
 
 import itertools
 import math
@@ -7,17 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm.data.mixup as timm_mixup
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.stats import chisquare
 from timm.data import auto_augment
 
 from deit_fast.data import params
-from deit_fast.data.params import draw_mix, draw_views
+from deit_fast.data.params import draw_views
 from deit_fast.data.policies import AUTO_POLICY, OPERATIONS
-from deit_fast.sections import Augment, Mix
+from deit_fast.sections import Augment
 from tests.oracles.statistics import kolmogorov_smirnov, uneven
 from tests.views import views_of
 
@@ -127,113 +123,3 @@ def test_dtypes_and_an_empty_batch() -> None:
         kinds = {name: (value.dtype.name, len(value)) for name, value in vars(drawn).items()}
         whole = ("geometry", "interpolation", "flip", "operation", "order", "policy_op")
         assert kinds == {name: ("int32" if name in whole else "float32", count) for name in kinds}
-    mixed = draw_mix(Mix(), 0, 0, np.arange(0), 64, 32)
-    assert (mixed.lam.dtype, mixed.box.dtype, mixed.cutmix.dtype) == (np.float32, np.int32, np.bool_)
-    assert mixed.box.shape == (0, 4)
-
-
-@pytest.mark.parametrize("group", [2, 8, 24, 64])
-def test_mixing_equals_timm_batch_mode_on_every_group(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    size, total = 16, 64
-    images = torch.rand(total, 3, size, size)
-    seen = []
-    for step in range(12):
-        drawn = draw_mix(Mix(group=group), 0, step, np.arange(total), total, size)
-        ours = images.clone()
-        for position in range(total):
-            partner, lam = images[total - 1 - position], float(drawn.lam[position])
-            if drawn.cutmix[position]:
-                top, left, bottom, right = drawn.box[position].tolist()
-                ours[position, :, top:bottom, left:right] = partner[:, top:bottom, left:right]
-            else:
-                ours[position] = lam * images[position] + (1 - lam) * partner
-        rank_in_pairs = [min(position, total - 1 - position) for position in range(total)]
-        for start in range(0, total // 2, group // 2):
-            members = [p for p in range(total) if start <= rank_in_pairs[p] < start + group // 2]
-            lam, cutmix = float(drawn.lam[members[0]]), bool(drawn.cutmix[members[0]])
-            top, left, bottom, right = drawn.box[members[0]].tolist()
-            timm = timm_mixup.Mixup(mixup_alpha=0.8, cutmix_alpha=1.0)
-            monkeypatch.setattr(timm, "_params_per_batch", lambda lam=lam, cutmix=cutmix: (lam, cutmix))
-            box = (top, bottom, left, right)
-            monkeypatch.setattr(timm_mixup, "cutmix_bbox_and_lam", lambda *_, box=box, lam=lam, **__: (box, lam))
-            theirs = images[members].clone()
-            timm._mix_batch(theirs)
-            torch.testing.assert_close(ours[members], theirs)
-            seen.append((cutmix, lam))
-    blends = [lam for cutmix, lam in seen if not cutmix]  # areas of small boxes may be equal by chance
-    assert len(set(blends)) == len(blends)  # every group and step draws anew
-    assert {cutmix for cutmix, _ in seen} == {False, True}
-
-
-class Scripted:
-    """Stands in for a generator whose draws are given."""
-
-    def __init__(self, lam: float, row: int, column: int) -> None:
-        self.lam, self.centre = lam, np.array([row, column])
-
-    def random(self) -> float:
-        return 0.0
-
-    def beta(self, first: float, second: float) -> float:
-        assert first == second == 1.0
-        return self.lam
-
-    def randint(self, high: int, size: int) -> np.ndarray:
-        assert (self.centre < high).all()
-        assert size == 2
-        return self.centre
-
-
-@settings(max_examples=300)
-@given(st.integers(1, 400), st.floats(0, 1), st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True))
-def test_cutmix_box_equals_timm(size: int, lam: float, row: float, column: float) -> None:
-    centre = int(row * size), int(column * size)
-    drawn = iter(centre)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(np.random, "randint", lambda *_, **__: next(drawn))
-        (top, bottom, left, right), kept = timm_mixup.cutmix_bbox_and_lam((3, size, size), lam)
-    ours_kept, box, cutmix = params._draw_group(Mix(), Scripted(lam, *centre), size)
-    assert cutmix
-    assert ours_kept == pytest.approx(kept, abs=1e-12)
-    assert (box == (top, left, bottom, right)) or (kept == 1 and box == (0, 0, 0, 0))
-
-
-@pytest.mark.parametrize("mix", [Mix(), Mix(mixup=0.0), Mix(cutmix=0.0), Mix(mixup=0.2, prob=0.7, switch_prob=0.1)])
-def test_mixing_has_timms_distribution(mix: Mix) -> None:
-    count = 6000
-    drawn = draw_mix(mix.model_copy(update={"group": 2}), 1, 0, np.arange(count), 2 * count, 64)
-    np.random.seed(0)  # noqa: NPY002 - what timm draws from
-    timm = timm_mixup.Mixup(mix.mixup, mix.cutmix, prob=mix.prob, switch_prob=mix.switch_prob)
-    theirs = [timm._params_per_batch() for _ in range(count)]
-    areas = np.array([timm_mixup.cutmix_bbox_and_lam((3, 64, 64), lam)[1] for lam, cut in theirs if cut])
-    blends = np.array([lam for lam, cut in theirs if not cut])
-    assert abs(drawn.cutmix.mean() - len(areas) / count) < 0.04
-    for ours, reference in ((drawn.lam[drawn.cutmix], areas), (drawn.lam[~drawn.cutmix], blends)):
-        assert (len(ours) == 0) == (len(reference) == 0)
-        if len(ours):
-            assert kolmogorov_smirnov(ours, reference.astype(np.float32)) < 1.95
-    box = drawn.box.astype(np.int64)
-    area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
-    np.testing.assert_allclose(drawn.lam[drawn.cutmix], 1 - area[drawn.cutmix] / 64**2, rtol=1e-6)
-    assert not area[~drawn.cutmix].any()
-    assert ((drawn.lam >= 0) & (drawn.lam <= 1)).all()
-
-
-@given(st.integers(1, 40), st.sampled_from([2, 4, 6, 16, 256]), st.integers(0, 100), st.integers(0, 10**6))
-def test_mixing_is_the_same_for_any_partition(pairs: int, group: int, seed: int, step: int) -> None:
-    total = 2 * pairs
-    whole = draw_mix(Mix(group=group), seed, step, np.arange(total), total, 32)
-    np.testing.assert_array_equal(whole.lam, whole.lam[::-1])
-    np.testing.assert_array_equal(whole.box, whole.box[::-1])
-    some = np.random.default_rng(seed).permutation(total)[: total // 2]
-    part = draw_mix(Mix(group=group), seed, step, some, total, 32)
-    for field, values in vars(whole).items():
-        np.testing.assert_array_equal(values[some], getattr(part, field), err_msg=field)
-
-
-def test_no_mixing_leaves_every_image_whole() -> None:
-    for mix in (Mix(prob=0.0), Mix(mixup=0.0, cutmix=0.0)):
-        drawn = draw_mix(mix, 0, 0, np.arange(64), 64, 32)
-        assert (drawn.lam == 1).all()
-        assert not drawn.box.any()
-        assert not drawn.cutmix.any()

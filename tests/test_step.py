@@ -4,12 +4,14 @@ import pytest
 import torch
 from torchvision.transforms import functional as TF
 
+from deit_fast.classifier import Classifier, choose_dtype
 from deit_fast.distributed import World
 from deit_fast.errors import RecipeError
 from deit_fast.models.build import build_model
+from deit_fast.objective import MicroBatch, Mixing
 from deit_fast.recipe import Recipe
 from deit_fast.recipes import get_recipe
-from deit_fast.step import Classifier, MicroBatch, Mixing, TrainStep, build_state, choose_dtype
+from deit_fast.step import Meter, TrainStep, build_state
 
 CPU = World(0, 1, torch.device("cpu"))
 SMALL = ["model.image_size=16", "run.global_batch=8", "model.num_classes=5", "run.precision=fp32"]
@@ -17,7 +19,7 @@ SMALL = ["model.image_size=16", "run.global_batch=8", "model.num_classes=5", "ru
 
 def make(words: list[str] = ()) -> tuple[Recipe, TrainStep]:
     recipe = get_recipe("demo_pretrain", [*SMALL, *words])
-    torch.manual_seed(recipe.run.seed)
+    torch.manual_seed(recipe.run.seed_of("init"))
     return recipe, TrainStep(recipe, build_state(recipe, build_model(recipe.model)), CPU, torch.float32)
 
 
@@ -90,6 +92,17 @@ def test_a_non_finite_step_is_skipped_and_counted() -> None:
     assert step.meter.skipped_in_a_row.item() == 0
 
 
+def test_the_meter_knows_whose_loss_began_it() -> None:
+    meter, bad, good = Meter.on(CPU.device), torch.tensor(float("nan")), torch.tensor(1.0)
+    skipped, began = torch.ones(()), []
+    for losses in ((bad, good, good), (good, bad, bad)):
+        for loss in losses:
+            meter.add(loss, bad, skipped)
+        began.append(bool(meter.began_here))
+        meter.add(good, good, torch.zeros(()))
+    assert began == [True, False]
+
+
 def test_moving_average() -> None:
     _, step = make(["optim.ema_decay=0.9"])
     expected = weights(step)
@@ -99,6 +112,19 @@ def test_moving_average() -> None:
     average = torch.cat([p.flatten() for p in step.state.ema.parameters()])
     torch.testing.assert_close(average, expected)
     assert make(["optim.ema_decay=null"])[1].state.ema is None
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw"])
+def test_the_published_decay_against_float64(name: str) -> None:
+    """At 0.99996 an update is of the size of fp32's rounding: it must not drown in it."""
+    _, step = make(["optim.ema_decay=0.99996", f"optim.name={name}"])
+    start = weights(step).double()
+    expected = start.clone()
+    for seed in range(60):
+        step([batch(seed)], 1e-2)
+        expected = 0.99996 * expected + (1 - 0.99996) * weights(step).double()
+    average = torch.cat([p.flatten() for p in step.state.ema.parameters()]).double()
+    assert (average - expected).norm() < 0.01 * (expected - start).norm()
 
 
 @pytest.mark.parametrize("words", [["model.drop_path=0.5"], ["model.dropout=0.5"]], ids=["drop-path", "dropout"])
@@ -145,7 +171,7 @@ def test_bf16_gives_fp32_logits() -> None:
 
 
 def test_bf16_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deit_fast.step.has_bf16", lambda device: False)
+    monkeypatch.setattr("deit_fast.classifier.has_bf16", lambda device: False)
     run = get_recipe("demo_pretrain", ["run.precision=bf16"]).run
     with pytest.raises(RecipeError, match=r"run\.precision='bf16'"):
         choose_dtype(run, CPU.device)

@@ -67,7 +67,7 @@ def test_exactly_the_kept_share_is_computed_and_scaled(size: int, rate: float, k
         return kept.new_ones(kept.shape)
 
     x = torch.randn(size, 3)
-    y = residual_subset(x, branch, rate)
+    y = residual_subset(x, rate, branch)
     assert [len(kept) for kept in seen] == [keep]
     added = (y - x)[:, 0]
     assert (added != 0).sum() == keep
@@ -96,7 +96,7 @@ def test_gradients_flow_through_kept_samples_only() -> None:
     torch.manual_seed(3)
     rows = draw_rows(8, 4, x.device)
     torch.manual_seed(3)
-    (grad,) = torch.autograd.grad(residual_subset(x, torch.square, 0.5).sum(), x)
+    (grad,) = torch.autograd.grad(residual_subset(x, 0.5, torch.square).sum(), x)
     expected = torch.ones(8, 1)
     expected[rows] += 2 * 2 * 2.0  # B / keep, derivative of the square
     assert torch.equal(grad, expected)
@@ -108,7 +108,7 @@ def test_gradients_are_those_of_plain_indexing() -> None:
 
     def seeded(x: Tensor, weight: Tensor) -> Tensor:
         torch.manual_seed(0)
-        return residual_subset(x.sin(), lambda kept: (kept @ weight).tanh(), 0.5)
+        return residual_subset(x.sin(), 0.5, lambda kept: (kept @ weight).tanh())
 
     torch.autograd.gradcheck(seeded, (x, weight))
     torch.autograd.gradgradcheck(seeded, (x, weight))
@@ -146,7 +146,7 @@ def test_variance_of_a_sample_and_of_the_batch() -> None:
     """p / (1 - p) for a sample as Bernoulli's; a whole batch of equal samples does not vary at all."""
     torch.manual_seed(0)
     x = torch.zeros(10, 1)
-    outputs = torch.stack([residual_subset(x, torch.ones_like, 0.6) for _ in range(20_000)]).squeeze(-1)
+    outputs = torch.stack([residual_subset(x, 0.6, torch.ones_like) for _ in range(20_000)]).squeeze(-1)
     assert outputs.var(0).mean().item() == pytest.approx(0.6 / 0.4, rel=0.02)
     assert torch.allclose(outputs.sum(1), torch.tensor(10.0))
     covariance = outputs.T.cov()

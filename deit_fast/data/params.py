@@ -1,7 +1,7 @@
-"""Every random parameter of augmentation and mixing, drawn before any pixel is touched.
+"""Every random parameter of augmentation, drawn before any pixel is touched.
 
-Pure functions of (seed, epoch, index, view) or (seed, step): the image graph itself holds no randomness, so a run can
-resume at any step and the number of processes changes no pixel.
+Pure functions of (seed, epoch, index, view): the image graph itself holds no randomness, so a run can resume at any
+step and the number of processes changes no pixel.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.crops import CROP_DRAWS, between, crop_geometry
-from deit_fast.data.philox import Stream, generator, uniform
+from deit_fast.data.philox import Stream, uniform
 from deit_fast.data.policies import draw_operations
-from deit_fast.sections import Augment, Mix
+from deit_fast.sections import Augment
 
 GREYSCALE, SOLARISE, BLUR = range(3)
 BICUBIC, BILINEAR = range(2)
@@ -51,18 +51,6 @@ class ViewParams:
     """[B, n]. Their direction, -1 or 1."""
 
 
-@dataclass(frozen=True)
-class MixParams:
-    """Mixing parameters of b images of a global batch; the partner of position i is global_batch - 1 - i."""
-
-    lam: NDArray[np.float32]
-    """[b]. Share of the image itself, in image and target; the partner has 1 - lam."""
-    box: NDArray[np.int32]
-    """[b, 4]. top, left, bottom, right of what CutMix pastes from the partner, px; zeros where it pastes nothing."""
-    cutmix: NDArray[np.bool_]
-    """[b]. Whether the draw was CutMix."""
-
-
 def draw_views(
     augment: Augment,
     image_size: int,
@@ -98,45 +86,6 @@ def draw_views(
         policy_level=policy_level,
         policy_sign=policy_sign,
     )
-
-
-def draw_mix(
-    mix: Mix, seed: int, step: int, positions: NDArray[np.int64], global_batch: int, image_size: int
-) -> MixParams:
-    """Mixup or CutMix for `positions` (int64 [b]) of the global batch of one step, whose images are S x S.
-
-    Pairs share a draw in groups of mix.group images: timm's Mixup in mode 'batch' for every group, with the partner
-    found by reversing the batch. The outcome depends on (seed, step, position) only, not on who asks for it.
-    """
-    pairs = np.minimum(positions, global_batch - 1 - positions)
-    groups, member = np.unique(pairs // (mix.group // 2), return_inverse=True)
-    drawn = [_draw_group(mix, generator(seed, Stream.MIX, int(group), step), image_size) for group in groups]
-    lam, box, cutmix = zip(*drawn, strict=True) if drawn else ((), (), ())
-    return MixParams(
-        lam=np.array(lam, np.float32)[member],
-        box=np.array(box, np.int32).reshape(-1, 4)[member],
-        cutmix=np.array(cutmix, np.bool_)[member],
-    )
-
-
-def _draw_group(
-    mix: Mix, draws: np.random.RandomState, image_size: int
-) -> tuple[float, tuple[int, int, int, int], bool]:
-    """lam, box (top, left, bottom, right) and whether it is CutMix."""
-    nothing = (0, 0, 0, 0)
-    if not mix.active or draws.random() >= mix.prob:
-        return 1.0, nothing, False
-    cutmix = mix.cutmix > 0 and (mix.mixup == 0 or draws.random() < mix.switch_prob)
-    alpha = mix.cutmix if cutmix else mix.mixup
-    lam = float(draws.beta(alpha, alpha))
-    if not cutmix:
-        return lam, nothing, False
-    side = int(image_size * np.sqrt(1 - lam))
-    row, column = (int(centre) for centre in draws.randint(image_size, size=2))
-    top, left = max(row - side // 2, 0), max(column - side // 2, 0)
-    bottom, right = min(row + (side + 1) // 2, image_size), min(column + (side + 1) // 2, image_size)
-    area = (bottom - top) * (right - left)
-    return 1 - area / image_size**2, (top, left, bottom, right) if area else nothing, True
 
 
 def _choose(draws: NDArray[np.float64], choices: int) -> NDArray[np.int32]:

@@ -127,15 +127,11 @@ class TrainSampler:
 def build_samplers(recipe: Recipe, num_images: int, rank: int, world_size: int) -> list[TrainSampler]:
     """One sampler for each accumulation pass of a process. Raises RecipeError for a batch that cannot be divided."""
     passes, batch = recipe.run.accumulation, recipe.run.global_batch
+    recipe.check_processes(world_size)
     parts = world_size * passes
-    if recipe.mix.active and batch % parts == 0 and (batch // parts) % 2:
-        raise RecipeError(
-            f"run.global_batch={batch}: expected an even batch for each of {world_size} processes x {passes} "
-            "accumulation passes, because mixup and cutmix pair images up"
-        )
-    data, group = recipe.data, recipe.mix.group
+    data, group, seed = recipe.data, recipe.mix.group, recipe.run.seed_of("order")
     return [
-        TrainSampler(num_images, data.repeats, batch, recipe.run.seed, parts, rank * passes + index, data.layout, group)
+        TrainSampler(num_images, data.repeats, batch, seed, parts, rank * passes + index, data.layout, group)
         for index in range(passes)
     ]
 

@@ -1,14 +1,31 @@
 """The one door to a model: from a recipe's section, or from a name as the Python API has it."""
 
+from collections.abc import Callable
 from typing import Any
 
+from timm.models.cait import Cait
+from timm.models.mlp_mixer import MlpMixer
 from timm.models.vision_transformer import VisionTransformer
 
 from deit_fast.errors import RecipeError
+from deit_fast.models.cait import build_cait
+from deit_fast.models.patchconvnet import PatchConvNet, build_patchconvnet
+from deit_fast.models.resmlp import build_resmlp
 from deit_fast.models.stochastic_depth import keep_count
-from deit_fast.models.vit import deit3
+from deit_fast.models.vit import build_vit
+from deit_fast.recipe import parse_model
 from deit_fast.sections import Model
-from deit_fast.zoo import find_architecture
+from deit_fast.zoo import Architecture, Family, find_architecture, resolve_name
+
+ImageModel = VisionTransformer | Cait | MlpMixer | PatchConvNet
+
+BUILDERS: dict[Family, Callable[[Architecture, Model, bool], ImageModel]] = {
+    "deit3": build_vit,
+    "deit": build_vit,
+    "cait": build_cait,
+    "resmlp": build_resmlp,
+    "patchconvnet": build_patchconvnet,
+}
 
 # Below this rate drawing, gathering and scattering cost what skipping saves (DINOv2 draws the line there too).
 SUBSET_FROM = 0.1
@@ -30,23 +47,18 @@ def check_drop_path(section: Model, batch: int) -> None:
         )
 
 
-def build_model(section: Model) -> VisionTransformer:
+def build_model(section: Model) -> ImageModel:
     """The model of a recipe, initialised from torch's global generator."""
     architecture = find_architecture(section.name)
-    return deit3(
-        architecture,
-        section.image_size,
-        section.classes,
-        section.drop_path,
-        section.initial_layer_scale,
-        section.dropout,
-        drops_subset(section),
-    )
+    return BUILDERS[architecture.family](architecture, section, drops_subset(section))
 
 
-def create_model(name: str, img_size: int = 224, num_classes: int = 1000, **fields: Any) -> VisionTransformer:
+def create_model(name: str, img_size: int | None = None, num_classes: int = 1000, **fields: Any) -> ImageModel:
     """A model by name, for images [B, 3, img_size, img_size]; `fields` are those of a recipe's model section.
 
-    Example: `create_model("deit3_base_patch16", img_size=192, drop_path=0.2)`. Raises RecipeError for an unknown name.
+    Without `img_size` the resolution is the one the name implies, or 224. Raises RecipeError for an unknown name and
+    for fields that the model cannot have. Example: `create_model("deit3_base_patch16", img_size=192, drop_path=0.2)`.
     """
-    return build_model(Model(name=name, image_size=img_size, num_classes=num_classes, **fields))
+    resolution = resolve_name(name)[1]
+    return build_model(parse_model({"name": name, "image_size": img_size or resolution, "num_classes": num_classes,
+                                    **fields}))  # fmt: skip

@@ -5,13 +5,16 @@ and multiply the dropped ones by zero; here those are never computed, an idea of
 arXiv:2304.07193, section 5). At rate p it saves p of the branches' FLOPs and activation memory, forward and backward.
 """
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from timm.layers import DropPath
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, ParallelThingsBlock
 from torch import Tensor, nn
+
+from deit_fast.sections import Model
 
 
 def keep_count(batch: int, rate: float) -> int:
@@ -54,12 +57,12 @@ class _Fork(torch.autograd.Function):
         return grad_stream.index_add(0, rows, grad_kept), None
 
 
-def residual_subset(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float) -> Tensor:
-    """x + branch(x) with the branch on a random subset of samples: x [B, ...] -> [B, ...].
+def residual_subset(x: Tensor, rate: float, *branches: Callable[[Tensor], Tensor]) -> Tensor:
+    """x + the sum of branch(x), with each branch on a random subset of samples of its own: x [B, ...] -> [B, ...].
 
-    Exactly `keep_count(B, rate)` samples, drawn anew at each call, get B / keep * branch(their rows); the others pass
-    unchanged and cost nothing. `branch` takes [keep, ...], returns that shape and must not mix samples. At rate 0 this
-    is x + branch(x), bit for bit. A block of parallel branches gives it their sum, or calls it on x once for each.
+    Exactly `keep_count(B, rate)` samples, drawn anew for each branch and call, get B / keep * branch(their rows); the
+    others pass unchanged and cost nothing. `branch` takes [keep, ...], returns that shape and must not mix samples. At
+    rate 0 this is x + the sum, bit for bit.
 
     Against Bernoulli drop path (each sample kept with probability 1 - rate, scaled by 1 / (1 - rate)) means of outputs
     and gradients are equal. So is the variance of one sample's output, p / (1 - p) * branch(x)^2 with p = 1 - keep / B;
@@ -68,13 +71,25 @@ def residual_subset(x: Tensor, branch: Callable[[Tensor], Tensor], rate: float) 
     batch = x.shape[0]
     keep = keep_count(batch, rate)
     if keep == batch:
-        return x + branch(x)
-    rows = draw_rows(batch, keep, x.device)
-    stream, kept = _Fork.apply(x, rows)
+        return x + functools.reduce(torch.add, [branch(x) for branch in branches])
+    drawn = []
+    for branch in branches:
+        rows = draw_rows(batch, keep, x.device)
+        x, kept = _Fork.apply(x, rows)
+        drawn.append((branch, rows, kept))
     # The indices are distinct, so each element is added to once at most: index_add is deterministic although CUDA does
     # it with atomics. index_copy would read the rows once more, and its backward copies and fills the whole batch.
     # Nothing else reads the stream, so inductor adds in place: compiled, the skipped samples cost no memory traffic.
-    return stream.index_add(0, rows, branch(kept).to(stream.dtype), alpha=batch / keep)
+    for branch, rows, kept in drawn:
+        x = x.index_add(0, rows, branch(kept).to(x.dtype), alpha=batch / keep)
+    return x
+
+
+def drop_path_rates(section: Model, depth: int) -> list[float]:
+    """Stochastic depth's rate in each of `depth` blocks, by section.drop_path and section.drop_path_decay."""
+    if section.drop_path_decay == "constant" or depth == 1:
+        return [section.drop_path] * depth
+    return [section.drop_path * block / (depth - 1) for block in range(depth)]
 
 
 class SubsetBlock(Block):
@@ -90,9 +105,37 @@ class SubsetBlock(Block):
             return super().forward(x, *args, **kwargs)
         if args or kwargs:
             raise ValueError("attention masks with subset stochastic depth in training: expected none")
-        x = residual_subset(x, lambda kept: self.ls1(self.attn(self.norm1(kept))), _rate(self.drop_path1))
-        return residual_subset(x, lambda kept: self.ls2(self.mlp(self.norm2(kept))), _rate(self.drop_path2))
+        x = residual_subset(x, rate_of(self.drop_path1), lambda kept: self.ls1(self.attn(self.norm1(kept))))
+        return residual_subset(x, rate_of(self.drop_path2), lambda kept: self.ls2(self.mlp(self.norm2(kept))))
 
 
-def _rate(drop_path: nn.Module) -> float:
+class SubsetParallelBlock(ParallelThingsBlock):
+    """timm's block of parallel branches with `residual_subset`: each branch draws its own samples."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Tokens [B, N, D] -> [B, N, D]; attention masks in evaluation only."""
+        if not self.training:
+            return super().forward(x, *args, **kwargs)
+        if args or kwargs:
+            raise ValueError("attention masks with subset stochastic depth in training: expected none")
+        for parallel in (self.attns, self.ffns):
+            rates, branches = zip(*map(_split, cast(Any, parallel)), strict=True)
+            x = residual_subset(x, rates[0], *branches)
+        return x
+
+
+def _split(sequence: Iterable[nn.Module]) -> tuple[float, Callable[[Tensor], Tensor]]:
+    """The rate and the layers of a branch that ends with its stochastic depth."""
+    *layers, drop_path = sequence
+
+    def branch(x: Tensor) -> Tensor:
+        for layer in layers:
+            x = layer(x)
+        return x
+
+    return rate_of(drop_path), branch
+
+
+def rate_of(drop_path: nn.Module) -> float:
+    """The rate of timm's DropPath, or of what stands in its place where there is none."""
     return drop_path.drop_prob if isinstance(drop_path, DropPath) else 0.0

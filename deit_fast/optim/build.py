@@ -12,7 +12,7 @@ from deit_fast.optim.clipped import ClippedAdamW, ClippedSGD
 from deit_fast.optim.lamb import Lamb
 from deit_fast.sections import Optim
 
-UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token")
+UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token", "alpha", "beta")  # the last are ResMLP's norms
 TRAINED_WITH_ATTENTION = ("head.weight", "head.bias", "pos_embed")
 
 RecipeOptimizer = Lamb | ClippedAdamW | ClippedSGD

@@ -1,0 +1,159 @@
+"""PatchConvNet: "Augmenting convolutional networks with attention-based aggregation", arXiv:2112.13692.
+
+A convolutional stem to patches of 16 x 16 pixels, one residual convolutional block after the other at that resolution,
+and one attention layer in which a class token, or a token per class, collects what the head sees. Parameters have the
+names of facebookresearch/deit patchconvnet_models.py, so that its weights load; but for the model with a token per
+class, whose 1,000 heads of one output are one layer here.
+"""
+
+import itertools
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, get_act_layer
+from timm.models._efficientnet_blocks import SqueezeExcite
+from timm.models.cait import ClassAttn, LayerScaleBlockClassAttn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from deit_fast.models.initialise import draw_weights
+from deit_fast.models.stochastic_depth import drop_path_rates, rate_of, residual_subset
+from deit_fast.sections import Model
+from deit_fast.zoo import Architecture
+
+EPS = 1e-6  # of layer norms
+
+
+class ConvStem(nn.Module):
+    """Four 3 x 3 convolutions of stride 2, the width doubling to D, with activations between them."""
+
+    def __init__(self, embed_dim: int, activation: type[nn.Module]) -> None:
+        super().__init__()
+        widths = [3, embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim]
+        layers: list[nn.Module] = []
+        for narrow, wide in itertools.pairwise(widths):
+            layers += [nn.Sequential(nn.Conv2d(narrow, wide, 3, 2, 1, bias=False)), activation()]
+        self.proj = nn.Sequential(*layers[:-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, ceil(H / 16), ceil(W / 16), D]."""
+        return self.proj(images).permute(0, 2, 3, 1)
+
+
+class ConvMixer(nn.Module):
+    """1 x 1, depthwise 3 x 3, squeeze-and-excitation to a quarter of the width, 1 x 1: [B, H, W, D], same shape out."""
+
+    def __init__(self, dim: int, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.qkv_pos = nn.Sequential(
+            nn.Conv2d(dim, dim, 1),
+            activation(),
+            nn.Conv2d(dim, dim, 3, padding=1, groups=dim),
+            activation(),
+            SqueezeExcite(dim, rd_ratio=0.25),
+            nn.Conv2d(dim, dim, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Channels stay innermost in memory throughout: what the norm wants and convolutions are fastest with.
+        return self.qkv_pos(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class ConvBlock(nn.Module):
+    """The one residual branch of a block: layer norm, ConvMixer, LayerScale, stochastic depth; [B, H, W, D]."""
+
+    def __init__(self, dim: int, layer_scale: float, rate: float, subset: bool, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=EPS)
+        self.attn = ConvMixer(dim, activation)
+        self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.drop_path = DropPath(rate) if rate else nn.Identity()
+        self.subset = subset
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.gamma_1 * self.attn(self.norm1(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.subset:
+            return residual_subset(x, rate_of(self.drop_path), self.branch)
+        return x + self.drop_path(self.branch(x))
+
+
+class ClassTokensAttention(ClassAttn):
+    """Attention of K class tokens to the patches alone: tokens and patches [B, K + N, D] -> [B, K, D]."""
+
+    def __init__(self, dim: int, num_heads: int, *, num_classes: int, **options: object) -> None:
+        super().__init__(dim, num_heads, **options)  # type: ignore[arg-type]
+        self.num_classes = num_classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, patches = x[:, : self.num_classes], x[:, self.num_classes :]
+        heads = [
+            linear(part).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # B H . D/H
+            for linear, part in ((self.q, tokens), (self.k, patches), (self.v, patches))
+        ]
+        return self.proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+
+
+class PatchConvNet(nn.Module):
+    """Images [B, 3, H, W] of any size -> logits [B, K]."""
+
+    def __init__(self, architecture: Architecture, section: Model, drop_subset: bool) -> None:
+        super().__init__()
+        dim, layer_scale = architecture.embed_dim, section.initial_layer_scale
+        assert layer_scale is not None
+        activation = get_act_layer(section.activation)
+        self.num_classes, self.embed_dim, self.num_features = section.classes, dim, dim
+        self.class_tokens = architecture.class_tokens
+        self.grad_checkpointing = False
+        self.patch_embed = ConvStem(dim, activation)
+        self.cls_token = nn.Parameter(torch.zeros(1, section.classes if self.class_tokens else 1, dim))
+        self.blocks = nn.ModuleList(
+            ConvBlock(dim, layer_scale, rate, drop_subset, activation)
+            for rate in drop_path_rates(section, architecture.depth)
+        )
+        attention: Any = partial(ClassTokensAttention, num_classes=section.classes) if self.class_tokens else ClassAttn
+        norm: Any = partial(nn.LayerNorm, eps=EPS)
+        aggregation = LayerScaleBlockClassAttn(dim, architecture.num_heads, mlp_ratio=3.0, qkv_bias=True,
+                                               init_values=layer_scale, act_layer=activation, norm_layer=norm,
+                                               attn_block=attention)  # fmt: skip
+        self.blocks_token_only = nn.ModuleList([aggregation])
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.head_drop = nn.Dropout(section.dropout)
+        self.head = nn.Linear(dim, section.classes)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether the backward pass computes each block's activations again instead of keeping them."""
+        self.grad_checkpointing = enable
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Normalised class token [B, 1, D], or one per class [B, K, D]."""
+        x = self.patch_embed(images)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
+        patches = x.flatten(1, 2)
+        tokens = self.cls_token.expand(len(x), -1, -1)
+        for aggregation in self.blocks_token_only:
+            tokens = aggregation(patches, tokens)
+        return self.norm(tokens)
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens [B, 1 or K, D] -> logits [B, K]; with `pre_logits` features [B, D], the mean over class tokens."""
+        if pre_logits:
+            return self.head_drop(tokens.mean(1))
+        tokens = self.head_drop(tokens)
+        if self.class_tokens:  # each class's token meets its own row only
+            return (tokens * self.head.weight).sum(2) + self.head.bias
+        return self.head(tokens[:, 0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+
+def build_patchconvnet(architecture: Architecture, section: Model, drop_subset: bool) -> PatchConvNet:
+    """A PatchConvNet with the reference's initial weights: convolutions torch's, the rest from the truncated normal."""
+    model = PatchConvNet(architecture, section, drop_subset)
+    draw_weights(model, section.init_std)
+    return model

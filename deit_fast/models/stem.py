@@ -1,0 +1,39 @@
+"""The hierarchical MLP patch embedding of "Three things everyone should know about vision transformers"."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+# Side of a patch, whatever the model's entry says: the strides below multiply to it.
+PATCH_SIZE = 16
+
+
+class MLPStem(nn.Module):
+    """hMLP (arXiv:2203.09795, section 5): patches of 4 x 4 pixels, merged twice 2 x 2, with BatchNorm and GELU between.
+
+    Images [B, 3, H, W] -> tokens [B, N, D]; kernels equal strides, so no patch sees another. Takes the place of timm's
+    PatchEmbed. Unlike facebookresearch/deit models_v2.py, BatchNorm is not synchronised: each process normalises with
+    its own batch, which needs no communication and has 196 positions of an image, or more, to average over.
+    """
+
+    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **unset: Any) -> None:
+        super().__init__()
+        assert patch_size == PATCH_SIZE
+        self.img_size = (img_size, img_size)
+        self.patch_size = (PATCH_SIZE, PATCH_SIZE)
+        self.grid_size = (img_size // PATCH_SIZE, img_size // PATCH_SIZE)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        quarter = embed_dim // 4
+        self.proj = nn.Sequential(
+            nn.Conv2d(in_chans, quarter, 4, 4),
+            nn.BatchNorm2d(quarter),
+            nn.GELU(),
+            nn.Conv2d(quarter, quarter, 2, 2),
+            nn.BatchNorm2d(quarter),
+            nn.GELU(),
+            nn.Conv2d(quarter, embed_dim, 2, 2),
+            nn.BatchNorm2d(embed_dim),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)

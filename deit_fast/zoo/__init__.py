@@ -1,0 +1,25 @@
+"""The model zoo: what can be built, under which names, and what was published of it. Plain data, no torch."""
+
+from deit_fast.zoo.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Family,
+    find_architecture,
+    list_models,
+    resolve_name,
+)
+from deit_fast.zoo.fields import check_fields
+from deit_fast.zoo.published import PUBLISHED, Published, find_published
+
+__all__ = [
+    "ARCHITECTURES",
+    "PUBLISHED",
+    "Architecture",
+    "Family",
+    "Published",
+    "check_fields",
+    "find_architecture",
+    "find_published",
+    "list_models",
+    "resolve_name",
+]

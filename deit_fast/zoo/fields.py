@@ -1,0 +1,41 @@
+"""Which fields of a recipe's model section an architecture can have."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from deit_fast.errors import RecipeError
+from deit_fast.zoo.architectures import Family, find_architecture
+
+_PLAIN = {"position": "learned", "pool": "token", "stem": "patch"}
+
+# Fields of the vision transformers that say nothing about other families, or of which those know one way only.
+FIXED: dict[Family, dict[str, str]] = {
+    "deit3": {},
+    "deit": {},
+    "cait": {"drop_path_decay": "constant", **_PLAIN},
+    "resmlp": {"drop_path_decay": "constant", **_PLAIN},
+    "patchconvnet": _PLAIN,
+}
+STEM_PATCH_SIZE = 16
+
+
+def check_fields(name: str, fields: Mapping[str, Any]) -> None:
+    """Raises RecipeError, one line, where the entry `name` cannot be built with `fields`."""
+    architecture = find_architecture(name)
+    patch_size = architecture.patch_size
+
+    def refuse(key: str, expected: str) -> None:
+        value = "null" if fields[key] is None else repr(fields[key])
+        raise RecipeError(f"model.{key}={value}: expected {expected}")
+
+    if fields["image_size"] < patch_size:
+        refuse("image_size", f"at least the patch size of {name}, {patch_size}")
+    for key, only in FIXED[architecture.family].items():
+        if fields[key] != only:
+            refuse(key, f"{only!r}, {name} has no other")
+    if fields["layer_scale"] is None and FIXED[architecture.family]:
+        refuse("layer_scale", f"a number or 'auto', {name} cannot do without")
+    if fields["pool"] == "avg" and architecture.distilled:
+        refuse("pool", f"'token', {name} has a head for each of its two tokens")
+    if fields["stem"] == "hmlp" and patch_size != STEM_PATCH_SIZE:
+        refuse("stem", f"'patch', because the patches of {name} are {patch_size} x {patch_size} and not 16 x 16")

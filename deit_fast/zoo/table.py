@@ -1,0 +1,29 @@
+"""The zoo as a table of text or as JSON."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from deit_fast.zoo.architectures import ARCHITECTURES
+from deit_fast.zoo.published import Published, find_published
+
+_HEAD = ("name", "px", "params, M", "GFLOPs", "im/s", "memory, MB", "acc@1", "acc@1 V2", "trained on", "weights")
+
+
+def zoo_as_text(names: Iterable[str]) -> str:
+    """The published rows of the entries `names`, in columns; "-" is what was not published."""
+    rows = [_HEAD, *map(_cells, find_published(names))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def zoo_as_json(names: Iterable[str]) -> str:
+    """The same rows as a list of objects, each with its architecture."""
+    rows = find_published(names)
+    return json.dumps([{**asdict(row), "architecture": asdict(ARCHITECTURES[row.name])} for row in rows], indent=2)
+
+
+def _cells(row: Published) -> tuple[str, ...]:
+    figures = (row.images_per_second, row.peak_memory_mb, row.top1, row.top1_v2, row.training, row.weights)
+    return (row.name, str(row.resolution), f"{row.params_m:.2f}", f"{row.gmacs:.2f}",
+            *("-" if figure is None else str(figure) for figure in figures))  # fmt: skip
