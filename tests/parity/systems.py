@@ -7,11 +7,11 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from deit_fast import train as training
 from deit_fast.data.loader import Batch
 from deit_fast.data.sampler import build_samplers
 from deit_fast.distributed import World
 from deit_fast.models.build import build_model
+from deit_fast.objective import MicroBatch, build_micro_batch
 from deit_fast.recipe import Recipe
 from deit_fast.recipes import get_recipe
 from deit_fast.schedule import learning_rate
@@ -59,7 +59,7 @@ class Ours:
     def rate(self, step: int) -> float:
         return learning_rate(self.recipe.schedule, self.recipe.optim.lr, step, STEPS_PER_EPOCH)
 
-    def batches(self, step: int) -> list[training.MicroBatch]:
+    def batches(self, step: int) -> list[MicroBatch]:
         """The passes of a step, with their mixing draws, each image at its place in the global batch."""
         passes = []
         for sampler in self.samplers:
@@ -67,7 +67,7 @@ class Ours:
             images = self.images[step][places].contiguous(memory_format=torch.channels_last)
             labels = self.labels[step][places]
             batch = Batch(images, labels, places, places, step // STEPS_PER_EPOCH, step, len(places))
-            passes.append(training.build_micro_batch(self.recipe, batch, CPU.device))
+            passes.append(build_micro_batch(self.recipe, batch, CPU.device))
         return passes
 
     def train(self, step: int) -> float:

@@ -29,6 +29,7 @@ from tests.parity.systems import reference_of
 pytestmark = pytest.mark.soak
 
 STEPS, BATCH, WINDOW, SEEDS = 200, 64, 20, 3
+SHORT = 60  # steps after which an error has shown
 SIZE, PEAK, WARMUP = 32, 4e-3, 0.5
 IMAGES = 5000
 STEPS_PER_EPOCH = IMAGES // 256 * 256 // BATCH
@@ -63,14 +64,14 @@ class Runs:
         train(self.recipe.override([f"run.seed={seed}"]), str(self.shard), out, init=self.start)
         return np.array([line["loss"] for line in read_metrics(out / "metrics.jsonl") if line["kind"] == "train"])
 
-    def reference(self, seed: int, lr_factor: float = 1.0) -> np.ndarray:
+    def reference(self, seed: int, steps: int = STEPS, lr_factor: float = 1.0) -> np.ndarray:
         random.seed(seed)
         torch.manual_seed(seed)
         draws = np.random.RandomState(seed)
         plain = reference_of(self.recipe, self.model)
         augmented = three_augment_chain(SIZE)
         losses: list[float] = []
-        for step in range(STEPS):
+        for step in range(steps):
             epoch, at = divmod(step, STEPS_PER_EPOCH)
             chosen = repeated_order(IMAGES, epoch, seed)[at * BATCH : (at + 1) * BATCH]
             views = torch.from_numpy(np.stack([augmented(self.images[index]) for index in chosen])).permute(0, 3, 1, 2)
@@ -120,6 +121,7 @@ def test_an_error_shows(runs: Runs, our_curves: np.ndarray, planted: str, monkey
         monkeypatch.setattr(training, "STD", (1.0, 1.0, 1.0))
     else:
         factor = 2.0
-    apart = separation(our_curves, np.stack([runs.reference(seed, factor) for seed in range(SEEDS)]))
+    theirs = np.stack([runs.reference(seed, SHORT, factor) for seed in range(SEEDS)])
+    apart = separation(our_curves[:, : SHORT // WINDOW], theirs)
     print(planted, apart.round(2))
-    assert (apart > 3).sum() >= 2
+    assert apart.max() > 4
