@@ -40,10 +40,6 @@ class Recipe(Section):
                 f"distill.kind={self.distill.kind!r}: expected a model with a distillation token, "
                 f"got model.name={model.name!r}"
             )
-        if model.pool == "avg" and find_architecture(model.name).distilled:
-            raise ValueError(
-                f"model.pool='avg': expected 'token' with model.name={model.name!r}, whose heads are its two tokens'"
-            )
         if self.optim.trainable == "attention" and self.distill.kind != "none":
             raise ValueError(
                 f"optim.trainable='attention': expected 'all' with distill.kind={self.distill.kind!r}, "

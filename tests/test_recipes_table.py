@@ -72,7 +72,7 @@ def test_descriptions_say_source_result_and_budget() -> None:
 
 
 def test_the_readme_has_every_row() -> None:
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text().partition("## Model zoo")[0]
     table = [line for line in readme.splitlines() if re.match(r"\| .*`(deit|jax|passl|mmpretrain)", line)]
     names = [name for line in table for pattern in re.findall(r"`(.+?)`", line) for name in _expand(pattern)]
     assert sorted(names) == sorted(PUBLISHED)

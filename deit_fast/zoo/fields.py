@@ -29,13 +29,15 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
         raise RecipeError(f"model.{key}={value}: expected {expected}")
 
     if fields["image_size"] < patch_size:
-        refuse("image_size", f"at least the patch size of {name}, {patch_size}")
+        refuse("image_size", f"at least {patch_size} with model.name={name!r}, its patch size")
     for key, only in FIXED[architecture.family].items():
         if fields[key] != only:
-            refuse(key, f"{only!r}, {name} has no other")
+            refuse(key, f"{only!r} with model.name={name!r}, which has no other")
     if fields["layer_scale"] is None and FIXED[architecture.family]:
-        refuse("layer_scale", f"a number or 'auto', {name} cannot do without")
+        refuse("layer_scale", f"a number or 'auto' with model.name={name!r}, which cannot do without")
     if fields["pool"] == "avg" and architecture.distilled:
-        refuse("pool", f"'token', {name} has a head for each of its two tokens")
+        refuse("pool", f"'token' with model.name={name!r}, which has a head for each of its two tokens")
     if fields["stem"] == "hmlp" and patch_size != STEM_PATCH_SIZE:
-        refuse("stem", f"'patch', because the patches of {name} are {patch_size} x {patch_size} and not 16 x 16")
+        refuse(
+            "stem", f"'patch' with model.name={name!r}, whose patches are {patch_size} x {patch_size} and not 16 x 16"
+        )
