@@ -108,6 +108,7 @@ PLANTED = {
     "another partner": (LAMB, mixing, "partners", rolled),
     "targets not mixed": (LAMB, mixing, "mix_targets", lambda targets, lam: targets),
     "another mean": (LAMB, training, "MEAN", (0.5, 0.456, 0.406)),
+    "another deviation": (LAMB, training, "STD", (0.229, 0.224, 0.229)),
     "schedule a step late": (LAMB, schedule, "rates_per_step", late),
     "epochs one late": (LAMB, schedule, "rates_per_step", schedule.rates_of_the_reference),
     "stochastic depth not scaled": (CASES["stochastic depth"], vit, "keep", lambda branch, masks, rate:
