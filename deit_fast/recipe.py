@@ -35,7 +35,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def check(self) -> Self:
         model, run = self.model, self.run
-        if self.distill.kind != "none" and not find_architecture(model.name).distilled:
+        architecture = find_architecture(model.name)
+        if self.distill.kind != "none" and not architecture.distilled:
             raise ValueError(
                 f"distill.kind={self.distill.kind!r}: expected a model with a distillation token, "
                 f"got model.name={model.name!r}"
@@ -59,17 +60,30 @@ class Recipe(Section):
         if not model.train_mode and (self.loss.cosub or self.distill.kind != "none"):
             cause = "loss.cosub=true" if self.loss.cosub else f"distill.kind={self.distill.kind!r}"
             raise ValueError(f"model.train_mode=false: expected true with {cause}")
+        if architecture.family in ("resmlp", "patchconvnet"):
+            without = f"with model.name={model.name!r}, whose blocks have no self-attention"
+            if self.optim.trainable == "attention":
+                raise ValueError(f"optim.trainable='attention': expected 'all' {without}")
+            if self.optim.split_qkv:
+                raise ValueError(f"optim.split_qkv=true: expected false {without}")
+        if self.optim.layer_decay is not None and architecture.family == "patchconvnet":
+            raise ValueError(
+                f"optim.layer_decay={self.optim.layer_decay:g}: expected null with model.name={model.name!r}, "
+                "which does not tell its layers' order"
+            )
         if self.optim.split_qkv and self.optim.name != "lamb":
             raise ValueError(f"optim.split_qkv=true: expected optim.name='lamb', got {self.optim.name!r}")
-        if self.schedule.min_lr > self.optim.lr:
-            raise ValueError(f"schedule.min_lr={self.schedule.min_lr:g}: expected at most optim.lr={self.optim.lr:g}")
+        for key in ("min_lr", "warmup_lr"):
+            if (rate := getattr(self.schedule, key)) > self.optim.lr:
+                raise ValueError(f"schedule.{key}={rate:g}: expected at most optim.lr={self.optim.lr:g}")
         if run.global_batch % run.accumulation:
             raise ValueError(
                 f"run.accumulation={run.accumulation}: expected a divisor of run.global_batch={run.global_batch}"
             )
         if self.mix.active and (run.global_batch // run.accumulation) % 2:
             raise ValueError(
-                f"run.global_batch={run.global_batch}: expected an even batch per pass, which mixup and cutmix pair up"
+                f"run.global_batch={run.global_batch}: expected an even batch for each of run.accumulation="
+                f"{run.accumulation} passes, which mix.mixup and mix.cutmix pair up"
             )
         return self
 
@@ -83,8 +97,8 @@ class Recipe(Section):
             )
         if self.mix.active and per_pass % 2:
             raise RecipeError(
-                f"run.global_batch={batch}: expected an even batch for each of {count} processes and "
-                f"{passes} accumulation passes, which mixup and cutmix pair up, got {per_pass}"
+                f"run.global_batch={batch}: expected an even batch for each of {count} processes and run.accumulation="
+                f"{passes} passes, which mix.mixup and mix.cutmix pair up, got {per_pass}"
             )
 
     def check_teacher(self, path: object) -> None:

@@ -24,7 +24,11 @@ from deit_fast.recipes import get_recipe
         ("run.global_batch=1e3", "run.global_batch=1000.0: expected integer"),
         ("run.global_batch=true", "run.global_batch=True: expected integer"),
         ("run.accumulation=3", "run.accumulation=3: expected a divisor of run.global_batch=2048"),
-        ("run.global_batch=2047", "run.global_batch=2047: expected an even batch"),
+        (
+            "run.global_batch=2047",
+            "run.global_batch=2047: expected an even batch for each of run.accumulation=1 passes, "
+            "which mix.mixup and mix.cutmix pair up",
+        ),
         ("model.name=deit3_bas_patch16", "(did you mean 'deit3_base_patch16'?)"),
         ("model.image_size=8", "model.image_size=8: expected at least"),
         ("model.drop_path=1.0", "model.drop_path=1.0: expected less than 1"),
@@ -34,6 +38,10 @@ from deit_fast.recipes import get_recipe
             "model.pool='avg': expected 'token' with model.name=",
         ),
         ("schedule.epochs=4", "schedule.warmup_epochs=5: expected less than schedule.epochs=4"),
+        ("schedule.warmup_lr=1", "schedule.warmup_lr=1: expected at most optim.lr=0.004"),
+        ("model.name=resmlp_12 optim.trainable=attention", "expected 'all' with model.name='resmlp_12'"),
+        ("model.name=S60 optim.split_qkv=true", "split_qkv=true: expected false with model.name='patchconvnet_s60'"),
+        ("model.name=S60 optim.layer_decay=0.5", "decay=0.5: expected null with model.name='patchconvnet_s60'"),
         ("schedule.min_lr=1", "schedule.min_lr=1: expected at most optim.lr=0.004"),
         ("augment.policy=rand_augment", "augment.color_jitter=0.3: expected 0"),
         ("augment.scale=1.0,0.5", "augment.scale=[1.0, 0.5]: expected low <= high"),

@@ -190,15 +190,15 @@ def test_the_zoo_needs_no_torch() -> None:
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("cait_xxs24", {"drop_path_decay": "linear"}, "model.drop_path_decay='linear': expected 'constant' "
-         "with model.name='cait_xxs24'"),
+        ("cait_xxs24", {"drop_path_decay": "linear"}, "model.drop_path_decay='linear': expected 'constant' with "
+         "model.name='cait_xxs24', which has no other"),
         ("S60", {"pool": "avg"}, "model.pool='avg': expected 'token' with model.name='patchconvnet_s60'"),
-        ("resmlp_12", {"position": "sincos"}, "model.position='sincos': expected 'learned' with model"),
-        ("resmlp_12", {"layer_scale": None}, "model.layer_scale=null: expected a number or 'auto'"),
+        ("resmlp_12", {"position": "sincos"}, "model.position='sincos': expected 'learned' with model.name="),
+        ("resmlp_12", {"layer_scale": None}, "model.layer_scale=null: expected a number or 'auto' with model.name="),
         ("resmlp_12", {"stem": "hmlp"}, "model.stem='hmlp': expected 'patch'"),
         ("deit_tiny_distilled_patch16", {"pool": "avg"}, "model.pool='avg': expected 'token'"),
         ("deit3_huge_patch14", {"stem": "hmlp"}, "model.stem='hmlp': expected 'patch' with model.name="),
-        ("deit3_tiny_patch16", {"img_size": 8}, "model.image_size=8: expected at least 16"),
+        ("deit3_tiny_patch16", {"img_size": 8}, "model.image_size=8: expected at least 16 with model.name="),
         ("deit3_tiny_patch16", {"drop_path": 2.0}, "model.drop_path=2.0: expected less than 1"),
         ("deit3_tiny_patch16", {"pooling": "avg"}, "model.pooling: no such key"),
     ],

@@ -24,20 +24,18 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
     architecture = find_architecture(name)
     patch_size = architecture.patch_size
 
-    def refuse(key: str, expected: str) -> None:
+    def refuse(key: str, expected: str, reason: str) -> None:
         value = "null" if fields[key] is None else repr(fields[key])
-        raise RecipeError(f"model.{key}={value}: expected {expected}")
+        raise RecipeError(f"model.{key}={value}: expected {expected} with model.name={name!r}, {reason}")
 
     if fields["image_size"] < patch_size:
-        refuse("image_size", f"at least {patch_size} with model.name={name!r}, its patch size")
+        refuse("image_size", f"at least {patch_size}", "whose patches are that large")
     for key, only in FIXED[architecture.family].items():
         if fields[key] != only:
-            refuse(key, f"{only!r} with model.name={name!r}, which has no other")
+            refuse(key, repr(only), "which has no other")
     if fields["layer_scale"] is None and FIXED[architecture.family]:
-        refuse("layer_scale", f"a number or 'auto' with model.name={name!r}, which cannot do without")
+        refuse("layer_scale", "a number or 'auto'", "which cannot do without")
     if fields["pool"] == "avg" and architecture.distilled:
-        refuse("pool", f"'token' with model.name={name!r}, which has a head for each of its two tokens")
+        refuse("pool", "'token'", "which has a head for each of its two tokens")
     if fields["stem"] == "hmlp" and patch_size != STEM_PATCH_SIZE:
-        refuse(
-            "stem", f"'patch' with model.name={name!r}, whose patches are {patch_size} x {patch_size} and not 16 x 16"
-        )
+        refuse("stem", "'patch'", f"whose patches are {patch_size} x {patch_size} and not 16 x 16")
