@@ -1,22 +1,34 @@
 """deit_fast: DeiT III vision transformers, trained fast and faithfully.
 
-The names below load torch only when they are used.
+The names below load torch, and DALI where images are read, only when they are used.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from deit_fast.recipes import get_recipe, list_recipes
 from deit_fast.zoo import list_models
 
 if TYPE_CHECKING:
-    from deit_fast.models.build import create_model
+    from deit_fast.create import create_model
+    from deit_fast.inference import LoadedModel, Prediction, extract_features, load_model, predict
 
-__all__ = ["create_model", "get_recipe", "list_models", "list_recipes"]
+__all__ = [
+    "LoadedModel",
+    "Prediction",
+    "create_model",
+    "extract_features",
+    "get_recipe",
+    "list_models",
+    "list_recipes",
+    "load_model",
+    "predict",
+]
+
+_HOMES = {"create_model": "deit_fast.create"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "create_model":
-        from deit_fast.models.build import create_model
-
-        return create_model
-    raise AttributeError(f"module 'deit_fast' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'deit_fast' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "deit_fast.inference")), name)

@@ -14,7 +14,9 @@ from deit_fast.convert.fit import Change, fit_distillation, fit_head, fit_positi
 from deit_fast.convert.read import Weights, read_weights
 from deit_fast.errors import RecipeError, RunError, one_line
 from deit_fast.files import atomic_path
+from deit_fast.models.build import ImageModel, build_model
 from deit_fast.recipe import SECTIONS, Recipe
+from deit_fast.sections import Model
 
 FORMAT = 1
 
@@ -22,6 +24,8 @@ FORMAT = 1
 # draws dropout, otherwise.
 _FREE = ("log_every", "eval_every", "checkpoint_every", "compile", "grad_checkpointing", "nonfinite_limit", "profile")
 FREE_KEYS = {("run", key) for key in _FREE}
+# Weights that `initialise` makes fit, by the first part of their names.
+_FITTED = ("pos_embed", "dist_token", "head", "head_dist")
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -95,6 +99,26 @@ def initialise(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, in
         changes += fit_positions(tensors, own, patches.grid_size, grid)
     for head in ("head", "head_dist"):
         changes += fit_head(head, tensors, own)
+    _check_shapes(tensors, own)
+    model.load_state_dict(tensors)
+    return changes
+
+
+def build_initialised(section: Model, weights: Weights) -> tuple[ImageModel, list[Change]]:
+    """The model of `section` with `weights`, on the CPU, and a row for each thing that `initialise` changed.
+
+    Shapes are compared before the model is built, so that a small file cannot ask for a large one. Raises RunError.
+    """
+    with torch.device("meta"):
+        own = build_model(section).state_dict()
+    _check_shapes(*({name: each[name] for name in each if name.split(".")[0] not in _FITTED}
+                    for each in (weights.tensors, own)))  # fmt: skip
+    model = build_model(section)
+    return model, initialise(model, weights.tensors)
+
+
+def _check_shapes(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Raises RunError where `tensors` are not those of a model with the state dict `own`."""
     wrong = sorted(
         f"{name} {list(tensors[name].shape) if name in tensors else 'missing'}, expected "
         f"{list(own[name].shape) if name in own else 'no such weight'}"
@@ -105,8 +129,6 @@ def initialise(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, in
         raise RunError(f"weights of another resolution: ResMLP's token mixing cannot be resampled ({wrong[0]})")
     if wrong:
         raise RunError(f"weights of another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
-    model.load_state_dict(tensors)
-    return changes
 
 
 def check_same_recipe(recipe: Recipe, saved: Recipe, path: Path) -> None:

@@ -20,9 +20,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     recipe = get_recipe(arguments.recipe, arguments.overrides)
     recipe.check_teacher(arguments.teacher)
     resume = arguments.resume if arguments.resume not in ("auto", "never") else None
-    for path in (arguments.init, resume, arguments.teacher):
-        if path is not None and not Path(path).is_file():
-            raise RunError(f"{path}: no such checkpoint")
+    _check_there(arguments.init, resume, arguments.teacher)
     from deit_fast.train import train
 
     result = train(
@@ -34,8 +32,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
-    if not arguments.checkpoint.is_file():
-        raise RunError(f"{arguments.checkpoint}: no such checkpoint")
+    _check_there(arguments.checkpoint)
     from deit_fast.evaluate import evaluate_checkpoint
 
     scores = evaluate_checkpoint(
@@ -50,8 +47,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
-    if not arguments.source.is_file():
-        raise RunError(f"{arguments.source}: no such checkpoint")
+    _check_there(arguments.source)
     from deit_fast.convert.fit import format_changes
     from deit_fast.export import export_checkpoint
 
@@ -64,10 +60,9 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
-    if not arguments.checkpoint.exists():
-        raise RunError(f"{arguments.checkpoint}: no such checkpoint")
+    _check_there(arguments.checkpoint)
     from deit_fast.data.images import find_images
-    from deit_fast.predict import load_model, predict, print_predictions
+    from deit_fast.inference import load_model, predict, print_predictions
 
     images = find_images(arguments.images)
     model = load_model(arguments.checkpoint, arguments.ema)
@@ -139,6 +134,13 @@ def run_data_shard(arguments: argparse.Namespace) -> int:
             f"{written.resized} resized, {written.kept_shards} shards were there already"
         )
     return 0
+
+
+def _check_there(*checkpoints: str | Path | None) -> None:
+    """Raises RunError for one that is missing, before torch is imported; what it is, its reader says."""
+    for path in checkpoints:
+        if path is not None and not Path(path).exists():
+            raise RunError(f"{path}: no such checkpoint")
 
 
 def complain(message: object) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deit_fast.checkpoint import initialise, load_weights
+from deit_fast.checkpoint import build_initialised, load_weights
 from deit_fast.classifier import build_predictor, choose_dtype
 from deit_fast.convert.labels import maps_to_1k
 from deit_fast.data.classes import check_same_classes, resolve_classes
@@ -21,7 +21,6 @@ from deit_fast.data.sources import open_source
 from deit_fast.distributed import World, cpu_threads, join_world, leave_world
 from deit_fast.errors import RecipeError
 from deit_fast.evaluation_report import OutcomeTable, wilson_interval, write_report
-from deit_fast.models.build import build_model
 from deit_fast.progress import progress
 from deit_fast.recipe import Recipe
 
@@ -108,8 +107,8 @@ def evaluate_checkpoint(
     if report is not None and world.is_main:
         report.mkdir(parents=True, exist_ok=True)  # fails now rather than after the evaluation
     dtype = choose_dtype(recipe.run, world.device)
-    model = build_model(recipe.model).to(world.device).to(memory_format=torch.channels_last)
-    changes = initialise(model, weights.tensors)
+    model, changes = build_initialised(recipe.model, weights)
+    model = model.to(world.device).to(memory_format=torch.channels_last)
     predict = build_predictor(model.eval(), recipe, dtype, world.device)
     loader = build_eval_loader(recipe, source, world)
     table = OutcomeTable(len(source), world.device)

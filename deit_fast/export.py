@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deit_fast.checkpoint import initialise, load_weights
+from deit_fast.checkpoint import build_initialised, load_weights
 from deit_fast.convert.deit3_jax import to_deit3_jax
 from deit_fast.convert.facebook import to_facebook
 from deit_fast.convert.fit import Change
@@ -22,7 +22,6 @@ from deit_fast.convert.stored import BadFileError
 from deit_fast.convert.timm_folder import timm_config
 from deit_fast.errors import RunError, suggest
 from deit_fast.files import atomic_path, write_json
-from deit_fast.models.build import build_model
 from deit_fast.recipe import Recipe
 from deit_fast.zoo import find_architecture
 
@@ -81,8 +80,8 @@ def export_checkpoint(
     format = choose_format(destination, format)
     weights = load_weights(source, ema)
     recipe = weights.recipe.override(overrides)
-    model = build_model(recipe.model).eval()
-    changes = initialise(model, weights.tensors)
+    model, changes = build_initialised(recipe.model, weights)
+    model.eval()
     size = recipe.model.image_size
     images = torch.randn(CHECK_BATCH, 3, size, size, generator=torch.Generator().manual_seed(0))
     notes: list[str] = []
@@ -165,9 +164,7 @@ _WRITERS = {
 def _load(path: Path) -> nn.Module:
     """The model that `path` itself describes."""
     weights = load_weights(path)
-    model = build_model(weights.recipe.model)
-    initialise(model, weights.tensors)
-    return model.eval()
+    return build_initialised(weights.recipe.model, weights)[0].eval()
 
 
 def _example(recipe: Recipe) -> Tensor:

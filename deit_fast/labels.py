@@ -2,6 +2,15 @@
 
 from functools import cache
 
+IMAGENETS = {
+    1000: "imagenet-1k",
+    11221: "imagenet-21k-miil",
+    11821: "imagenet-12k",
+    21841: "imagenet-22k",
+    21843: "imagenet-21k-goog",
+}
+"""timm's lists of classes by their number: 21,841 is the fall 2011 release, 21,843 Google's, with two classes more."""
+
 
 def class_names(classes: list[str]) -> list[str]:
     """What each class is called: the description of a WordNet id, else the class's own name."""
@@ -9,11 +18,17 @@ def class_names(classes: list[str]) -> list[str]:
     return [descriptions.get(name, name) for name in classes]
 
 
-def imagenet_classes() -> list[str]:
-    """The WordNet ids of ImageNet-1k in the order of its 1,000 classes."""
+def default_classes(count: int) -> list[str]:
+    """The classes of a model that names none: WordNet ids where their number is that of a list of ImageNet, else
+    numbers."""
+    return list(imagenet_classes(count)) if count in IMAGENETS else [str(label) for label in range(count)]
+
+
+def imagenet_classes(count: int = 1000) -> tuple[str, ...]:
+    """The WordNet ids of the ImageNet with so many classes, in the order of the labels."""
     from timm.data import ImageNetInfo
 
-    return list(ImageNetInfo("imagenet-1k").label_names())
+    return tuple(ImageNetInfo(IMAGENETS[count]).label_names())
 
 
 @cache

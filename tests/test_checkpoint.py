@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from deit_fast.checkpoint import initialise, link_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from deit_fast.create import create_model
 from deit_fast.errors import RunError
-from deit_fast.models.build import create_model
 from deit_fast.recipes import get_recipe
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from timm.models.vision_transformer import VisionTransformer
 from deit_fast.checkpoint import initialise, load_weights
 from deit_fast.convert.fit import format_changes
 from deit_fast.convert.labels import cut_head, pairs_to_1k
+from deit_fast.create import create_model
 from deit_fast.errors import RunError
-from deit_fast.models.build import create_model
 from tests.oracles import foreign_checkpoints as oracle
 
 

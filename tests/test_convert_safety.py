@@ -211,7 +211,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "numpy-negative-shape": (lambda: numpy_pickle((-4,)), "impossible shape"),
     "pickle-bytes": (lambda: b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.", "damaged or truncated"),
     "pickle-memo": (lambda: b"\x80\x02}r\xff\xff\xff\x7f.", "has no weights"),
-    "pickle-operations": (lambda: b"\x80\x02]" + b"N0" * 2_000_000 + b".", "more than 2000000 operations"),
+    "pickle-operations": (lambda: b"\x80\x02]" + b"N0" * 500_000 + b".", "more than 500000 operations"),
     "pickle-hash": (lambda: b"\x80\x02)" + b"2\x86" * 60 + b"q\x00}h\x00Ns.", "a tuple as key"),
     "zeros": (lambda: bytes(10_000), "starts with"),
     "one-byte": (lambda: b"\x80", "starts with"),
@@ -227,13 +227,12 @@ def test_sizes_are_believed_after_they_are_checked(tmp_path: Path, bomb: str) ->
     build, message = BOMBS[bomb]
     path = tmp_path / "x.bin"
     path.write_bytes(build())
-    seconds = 30.0 if bomb == "pickle-operations" else 1.0
-    found = refused(path, seconds)
+    found = refused(path)
     assert any(part in found for part in message.split("|")), found
 
 
 def test_folder_and_absent(tmp_path: Path) -> None:
-    assert "got a folder" in refused(tmp_path)
+    assert "is a folder: expected a file of weights, or a model's folder of timm" in refused(tmp_path)
     assert "no such checkpoint" in refused(tmp_path / "absent.pth")
 
 

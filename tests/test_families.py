@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from deit_fast.checkpoint import initialise
+from deit_fast.create import create_model
 from deit_fast.errors import RunError
-from deit_fast.models.build import create_model
 from deit_fast.models.cait import SubsetCaitBlock
 from deit_fast.models.resmlp import SubsetResBlock
 from deit_fast.models.stochastic_depth import SubsetParallelBlock

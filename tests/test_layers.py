@@ -21,7 +21,7 @@ LAYERS = [
     {"checkpoint", "classifier", "distill", "show"},
     {"objective"},
     {"metrics", "profile", "step", "evaluation_report"},
-    {"divergence", "evaluate", "export", "predict"},
+    {"create", "divergence", "evaluate", "export", "inference"},
     {"train"},
     {"commands"},
     {"cli"},

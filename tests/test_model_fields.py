@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from deit_fast.models.build import create_model
+from deit_fast.create import create_model
 
 
 @pytest.mark.parametrize("name", ["deit3_tiny_patch16", "deit_tiny_distilled_patch16", "cait_xxs24", "resmlp_12",

@@ -5,8 +5,8 @@ from timm.layers import DropPath
 from torch import nn
 
 import deit_fast
+from deit_fast.create import create_model
 from deit_fast.errors import RecipeError
-from deit_fast.models.build import create_model
 from deit_fast.zoo import ARCHITECTURES
 
 # SPEC of facebookresearch/deit models_v2.py at 224 px, 1000 classes, in millions.

@@ -8,7 +8,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from deit_fast.models.build import create_model
+from deit_fast.create import create_model
 from deit_fast.optim.build import build_optimizer, freeze, parameter_groups, set_learning_rate
 from deit_fast.sections import Optim
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from deit_fast.models.build import create_model
+from deit_fast.create import create_model
 from deit_fast.zoo import ARCHITECTURES, Architecture
 from tests.oracles.patchconvnet import patchconvnet_logits
 

@@ -16,9 +16,9 @@ from PIL import Image
 from deit_fast.checkpoint import save_checkpoint
 from deit_fast.cli import main
 from deit_fast.errors import RunError
+from deit_fast.inference import LoadedModel, extract_features, load_model, predict
 from deit_fast.labels import class_names, imagenet_classes
 from deit_fast.models.build import build_model
-from deit_fast.predict import LoadedModel, extract_features, load_model, predict
 from deit_fast.recipes import get_recipe
 
 CLASSES = ["n01440764", "n01443537", "cat", "dog", "7"]

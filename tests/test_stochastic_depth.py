@@ -14,8 +14,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from deit_fast.create import create_model
 from deit_fast.errors import RecipeError
-from deit_fast.models.build import check_drop_path, create_model, drops_subset
+from deit_fast.models.build import check_drop_path, drops_subset
 from deit_fast.models.stochastic_depth import SubsetBlock, draw_rows, keep_count, residual_subset
 from deit_fast.recipes import RECIPES, get_recipe
 from deit_fast.sections import Model

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import deit_fast
 from deit_fast.cli import main
+from deit_fast.create import create_model
 from deit_fast.errors import RecipeError
-from deit_fast.models.build import create_model
 from deit_fast.sections import Model
 from deit_fast.zoo import ARCHITECTURES, PUBLISHED, find_architecture, list_models
 from deit_fast.zoo.architectures import ALIASES

@@ -13,6 +13,8 @@ from torch import Tensor
 from deit_fast.convert.stored import DTYPES, BadFileError, stored_array
 
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
+_MAX_NAMES = 10_000  # of a dictionary; lists are written as dictionaries too
+_MAX_RANK = 8
 
 
 def read_flax(mapped: mmap.mmap) -> Any:
@@ -27,8 +29,8 @@ def read_flax(mapped: mmap.mmap) -> Any:
             max_bin_len=size,
             max_ext_len=size,
             max_str_len=size,
-            max_array_len=size,
-            max_map_len=size,
+            max_array_len=_MAX_RANK,
+            max_map_len=_MAX_NAMES,
         )
     except (msgpack.UnpackException, ValueError) as error:
         if isinstance(error, BadFileError):
@@ -41,7 +43,7 @@ def _unpack(code: int, data: bytes) -> Any:
         raise BadFileError("has complex numbers: expected weights")
     if code not in (_ARRAY, _SCALAR):
         raise BadFileError(f"has the msgpack extension {code}: expected flax's arrays, {_ARRAY}")
-    shape, name, raw = msgpack.unpackb(data, raw=True)
+    shape, name, raw = msgpack.unpackb(data, raw=True, max_array_len=_MAX_RANK, max_map_len=0)
     dtype = DTYPES.get(name.decode("ascii"))
     if dtype is None:
         raise BadFileError(f"has an array of {name[:20]!a}: expected numbers")

@@ -43,10 +43,13 @@ def read_shapes(tensors: dict[str, Tensor], grid: tuple[int, int] | None = None)
 
     Raises BadFileError for tensors of another kind of model.
     """
+    for name, rank in (("pos_embed", 3), ("cls_token", 3), ("head.weight", 2), ("head.bias", 1)):
+        if name in tensors and tensors[name].ndim != rank:
+            raise BadFileError(f"has {name} {list(tensors[name].shape)}: expected {rank} dimensions")
     stem = "stem" if "stem.proj.weight" in tensors else "patch_embed"
     patches = tensors.get(f"{stem}.proj.weight")
     convolutions = any(name.startswith("patch_embed.proj.0.") for name in tensors) and "norm.weight" in tensors
-    numbers = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))]
+    numbers = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d{1,4})\.", name))]
     if numbers and patches is not None and patches.ndim == 4:
         embed_dim, patch_size = patches.shape[0], patches.shape[2]
     elif numbers and convolutions:

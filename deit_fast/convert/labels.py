@@ -5,34 +5,34 @@ import json
 from importlib import resources
 
 import torch
-from timm.data import ImageNetInfo
 from torch import Tensor
+
+from deit_fast.labels import imagenet_classes
 
 UNMAPPED_BIAS = -10.0
 """Of a class that the larger head does not know, with weights of zero (deit3-jax)."""
 
-_SYNSETS = {21841: "imagenet-22k", 21843: "imagenet-21k-goog"}
 WINTER21 = 19167
+_LARGE = (WINTER21, 21841, 21843)
 
 
 def maps_to_1k(classes: int, target: int) -> bool:
     """Whether a head of so many classes is one of ImageNet-21k whose classes include the thousand's."""
-    return target == 1000 and (classes == WINTER21 or classes in _SYNSETS)
+    return target == 1000 and classes in _LARGE
 
 
 @functools.cache
 def pairs_to_1k(classes: int) -> list[tuple[int, int]]:
     """(index in the larger head, index of ImageNet-1k), by WordNet's names.
 
-    19,167: the winter 2021 release, 999 pairs of deit3-jax (class 850 has no counterpart). 21,841: the fall 2011
-    release; 21,843: Google's, with two classes more; both lists are timm's.
+    19,167: the winter 2021 release, 999 pairs of deit3-jax (class 850 has no counterpart). The lists of the others are
+    timm's.
     """
     if classes == WINTER21:
         table = json.loads(resources.files(__package__).joinpath("winter21_to_1k.json").read_text())
         return list(zip(table["src"], table["dst"], strict=True))
-    index = {synset: number for number, synset in enumerate(ImageNetInfo(_SYNSETS[classes]).label_names())}
-    small = enumerate(ImageNetInfo("imagenet-1k").label_names())
-    return [(index[synset], number) for number, synset in small if synset in index]
+    index = {synset: number for number, synset in enumerate(imagenet_classes(classes))}
+    return [(index[synset], number) for number, synset in enumerate(imagenet_classes()) if synset in index]
 
 
 def cut_head(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,11 @@ import torch
 
 from deit_fast.convert.stored import DTYPES, BadFileError, Storage, Stored, stored_array
 
-MAX_OPCODES = 2_000_000
+MAX_OPCODES = 500_000
 """A training checkpoint of the largest model has about 200,000."""
+
+
+_SLACK = 1_000_000  # bytes and items that constructors may copy beyond what was read: short texts are named again
 
 
 class Namespace(dict[str, Any]):
@@ -60,6 +63,13 @@ class _Inert:
     state: Any = field(default=None, repr=False)
 
 
+def text(value: Any) -> str:
+    """A text or a number as text. Raises BadFileError for all else: that of nested tuples can take forever to write."""
+    if type(value) not in (str, int):
+        raise BadFileError(f"has a {type(value).__name__}: expected a text")
+    return str(value)
+
+
 def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> Stored:
     if not isinstance(storage, Storage):
         raise BadFileError("has a tensor without a storage")
@@ -67,7 +77,7 @@ def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> Stor
 
 
 def _numpy_type(name: Any, *_: Any) -> _NumpyType:
-    code = str(name)
+    code = text(name)
     try:
         known = DTYPES.get(np.dtype(code).name) if len(code) < 8 else None
     except TypeError:
@@ -82,15 +92,17 @@ def _numpy_scalar(dtype: _NumpyType, raw: bytes = b"") -> Any:
 
 
 def _frombuffer(raw: bytes, dtype: _NumpyType, shape: tuple[int, ...], order: str) -> _NumpyArray:
+    if not isinstance(raw, bytes | bytearray):  # bytes(n) would be n bytes of zeros
+        raise BadFileError(f"has an array of a {type(raw).__name__}: expected bytes")
     array = _NumpyArray()
     array.build((1, shape, dtype, order == "F", bytes(raw)))
     return array
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
+def _encode(content: str, encoding: str = "latin1") -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise BadFileError(f"has text in {encoding[:20]!r}: expected latin1")
-    return text.encode("latin1")
+        raise BadFileError(f"has text in {text(encoding)[:20]!a}: expected latin1")
+    return content.encode("latin1")
 
 
 def _mapping(items: Any = ()) -> dict[Any, Any]:
@@ -115,7 +127,7 @@ _ALLOWED: dict[str, Any] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda stored, *_: stored,
-    "torch.device": lambda *parts: ":".join(map(str, parts)),
+    "torch.device": lambda *_: _Inert(),
     "numpy.ndarray": _NumpyArray,
     "numpy.dtype": _numpy_type,
     "_codecs.encode": _encode,
@@ -123,7 +135,7 @@ _ALLOWED: dict[str, Any] = {
     "builtins.set": lambda items=(): list(items),
     "builtins.getattr": _attribute,
     "mmengine.logging.history_buffer.HistoryBuffer": _Inert,
-    **{f"pathlib{part}.{name}": lambda *parts: "/".join(map(str, parts)) for name in _PATHS for part in _PLACES},
+    **{f"pathlib{part}.{name}": lambda *_: _Inert() for name in _PATHS for part in _PLACES},
     **{f"numpy.{core}.multiarray._reconstruct": lambda *_: _NumpyArray() for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _numpy_scalar for core in ("core", "_core")},
     **{f"numpy.{core}.numeric._frombuffer": _frombuffer for core in ("core", "_core")},
@@ -155,10 +167,12 @@ def _set(target: dict[Any, Any], key: Any, value: Any) -> None:
 def read_pickle(file: IO[bytes] | Any, persistent: Callable[[Any], Any] | None = None) -> Any:
     """The object of the pickle at the file's position, of dicts, lists, tuples, plain values and `Stored` arrays.
 
-    `file` has read, readline and tell; `persistent` resolves torch's references to storages. Raises BadFileError
-    for a pickle that asks for anything not in the table, and ValueError, IndexError or TypeError for a damaged one.
+    `file` has read, readline and tell; `persistent` resolves torch's references to storages. What constructors copy is
+    never more than what was read so far. Raises BadFileError for a pickle that asks for more, or for anything not in
+    the table, and ValueError, IndexError or TypeError for a damaged one.
     """
     stack: list[Any] = []
+    start, copied = file.tell(), 0
     marked: list[list[Any]] = []
     memo: dict[int, Any] = {}
 
@@ -166,6 +180,14 @@ def read_pickle(file: IO[bytes] | Any, persistent: Callable[[Any], Any] | None =
         nonlocal stack
         items, stack = stack, marked.pop()
         return items
+
+    def account(argument: Any) -> None:
+        # A pickle can name an object again in two bytes, so that each copy of it would be memory out of nothing.
+        nonlocal copied
+        if isinstance(argument, tuple):
+            copied += sum(len(each) for each in argument if hasattr(each, "__len__"))
+        if copied > file.tell() - start + _SLACK:
+            raise BadFileError("has a pickle that makes more of itself than it has bytes")
 
     argument: Any
     for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
@@ -229,12 +251,14 @@ def read_pickle(file: IO[bytes] | Any, persistent: Callable[[Any], Any] | None =
                 stack.append(find(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
-                stack.append(find(str(module), str(name)))
+                stack.append(find(text(module), text(name)))
             case "REDUCE" | "NEWOBJ":
                 arguments = stack.pop()
+                account(arguments)
                 stack[-1] = _plain(_construct(stack[-1], arguments))
             case "BUILD":
                 state = stack.pop()
+                account((state,))
                 _build(stack[-1], state)
                 stack[-1] = _plain(stack[-1])
             case "BINPERSID" if persistent is not None:

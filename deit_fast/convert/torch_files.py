@@ -5,6 +5,7 @@ Tensors are views of the mapped file, so weights are read only where they are us
 
 import io
 import mmap
+import stat
 import struct
 import zipfile
 from pathlib import Path
@@ -12,24 +13,43 @@ from typing import Any
 
 import torch
 
-from deit_fast.convert.pickles import read_pickle
+from deit_fast.convert.pickles import read_pickle, text
 from deit_fast.convert.stored import BadFileError, Storage
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_DIRECTORY_LIMIT = 4_000_000  # bytes of a zip archive's directory: 40,000 tensors
 _LOCAL_HEADER = 30  # bytes of a zip entry before its name; the lengths of name and extra field are its last two
 
 
 def map_file(path: Path) -> mmap.mmap:
     """The file as memory of which writes stay private. Raises BadFileError for an empty one, OSError otherwise."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for somebody to write
+        raise BadFileError("is no regular file")
+    if not status.st_size:
+        raise BadFileError("is empty")
     with open(path, "rb") as file:
-        if not path.stat().st_size:
-            raise BadFileError("is empty")
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
-def read_zip(path: Path, mapped: mmap.mmap) -> Any:
+class _Directory:
+    """A mapped file as zipfile reads it, which takes an archive's directory in one piece, at the archive's word."""
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self._mapped = mapped
+        self.seek, self.tell = mapped.seek, mapped.tell
+
+    def read(self, size: int = -1) -> bytes:
+        size = len(self._mapped) - self._mapped.tell() if size < 0 else size
+        if size > _DIRECTORY_LIMIT:
+            raise BadFileError(f"has a zip directory of {size} bytes: expected at most {_DIRECTORY_LIMIT}")
+        return self._mapped.read(size)
+
+
+def read_zip(mapped: mmap.mmap) -> Any:
     """The object of a zip archive of torch.save. Raises BadFileError where the archive is not as torch writes it."""
-    with zipfile.ZipFile(path) as archive:
+    directory: Any = _Directory(mapped)
+    with zipfile.ZipFile(directory) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         pickles = [name for name in entries if name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -59,7 +79,7 @@ def read_zip(path: Path, mapped: mmap.mmap) -> Any:
         kind, dtype, key, _, count = reference
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise BadFileError("refers to something other than a storage")
-        start, end = span(f"data/{key}")
+        start, end = span(f"data/{text(key)}")
         if type(count) is not int or count < 0 or count * dtype.itemsize > end - start:
             raise BadFileError(f"has a storage of {count} elements in {end - start} bytes")
         return Storage(dtype, count, mapped, start)
@@ -77,7 +97,7 @@ def read_pickles(mapped: mmap.mmap) -> Any:
         kind, dtype, key, _, count, view = reference
         if kind != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
             raise BadFileError("refers to something other than a whole storage")
-        return storages.setdefault(str(key), Storage(dtype, count))
+        return storages.setdefault(text(key), Storage(dtype, count))
 
     first = read_pickle(mapped)
     if first != LEGACY_MAGIC:
@@ -90,7 +110,7 @@ def read_pickles(mapped: mmap.mmap) -> Any:
     order = read_pickle(mapped)
     position = mapped.tell()
     for key in order:
-        held = storages[str(key)]
+        held = storages[text(key)]
         if position + 8 > len(mapped):
             raise BadFileError("ends before its tensors do; it may be truncated")
         (count,) = struct.unpack_from("<q", mapped, position)

@@ -1,7 +1,6 @@
-"""The one door to a model: from a recipe's section, or from a name as the Python API has it."""
+"""The one door to a model: from a recipe's section."""
 
 from collections.abc import Callable
-from typing import Any
 
 from timm.models.cait import Cait
 from timm.models.mlp_mixer import MlpMixer
@@ -13,9 +12,8 @@ from deit_fast.models.patchconvnet import PatchConvNet, build_patchconvnet
 from deit_fast.models.resmlp import build_resmlp
 from deit_fast.models.stochastic_depth import keep_count
 from deit_fast.models.vit import build_vit
-from deit_fast.recipe import parse_model
 from deit_fast.sections import Model
-from deit_fast.zoo import Architecture, Family, find_architecture, resolve_name
+from deit_fast.zoo import Architecture, Family, find_architecture
 
 ImageModel = VisionTransformer | Cait | MlpMixer | PatchConvNet
 
@@ -51,14 +49,3 @@ def build_model(section: Model) -> ImageModel:
     """The model of a recipe, initialised from torch's global generator."""
     architecture = find_architecture(section.name)
     return BUILDERS[architecture.family](architecture, section, drops_subset(section))
-
-
-def create_model(name: str, img_size: int | None = None, num_classes: int = 1000, **fields: Any) -> ImageModel:
-    """A model by name, for images [B, 3, img_size, img_size]; `fields` are those of a recipe's model section.
-
-    Without `img_size` the resolution is the one the name implies, or 224. Raises RecipeError for an unknown name and
-    for fields that the model cannot have. Example: `create_model("deit3_base_patch16", img_size=192, drop_path=0.2)`.
-    """
-    resolution = resolve_name(name)[1]
-    return build_model(parse_model({"name": name, "image_size": img_size or resolution, "num_classes": num_classes,
-                                    **fields}))  # fmt: skip

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
 
-from deit_fast.checkpoint import initialise, load_weights
+from deit_fast.checkpoint import build_initialised, load_weights
 from deit_fast.classifier import Classifier, choose_dtype
+from deit_fast.convert.fit import Change
 from deit_fast.data.images import GivenImage, ImageList, readable_batches
 from deit_fast.distributed import cpu_threads, join_world
 from deit_fast.errors import RunError
-from deit_fast.labels import class_names
-from deit_fast.models.build import build_model
+from deit_fast.labels import class_names, default_classes
 from deit_fast.recipe import Recipe
 
 BATCH = 64
@@ -27,9 +28,13 @@ BATCH = 64
 class LoadedModel(Classifier):
     """A model in evaluation mode with what is needed to use it. `model` is the bare one, with timm's interface."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, classes: list[str], device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, classes: list[str], device: torch.device, changes: Sequence[Change] = ()
+    ) -> None:
         super().__init__(model, recipe, choose_dtype(recipe.run, device), device)
         self.recipe = recipe
+        self.changes = list(changes)
+        """What differed between the checkpoint and the model; empty where every weight was taken as it is."""
         self.classes = classes
         """[K] names of the classes in the order of the head: folder names, WordNet ids for ImageNet."""
         self.names = class_names(classes)
@@ -72,15 +77,18 @@ class Prediction:
 def load_model(checkpoint: str | Path, ema: bool = False, overrides: Sequence[str] = ()) -> LoadedModel:
     """The model of a checkpoint, on the GPU if there is one; `overrides` are section.key=value words for its recipe.
 
-    ema: its moving average. model.image_size=384 resamples position embeddings. Raises RecipeError or RunError.
+    Any format that load_weights reads. ema: its moving average. model.image_size=384 resamples position embeddings.
+    A file that does not name its classes is taken to have ImageNet's, where the number of them is that of a list
+    known (`labels.default_classes`): the WordNet ids of ImageNet-1k for 1,000. Raises RecipeError or RunError.
     """
     weights = load_weights(Path(checkpoint), ema)
     recipe = weights.recipe.override(overrides)
     device = join_world().device
-    model = build_model(recipe.model).to(device).to(memory_format=torch.channels_last)
-    initialise(model, weights.tensors)
-    classes = weights.classes or [str(label) for label in range(recipe.model.classes)]
-    return LoadedModel(model, recipe, classes, device)
+    model, changes = build_initialised(recipe.model, weights)
+    count = recipe.model.classes
+    classes = weights.classes if weights.classes and len(weights.classes) == count else default_classes(count)
+    on_device: Any = model.to(device)
+    return LoadedModel(on_device.to(memory_format=torch.channels_last), recipe, classes, device, changes)
 
 
 @torch.no_grad()
@@ -126,13 +134,19 @@ def extract_features(
 ) -> Tensor | list[Tensor]:
     """Features of N images, float32 on the CPU.
 
-    Without `layers`, what the head sees: [N, D]; of a distilled model, of both heads: [N, 2, D]. layers: blocks by
-    number, negative from the end, or the last n of them; a tensor for each, of the block's output [N, D, h, w], with
-    pool="avg" its mean [N, D], with pool="token" the class token's [N, D]. Raises RunError for an image that cannot
-    be read and for a pool that the model has not.
+    Without `layers`, what the head sees, after the final norm: [N, D], of ViTs, CaiT and PatchConvNet the class token
+    (of its form with a token per class their mean), of ResMLP and of ViTs with model.pool=avg the mean of the patches;
+    of a distilled model, what both heads see: [N, 2, D], class token first.
+
+    layers: blocks by number, negative from the end, or the last n of them; a tensor for each, in that order, of the
+    block's output for the patches [N, D, h, w], before any norm; with pool="avg" its mean [N, D], with pool="token" the
+    class token's [N, D]. Only ViTs have a class token there: CaiT's and PatchConvNet's comes after the blocks, ResMLP
+    has none. Raises RunError for an image that cannot be read, and for blocks and a pool that the model has not.
     """
     if pool not in (None, "avg", "token"):
         raise RunError(f"pool={pool!r}: expected 'avg', 'token' or None")
+    if pool is not None and layers is None:
+        raise RunError(f"pool={pool!r}: expected with layers; without, the features are what the head sees")
     source = ImageList(_listed(images), allow_urls)
     batches: list[list[Tensor]] = []
     for _, pixels in readable_batches(source, model.recipe, batch, model.device, cpu_threads()):
@@ -164,19 +178,48 @@ def print_predictions(found: Sequence[Prediction], kind: str | None = None) -> N
 
 
 def _features(model: Any, inputs: Tensor, layers: int | Sequence[int] | None, pool: str | None) -> list[Tensor]:
+    prefix: int = getattr(model, "num_prefix_tokens", 0)  # tokens in the blocks that are no patches
     if layers is None:
         tokens = model.forward_features(inputs)
-        if getattr(model, "num_prefix_tokens", 1) == 2:  # class and distillation token, each with its head
+        if prefix == 2:  # class and distillation token, each with its head
             return [tokens[:, :2]]
         return [model.forward_head(tokens, pre_logits=True)]
-    indices = layers if isinstance(layers, int) else list(layers)
-    if pool != "token":
-        maps = model.forward_intermediates(inputs, indices=indices, intermediates_only=True)
-        return [each.mean((2, 3)) for each in maps] if pool == "avg" else list(maps)
-    if not getattr(model, "num_prefix_tokens", 0):
+    if pool == "token" and not prefix:
         raise RunError("pool='token': expected a model with a class token in its blocks; pool='avg' averages patches")
-    pairs = model.forward_intermediates(inputs, indices=indices, return_prefix_tokens=True, intermediates_only=True)
-    return [prefix[:, 0] for _, prefix in pairs]
+    chosen = _block_numbers(layers, len(model.blocks))
+    outputs: dict[int, Tensor] = {}
+    hooks = [
+        model.blocks[number].register_forward_hook(lambda _, __, out, number=number: outputs.update({number: out}))
+        for number in set(chosen)
+    ]
+    try:
+        model.forward_features(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [_pooled(outputs[number], prefix, pool) for number in chosen]
+
+
+def _block_numbers(layers: int | Sequence[int], depth: int) -> list[int]:
+    """Blocks counted from the first. Raises RunError for one that is not there."""
+    wrong = [layers] if isinstance(layers, int) and not 1 <= layers <= depth else []
+    if not isinstance(layers, int):
+        wrong = [number for number in layers if not -depth <= number < depth]
+    if wrong:
+        raise RunError(f"layers={layers}: expected numbers of the {depth} blocks, or how many of the last")
+    if isinstance(layers, int):
+        return list(range(depth - layers, depth))
+    return [number % depth for number in layers]
+
+
+def _pooled(output: Tensor, prefix: int, pool: str | None) -> Tensor:
+    """A block's output, tokens [B, N, D] or a map [B, h, w, D], as `extract_features` gives it."""
+    if pool == "token":
+        return output[:, 0]
+    if output.ndim == 3:  # inputs are square, so patches are
+        side = math.isqrt(output.shape[1] - prefix)
+        output = output[:, prefix:].unflatten(1, (side, side))
+    return output.mean((1, 2)) if pool == "avg" else output.permute(0, 3, 1, 2)
 
 
 def _listed(images: GivenImage | Sequence[GivenImage]) -> list[GivenImage]:
