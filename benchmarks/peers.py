@@ -26,13 +26,37 @@ from deit_fast.recipe import Recipe
 from deit_fast.sections import Data, Loss, Optim
 from deit_fast.zoo import find_architecture
 
+PLAIN = {
+    "model.drop_path_decay": "constant",
+    "model.position": "learned",
+    "model.pool": "token",
+    "model.stem": "patch",
+    "model.activation": "gelu",
+    "model.train_mode": True,
+    "mix.mode": "batch",
+    "loss.cosub": False,
+    "distill.kind": "none",
+    "optim.name": "lamb",
+    "optim.layer_decay": None,
+    "optim.trainable": "all",
+    "optim.split_qkv": False,
+    "run.accumulation": 1,
+    "augment.erase": 0.0,
+}
+"""What the peers have in place of a choice."""
+
 
 def plain_model(recipe: Recipe, weights: dict[str, Tensor] | None = None, fused_attention: bool = True) -> nn.Module:
     """timm's own vision transformer with the recipe's sizes and rates: Bernoulli DropPath, LayerScale as one op.
 
-    Raises RecipeError for a model that is none, or that has more than timm's plain one.
+    Raises RecipeError for a model that is none, or that has more than timm's plain one, and for a recipe that asks for
+    what the peers do not do.
     """
     section, architecture = recipe.model, find_architecture(recipe.model.name)
+    for key, only in PLAIN.items():
+        name, _, field = key.partition(".")
+        if (value := getattr(getattr(recipe, name), field)) != only:
+            raise RecipeError(f"{key}={value!r}: expected {only!r}, the peers know no other")
     if architecture.family not in ("deit3", "deit") or architecture.distilled or architecture.parallel > 1:
         raise RecipeError(f"model.name={section.name!r}: expected a plain DeiT or DeiT III, which the peers can train")
     model = VisionTransformer(

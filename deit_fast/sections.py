@@ -82,7 +82,7 @@ class Data(Section):
     """Repeated augmentation: differently augmented views of each image in a batch (3 in DeiT)."""
     layout: Literal["spread", "together"] = "spread"
     """Where an image's views go. spread: into different mixing groups, as the reference deals them out over its GPUs.
-    together: next to each other, in one process, which then decodes the image once."""
+    together: next to each other, in one process, which then reads the image once (it decodes it for each view)."""
     category: Literal["name", "kingdom", "phylum", "class", "order", "supercategory", "family", "genus"] = "name"
     """iNaturalist: the level of its taxonomy that is the class; name is the species."""
     eval_crop_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0

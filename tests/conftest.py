@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,3 +61,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder / "deit_fast"
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[NDArray[np.uint8]]:
+    """Six encoded images of all shapes, made up."""
+    from tests.views import six_photographs
+
+    return six_photographs()

@@ -21,14 +21,8 @@ from tests.views import (
     params,
     run,
     run_on_pixels,
-    six_photographs,
     squares,
 )
-
-
-@pytest.fixture(scope="module")
-def photographs() -> Encoded:
-    return six_photographs()
 
 
 def test_flip() -> None:

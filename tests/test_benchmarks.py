@@ -27,6 +27,7 @@ from benchmarks.workload import (
     training_flops,
 )
 from deit_fast.data.sources import open_source
+from deit_fast.errors import RecipeError
 from deit_fast.sections import Data
 
 CPU = torch.device("cpu")
@@ -139,6 +140,15 @@ def test_reference_engine_learns_what_ours_learns(loss: str, mixed: bool) -> Non
     # T's collate function rounds what it mixes to uint8.
     assert losses["timm"] == pytest.approx(losses["ours"], rel=1e-2 if mixed else 1e-4)
     assert len({round(value, 5) for value in losses["ours"]}) == 5
+
+
+@pytest.mark.parametrize(
+    "word", ["model.pool=avg", "optim.name=adamw", "run.accumulation=2", "model.activation=gelu_tanh"]
+)
+def test_the_peers_refuse_what_they_do_not_do(word: str) -> None:
+    key, _, value = word.partition("=")
+    with pytest.raises(RecipeError, match=rf"{key}='?{value}'?: expected .*the peers know no other"):
+        ReferenceEngine(find_recipe(TINY, 4, [word]), CPU)
 
 
 def test_pil_baseline(jpegs: Path) -> None:

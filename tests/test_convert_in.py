@@ -17,13 +17,9 @@ from deit_fast.convert.read import read_named
 from deit_fast.errors import RunError
 from deit_fast.models.build import build_model
 from tests.oracles import foreign_checkpoints as oracle
+from tests.oracles.foreign_checkpoints import DEIT, DEIT3, DISTILLED, NANO
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-NANO = {"dim": 128, "depth": 4, "patch": 4, "grid": 8, "classes": 10}
-TINY = {"dim": 192, "depth": 12, "patch": 16, "grid": 2, "classes": 10, "scale": False}
-DEIT3 = oracle.reference_weights(**NANO)
-DEIT = oracle.reference_weights(**TINY, slots=1)
-DISTILLED = oracle.reference_weights(**TINY, slots=2, distilled=True)
 MODELS = {
     "deit3_nano_patch4": (DEIT3, 4),
     "deit_tiny_patch16": (DEIT, 3),

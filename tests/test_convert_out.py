@@ -18,13 +18,9 @@ from deit_fast.export import choose_format, export_checkpoint
 from deit_fast.models.build import build_model
 from deit_fast.recipes import get_recipe
 from tests.oracles import foreign_checkpoints as oracle
+from tests.oracles.foreign_checkpoints import DEIT, DEIT3, DISTILLED
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-NANO = {"dim": 128, "depth": 4, "patch": 4, "grid": 8, "classes": 10}
-TINY = {"dim": 192, "depth": 12, "patch": 16, "grid": 2, "classes": 10, "scale": False}
-DEIT3 = oracle.reference_weights(**NANO)
-DEIT = oracle.reference_weights(**TINY, slots=1)
-DISTILLED = oracle.reference_weights(**TINY, slots=2, distilled=True)
 MODELS = {"deit3": (DEIT3, 4), "deit": (DEIT, 3), "distilled": (DISTILLED, 3)}
 
 

@@ -20,13 +20,7 @@ from tests.views import (
     params,
     photograph,
     run,
-    six_photographs,
 )
-
-
-@pytest.fixture(scope="module")
-def photographs() -> Encoded:
-    return six_photographs()
 
 
 @pytest.mark.parametrize("subsampling", [0, 2])

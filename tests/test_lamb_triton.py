@@ -17,7 +17,7 @@ from torch import nn
 
 from deit_fast.optim.average import WeightAverage
 from deit_fast.optim.lamb import Lamb
-from tests.oracles.lamb import OracleLamb
+from tests.oracles.lamb import OracleLamb, assert_converges
 
 pytest.importorskip("triton")
 
@@ -257,18 +257,7 @@ def test_unaligned_views() -> None:
 
 @case
 def test_converges_on_a_regression() -> None:
-    torch.manual_seed(0)
-    inputs, truth = torch.randn(64, 10, device=DEVICE), torch.randn(10, 1, device=DEVICE)
-    model = nn.Linear(10, 1).to(DEVICE)
-    optimizer = Lamb(model.parameters(), lr=2e-2, weight_decay=1e-4, fused=True)
-    losses = []
-    for _ in range(200):
-        loss = ((model(inputs) - inputs @ truth) ** 2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.01 * losses[0]
+    assert_converges(Lamb, 64, 200, DEVICE.type, fused=True)
 
 
 @case

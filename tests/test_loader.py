@@ -2,7 +2,7 @@
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -232,21 +232,11 @@ def test_a_rank_without_images_still_has_its_batches(source: Source) -> None:
 # Errors
 
 
-def jpeg(source: Source, index: int, keep: float = 1.0) -> bytes:
-    encoded = source.read(index).tobytes()
-    return encoded[: int(len(encoded) * keep)]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda source: jpeg(source, 41, keep=0.5),
-        lambda source: jpeg(source, 41)[:300] + bytes(200),
-    ],
-    ids=["truncated", "broken inside"],
-)
-def test_an_undecodable_image_is_named(source: Source, damage: Callable[[Source], bytes]) -> None:
-    loader = EvalLoader(Broken(source, {41: damage(source)}), Data(), SIZE, 16, CPU, threads=2)
+@pytest.mark.parametrize("tail", [b"", bytes(200)], ids=["truncated", "broken inside"])
+def test_an_undecodable_image_is_named(source: Source, tail: bytes) -> None:
+    encoded = source.read(41).tobytes()
+    damaged = encoded[: len(encoded) // 2] + tail
+    loader = EvalLoader(Broken(source, {41: damaged}), Data(), SIZE, 16, CPU, threads=2)
     taken: list[int] = []
     with pytest.raises(DataError) as error:
         taken.extend(batch.step for batch in loader)

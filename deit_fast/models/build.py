@@ -38,7 +38,8 @@ def drops_subset(section: Model) -> bool:
 
 def check_drop_path(section: Model, batch: int) -> None:
     """Raises RecipeError where the subset of a batch this small is all of it: that would be no stochastic depth."""
-    if section.drop_path and drops_subset(section) and keep_count(batch, section.drop_path) == batch:
+    drops = section.drop_path and section.train_mode and drops_subset(section)
+    if drops and keep_count(batch, section.drop_path) == batch:
         raise RecipeError(
             f"model.drop_path={section.drop_path:g}: expected a larger batch than {batch} for each process and pass, "
             "whose subset drops none; or model.drop_path_mode=bernoulli"

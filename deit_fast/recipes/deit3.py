@@ -71,6 +71,8 @@ def _finetune_1k(
         f"Start: {start}. The rate stays at 1e-5 after the warmup, because main.py's --min-lr is the same. AdamW does "
         "not clip. --color-jitter, where it is given, does nothing beside RandAugment and is 0 here."
     )
+    if size == "small":
+        notes += " The README's first revision had another command, which is deit3_small_1k_384_ft_lamb."
     return Recipe(
         name=f"deit3_{size}_1k_{resolution}_ft",
         description=_describe(
@@ -154,7 +156,9 @@ ROWS = (
             "description": "ViT-S/16 at 384 px, finetuning on ImageNet-1k, older command\n"
             "Source: facebookresearch/deit, README_revenge.md as first published: deit3_small_1k_384_ft with --opt "
             "fusedlamb (which clips at 1) and --repeated-aug, before AdamW without repeats replaced them. No result "
-            "of this command was published.\nBudget of the source: 8 GPUs x 64 views.",
+            "of this command was published.\nStart: deit3_small_1k_224. The rate stays at 1e-5 after the warmup. "
+            f"--color-jitter 0.3 does nothing beside RandAugment and is 0 here.\n{FACEBOOK}.\n"
+            "Budget of the source: 8 GPUs x 64 views.",
             "data": Data(repeats=3),
             "optim": Optim(name="lamb", lr=1e-5, weight_decay=0.1),
         }

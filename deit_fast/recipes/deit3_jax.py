@@ -22,7 +22,9 @@ _HERE = f"""\
 Here: bf16 autocast stands for fp32 with a TPU's matrix products, which round to bf16 (run.precision=fp32: fp32 \
 throughout); an epoch is a whole number of batches, where the source counts images / batch, so up to 0.1 % shorter; \
 Mixup pairs an image with the batch's reversal, there with a permutation; {STOCHASTIC_DEPTH}."""
-_REPEATS = " Views of an image stay on one host, which decodes it once (data.layout=spread: over all processes)."
+_REPEATS = (
+    " Views of an image stay in one process, as there on one host (data.layout=spread: dealt out over all processes)."
+)
 _ERASING = " Erasing fills boxes with normal noise, where the source casts the noise to bytes, close to black or white."
 
 

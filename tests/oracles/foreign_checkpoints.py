@@ -60,6 +60,13 @@ def reference_weights(
     return weights
 
 
+NANO = {"dim": 128, "depth": 4, "patch": 4, "grid": 8, "classes": 10}  # deit3_nano_patch4 at 32 px
+TINY = {"dim": 192, "depth": 12, "patch": 16, "grid": 2, "classes": 10, "scale": False}  # deit_tiny_patch16 at 32 px
+DEIT3 = reference_weights(**NANO)
+DEIT = reference_weights(**TINY, slots=1)
+DISTILLED = reference_weights(**TINY, slots=2, distilled=True)
+
+
 def reference_logits(weights: dict[str, Tensor], images: Tensor, heads: int, approximate: str = "none") -> Tensor:
     """The forward pass in evaluation, in double precision."""
     w = {name: value.double() for name, value in weights.items()}
