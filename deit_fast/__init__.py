@@ -32,3 +32,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'deit_fast' has no attribute {name!r}")
     return getattr(import_module(_HOMES.get(name, "deit_fast.inference")), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

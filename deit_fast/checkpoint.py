@@ -68,8 +68,9 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         reason = one_line(error)[:200]
         raise RunError(f"{path}: expected a checkpoint of tensors and plain data ({reason})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise RunError(f"{path}: format {found!r}: expected a deit_fast checkpoint of format {FORMAT}")
+        found = state.get("format") if isinstance(state, dict) else state
+        found = found if isinstance(found, int | None) else type(found).__name__
+        raise RunError(f"{path}: format {found}: expected a deit_fast checkpoint of format {FORMAT}")
     return state
 
 

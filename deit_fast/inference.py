@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
 
@@ -178,7 +179,8 @@ def print_predictions(found: Sequence[Prediction], kind: str | None = None) -> N
 
 
 def _features(model: Any, inputs: Tensor, layers: int | Sequence[int] | None, pool: str | None) -> list[Tensor]:
-    prefix: int = getattr(model, "num_prefix_tokens", 0)  # tokens in the blocks that are no patches
+    # Tokens in the blocks that are no patches; timm's CaiT says 1 too, but its token comes after them.
+    prefix = model.num_prefix_tokens if isinstance(model, VisionTransformer) else 0
     if layers is None:
         tokens = model.forward_features(inputs)
         if prefix == 2:  # class and distillation token, each with its head

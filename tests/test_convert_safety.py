@@ -116,7 +116,7 @@ def test_no_code_of_a_file_runs(tmp_path: Path, route: str, container: str, prot
         (b"\x80\x02(cposix\nsystem\nS'touch RAN'\no.", "posix.system"),
         (b"\x80\x04\x82\x01.", "operation EXT1"),
         (b"\x80\x02cargparse\nNamespace\n)\x81}S'__class__'\ncposix\nsystem\nsb.", "posix.system"),
-        (b"\x80\x02ccollections\nOrderedDict\nS'touch'\nR.", "calls a _Constructor"),
+        (b"\x80\x02ccollections\nOrderedDict\nS'touch'\nR.", "calls a Constructor"),
         (b"\x80\x02]K\x01R.", "calls a list"),
         (b"\x80\x02K\x01}b.", "sets the state of a int"),
         (b"\x80\x02PRAN\n.", "operation PERSID"),

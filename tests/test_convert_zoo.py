@@ -40,15 +40,20 @@ def test_variants_are_read_off(fields: dict, found: dict) -> None:
 
 # The smallest of each family, at a resolution of a few patches.
 SMALLEST = {"deit3_nano_patch4": 24, "deit_tiny_patch16": 32, "deit_tiny_distilled_patch16": 32, "cait_xxs24": 32,
-            "resmlp_12": 32, "patchconvnet_s60": 224}  # fmt: skip
+            "resmlp_12": 32, "patchconvnet_s60": 224, "patchconvnet_s60_multi": 224}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_family_goes_out_and_back(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_model(Model(name=name, image_size=SMALLEST[name], num_classes=7)).eval()
-    torch.save({"model": to_facebook(model.state_dict())}, tmp_path / "a.pth")
-    if name == "patchconvnet_s60":
+    theirs = to_facebook(model.state_dict())
+    if name == "patchconvnet_s60_multi":  # a layer for each class, patchconvnet_models.py
+        assert theirs["head.6.weight"].shape == (1, 384)
+        assert theirs["head.6.bias"].shape == (1,)
+        assert "head.weight" not in theirs
+    torch.save({"model": theirs}, tmp_path / "a.pth")
+    if name.startswith("patchconvnet"):
         with pytest.raises(RunError, match="timm has no such model"):
             export_checkpoint(tmp_path / "a.pth", tmp_path / "folder")
         weights = load_weights(tmp_path / "a.pth")

@@ -46,7 +46,10 @@ def read_notes(folder: Path) -> Notes:
         raise BadFileError(f"has a config.json with a {type(config).__name__}: expected an object")
     pretrained, model = config.get("pretrained_cfg") or {}, config.get("model_args") or {}
     tanh = model.get("act_layer") == "gelu_tanh"
-    return Notes(check_names(pretrained.get("label_names")), tanh, pretrained.get("mean"), pretrained.get("std"))
+    names = config.get("label_names") or pretrained.get("label_names")
+    if isinstance(names, dict):  # timm's form for labels with gaps
+        names = None
+    return Notes(check_names(names), tanh, pretrained.get("mean"), pretrained.get("std"))
 
 
 def parse_json(content: str | bytes) -> Any:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from deit_fast.convert.pickles import read_pickle, text
+from deit_fast.convert.constructors import text
+from deit_fast.convert.pickles import read_pickle
 from deit_fast.convert.stored import BadFileError, Storage
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

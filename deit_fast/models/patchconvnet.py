@@ -2,8 +2,8 @@
 
 A convolutional stem to patches of 16 x 16 pixels, one residual convolutional block after the other at that resolution,
 and one attention layer in which a class token, or a token per class, collects what the head sees. Parameters have the
-names of facebookresearch/deit patchconvnet_models.py, so that its weights load; but for the model with a token per
-class, whose 1,000 heads of one output are one layer here.
+names of facebookresearch/deit patchconvnet_models.py, so that its weights load; of the model with a token per class
+the reference's 1,000 heads of one output are one layer here (convert/facebook.py).
 """
 
 import itertools
@@ -26,7 +26,7 @@ from deit_fast.zoo import Architecture
 EPS = 1e-6  # of layer norms
 
 
-class ConvStem(nn.Module):
+class StridedStem(nn.Module):
     """Four 3 x 3 convolutions of stride 2, the width doubling to D, with activations between them."""
 
     def __init__(self, embed_dim: int, activation: type[nn.Module]) -> None:
@@ -108,7 +108,7 @@ class PatchConvNet(nn.Module):
         self.num_classes, self.embed_dim, self.num_features = section.classes, dim, dim
         self.class_tokens = architecture.class_tokens
         self.grad_checkpointing = False
-        self.patch_embed = ConvStem(dim, activation)
+        self.patch_embed = StridedStem(dim, activation)
         self.cls_token = nn.Parameter(torch.zeros(1, section.classes if self.class_tokens else 1, dim))
         self.blocks = nn.ModuleList(
             ConvBlock(dim, layer_scale, rate, drop_subset, activation)
