@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deit_fast.data.classes import check_labels, read_class_names
 from deit_fast.data.header import IMAGE_SUFFIXES
 from deit_fast.data.source import Source, read_bytes
-from deit_fast.errors import DataError
+from deit_fast.errors import DataError, printable
 from deit_fast.files import atomic_path
 from deit_fast.progress import progress
 
@@ -54,7 +54,7 @@ class TarShards(Source):
         offset, size = self._places[index].tolist()
         data = read_bytes(self._shards[self._shard_of[index]], offset, size)
         if len(data) < size:
-            raise DataError(f"{self.name(index)}: expected {size} bytes, found {len(data)}; the shard changed")
+            raise DataError(f"{printable(self.name(index))}: expected {size} bytes, found {len(data)}; the shard changed")
         return data
 
     def name(self, index: int) -> str:
