@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from deit_fast.errors import RecipeError, RunError
+from deit_fast.errors import RecipeError, RunError, printable
 from deit_fast.files import write_json
 from deit_fast.recipes import RECIPES, get_recipe
 from deit_fast.show import list_as_text, recipe_as_text
@@ -144,7 +144,7 @@ def run_data_shard(arguments: argparse.Namespace) -> int:
 def complain(message: object) -> None:
     """One line on stderr, with the rank where there are several processes."""
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-    print(f"deit-fast: {rank}{message}", file=sys.stderr)
+    print(f"deit-fast: {rank}{printable(str(message))}", file=sys.stderr)
 
 
 def _print_page(text: str) -> int:

@@ -21,7 +21,7 @@ LAYERS = [
     {"checkpoint", "classifier", "distill", "show"},
     {"objective"},
     {"metrics", "profile", "step", "evaluation_report"},
-    {"divergence", "evaluate", "export", "predict"},
+    {"bad_images", "divergence", "evaluate", "export", "predict"},
     {"train"},
     {"commands"},
     {"cli"},

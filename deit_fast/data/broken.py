@@ -1,4 +1,4 @@
-"""Images that cannot be used: those known by their first and last bytes, and the ones among a batch that DALI refused."""
+"""Images that cannot be used: by their first and last bytes, and the ones among a batch that DALI refused."""
 
 import io
 from typing import NoReturn
@@ -25,8 +25,7 @@ def check_image(source: Source, index: int, encoded: NDArray[np.uint8]) -> tuple
     height, width = source.size(index, encoded)
     if height * width > MAX_PIXELS:
         raise DataError(
-            f"{printable(source.name(index))}: expected at most {MAX_PIXELS} pixels, "
-            f"its header says {height} x {width}"
+            f"{printable(source.name(index))}: expected at most {MAX_PIXELS} pixels, its header says {height} x {width}"
         )
     return height, width
 

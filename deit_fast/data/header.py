@@ -59,7 +59,8 @@ def _jpeg_frame(data: memoryview) -> int | None:
         elif marker in _BARE_MARKERS:
             position += 2
         elif marker in _FRAME_MARKERS:
-            return position if any(data[position + 5 : position + 7]) and any(data[position + 7 : position + 9]) else None
+            sized = any(data[position + 5 : position + 7]) and any(data[position + 7 : position + 9])
+            return position if sized else None
         else:
             position += 2 + (data[position + 2] << 8 | data[position + 3])
     return None

@@ -136,9 +136,7 @@ def train_inputs(augment: Augment, image_size: int, encoded: list[NDArray[np.uin
     return [encoded, *(available[name] for name in _train_names(augment))]
 
 
-def decodes(
-    encoded: list[NDArray[np.uint8]], device: torch.device, windows: NDArray[np.int32] | None = None
-) -> bool:
+def decodes(encoded: list[NDArray[np.uint8]], device: torch.device, windows: NDArray[np.int32] | None = None) -> bool:
     """Whether DALI decodes all of these images, or windows [B, 4] (top, left, height, width) of them, as training does.
 
     A pipeline is built for it: that takes some milliseconds.

@@ -1,4 +1,4 @@
-"""Batches made ready ahead of DALI in a thread: images read, substituted where they cannot be used, parameters drawn."""
+"""Batches made ready ahead of DALI in a thread: images read, bad ones substituted, parameters drawn."""
 
 import queue
 import threading

@@ -54,7 +54,8 @@ class TarShards(Source):
         offset, size = self._places[index].tolist()
         data = read_bytes(self._shards[self._shard_of[index]], offset, size)
         if len(data) < size:
-            raise DataError(f"{printable(self.name(index))}: expected {size} bytes, found {len(data)}; the shard changed")
+            name = printable(self.name(index))
+            raise DataError(f"{name}: expected {size} bytes, found {len(data)}; the shard changed")
         return data
 
     def name(self, index: int) -> str:
@@ -146,9 +147,13 @@ def _parse_index(shard: Path, text: str, complete: bool) -> Shard:
         descriptor = file.fileno()
         for sample, line in enumerate(lines):
             image = label = None
+            named: set[str] = set()
             for suffix, offset, size, name in _COMPONENT.findall(line):
                 place = _after_long_name(descriptor, int(offset), name), int(size)
                 end = max(end, sum(place))
+                if name in named:  # which label belongs to which image is then anybody's guess
+                    raise ValueError(f"{shard}: expected every name once, {name} is there twice in a row")
+                named.add(name)
                 if suffix == "cls":
                     label = place
                 elif image is None and f".{suffix}".lower() in IMAGE_SUFFIXES:

@@ -1,4 +1,4 @@
-"""Which image takes the place of one that cannot be used: a matter of the data and the seed, not of when it is found."""
+"""Which image takes the place of one that cannot be used: decided by data and seed, not by when it is found."""
 
 from typing import Any
 
