@@ -120,6 +120,23 @@ def run_data_preview(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_data_check(arguments: argparse.Namespace) -> int:
+    from deit_fast.data.check import check_source, open_to_check, write_bad
+    from deit_fast.data.sources import Split, find_validation
+
+    uris: dict[Split, str] = {"train": arguments.data}
+    if (val := find_validation(arguments.data)) is not None:
+        uris["val"] = val
+    bad = []
+    for split, uri in uris.items():
+        checked = check_source(open_to_check(uri, split), arguments.threads)
+        print(f"{uri}, {split}: {checked.as_text()}", flush=True)
+        bad += checked.bad
+    if arguments.out:
+        write_bad(arguments.out, bad)
+    return EXIT_INCOMPLETE if bad else 0
+
+
 def run_data_shard(arguments: argparse.Namespace) -> int:
     from deit_fast.data.source import Source
     from deit_fast.data.sources import Split, find_validation, open_source

@@ -41,13 +41,13 @@ def raise_culprit(
 
 
 def find_refused(
-    encoded: list[NDArray[np.uint8]], windows: NDArray[np.int32] | None, device: torch.device
+    encoded: list[NDArray[np.uint8]], windows: NDArray[np.int32] | None, device: torch.device, threads: int = 1
 ) -> list[int]:
     """Places of the images, or of those whose windows [B, 4], DALI cannot decode on the device; by halving.
 
     None where the device cannot decode anything: then it is not the images.
     """
-    if not encoded or decodes(encoded, device, windows) or not decodes([_sound_image()], device):
+    if not encoded or decodes(encoded, device, windows, threads) or not decodes([_sound_image()], device):
         return []
 
     def search(places: list[int]) -> list[int]:
@@ -55,12 +55,11 @@ def find_refused(
         if len(places) == 1:
             return places
         middle = len(places) // 2
-        return [
-            place
-            for half in (places[:middle], places[middle:])
-            if not decodes([encoded[each] for each in half], device, None if windows is None else windows[half])
-            for place in search(half)
-        ]
+        return [place for half in (places[:middle], places[middle:]) if fails(half) for place in search(half)]
+
+    def fails(places: list[int]) -> bool:
+        chosen = None if windows is None else windows[places]
+        return not decodes([encoded[place] for place in places], device, chosen, threads)
 
     return search(list(range(len(encoded))))
 

@@ -136,7 +136,12 @@ def train_inputs(augment: Augment, image_size: int, encoded: list[NDArray[np.uin
     return [encoded, *(available[name] for name in _train_names(augment))]
 
 
-def decodes(encoded: list[NDArray[np.uint8]], device: torch.device, windows: NDArray[np.int32] | None = None) -> bool:
+def decodes(
+    encoded: list[NDArray[np.uint8]],
+    device: torch.device,
+    windows: NDArray[np.int32] | None = None,
+    threads: int = 1,
+) -> bool:
     """Whether DALI decodes all of these images, or windows [B, 4] (top, left, height, width) of them, as training does.
 
     A pipeline is built for it: that takes some milliseconds.
@@ -150,7 +155,7 @@ def decodes(encoded: list[NDArray[np.uint8]], device: torch.device, windows: NDA
 
     names, inputs = ([], [encoded]) if windows is None else (["window"], [encoded, windows])
     try:
-        Pipeline(graph, names, lambda: inputs, len(encoded), device, threads=1, prefetch=1).run()
+        Pipeline(graph, names, lambda: inputs, len(encoded), device, threads, prefetch=1).run()
     except RuntimeError:
         return False
     return True

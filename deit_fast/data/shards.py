@@ -21,7 +21,7 @@ from deit_fast.progress import progress
 _COMPONENT = re.compile(r"(.+?) (\d+) (\d+) (.*?\1)(?: |$)")  # suffix, offset, size, name that ends in the suffix
 _BLOCK = 512
 _OPENING_THREADS = 8
-_MAX_CLASSES = 10_000_000
+MAX_CLASSES = 10_000_000
 
 
 class TarShards(Source):
@@ -175,7 +175,7 @@ def _read_label(shard: Path, descriptor: int, offset: int, size: int, name: str)
     if len(data) < _BLOCK + size or _member_size(data) != size:
         raise ValueError(f"{shard}: expected the .cls of {name} at byte {offset}; the shard is truncated or compressed")
     text = data[_BLOCK:].decode("latin-1").strip()
-    if not (text.isascii() and text.isdigit() and int(text[:20]) < _MAX_CLASSES):
+    if not (text.isascii() and text.isdigit() and int(text[:20]) < MAX_CLASSES):
         raise ValueError(f"{shard}: expected a class number in the .cls of {name}, found {text[:40]!r}")
     return int(text)
 
