@@ -6,8 +6,9 @@ from typing import NoReturn
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from deit_fast.data.header import UNIDENTIFIED, open_image
 from deit_fast.data.pipeline import decodes
 from deit_fast.data.source import Source
 from deit_fast.errors import DataError, one_line, printable
@@ -78,8 +79,10 @@ def without_name(source: Source, index: int, error: DataError) -> str:
 def pil_complaint(encoded: NDArray[np.uint8]) -> str:
     """Why PIL cannot decode the image, in its words; empty where it can."""
     try:
-        with Image.open(io.BytesIO(encoded.data)) as image:
+        with open_image(encoded) as image:
             image.load()
+    except UnidentifiedImageError:  # whose text has an address in it
+        return UNIDENTIFIED
     except Exception as error:  # PIL's decoders raise what they like
         return one_line(error) or type(error).__name__
     return ""

@@ -4,10 +4,13 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from deit_fast.errors import one_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+UNIDENTIFIED = "no image format is like that"
 
 _SIGNATURES = {
     "JPEG": (b"\xff\xd8",),
@@ -40,11 +43,16 @@ def image_size(encoded: NDArray[np.uint8]) -> tuple[int, int]:
     data = encoded.data
     frame = _jpeg_frame(data)
     if frame is None:
-        return _pil_size(data)
+        return _pil_size(encoded)
     if data[-2:] != _END and _END not in data[frame:].tobytes():
         raise ValueError(f"{len(data)} bytes of a JPEG whose end is missing")
     height, width = (data[at] << 8 | data[at + 1] for at in (frame + 5, frame + 7))
     return height, width
+
+
+def open_image(encoded: NDArray[np.uint8]) -> Image.Image:
+    """PIL's image, not yet decoded, by the parsers of the formats taken alone. Raises what PIL's parsers do."""
+    return Image.open(io.BytesIO(encoded.data), formats=tuple(_SIGNATURES))
 
 
 def _jpeg_frame(data: memoryview) -> int | None:
@@ -66,14 +74,12 @@ def _jpeg_frame(data: memoryview) -> int | None:
     return None
 
 
-def _pil_size(data: memoryview) -> tuple[int, int]:
-    from PIL import Image
-
+def _pil_size(data: NDArray[np.uint8]) -> tuple[int, int]:
     try:
-        with Image.open(io.BytesIO(data), formats=tuple(_SIGNATURES)) as image:
+        with open_image(data) as image:
             width, height = image.size
     except Exception as error:  # PIL's parsers raise what they like
-        reason = "no image format is like that" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
+        reason = UNIDENTIFIED if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise ValueError(f"{len(data)} bytes without a readable image header ({reason})") from None
     if not (height > 0 and width > 0):
         raise ValueError(f"{len(data)} bytes whose header says {height} x {width} pixels")
