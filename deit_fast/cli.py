@@ -108,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = subcommands.add_parser(
         "data",
-        help="make the demo data, or look at augmented images",
+        help="make the demo data, check or shard a data set, look at augmented images",
         epilog="Example: deit-fast data demo digits",
     )
     kinds = data.add_subparsers(dest="kind", required=True, parser_class=_Parser)
@@ -129,6 +129,15 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_argument("--out", required=True, type=Path, metavar="FILE.png")
     preview.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     preview.set_defaults(run=commands.run_data_preview)
+    check = kinds.add_parser(
+        "check",
+        help="read and decode every image; status 1 where some cannot be used",
+        epilog="Example: deit-fast data check /imagenet --out bad.txt",
+    )
+    check.add_argument("data", help="image folder or tar shards; both splits, if it has train/ and val/")
+    check.add_argument("--out", type=Path, metavar="FILE", help="write the names and reasons, separated by a tab")
+    check.add_argument("--threads", type=_positive, default=os.cpu_count(), metavar="N", help="default: the cores")
+    check.set_defaults(run=commands.run_data_check)
     shard = kinds.add_parser(
         "shard",
         help="write a data set as tar shards, smaller ones if asked for; run again, it goes on",

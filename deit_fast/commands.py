@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from deit_fast.errors import RecipeError, RunError
+from deit_fast.errors import RecipeError, RunError, printable
 from deit_fast.files import write_json
 from deit_fast.recipes import RECIPES, get_recipe
 from deit_fast.show import list_as_text, recipe_as_text
@@ -115,6 +115,23 @@ def run_data_preview(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_data_check(arguments: argparse.Namespace) -> int:
+    from deit_fast.data.check import check_source, open_to_check, write_bad
+    from deit_fast.data.sources import Split, find_validation
+
+    uris: dict[Split, str] = {"train": arguments.data}
+    if (val := find_validation(arguments.data)) is not None:
+        uris["val"] = val
+    bad = []
+    for split, uri in uris.items():
+        checked = check_source(open_to_check(uri, split), arguments.threads)
+        print(f"{uri}, {split}: {checked.as_text()}", flush=True)
+        bad += checked.bad
+    if arguments.out:
+        write_bad(arguments.out, bad)
+    return EXIT_INCOMPLETE if bad else 0
+
+
 def run_data_shard(arguments: argparse.Namespace) -> int:
     from deit_fast.data.source import Source
     from deit_fast.data.sources import Split, find_validation, open_source
@@ -146,7 +163,7 @@ def _check_there(*checkpoints: str | Path | None) -> None:
 def complain(message: object) -> None:
     """One line on stderr, with the rank where there are several processes."""
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-    print(f"deit-fast: {rank}{message}", file=sys.stderr)
+    print(f"deit-fast: {rank}{printable(str(message))}", file=sys.stderr)
 
 
 def _print_page(text: str) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from deit_fast.data.sampler import TrainSampler
 from deit_fast.data.sources import Source
 from deit_fast.distributed import World
-from deit_fast.errors import RunError
+from deit_fast.errors import RunError, printable
 from deit_fast.files import atomic_path
 from deit_fast.sections import Run
 from deit_fast.step import Meter
@@ -22,13 +22,15 @@ def check_interval(run: Run) -> int:
 
 
 def check_divergence(
-    meter: Meter, step: int, limit: int, samplers: Sequence[TrainSampler], source: Source, world: World, out: Path
+    meter: Meter, step: int, run: Run, samplers: Sequence[TrainSampler], source: Source, world: World, out: Path
 ) -> None:
-    """Raises RunError, on every process the same, where the last `limit` of `step` steps or more were all skipped.
+    """Raises RunError, on every process the same, where the last run.nonfinite_limit of `step` steps, or more,
+    were all skipped.
 
     It names the first of them and its images: those of the processes whose own loss was not finite, or all where every
     loss was and only the gradient was not. The main process lists them in out/nonfinite.txt.
     """
+    limit = run.nonfinite_limit
     in_a_row = int(meter.skipped_in_a_row.item())
     if not world.any(in_a_row >= limit):
         return
@@ -36,7 +38,8 @@ def check_divergence(
     indices = np.concatenate([sampler.batch(first).indices for sampler in samplers])
     found = world.gather((bool(meter.began_here.item()), indices.tolist()))
     ranks = [rank for rank, (began, _) in enumerate(found) if began]
-    names = [source.name(index) for rank in ranks or range(world.size) for index in dict.fromkeys(found[rank][1])]
+    images = [index for rank in ranks or range(world.size) for index in dict.fromkeys(found[rank][1])]
+    names = [printable(source.name(index)) for index in images]
     path = out / "nonfinite.txt"
     if world.is_main:
         with atomic_path(path) as temporary:

@@ -28,3 +28,9 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 
 def one_line(text: object) -> str:
     return " ".join(str(text).split())
+
+
+def printable(name: str) -> str:
+    """A file's name as one line of text: control characters, and bytes that are not UTF-8, as backslash escapes."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -85,6 +85,8 @@ class Data(Section):
     together: next to each other, in one process, which then reads the image once (it decodes it for each view)."""
     category: Literal["name", "kingdom", "phylum", "class", "order", "supercategory", "family", "genus"] = "name"
     """iNaturalist: the level of its taxonomy that is the class; name is the species."""
+    max_bad: Fraction = 0.001
+    """Training goes on without images that cannot be read or decoded, up to this share of the data set."""
     eval_crop_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Evaluation resizes the shorter side to image_size / ratio, then crops the centre. 1 for images of 32 px and less,
     which the reference leaves as they are."""

@@ -45,7 +45,9 @@ class Meter:
 class TrainState:
     """All that a resumed run needs; the position in the data follows from the step."""
 
-    PLAIN: ClassVar = ("step", "skipped", "seconds", "timed_steps", "timed_seconds", "best_top1", "scores")
+    PLAIN: ClassVar = (
+        "step", "skipped", "seconds", "timed_steps", "timed_seconds", "best_top1", "scores", "bad_images"
+    )  # fmt: skip
 
     model: ImageModel
     ema: ImageModel | None
@@ -57,6 +59,7 @@ class TrainState:
     timed_seconds: float = 0.0
     best_top1: float = -1.0
     scores: dict[str, float] = field(default_factory=dict)
+    bad_images: dict[int, str] = field(default_factory=dict)
 
     def add_window(self, steps: int, seconds: float, is_first: bool) -> None:
         """Adds the wall time of some steps; a process's first window, with its warm-up, does not count for speed."""

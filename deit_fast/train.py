@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from deit_fast.bad_images import BadImages
 from deit_fast.checkpoint import (
     check_same_recipe,
     initialise,
@@ -101,11 +102,10 @@ class Trainer:
         check_drop_path(recipe.model, 2 * views if recipe.loss.cosub else views)
         self.steps_per_epoch = self.samplers[0].steps_per_epoch
         self.total_steps = total_steps(recipe.schedule, self.steps_per_epoch)
-        dtype = choose_dtype(recipe.run, world.device)
         torch.manual_seed(recipe.run.seed_of("init"))
         model = build_model(recipe.model).to(world.device).to(memory_format=torch.channels_last)
         self.state = build_state(recipe, model)
-        self.step = TrainStep(recipe, self.state, world, dtype, teacher)
+        self.step = TrainStep(recipe, self.state, world, choose_dtype(recipe.run, world.device), teacher)
         self.notes: list[str] = []
         self.window = Window()
         self.log: MetricsLog | None = None
@@ -155,16 +155,17 @@ class Trainer:
             path.unlink(missing_ok=True)
             self.log = MetricsLog(self.out, self.state.step, self.total_steps)
         recipe, run = self.recipe, self.recipe.run
+        bad = BadImages(self.state.bad_images, self.source, recipe.data.max_bad, self.world, self.out)
         loader = self.build_loader()
         try:
             self._say(*self.notes)
             steps = self._timed(loader)
             for batches in profiled(steps, self.out, self.world) if run.profile else steps:
-                first = self.state.step == 0
-                if first and self.log is not None:
+                if self.log is not None and self.state.step == 0:
                     self.log.images("samples", batches[0].images[:32], 0)
                 lr = learning_rate(recipe.schedule, recipe.optim.lr, self.state.step, self.steps_per_epoch)
                 self.step([build_micro_batch(recipe, batch, self.world.device) for batch in batches], lr)
+                bad.add(batches)
                 if self.log is not None:
                     self.log.advance()
                 step = self.state.step
@@ -174,8 +175,8 @@ class Trainer:
                 stops = agrees and self.world.any(stop.received) and step < self.total_steps
                 saves = evaluates or stops or (run.checkpoint_every is not None and step % run.checkpoint_every == 0)
                 if saves or step % check_interval(run) == 0:
-                    meter, limit = self.step.meter, run.nonfinite_limit
-                    check_divergence(meter, step, limit, self.samplers, self.source, self.world, self.out)
+                    self._say(*bad.agree())
+                    check_divergence(self.step.meter, step, run, self.samplers, self.source, self.world, self.out)
                 if saves or step % run.log_every == 0:
                     self._log_window(lr)
                 if evaluates:
@@ -288,6 +289,7 @@ class Trainer:
             "minutes": state.seconds / 60,
             "peak_memory_gib": peak_memory(self.world.device),
             "skipped": state.skipped,
+            "bad_images": len(state.bad_images),
             "checkpoint": str(self.out / "checkpoints" / "last.pt"),
         }
         if self.log is not None:

@@ -21,7 +21,7 @@ LAYERS = [
     {"checkpoint", "classifier", "distill", "show"},
     {"objective"},
     {"metrics", "profile", "step", "evaluation_report"},
-    {"create", "divergence", "evaluate", "export", "inference"},
+    {"bad_images", "create", "divergence", "evaluate", "export", "inference"},
     {"train"},
     {"commands"},
     {"cli"},

@@ -288,7 +288,7 @@ def test_an_error_of_dali_that_no_image_explains_stays_itself(source: Source, mo
     loader = EvalLoader(source, Data(), SIZE, 4, CPU, threads=1)
     feed = loader._feed
     monkeypatch.setattr(loader_module.Pipeline, "run", fail)
-    monkeypatch.setattr(broken, "undecodable", lambda _: False)
+    monkeypatch.setattr(broken, "decodes", lambda *_: True)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(loader)
     feed = lambda: None  # noqa: E731 (nothing in flight this time)

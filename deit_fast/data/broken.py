@@ -1,26 +1,32 @@
-"""Images that cannot be used: those too large to decode, and the one among a batch that DALI refused."""
+"""Images that cannot be used: by their first and last bytes, and the ones among a batch that DALI refused."""
 
 import io
 from typing import NoReturn
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from deit_fast.data.pipeline import undecodable
+from deit_fast.data.header import UNIDENTIFIED, open_image
+from deit_fast.data.pipeline import decodes
 from deit_fast.data.source import Source
-from deit_fast.errors import DataError
+from deit_fast.errors import DataError, one_line, printable
 
 MAX_PIXELS = 178_956_970
 """Largest image taken, pixels: what PIL calls a decompression bomb."""
 
+_CPU = torch.device("cpu")
 
-def check_pixels(source: Source, index: int, encoded: NDArray[np.uint8]) -> tuple[int, int]:
-    """Height and width by the image's header, before anything is allocated. Raises DataError beyond MAX_PIXELS."""
+
+def check_image(source: Source, index: int, encoded: NDArray[np.uint8]) -> tuple[int, int]:
+    """Height and width by the image's header, before anything is allocated. Raises DataError beyond MAX_PIXELS, and for
+    what `image_size` does not take.
+    """
     height, width = source.size(index, encoded)
     if height * width > MAX_PIXELS:
         raise DataError(
-            f"{source.name(index)}: expected at most {MAX_PIXELS} pixels, its header says {height} x {width}"
+            f"{printable(source.name(index))}: expected at most {MAX_PIXELS} pixels, its header says {height} x {width}"
         )
     return height, width
 
@@ -30,19 +36,59 @@ def raise_culprit(
 ) -> NoReturn:
     """Raise DataError for the first image of the failed batch that cannot be decoded alone, else DALI's own error."""
     for index, data in zip(indices.tolist(), encoded, strict=True):
-        reason = _pil_complaint(data)
-        if reason or undecodable(data):
-            raise DataError(
-                f"{source.name(index)}: expected an image that can be decoded ({reason or 'DALI refuses it'})"
-            ) from error
+        if pil_complaint(data) or not decodes([data], _CPU):
+            raise DataError(describe_refusal(source, index, data)) from error
     raise error
 
 
-def _pil_complaint(encoded: NDArray[np.uint8]) -> str:
+def find_refused(
+    encoded: list[NDArray[np.uint8]], windows: NDArray[np.int32] | None, device: torch.device, threads: int = 1
+) -> list[int]:
+    """Places of the images, or of those whose windows [B, 4], DALI cannot decode on the device; by halving.
+
+    None where the device cannot decode anything: then it is not the images.
+    """
+    if not encoded or decodes(encoded, device, windows, threads) or not decodes([_sound_image()], device):
+        return []
+
+    def search(places: list[int]) -> list[int]:
+        """Of places among which there is a refused one."""
+        if len(places) == 1:
+            return places
+        middle = len(places) // 2
+        return [place for half in (places[:middle], places[middle:]) if fails(half) for place in search(half)]
+
+    def fails(places: list[int]) -> bool:
+        chosen = None if windows is None else windows[places]
+        return not decodes([encoded[place] for place in places], device, chosen, threads)
+
+    return search(list(range(len(encoded))))
+
+
+def describe_refusal(source: Source, index: int, encoded: NDArray[np.uint8]) -> str:
+    """What to say of an image that cannot be decoded, in one line."""
+    reason = pil_complaint(encoded) or "DALI refuses it"
+    return f"{printable(source.name(index))}: expected an image that can be decoded ({reason})"
+
+
+def without_name(source: Source, index: int, error: DataError) -> str:
+    """The reason in an image's DataError, without the name that it starts with."""
+    return str(error).removeprefix(f"{printable(source.name(index))}: ")
+
+
+def pil_complaint(encoded: NDArray[np.uint8]) -> str:
     """Why PIL cannot decode the image, in its words; empty where it can."""
     try:
-        with Image.open(io.BytesIO(encoded.data)) as image:
+        with open_image(encoded) as image:
             image.load()
+    except UnidentifiedImageError:  # whose text has an address in it
+        return UNIDENTIFIED
     except Exception as error:  # PIL's decoders raise what they like
-        return " ".join(str(error).split()) or type(error).__name__
+        return one_line(error) or type(error).__name__
     return ""
+
+
+def _sound_image() -> NDArray[np.uint8]:
+    stored = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(stored, "JPEG")
+    return np.frombuffer(stored.getvalue(), np.uint8)

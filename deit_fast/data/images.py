@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_fast.data.broken import check_pixels
+from deit_fast.data.broken import check_image, describe_refusal
 from deit_fast.data.header import IMAGE_SUFFIXES
 from deit_fast.data.loader import EvalLoader
-from deit_fast.data.pipeline import undecodable
+from deit_fast.data.pipeline import decodes
 from deit_fast.data.sources import Source
 from deit_fast.errors import DataError, RunError
 from deit_fast.progress import progress
@@ -129,10 +129,10 @@ def _complaint(images: ImageList, index: int) -> str:
     """Why an image cannot be used, in one line; empty where it can."""
     try:
         encoded = images.read(index)
-        check_pixels(images, index, encoded)
+        check_image(images, index, encoded)
     except DataError as error:
         return str(error)
-    return f"{images.name(index)}: expected an image that can be decoded" if undecodable(encoded) else ""
+    return "" if decodes([encoded], torch.device("cpu")) else describe_refusal(images, index, encoded)
 
 
 def _is_url(word: str) -> bool:

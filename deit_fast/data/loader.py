@@ -3,31 +3,24 @@
 sampler -> read bytes, draw parameters (producer thread) -> bounded queue -> DALI -> Batch
 """
 
-import queue
-import threading
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deit_fast.data.broken import check_pixels, raise_culprit
 from deit_fast.data.crops import eval_geometry
 from deit_fast.data.erase import EraseParams, draw_erasing
 from deit_fast.data.params import draw_views
-from deit_fast.data.pipeline import Pipeline, eval_pipeline, train_inputs, train_pipeline
+from deit_fast.data.pipeline import Pipeline, decodes_windows, eval_pipeline, train_inputs, train_pipeline
+from deit_fast.data.producer import Plan, Prepared, Producer
 from deit_fast.data.sampler import StepIndices, TrainSampler, eval_indices
 from deit_fast.data.source import Source
+from deit_fast.data.substitute import Substitutes
 from deit_fast.sections import Augment, Data
-
-_QUEUED = 3  # host batches ready before DALI asks for them
-_READERS = 8  # concurrent reads; they wait for disks more than they compute
-_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class Batch:
     labels: torch.Tensor
     """int64 [b]."""
     indices: NDArray[np.int64]
-    """[b], images of the source."""
+    """[b], images of the source; in training those whose pixels and labels these are, after substitution."""
     positions: NDArray[np.int64] | None
     """[b], places in the global batch; None in evaluation."""
     epoch: int
@@ -48,94 +41,20 @@ class Batch:
     valid: int
     erasing: EraseParams | None = None
     """Where the recipe erases: what the step has to, after normalisation."""
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A batch before anything is read."""
-
-    indices: NDArray[np.int64]
-    positions: NDArray[np.int64] | None
-    epoch: int
-    step: int
-    valid: int
-    draw: Callable[[list[NDArray[np.uint8]], NDArray[np.int32]], list[Any]]
-    """Encoded images and their sizes [b, 2] -> the pipeline's inputs."""
-    erasing: EraseParams | None = None
-
-
-class _Producer:
-    """Reads planned batches ahead in a thread of its own; `next_inputs` is the pipeline's feed.
-
-    What goes wrong in the thread is kept until the batches before it are consumed.
-    """
-
-    def __init__(self, source: Source, plans: Iterator[_Plan]) -> None:
-        self.in_flight: deque[tuple[_Plan, list[NDArray[np.uint8]]]] = deque()
-        """Batches that DALI has and the consumer has not, oldest first."""
-        self.error: BaseException | None = None
-        self._source, self._plans = source, plans
-        self._ready: queue.Queue[tuple[_Plan, list[Any]] | None] = queue.Queue(_QUEUED)
-        self._stopped = threading.Event()
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="deit-fast-read")
-        self._thread = threading.Thread(target=self._work, name="deit-fast-loader", daemon=True)
-        self._thread.start()
-
-    def next_inputs(self) -> list[Any]:
-        ready = None
-        while not self._stopped.is_set():  # polled, so that closing from another thread ends the wait
-            try:
-                ready = self._ready.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                continue
-            break
-        if ready is None:
-            raise StopIteration
-        plan, inputs = ready
-        self.in_flight.append((plan, inputs[0]))
-        return inputs
-
-    def close(self) -> None:
-        self._stopped.set()
-        self._thread.join()
-        self._readers.shutdown()
-
-    def _work(self) -> None:
-        try:
-            for plan in self._plans:
-                encoded, sizes = self._read(plan.indices)
-                if not self._put((plan, plan.draw(encoded, sizes))):
-                    return
-        except BaseException as error:
-            self.error = error
-        self._put(None)
-
-    def _read(self, indices: NDArray[np.int64]) -> tuple[list[NDArray[np.uint8]], NDArray[np.int32]]:
-        images, place = np.unique(indices, return_inverse=True)  # repeated views are read once
-        encoded = list(self._readers.map(self._source.read, images.tolist()))
-        sizes = [check_pixels(self._source, *image) for image in zip(images.tolist(), encoded, strict=True)]
-        return [encoded[each] for each in place], np.array(sizes, np.int32)[place]
-
-    def _put(self, item: tuple[_Plan, list[Any]] | None) -> bool:
-        while not self._stopped.is_set():
-            try:
-                self._ready.put(item, timeout=_POLL_SECONDS)
-            except queue.Full:
-                continue
-            return True
-        return False
+    bad: Mapping[int, str] = field(default_factory=dict)
+    """Images that could not be used, and why, in words; others took their places."""
 
 
 class _Loader(ABC):
     """What training and evaluation share. One iteration is open at a time: starting another ends the one before."""
 
-    def __init__(self, source: Source, device: torch.device) -> None:
-        self._source, self._device = source, device
-        self._producer: _Producer | None = None
+    def __init__(self, source: Source, device: torch.device, substitutes: Substitutes | None = None) -> None:
+        self._source, self._device, self._substitutes = source, device, substitutes
+        self._producer: Producer | None = None
         self._pipeline: Pipeline | None = None
 
     @abstractmethod
-    def _plans(self) -> Iterator[_Plan]: ...
+    def _plans(self) -> Iterator[Plan]: ...
 
     @abstractmethod
     def _build_pipeline(self) -> Pipeline: ...
@@ -148,7 +67,7 @@ class _Loader(ABC):
         self._stop()
         # Taken out while it runs and put back at the end: one left midway holds batches that nobody will fetch.
         pipeline, self._pipeline = self._pipeline or self._build_pipeline(), None
-        producer = self._producer = _Producer(self._source, self._plans())
+        producer = self._producer = Producer(self._source, self._plans(), self._substitutes)
         try:
             while self._producer is producer:
                 try:
@@ -158,11 +77,11 @@ class _Loader(ABC):
                     self._pipeline = pipeline
                     break
                 except RuntimeError as error:
-                    if producer.in_flight:
-                        plan, encoded = producer.in_flight[0]
-                        raise_culprit(self._source, plan.indices, encoded, error)
-                    raise
-                yield self._batch(producer.in_flight.popleft()[0], images)
+                    producer.recover(error)
+                    del pipeline  # nobody promises that it works after an error
+                    pipeline = self._build_pipeline()
+                    continue
+                yield self._batch(producer.in_flight.popleft(), images)
             if producer.error is not None:
                 raise producer.error
         finally:
@@ -178,19 +97,21 @@ class _Loader(ABC):
         if producer is not None:
             producer.close()
 
-    def _batch(self, plan: _Plan, images: torch.Tensor) -> Batch:
-        labels = torch.from_numpy(self._source.labels[plan.indices])
+    def _batch(self, prepared: Prepared, images: torch.Tensor) -> Batch:
+        plan = prepared.plan
+        labels = torch.from_numpy(self._source.labels[prepared.indices])
         if self._device.type == "cuda":
             labels = labels.pin_memory()
         return Batch(
             images=images.to(self._device, non_blocking=True),
             labels=labels.to(self._device, non_blocking=True),
-            indices=plan.indices,
+            indices=prepared.indices,
             positions=plan.positions,
             epoch=plan.epoch,
             step=plan.step,
             valid=plan.valid,
             erasing=plan.erasing,
+            bad=prepared.bad,
         )
 
 
@@ -200,8 +121,11 @@ class TrainLoader(_Loader):
     samplers: one per gradient-accumulation pass of this process; a step's passes come one after the other. Batches
     depend on the step and the seed only, so any step can be the first and the number of threads changes no pixel.
 
-    threads: DALI's CPU threads. Iterating raises DataError, naming the file, for an image that cannot be read or
-    decoded, RunError where DALI is missing, RuntimeError where it fails. Iterating again starts at start_step again.
+    An image that cannot be read or decoded is replaced by another one, pixels and label (Substitutes), and named in the
+    batch's `bad`; no other sample changes.
+
+    threads: DALI's CPU threads. Iterating raises DataError where nearly no image can be used, RunError where DALI is
+    missing, RuntimeError where it fails. Iterating again starts at start_step again.
     """
 
     def __init__(
@@ -217,16 +141,17 @@ class TrainLoader(_Loader):
         stop_step: int,
         start_step: int = 0,
     ) -> None:
-        super().__init__(source, device)
+        windows = decodes_windows(augment)
+        super().__init__(source, device, Substitutes(len(source), seed, device, windows))
         self._augment, self._image_size, self._samplers, self._seed = augment, image_size, samplers, seed
         self._threads, self._steps = threads, range(start_step, stop_step)
 
-    def _plans(self) -> Iterator[_Plan]:
+    def _plans(self) -> Iterator[Plan]:
         for step in self._steps:
             for sampler in self._samplers:
                 chosen = sampler.batch(step)
                 count, draw = len(chosen.indices), self._drawer(chosen)
-                yield _Plan(chosen.indices, chosen.positions, chosen.epoch, step, count, draw, self._erasing(chosen))
+                yield Plan(chosen.indices, chosen.positions, chosen.epoch, step, count, draw, self._erasing(chosen))
 
     def _erasing(self, chosen: StepIndices) -> EraseParams | None:
         if not self._augment.erase:
@@ -251,7 +176,9 @@ class TrainLoader(_Loader):
 class EvalLoader(_Loader):
     """Every image of this rank once, in order, in batches of one size: short ones are padded with repeats.
 
-    All ranks have the same number of batches; `valid` is 0 where a rank has nothing left. Errors as TrainLoader's.
+    All ranks have the same number of batches; `valid` is 0 where a rank has nothing left. Iterating raises DataError,
+    naming the file, for an image that cannot be read or decoded: a score of other images would be another score. Other
+    errors as TrainLoader's.
     """
 
     def __init__(
@@ -272,10 +199,10 @@ class EvalLoader(_Loader):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def _plans(self) -> Iterator[_Plan]:
+    def _plans(self) -> Iterator[Plan]:
         for step, indices in enumerate(self._indices):
             padding = np.full(self._size - len(indices), indices[0] if len(indices) else 0)
-            yield _Plan(np.concatenate((indices, padding)), None, 0, step, len(indices), self._draw)
+            yield Plan(np.concatenate((indices, padding)), None, 0, step, len(indices), self._draw)
 
     def _draw(self, encoded: list[NDArray[np.uint8]], sizes: NDArray[np.int32]) -> list[Any]:
         return [encoded, eval_geometry(sizes, self._image_size, self._crop_ratio)]

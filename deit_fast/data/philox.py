@@ -27,6 +27,7 @@ class Stream(IntEnum):
     MIX = 6
     INTERPOLATION = 7
     ERASE = 8
+    SUBSTITUTE = 9
 
 
 def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:

@@ -92,7 +92,7 @@ def train_pipeline(
         kernel = types.INTERP_LINEAR if augment.interpolation == "bilinear" else types.INTERP_CUBIC
         if augment.interpolation == "random":
             kernel = resize_kernel(parameters["kernel"])
-        if augment.crop in ("rrc", "rrc_linear"):
+        if decodes_windows(augment):
             views = resized_crop(_decode_window(encoded, geometry, on_gpu), image_size, kernel)
         else:
             whole = _decode(encoded, on_gpu)
@@ -136,18 +136,34 @@ def train_inputs(augment: Augment, image_size: int, encoded: list[NDArray[np.uin
     return [encoded, *(available[name] for name in _train_names(augment))]
 
 
-def undecodable(encoded: NDArray[np.uint8]) -> bool:
-    """Whether DALI cannot decode this one image, on the CPU."""
+def decodes(
+    encoded: list[NDArray[np.uint8]],
+    device: torch.device,
+    windows: NDArray[np.int32] | None = None,
+    threads: int = 1,
+) -> bool:
+    """Whether DALI decodes all of these images, or windows [B, 4] (top, left, height, width) of them, as training does.
+
+    A pipeline is built for it: that takes some milliseconds.
+    """
     dali = import_dali()
 
-    def graph(data: Any, _: dict[str, Any]) -> Any:
-        return dali.fn.resize(_decode(data, on_gpu=False), size=[1, 1])
+    def graph(data: Any, parameters: dict[str, Any]) -> Any:
+        on_gpu = device.type == "cuda"
+        images = _decode(data, on_gpu) if windows is None else _decode_window(data, parameters["window"], on_gpu)
+        return dali.fn.resize(images, size=[1, 1])
 
+    names, inputs = ([], [encoded]) if windows is None else (["window"], [encoded, windows])
     try:
-        Pipeline(graph, [], lambda: [[encoded]], 1, torch.device("cpu"), threads=1, prefetch=1).run()
+        Pipeline(graph, names, lambda: inputs, len(encoded), device, threads, prefetch=1).run()
     except RuntimeError:
-        return True
-    return False
+        return False
+    return True
+
+
+def decodes_windows(augment: Augment) -> bool:
+    """Whether `train_pipeline` decodes no more than each view's window, its inputs' geometry."""
+    return augment.crop in ("rrc", "rrc_linear")
 
 
 def _train_names(augment: Augment) -> list[str]:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_fast.data.broken import check_pixels, raise_culprit
+from deit_fast.data.broken import check_image, raise_culprit
 from deit_fast.data.crops import eval_geometry
 from deit_fast.data.erase import EraseParams, draw_erasing, erase
 from deit_fast.data.params import draw_views
@@ -28,7 +28,7 @@ def preview_grid(recipe: Recipe, source: Source, count: int = 8, views: int = 6)
     size = recipe.model.image_size
     indices = np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64))
     encoded = [source.read(index) for index in indices.tolist()]
-    sizes = np.array([check_pixels(source, *image) for image in zip(indices.tolist(), encoded, strict=True)], np.int32)
+    sizes = np.array([check_image(source, *image) for image in zip(indices.tolist(), encoded, strict=True)], np.int32)
     plain = [encoded, eval_geometry(sizes, size, recipe.data.eval_crop_ratio)]
     originals = eval_pipeline(size, lambda: plain, len(indices), _CPU, threads=2)
     repeated, numbers = np.repeat(indices, views), np.tile(np.arange(views), len(indices))

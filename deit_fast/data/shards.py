@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from deit_fast.data.classes import check_labels, read_class_names
 from deit_fast.data.header import IMAGE_SUFFIXES
 from deit_fast.data.source import Source, read_bytes
-from deit_fast.errors import DataError
+from deit_fast.errors import DataError, printable
 from deit_fast.files import atomic_path
 from deit_fast.progress import progress
 
 _COMPONENT = re.compile(r"(.+?) (\d+) (\d+) (.*?\1)(?: |$)")  # suffix, offset, size, name that ends in the suffix
 _BLOCK = 512
 _OPENING_THREADS = 8
-_MAX_CLASSES = 10_000_000
+MAX_CLASSES = 10_000_000
 
 
 class TarShards(Source):
@@ -54,7 +54,8 @@ class TarShards(Source):
         offset, size = self._places[index].tolist()
         data = read_bytes(self._shards[self._shard_of[index]], offset, size)
         if len(data) < size:
-            raise DataError(f"{self.name(index)}: expected {size} bytes, found {len(data)}; the shard changed")
+            name = printable(self.name(index))
+            raise DataError(f"{name}: expected {size} bytes, found {len(data)}; the shard changed")
         return data
 
     def name(self, index: int) -> str:
@@ -146,9 +147,13 @@ def _parse_index(shard: Path, text: str, complete: bool) -> Shard:
         descriptor = file.fileno()
         for sample, line in enumerate(lines):
             image = label = None
+            named: set[str] = set()
             for suffix, offset, size, name in _COMPONENT.findall(line):
                 place = _after_long_name(descriptor, int(offset), name), int(size)
                 end = max(end, sum(place))
+                if name in named:  # which label belongs to which image is then anybody's guess
+                    raise ValueError(f"{shard}: expected every name once, {name} is there twice in a row")
+                named.add(name)
                 if suffix == "cls":
                     label = place
                 elif image is None and f".{suffix}".lower() in IMAGE_SUFFIXES:
@@ -170,7 +175,7 @@ def _read_label(shard: Path, descriptor: int, offset: int, size: int, name: str)
     if len(data) < _BLOCK + size or _member_size(data) != size:
         raise ValueError(f"{shard}: expected the .cls of {name} at byte {offset}; the shard is truncated or compressed")
     text = data[_BLOCK:].decode("latin-1").strip()
-    if not (text.isascii() and text.isdigit() and int(text[:20]) < _MAX_CLASSES):
+    if not (text.isascii() and text.isdigit() and int(text[:20]) < MAX_CLASSES):
         raise ValueError(f"{shard}: expected a class number in the .cls of {name}, found {text[:40]!r}")
     return int(text)
 

@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.header import image_size
-from deit_fast.errors import DataError
+from deit_fast.errors import DataError, printable
+
+_MAX_BYTES = 2**30
 
 
 class Source(ABC):
@@ -43,7 +45,7 @@ class Source(ABC):
             try:
                 height, width = image_size(encoded)
             except ValueError as error:
-                raise DataError(f"{self.name(index)}: expected an image, found {error}") from None
+                raise DataError(f"{printable(self.name(index))}: expected an image, found {error}") from None
             self._sizes[index] = height, width
         return height, width
 
@@ -51,14 +53,17 @@ class Source(ABC):
 def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[np.uint8]:
     """`size` bytes from `offset`, or the whole file. Read, not mapped, so that waiting for a disk holds no lock.
 
-    Fewer come back where the file ends before. Raises DataError.
+    Fewer come back where the file ends before. Raises DataError, also for more than 1 GiB.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's reader would else wait for its writer
         try:
-            data = os.pread(descriptor, os.fstat(descriptor).st_size if size is None else size, offset)
+            wanted = os.fstat(descriptor).st_size if size is None else size
+            data = os.pread(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise DataError(f"{path}: expected a readable file ({error.strerror})") from None
+        raise DataError(f"{printable(path)}: expected a readable file ({error.strerror})") from None
+    if data is None:
+        raise DataError(f"{printable(path)}: expected at most {_MAX_BYTES} bytes, found {wanted}")
     return np.frombuffer(data, np.uint8)

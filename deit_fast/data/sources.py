@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from glob import glob
 from pathlib import Path
 from typing import Literal
@@ -15,20 +15,24 @@ from deit_fast.data.source import Source
 from deit_fast.errors import DataError
 
 Split = Literal["train", "val"]
+OpenShards = Callable[[str, Sequence[Path]], Source]
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SHARD_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\.tar)")
 
 
-def open_source(uri: str, split: Split | None = None, category: str = "name") -> Source:
+def open_source(
+    uri: str, split: Split | None = None, category: str = "name", open_shards: OpenShards = TarShards
+) -> Source:
     """Open labelled images; nothing but directories, shard indexes, labels and annotations is read (and CIFAR, whole).
 
     uri: a folder of class folders, a folder of .tar shards, one .tar, a brace range (train-{0000..0009}.tar) or a glob
     of them, or the folder of iNaturalist 2018 or 2019, or of CIFAR-10 or CIFAR-100, as downloaded. `split` takes train/
     or val/ of a folder that has both, train-*.tar or val-*.tar of a folder of shards, and the training or validation
-    images of the rest. `category` is the level of iNaturalist's taxonomy. Raises DataError.
+    images of the rest. `category` is the level of iNaturalist's taxonomy. `open_shards` takes the shards found. Raises
+    DataError.
     """
-    source = _open(uri, split, category)
+    source = _open(uri, split, category, open_shards)
     if category != "name" and not isinstance(source, INaturalist):
         raise DataError(f"data.category={category!r}: expected iNaturalist's annotations, {uri} has none")
     return source
@@ -54,27 +58,27 @@ def find_validation(uri: str) -> str | None:
     return str(path / "val-*.tar") if next(path.glob("val-*.tar"), None) else None
 
 
-def _open(uri: str, split: Split | None, category: str) -> Source:
+def _open(uri: str, split: Split | None, category: str, open_shards: OpenShards) -> Source:
     path = Path(uri).expanduser()
     if path.is_dir():
         try:
-            return _open_folder(uri, path, split, category)
+            return _open_folder(uri, path, split, category, open_shards)
         except OSError as error:
             raise DataError(f"{error.filename}: expected a readable folder ({error.strerror})") from None
     if path.is_file():
         if path.suffix != ".tar":
             raise DataError(f"{uri}: expected a folder of images or .tar shards, found a file named *{path.suffix}")
-        return TarShards(uri, [path])
+        return open_shards(uri, [path])
     if _BRACES.search(uri):
-        return TarShards(uri, _brace_range(uri, str(path)))
+        return open_shards(uri, _brace_range(uri, str(path)))
     found = sorted(Path(match) for match in glob(str(path)) if match.endswith(".tar"))
     if not found:
         raise DataError(f"{uri}: expected a local folder of images or .tar shards, found nothing there")
     _refuse_gaps(found)
-    return TarShards(uri, found)
+    return open_shards(uri, found)
 
 
-def _open_folder(uri: str, folder: Path, split: Split | None, category: str) -> Source:
+def _open_folder(uri: str, folder: Path, split: Split | None, category: str, open_shards: OpenShards) -> Source:
     files = _list_files(folder)
     year, layout = find_year(files, folder), find_layout(files)
     if year is not None or layout is not None:
@@ -83,17 +87,17 @@ def _open_folder(uri: str, folder: Path, split: Split | None, category: str) -> 
         return Cifar(uri, folder, layout, split) if layout else INaturalist(uri, folder, year or "", split, category)
     folders = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
     if folders == {"train"} and split == "train":
-        return _open_split(uri, folder / split)
+        return _open_split(uri, folder / split, open_shards)
     if {"train", "val"} <= folders:
         if split is None:
             raise DataError(
                 f"{uri}: expected one split, found train/ and val/; name {folder / 'train'} or {folder / 'val'}"
             )
-        return _open_split(uri, folder / split)
-    return _open_split(uri, folder, split)
+        return _open_split(uri, folder / split, open_shards)
+    return _open_split(uri, folder, open_shards, split)
 
 
-def _open_split(uri: str, folder: Path, split: Split | None = None) -> Source:
+def _open_split(uri: str, folder: Path, open_shards: OpenShards, split: Split | None = None) -> Source:
     shards = sorted(folder.glob("*.tar"))
     if not shards:
         return ImageFolder(uri, folder)
@@ -105,7 +109,7 @@ def _open_split(uri: str, folder: Path, split: Split | None = None) -> Source:
     elif len({shard.name.partition("-")[0] for shard in shards} & {"train", "val"}) == 2:
         raise DataError(f"{uri}: expected one split, found train-*.tar and val-*.tar; name {folder / 'train-*.tar'}")
     _refuse_gaps(shards)
-    return TarShards(uri, shards)
+    return open_shards(uri, shards)
 
 
 def _list_files(folder: Path) -> set[str]:
