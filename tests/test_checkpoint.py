@@ -13,12 +13,13 @@ from deit_fast.errors import RunError
 from deit_fast.recipes import get_recipe
 
 CPU = torch.device("cpu")
+RECIPE = get_recipe("demo_pretrain", ["model.image_size=32"])
 
 
 def state(**fields) -> dict:
     torch.manual_seed(0)
     model = create_model("deit3_nano_patch4", img_size=32, num_classes=10)
-    recipe = get_recipe("demo_pretrain").model_dump(mode="json")
+    recipe = RECIPE.model_dump(mode="json")
     return {"model": model.state_dict(), "ema": None, "recipe": recipe, "step": 3, **fields}
 
 
@@ -30,7 +31,7 @@ def test_round_trip_and_both_files(tmp_path: Path) -> None:
     assert loaded["step"] == 3
     for suffix in (".pt", ".safetensors"):
         weights = load_weights(tmp_path / f"last{suffix}")
-        assert weights.recipe == get_recipe("demo_pretrain")
+        assert weights.recipe == RECIPE
         assert all(torch.equal(weights.tensors[k], v) for k, v in content["model"].items())
 
 

@@ -1,9 +1,11 @@
 """Every entry of the zoo is the published model: its parameters, its operations, timm's state dict, its names."""
 
+import dataclasses
 import functools
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import timm
@@ -16,7 +18,7 @@ from deit_fast.cli import main
 from deit_fast.create import create_model
 from deit_fast.errors import RecipeError
 from deit_fast.sections import Model
-from deit_fast.zoo import ARCHITECTURES, PUBLISHED, find_architecture, list_models
+from deit_fast.zoo import ARCHITECTURES, PUBLISHED, Architecture, find_architecture, list_models
 from deit_fast.zoo.architectures import ALIASES
 from tests.conftest import ROOT
 
@@ -82,16 +84,74 @@ def built(name: str, size: int) -> nn.Module:
         return create_model(name, img_size=size).eval()
 
 
-@functools.cache
-def counted(name: str, size: int) -> tuple[float, float]:
-    model = built(name, size)
+# What the READMEs of facebookresearch/deit print beside them, as they print it.
+PRINTED = {
+    ("deit3_small_patch16", 224): ("22.0", "4.6"),
+    ("deit3_medium_patch16", 224): ("38.8", "8.0"),
+    ("deit3_base_patch16", 224): ("86.6", "17.5"),
+    ("deit3_base_patch16", 384): ("86.9", "55.5"),
+    ("deit3_large_patch16", 224): ("304.4", "61.6"),
+    ("deit3_large_patch16", 384): ("304.8", "191.2"),
+    ("deit3_huge_patch14", 224): ("632.1", "167.4"),
+    ("deit_tiny_patch16", 224): ("5", None),
+    ("deit_small_patch16", 224): ("22", None),
+    ("deit_base_patch16", 224): ("86", None),
+    ("deit_tiny_distilled_patch16", 224): ("6", None),
+    ("deit_small_distilled_patch16", 224): ("22", None),
+    ("deit_base_distilled_patch16", 224): ("87", None),
+    ("deit_base_patch16", 384): ("87", None),
+    ("deit_base_distilled_patch16", 384): ("88", None),
+    ("cait_xs24", 384): ("27", "19.3"),
+    ("cait_s24", 224): ("47", "9.4"),
+    ("cait_s24", 384): ("47", "32.2"),
+    ("cait_s36", 384): ("68", "48.0"),
+    ("cait_m36", 384): ("271", "173.3"),
+    ("cait_m48", 448): ("356", "329.6"),
+    ("resmlp_12", 224): ("15", "3"),
+    ("resmlp_24", 224): ("30", "6"),
+    ("resmlp_big_24", 224): ("129", "100"),
+    ("patchconvnet_s60", 224): ("25.2", "4.0"),
+    ("patchconvnet_s60", 384): ("25.2", "11.8"),
+    ("patchconvnet_s60", 512): ("25.2", "20.9"),
+    ("patchconvnet_s120", 224): ("47.7", "7.5"),
+    ("patchconvnet_b60", 224): ("99.4", "15.8"),
+    ("patchconvnet_b60", 384): ("99.4", "46.5"),
+    ("patchconvnet_b120", 224): ("188.6", "29.9"),
+    ("patchconvnet_b120", 384): ("188.6", "87.7"),
+    ("patchconvnet_s60_multi", 224): ("25.6", "5.3"),
+}
+# Where they do not count that model: ViT-S at 384 px has its parameters of 224, ResMLP-36 another model's figures.
+MISPRINTED = {("deit3_small_patch16", 384): ("22.0", "15.5"), ("resmlp_36", 224): ("116", "23")}
+
+
+def sizes(architecture: Architecture, depth: int, size: int) -> tuple[int, int]:
+    """Parameters, and operations of one image, counted as they are run."""
+    with mock.patch.dict(ARCHITECTURES, {"counted": dataclasses.replace(architecture, depth=depth)}):
+        model = built.__wrapped__("counted", size)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, size, size))
-    return sum(p.numel() for p in model.parameters()) / 1e6, counter.get_total_flops() / 2e9
+    return sum(p.numel() for p in model.parameters()), counter.get_total_flops()
+
+
+@functools.cache
+def counted(name: str, size: int) -> tuple[float, float]:
+    """Millions of parameters, billions of multiply-accumulates; blocks are alike, so two depths say all of them."""
+    entry = ARCHITECTURES[name]
+    params, flops = (
+        one + (entry.depth - 1) * (two - one)
+        for one, two in zip(sizes(entry, 1, size), sizes(entry, 2, size), strict=True)
+    )
+    return params / 1e6, flops / 2e9
 
 
 def digits(text: str) -> int:
     return len(text.partition(".")[2])
+
+
+@pytest.mark.parametrize("name", ["deit3_tiny_patch16", "deit_tiny_distilled_patch16", "cait_xxs24", "resmlp_12"])
+def test_blocks_are_alike(name: str) -> None:
+    params, flops = sizes(ARCHITECTURES[name], ARCHITECTURES[name].depth, 224)
+    assert counted(name, 224) == (params / 1e6, flops / 2e9)
 
 
 @pytest.mark.parametrize(("name", "size"), REFERENCE, ids=lambda each: str(each))
@@ -112,6 +172,15 @@ def test_the_table_says_what_is_built(row) -> None:
     assert row.gmacs == pytest.approx(gmacs, abs=0.0051)
 
 
+def test_printed_figures_are_the_models_but_for_two() -> None:
+    for (name, size), (params, gmacs) in (PRINTED | MISPRINTED).items():
+        found_params, found_gmacs = counted(name, size)
+        # A unit of the last digit, because some cut it off; the READMEs count operations of norms too.
+        same = abs(found_params - float(params)) <= 10 ** -digits(params)
+        same &= gmacs is None or abs(found_gmacs - float(gmacs)) <= max(10 ** -digits(gmacs), 0.011 * float(gmacs))
+        assert same == ((name, size) not in MISPRINTED), (name, size, found_params, found_gmacs)
+
+
 def test_every_published_model_has_a_row() -> None:
     assert {row.name for row in PUBLISHED} == {name for name in ARCHITECTURES if "nano" not in name}
     referred = [find_architecture(name) for name, _ in REFERENCE]
@@ -120,6 +189,9 @@ def test_every_published_model_has_a_row() -> None:
     }  # fmt: skip
     weights = [row.weights for row in PUBLISHED if row.weights]
     assert len(weights) == len(set(weights)) == 58
+    assert all(row.source for row in PUBLISHED if row.weights)
+    assert {row.source for row in PUBLISHED if row.images_per_second} == {
+        "facebookresearch/deit README_revenge.md", "facebookresearch/deit README_patchconvnet.md"}  # fmt: skip
 
 
 TIMM = [name for name in ALIASES if timm.is_model(name)]

@@ -1,10 +1,9 @@
 """What was published of the zoo's models: sizes, speed, accuracy, and where the weights are.
 
 Parameters and multiply-accumulates (which the papers call FLOPs) are counted, the latter in convolutions and matrix
-products, and tests/test_zoo.py counts them again. The tables of facebookresearch/deit differ from them in the last
-digit, and have another model's for ResMLP-36. All other figures are those tables', in README_revenge.md,
-README_deit.md, README_cait.md, README_resmlp.md and README_patchconvnet.md: None is what they do not say. Addresses
-that they lack (CaiT-XXS, ResMLP without distillation) are timm's. Speed and memory are the authors', on their machines.
+products, and tests/test_zoo.py counts them again, and compares them with what facebookresearch/deit's tables print.
+All other figures are those tables' (`Published.source`): None is what they do not say. Addresses that they lack
+(CaiT-XXS, ResMLP without distillation) are timm's. Speed and memory are the authors', on their machines.
 """
 
 from collections.abc import Iterable
@@ -35,6 +34,24 @@ class Published:
     """What the weights were trained on and how; None: there are none."""
     weights: str | None = None
     """Address of the weights."""
+
+    @property
+    def source(self) -> str | None:
+        """Where accuracy, speed, memory and address are from; None where the code alone is published."""
+        if self.weights is None:
+            return None
+        if self.top1 is None and self.training != "DINO":
+            return "timm"
+        return f"facebookresearch/deit {_README[ARCHITECTURES[self.name].family]}"
+
+
+_README = {
+    "deit3": "README_revenge.md",
+    "deit": "README_deit.md",
+    "cait": "README_cait.md",
+    "resmlp": "README_resmlp.md",
+    "patchconvnet": "README_patchconvnet.md",
+}
 
 
 def _published(name: str, resolution: int, sizes: tuple[float, float], speed: tuple[int | None, int | None],

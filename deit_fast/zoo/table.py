@@ -20,7 +20,10 @@ def zoo_as_text(names: Iterable[str]) -> str:
 def zoo_as_json(names: Iterable[str]) -> str:
     """The same rows as a list of objects, each with its architecture."""
     rows = find_published(names)
-    return json.dumps([{**asdict(row), "architecture": asdict(ARCHITECTURES[row.name])} for row in rows], indent=2)
+    return json.dumps(
+        [{**asdict(row), "source": row.source, "architecture": asdict(ARCHITECTURES[row.name])} for row in rows],
+        indent=2,
+    )
 
 
 def _cells(row: Published) -> tuple[str, ...]:
