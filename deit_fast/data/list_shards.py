@@ -59,24 +59,25 @@ def _list_samples(shard: Path, classes: int, faults: list[str]) -> list[_Sample]
     keys: set[str] = set()
     for key, members in groupby(_list_members(shard, faults), key=lambda member: _split(member.name)[0]):
         parts: dict[str, tarfile.TarInfo] = {}
-        before = len(faults)
+        wrong: list[str] = []  # of this sample: reading on may find the shard's end missing meanwhile
         name = printable(key)
         for member in members:
             suffix = _split(member.name)[1]
             if suffix in parts:
-                faults.append(f"{printable(member.name)} is there twice in a row")
+                wrong.append(f"{printable(member.name)} is there twice in a row")
             parts[suffix] = member
         if key in keys:
-            faults.append(f"the key {name} is there twice")
+            wrong.append(f"the key {name} is there twice")
         keys.add(key)
         image = next((part for suffix, part in parts.items() if f".{suffix}".lower() in IMAGE_SUFFIXES), None)
-        label = _read_label(shard, parts["cls"], classes, faults) if "cls" in parts else None
+        label = _read_label(shard, parts["cls"], classes, wrong) if "cls" in parts else None
         if image is None:
-            faults.append(f"{name} has no image")
+            wrong.append(f"{name} has no image")
         if "cls" not in parts:
-            faults.append(f"{name} has no cls")
-        if image is not None and label is not None and len(faults) == before:
+            wrong.append(f"{name} has no cls")
+        if image is not None and label is not None and not wrong:
             samples.append(_Sample(image.name, image.offset_data, image.size, label))
+        faults += wrong
     return samples
 
 
