@@ -62,6 +62,7 @@ def flat(values: list) -> torch.Tensor:
     return torch.cat([v.detach().cpu().flatten() for v in values])
 
 
+@pytest.mark.soak
 def test_the_cases_in_the_interpreter() -> None:
     if INTERPRETED:
         pytest.skip("this is the interpreter")

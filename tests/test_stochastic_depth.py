@@ -226,7 +226,7 @@ def test_a_batch_too_small_for_the_rate_is_refused(folder_data: Path, tmp_path: 
     words = [*WORDS, "run.accumulation=4"]
     with pytest.raises(RecipeError, match=r"model\.drop_path=0\.1: expected a larger batch than 4 .*bernoulli"):
         train(get_recipe("demo_pretrain", words), str(folder_data), tmp_path / "run")
-    for word in ("model.drop_path_mode=bernoulli", "model.drop_path=0"):
+    for word in ("model.drop_path_mode=bernoulli", "model.drop_path=0", "model.train_mode=false"):
         check_drop_path(get_recipe("demo_pretrain", [*words, word]).model, 4)
 
 

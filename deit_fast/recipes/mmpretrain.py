@@ -12,8 +12,10 @@ DeiT-{size} at 224 px, 300 epochs on ImageNet-1k: {top1} %
 Source: open-mmlab/mmpretrain, configs/deit/deit-{model}_{layout}_in1k.py.
 As the reference's DeiT but for: no repeated augmentation; 20 epochs of warmup step by step, then a cosine that is set \
 once per epoch (schedule.update=step); gradients clipped to a norm of 5; {rest}.
-fp32, as without the source's --amp; run.precision=auto is bf16, and faster. The source draws no seed; here it is 0. \
-Its random erasing fills boxes before normalisation, with the same distribution{stochastic_depth}.
+fp32, as without the source's --amp; run.precision=auto is bf16, and faster. The source draws no seed; here it is 0.
+Not as there: the initial weights (its MLP starts from Xavier's, its head and class token from zeros); Mixup's and \
+CutMix's partner, there of a permutation; erasing, there before normalisation with the same noise cut off at black and \
+white; the last batch of an epoch, which is short and left out here{stochastic_depth}.
 Budget of the source: {gpus} GPUs x {per_gpu} views."""
 
 
