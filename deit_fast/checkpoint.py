@@ -42,7 +42,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def write_checkpoint(path: Path, state: dict[str, Any]) -> Digests:
     """The two files of `save_checkpoint` without their seal; returns the SHA-256 of each by its suffix.
 
-    A full disk leaves both as they were; a crash may leave a new one beside an old one, which the old seal does not fit.
+    A full disk leaves both as they were; a crash may leave a new one beside an old one, which no seal fits.
     """
     weights = {name: value.detach().contiguous().cpu() for name, value in state["model"].items()}
     header = {key: json.dumps(state.get(key)) for key in ("recipe", "classes", "step")}
