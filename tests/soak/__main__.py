@@ -6,16 +6,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.soak import damages, schedules
+from tests.soak import damages, schedules, stalls
 from tests.soak.crashes import PLANTS, crash_rounds
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("what", nargs="*", default=["crashes", "damages", "schedules"])
+    parser.add_argument("what", nargs="*", default=["crashes", "damages", "schedules", "stalls"])
     parser.add_argument("--crashes", type=int, default=1000, help="kills (default %(default)s)")
     parser.add_argument("--damages", type=int, default=1000, help="damaged checkpoints (default %(default)s)")
     parser.add_argument("--schedules", type=int, default=100, help="changes of the world size (default %(default)s)")
+    parser.add_argument("--stalls", type=int, default=200, help="saves that are timed (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--plant", default="", help=f"a bug that has to be found: {PLANTS[1:]} or, schedules, forgetful"
@@ -32,6 +33,8 @@ def main() -> int:
             elif what == "damages":
                 found = damages.undetected(Path(folder), chosen.damages, chosen.seed)
                 done = f"{chosen.damages} damaged checkpoints"
+            elif what == "stalls":
+                done, found = stalls.measure(Path(folder), chosen.stalls)
             else:
                 found = schedules.differing(Path(folder), chosen.schedules, chosen.seed, chosen.plant)
                 done = f"{chosen.schedules} schedules"

@@ -1,4 +1,4 @@
-"""About one per cent of the long tests, and the bugs that each has to find; `python -m tests.soak` runs them whole."""
+"""About one per cent of the long tests, without the timing, and the bugs each has to find (`python -m tests.soak`: all)."""
 
 import subprocess
 import sys
