@@ -1,4 +1,4 @@
-"""About one per cent of the long tests, without the timing, and the bugs each has to find (`python -m tests.soak`: all)."""
+"""About one per cent of the long tests, without the timing, and the bugs each has to find."""
 
 import subprocess
 import sys
