@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,21 @@ from torch import Tensor, nn
 from deit_fast.convert.fit import Change, fit_distillation, fit_head, fit_positions, fix_positions
 from deit_fast.convert.read import Weights, read_weights
 from deit_fast.errors import RecipeError, RunError, one_line
-from deit_fast.files import atomic_path
+from deit_fast.files import atomic_path, hash_file
 from deit_fast.models.build import ImageModel, build_model
 from deit_fast.recipe import SECTIONS, Recipe
 from deit_fast.sections import Model
 
 FORMAT = 1
+SUFFIXES = (".safetensors", ".pt")
+SEAL = ".sha256"
+
+Digests = dict[str, str]
 
 # Keys that may change between a run and its continuation: none alters what is trained on, though compile rounds, and
 # draws dropout, otherwise.
-_FREE = ("log_every", "eval_every", "checkpoint_every", "compile", "grad_checkpointing", "nonfinite_limit", "profile")
+_FREE = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "compile", "grad_checkpointing",
+         "nonfinite_limit", "hang_timeout", "profile")  # fmt: skip
 FREE_KEYS = {("run", key) for key in _FREE}
 # Weights that `initialise` makes fit, by the first part of their names.
 _FITTED = ("pos_embed", "dist_token", "head", "head_dist")
@@ -31,30 +37,85 @@ _FITTED = ("pos_embed", "dist_token", "head", "head_dist")
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes `state` (tensors and plain data, with "model" and "recipe") to PATH.pt, its weights to PATH.safetensors.
 
-    The safetensors file has timm's keys and carries recipe, classes and step in its header. Runs resume from the .pt,
-    which is written last; a crash between the two leaves the weights of a later step beside it, until the next save.
-    Raises RunError where a file cannot be written; what was there before is then still there.
+    The safetensors file has timm's keys and carries recipe, classes and step in its header. PATH.sha256, written last,
+    makes the two a checkpoint: without it they are not resumed from. Raises RunError where a file cannot be written.
+    """
+    seal_checkpoint(path, write_checkpoint(path, state))
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> Digests:
+    """The two files of `save_checkpoint` without their seal; returns the SHA-256 of each by its suffix.
+
+    A full disk leaves both as they were; a crash may leave a new one beside an old one, which no seal fits.
     """
     weights = {name: value.detach().contiguous().cpu() for name, value in state["model"].items()}
     header = {key: json.dumps(state.get(key)) for key in ("recipe", "classes", "step")}
     try:
-        with atomic_path(path.with_suffix(".safetensors")) as temporary:
-            save_file(weights, temporary, metadata={"format": "pt", **header})
-        with atomic_path(path) as temporary:
-            torch.save({"format": FORMAT, **state}, temporary)
+        with atomic_path(path.with_suffix(".safetensors")) as small, atomic_path(path) as large:
+            save_file(weights, small, metadata={"format": "pt", **header})
+            torch.save({"format": FORMAT, **state}, large)
+            digests = {".safetensors": hash_file(small), ".pt": hash_file(large)}
     except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer raises the last for a full disk
         raise RunError(f"{path}: cannot be written ({one_line(error)[:200]})") from error
+    return digests
 
 
-def link_checkpoint(source: Path, destination: Path) -> None:
-    """Makes `destination` the same checkpoint as `source`, without a second copy where the file system has links."""
-    for suffix in (".safetensors", ".pt"):
-        with atomic_path(destination.with_suffix(suffix)) as temporary:
-            temporary.unlink()
-            try:
-                os.link(source.with_suffix(suffix), temporary)
-            except OSError:
-                temporary.write_bytes(source.with_suffix(suffix).read_bytes())
+def seal_checkpoint(path: Path, digests: Digests) -> None:
+    """Writes PATH.sha256, in the format of sha256sum, which can check it too. Raises RunError."""
+    try:
+        with atomic_path(path.with_suffix(SEAL)) as temporary:
+            temporary.write_text(_format_seal(path, digests), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path.with_suffix(SEAL)}: cannot be written ({error.strerror})") from error
+
+
+def link_checkpoint(source: Path, destination: Path, digests: Digests) -> None:
+    """Makes `destination` the same checkpoint as `source`, without a second copy where the file system has links.
+
+    A crash in between leaves files that the seal beside them does not fit. Raises RunError.
+    """
+    try:
+        for suffix in SUFFIXES:
+            with atomic_path(destination.with_suffix(suffix)) as temporary:
+                temporary.unlink()
+                try:
+                    os.link(source.with_suffix(suffix), temporary)
+                except OSError:
+                    shutil.copyfile(source.with_suffix(suffix), temporary)
+    except OSError as error:
+        raise RunError(f"{destination}: cannot be written ({error.strerror})") from error
+    seal_checkpoint(destination, digests)
+
+
+def verify_checkpoint(path: Path) -> str:
+    """Reads both files of the checkpoint at PATH.pt against PATH.sha256 and returns the SHA-256 of PATH.pt.
+
+    Raises RunError, one line, where one is damaged, missing, or of another checkpoint than the other.
+    """
+    try:
+        sealed = path.with_suffix(SEAL).read_bytes()
+    except FileNotFoundError:
+        raise RunError(f"{path}: expected its checksums beside it, in {path.with_suffix(SEAL).name}") from None
+    except OSError as error:
+        raise RunError(f"{path.with_suffix(SEAL)}: cannot be read ({error.strerror})") from None
+    digests = {}
+    for suffix in SUFFIXES:
+        file = path.with_suffix(suffix)
+        try:
+            digests[suffix] = hash_file(file)
+        except OSError as error:
+            raise RunError(f"{file}: cannot be read ({error.strerror})") from None
+        if _format_seal(file, {suffix: digests[suffix]}).encode() not in sealed:
+            raise RunError(
+                f"{file}: damaged, or of another step than {path.with_suffix(SEAL).name}: its SHA-256 differs"
+            )
+    if sealed != _format_seal(path, digests).encode():
+        raise RunError(f"{path.with_suffix(SEAL)}: damaged: expected one line for each of {', '.join(SUFFIXES)}")
+    return digests[".pt"]
+
+
+def _format_seal(path: Path, digests: Digests) -> str:
+    return "".join(f"{digest}  {path.with_suffix(suffix).name}\n" for suffix, digest in digests.items())
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import os
 import resource
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from deit_fast.errors import RunError
+
+COLLECTIVE_SECONDS = 1800.0  # other processes may compile meanwhile
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,11 @@ class World:
             dist.barrier()
 
 
-def join_world() -> World:
-    """Joins the group torchrun describes in the environment (gloo on CPUs, NCCL on GPUs), or stands alone."""
+def join_world(hang_timeout: float = 0.0) -> World:
+    """Joins the group torchrun describes in the environment (gloo on CPUs, NCCL on GPUs), or stands alone.
+
+    A collective fails after half an hour, or twice `hang_timeout`, seconds: after the watchdog, which says more.
+    """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -75,7 +81,11 @@ def join_world() -> World:
         device = torch.device("cpu")
     if size > 1 and not dist.is_initialized():
         on_gpu = device.type == "cuda"
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            timeout=timedelta(seconds=max(COLLECTIVE_SECONDS, 2 * hang_timeout)),
+            device_id=device if on_gpu else None,
+        )
     return World(rank, size, device)
 
 

@@ -1,5 +1,6 @@
 """What a run tells: metrics.jsonl, TensorBoard, curves.png, a progress bar or plain lines."""
 
+import contextlib
 import json
 import sys
 import time
@@ -52,10 +53,16 @@ class MetricsLog:
         self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def record(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Appends {"kind", "step", **values}; non-finite values become null, which JSON can hold."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **finite(values)}) + "\n")
-        for key, value in values.items():
-            self._board.add_scalar(f"{kind}/{key}", value, step)
+        """Appends {"kind", "step", **values}; non-finite values become null, which JSON can hold.
+
+        On a full disk the values are only said: a run of days does not end for want of a line.
+        """
+        try:
+            self._file.write(json.dumps({"kind": kind, "step": step, **finite(values)}) + "\n")
+            for key, value in values.items():
+                self._board.add_scalar(f"{kind}/{key}", value, step)
+        except OSError as error:
+            self.say(f"step {step}: not in metrics.jsonl and TensorBoard ({error.strerror})")
         self.say(f"step {step}  " + "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
 
     def images(self, name: str, images: Tensor, step: int) -> None:
@@ -75,8 +82,9 @@ class MetricsLog:
             self._bar.update()
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with contextlib.suppress(OSError):  # what `record` said already
+            self._file.close()
+            self._board.close()
         if self._bar is not None:
             self._bar.close()
 

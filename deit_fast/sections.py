@@ -282,8 +282,13 @@ class Run(Section):
     """Epochs between evaluations; the last step always evaluates."""
     checkpoint_every: Count | None = 1000
     """Steps between checkpoints, besides the ones after evaluations and at a signal; null is none."""
+    keep_checkpoints: Count = 2
+    """Checkpoints that are kept besides the best, the last among them."""
     nonfinite_limit: Count = 20
     """Steps in a row with a non-finite loss or gradient, each skipped, before the run stops."""
+    hang_timeout: Positive = 600
+    """Seconds without a step or a batch of evaluation after which a process counts as hanging and ends itself; a
+    process's first step and first evaluation, which may compile, have half an hour more."""
     profile: bool = False
     """Profile some steps after the warm-up: a trace and a one-page summary in the run folder's profile/."""
 

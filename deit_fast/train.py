@@ -12,14 +12,7 @@ from typing import Any
 import torch
 
 from deit_fast.bad_images import BadImages
-from deit_fast.checkpoint import (
-    check_same_recipe,
-    initialise,
-    link_checkpoint,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from deit_fast.checkpoint import check_same_recipe, initialise, load_checkpoint, load_weights
 from deit_fast.classifier import choose_dtype
 from deit_fast.convert.fit import format_changes
 from deit_fast.data.classes import check_same_classes, resolve_classes
@@ -38,9 +31,12 @@ from deit_fast.models.build import build_model, check_drop_path
 from deit_fast.objective import build_micro_batch
 from deit_fast.profile import profiled
 from deit_fast.recipe import Recipe, parse_recipe
+from deit_fast.resuming import agree_on_checkpoint, kept_steps
+from deit_fast.saving import Saver
 from deit_fast.schedule import learning_rate, total_steps
 from deit_fast.step import TrainStep, build_state
 from deit_fast.stopping import StopSignal
+from deit_fast.watchdog import START_SECONDS, Watchdog
 
 AGREE_STEPS = 10  # between the processes' agreements on whether to stop
 
@@ -58,7 +54,7 @@ def train(
 
     Where it starts, the first that applies:
     1. resume is a path: that checkpoint, of the same recipe;
-    2. resume is "auto" and out/checkpoints/last.pt exists: there; a finished run returns its result at once;
+    2. resume is "auto": the newest whole checkpoint in out/checkpoints; a finished run returns its result at once;
     3. init is a path: that file's weights, position embeddings and head adapted to this recipe;
     4. the seed's own initialisation.
     teacher is the file of the teacher's weights, which no checkpoint holds: a run with distillation needs it each time.
@@ -72,12 +68,13 @@ def train(
     val_source = open_source(val_uri, "val", recipe.data.category) if val_uri else None
     if val_source is not None:
         check_same_classes(val_source, source.classes, f"{data}'s classes")
-    world = join_world()
+    world = join_world(recipe.run.hang_timeout)
     with locked(out, ".lock", "another training") if world.is_main else contextlib.nullcontext(), StopSignal() as stop:
         loaded = load_teacher(recipe, teacher, world.device) if teacher else None
         trainer = Trainer(recipe, source, val_source, out, world, loaded)
         trainer.start(init, resume)
-        result = trainer.fit(stop)
+        with trainer.watchdog:
+            result = trainer.fit(stop)
     leave_world()
     if result is None:
         raise StoppedError(f"{out}: stopped by a signal at step {trainer.state.step}; run again to go on")
@@ -109,25 +106,19 @@ class Trainer:
         self.notes: list[str] = []
         self.window = Window()
         self.log: MetricsLog | None = None
+        self.saver: Saver | None = None
+        self.watchdog = Watchdog(out, world.rank, recipe.run.hang_timeout)
         self.eval_loader: EvalLoader | None = None
 
     def start(self, init: Path | None, resume: str) -> None:
         """Takes up the checkpoint or the weights that `train` describes; only the main process writes."""
         folder = self.out / "checkpoints"
-        if self.world.is_main:
-            for leftover in folder.glob(".*.tmp"):  # of a process killed while it wrote
-                leftover.unlink()
-            if resume == "auto":
-                resume = str(folder / "last.pt") if (folder / "last.pt").exists() else "never"
-        resume = self.world.broadcast(resume)  # one decision: file systems may show other processes another state
-        if resume != "never":
-            saved = load_checkpoint(Path(resume), self.world.device)
-            check_same_recipe(self.recipe, parse_recipe(saved["recipe"], source=resume), Path(resume))
+        path, damaged = agree_on_checkpoint(folder, resume, self.world)
+        if path is not None:
+            saved = load_checkpoint(path, self.world.device)
+            check_same_recipe(self.recipe, parse_recipe(saved["recipe"], source=str(path)), path)
             self.state.load_state_dict(saved)
-            step, main_step = self.state.step, self.world.broadcast(self.state.step)
-            if step != main_step:
-                raise RunError(f"{resume}: step {step} on rank {self.world.rank}, expected rank 0's, {main_step}")
-            self.notes = [f"resumed from {resume} at step {step} of {self.total_steps}"]
+            self.notes = [*damaged, f"resumed from {path} at step {self.state.step} of {self.total_steps}"]
             if saved["dtype"] != str(self.step.classifier.dtype):
                 self.notes.append(f"computed in {saved['dtype']} before, in {self.step.classifier.dtype} from here on")
         elif init is not None:
@@ -140,6 +131,8 @@ class Trainer:
             self.notes.append("no validation data: pass --val to evaluate")
         if self.world.is_main:
             write_json(self.out / "recipe.json", self.recipe.model_dump(mode="json"))
+            kept = kept_steps(folder, self.state.step)
+            self.saver = Saver(folder, self.recipe.run.keep_checkpoints, self.state, self.world.device, kept)
         self.world.barrier()
 
     def fit(self, stop: StopSignal) -> dict[str, Any] | None:
@@ -169,6 +162,7 @@ class Trainer:
                 if self.log is not None:
                     self.log.advance()
                 step = self.state.step
+                self.watchdog.beat(f"step {step + 1}")
                 epoch, partial = divmod(step, self.steps_per_epoch)
                 evaluates = step == self.total_steps or (not partial and epoch % run.eval_every == 0)
                 agrees = self.world.size == 1 or step % AGREE_STEPS == 0
@@ -185,13 +179,16 @@ class Trainer:
                     self._save(evaluates)
                     self.window = Window(is_first=self.window.is_first)
                 if stops:
-                    self.world.barrier()  # no process leaves before the checkpoint is whole
+                    self._settle()
                     return None
+            self._settle()
             return self._finish()
         finally:
             loader.close()
             if self.eval_loader is not None:
                 self.eval_loader.close()
+            if self.saver is not None:
+                self._say(*self.saver.close())
             if self.log is not None:
                 self.log.close()
 
@@ -241,12 +238,15 @@ class Trainer:
         }
         if self.log is not None:
             self.log.record("train", self.state.step, values)
+        if self.saver is not None:
+            self._say(*self.saver.report())
         self.window = Window(is_first=False)
 
     def _evaluate(self) -> None:
         """Scores of the model and of its moving average, into the state and the log."""
         if self.val_source is None:
             return
+        self.watchdog.beat("evaluation", START_SECONDS if self.eval_loader is None else 0.0)
         if self.eval_loader is None:
             self.eval_loader = build_eval_loader(self.recipe, self.val_source, self.world)
             self.predictors = {"": self.step.predictor(self.state.model)}
@@ -255,29 +255,28 @@ class Trainer:
         scores: dict[str, float] = {}
         self.state.model.eval()
         for prefix, predict in self.predictors.items():
-            result = evaluate(predict, self.eval_loader, self.world)
+            result = evaluate(predict, self.eval_loader, self.world, lambda *_: self.watchdog.beat("evaluation"))
             scores |= {f"{prefix}{key}": getattr(result, key) for key in ("top1", "top5", "loss")}
         self.state.scores = scores
         if self.log is not None:
             self.log.record("eval", self.state.step, scores)
 
     def _save(self, evaluated: bool) -> None:
-        if not self.world.is_main:
+        if self.saver is None:
             return
-        top1 = self.state.scores.get("top1", -1.0) if evaluated else -1.0
-        is_best = top1 > self.state.best_top1
-        self.state.best_top1 = max(top1, self.state.best_top1)
-        folder = self.out / "checkpoints"
-        content = self.state.state_dict()
-        content["recipe"] = self.recipe.model_dump(mode="json")
-        content["classes"] = self.source.classes
-        content["dtype"] = str(self.step.classifier.dtype)
-        # The best first: a crash between the two then loses neither, for the step is trained and found best again.
-        save_checkpoint(folder / ("best.pt" if is_best else "last.pt"), content)
-        if is_best:
-            link_checkpoint(folder / "best.pt", folder / "last.pt")
+        beside = {"recipe": self.recipe.model_dump(mode="json"), "classes": self.source.classes}
+        beside["dtype"] = str(self.step.classifier.dtype)
+        self._say(*self.saver.save(beside, self.state.scores.get("top1") if evaluated else None))
+
+    def _settle(self) -> None:
+        """Waits for the last checkpoint. Raises RunError, on every process, where it could not be written."""
+        self.watchdog.beat(f"the checkpoint of step {self.state.step}")
+        failures = self.world.broadcast(self.saver.finish() if self.saver is not None else [])
+        if failures:
+            raise RunError(failures[0])
 
     def _finish(self) -> dict[str, Any]:
+        self.watchdog.beat("the result", START_SECONDS)
         state, size = self.state, self.recipe.model.image_size
         result = {
             "recipe": self.recipe.name,

@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from deit_fast.checkpoint import initialise, link_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from deit_fast.checkpoint import (
+    initialise,
+    link_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    verify_checkpoint,
+    write_checkpoint,
+)
 from deit_fast.create import create_model
 from deit_fast.errors import RunError
 from deit_fast.recipes import get_recipe
@@ -26,7 +34,7 @@ def state(**fields) -> dict:
 def test_round_trip_and_both_files(tmp_path: Path) -> None:
     content = state()
     save_checkpoint(tmp_path / "last.pt", content)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "last.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "last.safetensors", "last.sha256"]
     loaded = load_checkpoint(tmp_path / "last.pt", CPU)
     assert loaded["step"] == 3
     for suffix in (".pt", ".safetensors"):
@@ -57,15 +65,16 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: p
     with pytest.raises(RunError, match=r"last\.pt: cannot be written .*No space"):
         save_checkpoint(tmp_path / "last.pt", state(step=2))
     assert load_checkpoint(tmp_path / "last.pt", CPU)["step"] == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "last.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "last.safetensors", "last.sha256"]
 
 
 def test_best_is_kept_when_last_moves_on(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "last.pt", state(step=1))
-    link_checkpoint(tmp_path / "last.pt", tmp_path / "best.pt")
+    digests = write_checkpoint(tmp_path / "last.pt", state(step=1))
+    link_checkpoint(tmp_path / "last.pt", tmp_path / "best.pt", digests)
     save_checkpoint(tmp_path / "last.pt", state(step=2))
     assert load_checkpoint(tmp_path / "best.pt", CPU)["step"] == 1
     assert load_weights(tmp_path / "best.safetensors").recipe.name == "demo_pretrain"
+    verify_checkpoint(tmp_path / "best.pt")
 
 
 class _Evil:

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 # Lowest first; a module may import its own package's modules and anything on a lower line.
 LAYERS = [
-    {"errors", "progress", "stopping"},
+    {"errors", "progress", "stopping", "watchdog"},
     {"zoo", "files", "labels"},
     {"sections"},
     {"recipe"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"checkpoint", "classifier", "distill", "show"},
     {"objective"},
     {"metrics", "profile", "step", "evaluation_report"},
-    {"bad_images", "create", "divergence", "evaluate", "export", "inference"},
+    {"bad_images", "create", "divergence", "evaluate", "export", "inference", "resuming", "saving"},
     {"train"},
     {"commands"},
     {"cli"},

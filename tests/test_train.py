@@ -226,14 +226,14 @@ def test_a_signal_stops_after_a_checkpoint_and_nothing_is_lost(
 def test_a_crash_while_saving_loses_neither_last_nor_best(
     finished: Path, folder_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import deit_fast.train as module
+    import deit_fast.saving as module
 
-    def crash(*paths: Path) -> None:
+    def crash(*rest: object) -> None:
         raise KeyboardInterrupt
 
     recipe, out = get_recipe("demo_pretrain", WORDS), tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(module, "link_checkpoint", crash)
+        patch.setattr(module, "seal_checkpoint", crash)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, str(folder_data), out)
     (out / "checkpoints" / ".last.pt.1-2.tmp").touch()

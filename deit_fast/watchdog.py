@@ -1,0 +1,64 @@
+"""The end of a process that hangs: in a read, in a collective, in the driver, wherever no error ever comes."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+START_SECONDS = 1800.0  # compiling, which a first step and a first evaluation may do, sends no sign of life
+EXIT_HUNG = 70  # EX_SOFTWARE: not 0, so that the scheduler starts the run again
+
+
+class Watchdog:
+    """While entered, ends the process where `beat` stays away for `timeout` seconds.
+
+    It then prints a line to stderr, writes the stacks of all threads to folder/hang-rank.txt and exits with EXIT_HUNG,
+    past all clean-up: what hangs would hang there too. The checkpoints are whole at any time.
+    """
+
+    def __init__(self, folder: Path, rank: int, timeout: float) -> None:
+        self._path, self._rank, self._timeout = folder / f"hang-{rank}.txt", rank, timeout
+        self._beat = (time.monotonic(), "the start", START_SECONDS)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="deit-fast-watchdog", daemon=True)
+
+    def beat(self, now_at: str, allowance: float = 0.0) -> None:
+        """A sign of life: what comes next, `now_at`, has the timeout and the allowance, seconds, from now on."""
+        self._beat = (time.monotonic(), now_at, allowance)
+
+    def __enter__(self) -> Self:
+        self.beat(self._beat[1], START_SECONDS)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        interval = min(self._timeout / 10, 5.0)
+        while not self._ended.wait(interval):
+            since, now_at, allowance = self._beat
+            limit = self._timeout + allowance
+            waited = time.monotonic() - since
+            if waited > limit:
+                self._end(now_at, waited)
+            # Where something holds the interpreter's lock for good, this thread hangs as well, and a thread of
+            # faulthandler's, which needs no lock, ends the process.
+            faulthandler.dump_traceback_later(limit - waited + 2 * interval, exit=True)
+
+    def _end(self, now_at: str, waited: float) -> None:
+        try:
+            with open(self._path, "w", encoding="utf-8") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+            where = f"the stacks are in {self._path}"
+        except OSError as error:
+            where = f"the stacks cannot be written ({error.strerror})"
+        line = f"rank {self._rank}: no sign of life for {waited:.0f} s at {now_at} (run.hang_timeout={self._timeout:g})"
+        os.write(sys.stderr.fileno(), f"deit-fast: {line}; {where}\n".encode())
+        os._exit(EXIT_HUNG)

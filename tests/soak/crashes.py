@@ -1,0 +1,265 @@
+"""Runs killed at random moments and started again: the same weights, every sample once.
+
+Each attempt is a fork of a parent that has imported everything, so that a round takes about a second. A third of the
+kills come from inside a checkpoint write: at a sync or a rename, half of them with the file cut in two before.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from deit_fast import checkpoint, resuming, saving, train
+from deit_fast.data.loader import Batch
+from deit_fast.errors import RunError
+from deit_fast.recipes import get_recipe
+
+WORDS = ["model.image_size=16", "model.num_classes=2", "run.global_batch=16", "schedule.epochs=6", "optim.lr=1e-2",
+         "schedule.warmup_epochs=1", "run.log_every=3", "run.eval_every=2", "model.drop_path=0.3", "mix.mixup=0.8",
+         "mix.group=4", "run.precision=fp32", "run.checkpoint_every=2", "data.repeats=3"]  # fmt: skip
+PATIENCE = 120.0  # seconds that an attempt may take
+PLANTS = ("", "unsealed", "forgetful", "leaky")
+
+
+@dataclass
+class Outcome:
+    rounds: int = 0
+    inside: int = 0
+    """Kills inside a write."""
+    runs: int = 0
+    """Runs that came to their end."""
+    wrong: list[str] = field(default_factory=list)
+
+
+def crash_rounds(folder: Path, rounds: int, seed: int, plant: str = "", max_wrong: int = 1) -> Outcome:
+    """Kills runs on one and on two processes `rounds` times; each is started again until it ends, then compared."""
+    rng, outcome = random.Random(seed), Outcome()
+    write_images(folder / "data")
+    expected = {}
+    for size in (1, 2):
+        started = time.monotonic()
+        out = folder / f"straight{size}"
+        assert launch(folder, out, size, None) == 0, (out.with_suffix(".log")).read_text()
+        expected[size] = result_of(out, size), time.monotonic() - started
+    while outcome.rounds < rounds and len(outcome.wrong) < max_wrong:
+        size = 2 if rng.random() < 0.2 else 1
+        out = folder / f"run{outcome.runs}"
+        reference, seconds = expected[size]
+        status = -1
+        while status != 0:
+            kill = Kill.draw(rng, size, seconds, plant) if outcome.rounds < rounds else Kill(plant=plant)
+            status = launch(folder, out, size, kill)
+            outcome.rounds += status < 0
+            outcome.inside += status < 0 and kill.writes > 0
+            if status > 0:
+                break
+        outcome.runs += 1
+        if status > 0:
+            outcome.wrong.append(f"{out}: status {status}: {out.with_suffix('.log').read_text()[-300:]}")
+        else:
+            try:
+                found = differences(result_of(out, size), reference)
+            except RunError as error:
+                found = [str(error)]
+            outcome.wrong += [f"{out}: {what}" for what in found]
+            if not outcome.wrong:
+                shutil.rmtree(out)
+        print(f"{outcome.rounds} of {rounds} kills, {outcome.runs} runs, {len(outcome.wrong)} wrong", flush=True)
+    return outcome
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When one process of an attempt dies: after some seconds, or at the n-th sync or rename of its saving thread."""
+
+    victim: int = 0
+    seconds: float = PATIENCE
+    writes: int = 0
+    cuts: bool = False
+    plant: str = ""
+
+    @staticmethod
+    def draw(rng: random.Random, size: int, seconds: float, plant: str) -> "Kill":
+        victim = rng.randrange(size)
+        if rng.random() < 1 / 3:
+            return Kill(0, PATIENCE, rng.randint(1, 60), rng.random() < 0.5, plant)
+        return Kill(victim, rng.uniform(0.1, 1.0) * seconds, 0, False, plant)
+
+
+def launch(folder: Path, out: Path, size: int, kill: Kill | None) -> int:
+    """One attempt: 0 where it came to its end, -9 where it was killed, another status where it failed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    children = [fork(lambda rank=rank: attempt(folder, out, rank, size, port, kill)) for rank in range(size)]
+    statuses: dict[int, int] = {}
+    ends = kill.seconds if kill else PATIENCE
+    while len(statuses) < size:
+        for child in set(children) - statuses.keys():
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                statuses[child] = os.waitstatus_to_exitcode(status)
+        if time.monotonic() - began > ends and kill and children[kill.victim] not in statuses:
+            os.kill(children[kill.victim], signal.SIGKILL)
+        if any(statuses.values()):  # as a launcher does: one has died, the others go with it
+            for child in set(children) - statuses.keys():
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)
+    worst = max(statuses.values())
+    return worst if worst > 0 else min(statuses.values())
+
+
+def fork(work: Callable[[], None]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+        os._exit(0)
+    except BaseException as error:
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        os._exit(1)
+
+
+def attempt(folder: Path, out: Path, rank: int, size: int, port: int, kill: Kill | None) -> None:
+    """In the child: the run, with its output in a file and a line for each step that it trains on."""
+    log = os.open(out.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    record_steps(out.with_suffix(f".steps{rank}"))
+    if kill:
+        plant_bug(kill.plant)
+        if kill.writes and rank == 0:
+            die_writing(kill.writes, kill.cuts)
+    train.train(get_recipe("demo_pretrain", WORDS), str(folder / "data"), out)
+    sys.stdout.flush()
+
+
+def record_steps(path: Path) -> None:
+    """Notes the samples of every step before it is trained on; "start" is a new attempt."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(file, b'"start"\n')
+    build = train.build_micro_batch
+
+    def build_and_note(recipe: Any, batch: Batch, device: torch.device) -> Any:
+        pixels = hashlib.sha256(batch.images.numpy().tobytes()).hexdigest()[:16]
+        os.write(file, (json.dumps([batch.step, batch.indices.tolist(), pixels]) + "\n").encode())
+        return build(recipe, batch, device)
+
+    train.build_micro_batch = build_and_note
+
+
+def die_writing(count: int, cuts: bool) -> None:
+    """Kills this process at its `count`-th sync or rename in the thread that saves."""
+    left = [count]
+
+    def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(target: Any, *rest: Any) -> Any:
+            if threading.current_thread().name.startswith("deit-fast-save"):
+                left[0] -= 1
+                if left[0] == 0:
+                    path = f"/proc/self/fd/{target}" if isinstance(target, int) else target
+                    if cuts and os.path.isfile(path) and ".tmp" in os.path.realpath(path):
+                        os.truncate(path, os.path.getsize(path) // 2)
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return call(target, *rest)
+
+        return called
+
+    os.fsync, os.replace, os.link = deadly(os.fsync), deadly(os.replace), deadly(os.link)  # type: ignore[assignment]
+
+
+def plant_bug(name: str) -> None:
+    """A bug that the rounds have to find.
+
+    unsealed: seals come before their files, and nobody verifies. forgetful: a run that goes on trains on the first
+    steps' samples again. leaky: updates do not wait until the state is copied.
+    """
+    if name == "unsealed":
+        write = checkpoint.write_checkpoint
+
+        def seal_first(path: Path, state: dict[str, Any]) -> dict[str, str]:
+            checkpoint.seal_checkpoint(path, {".safetensors": "0" * 64, ".pt": "0" * 64})
+            return write(path, state)
+
+        saving.write_checkpoint = seal_first
+        resuming.verify_checkpoint = lambda path: ""
+    elif name == "forgetful":
+        loader = train.TrainLoader
+        train.TrainLoader = lambda *rest, start_step, stop_step: loader(  # type: ignore[assignment, misc]
+            *rest, start_step=0, stop_step=stop_step - start_step
+        )
+    elif name == "leaky":
+        saving.Saver._wait_for_copy = lambda self: None  # type: ignore[method-assign]
+        copy = saving.Snapshot.copy
+        saving.Snapshot.copy = lambda self: (time.sleep(0.1), copy(self))[1]  # type: ignore[method-assign]
+
+
+def result_of(out: Path, size: int) -> tuple[dict[str, Any], list[list[Any]]]:
+    """The final state without its clocks, and the samples each process's steps were trained on, in order."""
+    checkpoint.verify_checkpoint(out / "checkpoints" / "best.pt")
+    checkpoint.verify_checkpoint(out / "checkpoints" / "last.pt")
+    state = torch.load(out / "checkpoints" / "last.pt", weights_only=True)
+    for clock in ("seconds", "timed_steps", "timed_seconds"):
+        del state[clock]
+    lineages = []
+    for rank in range(size):
+        lineage: list[Any] = []
+        fresh = False
+        for line in out.with_suffix(f".steps{rank}").read_text().splitlines():
+            step = json.loads(line)
+            if step == "start":
+                fresh = True
+                continue
+            if fresh:  # what an attempt left behind beyond its last checkpoint was not kept
+                del lineage[step[0] :]
+                fresh = False
+            lineage.append(step)
+        lineages.append(lineage)
+    return state, lineages
+
+
+def differences(found: tuple[Any, list[Any]], expected: tuple[Any, list[Any]]) -> list[str]:
+    wrong = []
+    for rank, (mine, theirs) in enumerate(zip(found[1], expected[1], strict=True)):
+        if mine != theirs:
+            wrong.append(f"rank {rank} trained on steps {[step for step, *_ in mine]}, or on other samples")
+    if not equal(found[0], expected[0]):
+        wrong.append("another final state")
+    return wrong
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+
+
+def write_images(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 4)):
+        for label in range(2):
+            (root / split / str(label)).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 255, (20, 24, 3), np.uint8)
+                Image.fromarray(pixels).save(root / split / str(label) / f"{index}.jpg")

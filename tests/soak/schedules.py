@@ -1,0 +1,60 @@
+"""World sizes that change mid-epoch: the same ordered global batches of the same augmented pixels."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deit_fast.data.loader import Batch, TrainLoader
+from deit_fast.data.sampler import TrainSampler
+from deit_fast.data.source import Source
+from deit_fast.data.sources import open_source
+from deit_fast.sections import Augment
+from tests.soak.crashes import write_images
+
+WORLDS = (4, 2, 3, 1)
+BATCH, REPEATS, SIZE, STEPS = 24, 3, 16, 9  # of 48 views in an epoch: four epochs and a half
+
+
+def global_batches(source: Source, world: int, start: int, stop: int, first: int | None = None) -> list[str]:
+    """A digest of each step's images, in the order of their places, with which image is where.
+
+    first: the step from which the loaders begin, for the bug that has to be found.
+    """
+    begin = start if first is None else first
+    ranks = []
+    for rank in range(world):
+        sampler = TrainSampler(len(source), REPEATS, BATCH, 0, world, rank)
+        loader = TrainLoader(source, Augment(), SIZE, [sampler], 0, torch.device("cpu"), 1, start_step=begin,
+                             stop_step=begin + stop - start)  # fmt: skip
+        ranks.append(list(loader))
+        loader.close()
+    return [digest(parts) for parts in zip(*ranks, strict=True)]
+
+
+def digest(parts: tuple[Batch, ...]) -> str:
+    places = np.concatenate([part.positions for part in parts])
+    assert sorted(places) == list(range(BATCH))
+    order = np.argsort(places)
+    indices = np.concatenate([part.indices for part in parts])[order]
+    images = torch.cat([part.images for part in parts])[torch.from_numpy(order)]
+    return hashlib.sha256(indices.tobytes() + images.contiguous().numpy().tobytes()).hexdigest()
+
+
+def differing(folder: Path, rounds: int, seed: int, plant: str = "") -> list[str]:
+    """The schedules under which a step had other samples or pixels than in one process without a break."""
+    write_images(folder)
+    source = open_source(str(folder), "train")
+    expected, rng, wrong = global_batches(source, 1, 0, STEPS), np.random.default_rng(seed), []
+    assert len(set(expected)) == STEPS
+    for number in range(rounds):
+        worlds = rng.permutation(WORLDS) if number else WORLDS
+        cuts = [0, *sorted(rng.choice(np.arange(1, STEPS), len(WORLDS) - 1, replace=False).tolist()), STEPS]
+        found: list[str] = []
+        for world, start, stop in zip(worlds, cuts[:-1], cuts[1:], strict=True):
+            found += global_batches(source, int(world), start, stop, 0 if plant == "forgetful" else None)
+        if found != expected:
+            steps = [step for step, (mine, theirs) in enumerate(zip(found, expected, strict=True)) if mine != theirs]
+            wrong.append(f"worlds {list(worlds)} at steps {cuts}: steps {steps} differ")
+    return wrong
