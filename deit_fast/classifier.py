@@ -23,6 +23,7 @@ def choose_dtype(run: Run, device: torch.device) -> torch.dtype:
 
 
 def wants_compile(run: Run, device: torch.device) -> bool:
+    """Whether the recipe asks for torch.compile on this device."""
     return run.compile == "on" or (run.compile == "auto" and device.type == "cuda")
 
 
@@ -38,6 +39,7 @@ class Classifier(nn.Module):
         self.scale = (1 / 255.0) / torch.tensor(recipe.data.std, device=device).view(1, 3, 1, 1)
 
     def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, S, S] -> fp32, of zero mean and unit deviation by the recipe's data.mean and data.std."""
         return (images.float() - self.mean) * self.scale
 
     def logits(self, images: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class Scores:
 
 
 def build_eval_loader(recipe: Recipe, source: Source, world: World) -> EvalLoader:
+    """This process's share of the source in batches of EVAL_BATCH, or fewer where there are fewer images."""
     batch = min(EVAL_BATCH, -(-len(source) // world.size))
     size = recipe.model.image_size
     return EvalLoader(source, recipe.data, size, batch, world.device, cpu_threads(), world.rank, world.size)

@@ -67,6 +67,7 @@ class Objective(nn.Module):
             classifier.model.set_distilled_training(teacher is not None)
 
     def forward(self, images: Tensor, labels: Tensor, mixing: Mixing | None, erasing: Erasing | None = None) -> Tensor:
+        """The fields of a MicroBatch -> its loss: the order is normalise, erase, mix, then student and teacher."""
         inputs = self.classifier.normalise(images)
         if erasing is not None:
             inputs = erase(inputs, *erasing, self.recipe.augment.erase_mode)

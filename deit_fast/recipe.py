@@ -18,6 +18,8 @@ from deit_fast.zoo import find_architecture
 
 
 class Recipe(Section):
+    """All that decides what is learned. Raises pydantic's ValidationError; `parse_recipe` makes one line of it."""
+
     name: str
     """Name in the recipe table, or of the file it came from."""
     description: str = ""

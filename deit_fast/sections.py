@@ -20,6 +20,8 @@ Triple = tuple[float, float, float]
 
 
 class Section(BaseModel):
+    """A part of a recipe: frozen, strict, and nothing else in it than the fields it lists, each with its meaning."""
+
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False,
                               use_attribute_docstrings=True)  # fmt: skip
 
@@ -160,6 +162,7 @@ class Mix(Section):
 
     @property
     def active(self) -> bool:
+        """Whether anything is mixed."""
         return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None)
 
     @model_validator(mode="after")

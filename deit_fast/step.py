@@ -34,6 +34,7 @@ class Meter:
         return cls(torch.zeros(4, device=device), zero, zero > 0)
 
     def add(self, loss: Tensor, grad_norm: Tensor, skipped: Tensor) -> None:
+        """Counts one step: scalars [] on the device; skipped is 1 where the step was."""
         counted = skipped == 0
         values = torch.stack([loss, grad_norm, counted.to(loss.dtype)])
         self.sums += torch.cat([torch.where(counted, values, 0.0), skipped[None]])
@@ -70,11 +71,13 @@ class TrainState:
 
     @property
     def steps_per_second(self) -> float:
+        """Without the first windows of the run's processes, where there are others; 0 before the first step."""
         if self.timed_steps:
             return self.timed_steps / self.timed_seconds
         return self.step / self.seconds if self.seconds else 0.0
 
     def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data, as `save_checkpoint` takes them."""
         return {
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -83,6 +86,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave, of a run of the same recipe."""
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])

@@ -36,4 +36,5 @@ class MLPStem(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, H / 16 x W / 16, D]."""
         return self.proj(images).flatten(2).transpose(1, 2)

@@ -25,9 +25,11 @@ class WeightAverage:
 
     @property
     def weights(self) -> Iterable[Tensor]:
+        """The weights that have an average."""
         return self._averages.keys()
 
     def of(self, weight: Tensor) -> Tensor | None:
+        """The average of `weight`, None where it has none."""
         return self._averages.get(weight)
 
     @torch.no_grad()
