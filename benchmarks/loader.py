@@ -89,7 +89,7 @@ class _Bench:
         sampler = TrainSampler(len(source), repeats, self.batch, 0)
         loader = TrainLoader(
             source, recipe.augment, recipe.model.image_size, [sampler], 0, self.device, cpu_threads(),
-            stop_step=self.steps,
+            stop_step=self.steps, decode_once=repeats > 1,
         )  # fmt: skip
         shown = np.concatenate([sampler.batch(step).indices for step in range(self.steps)])
         return lambda: self._consume(batch.images for batch in loader), shown

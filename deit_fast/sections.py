@@ -84,7 +84,7 @@ class Data(Section):
     """Repeated augmentation: differently augmented views of each image in a batch (3 in DeiT)."""
     layout: Literal["spread", "together"] = "spread"
     """Where an image's views go. spread: into different mixing groups, as the reference deals them out over its GPUs.
-    together: next to each other, in one process, which then reads the image once (it decodes it for each view)."""
+    together: next to each other, in one process, which then decodes the image once."""
     category: Literal["name", "kingdom", "phylum", "class", "order", "supercategory", "family", "genus"] = "name"
     """iNaturalist: the level of its taxonomy that is the class; name is the species."""
     max_bad: Fraction = 0.001
@@ -96,6 +96,11 @@ class Data(Section):
     """Channel means, of images in [0, 1]."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Channel standard deviations, of images in [0, 1]."""
+
+    @property
+    def decode_once(self) -> bool:
+        """Whether an image is decoded once for all its views in a process."""
+        return self.repeats > 1 and self.layout == "together"
 
 
 class Augment(Section):

@@ -198,6 +198,7 @@ class Trainer:
         return TrainLoader(
             self.source, recipe.augment, recipe.model.image_size, self.samplers, recipe.run.seed,
             self.world.device, cpu_threads(), start_step=self.state.step, stop_step=self.total_steps,
+            decode_once=recipe.data.decode_once,
         )  # fmt: skip
 
     def _say(self, *lines: str) -> None:

@@ -3,12 +3,15 @@
 CPU and GPU are one argument apart. DALI is imported here and nowhere earlier, when a pipeline is built.
 """
 
+import io
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from deit_fast.data.params import ViewParams
 from deit_fast.data.policies import count_operations
@@ -77,31 +80,47 @@ def import_dali() -> Any:
 
 
 def train_pipeline(
-    augment: Augment, image_size: int, feed: Feed, batch: int, device: torch.device, threads: int
+    augment: Augment,
+    image_size: int,
+    feed: Feed,
+    batch: int,
+    device: torch.device,
+    threads: int,
+    decode_once: bool = False,
 ) -> Pipeline:
-    """Augmented views; `feed` gives what `train_inputs` returns, of exactly `batch` images."""
+    """Augmented views; `feed` gives what `train_inputs` returns, of exactly `batch` views.
+
+    decode_once: an image with several views in the batch is decoded for the first of them.
+    """
     import_dali()
-    from nvidia.dali import types
+    from nvidia.dali import fn, types
 
     from deit_fast.data.augment import augment_views, resize_and_window, resize_kernel, resized_crop
 
     on_gpu = device.type == "cuda"
+
+    def decode(encoded: Any, parameters: dict[str, Any]) -> Any:
+        images = _decode(encoded, on_gpu)
+        # The places of an image's other views have held a single pixel until here.
+        return fn.permute_batch(images, indices=parameters["first_view"]) if decode_once else images
 
     def graph(encoded: Any, parameters: dict[str, Any]) -> Any:
         geometry = parameters["geometry"]
         kernel = types.INTERP_LINEAR if augment.interpolation == "bilinear" else types.INTERP_CUBIC
         if augment.interpolation == "random":
             kernel = resize_kernel(parameters["kernel"])
-        if decodes_windows(augment):
+        if decodes_windows(augment, decode_once):
             views = resized_crop(_decode_window(encoded, geometry, on_gpu), image_size, kernel)
+        elif crops_first(augment):
+            views = resized_crop(_window(decode(encoded, parameters), geometry), image_size, kernel)
         else:
-            whole = _decode(encoded, on_gpu)
+            whole = decode(encoded, parameters)
             views = resize_and_window(
                 whole, geometry, image_size, kernel, border="pad" if augment.crop == "pad" else "reflect_101"
             )
         return augment_views(views, augment, parameters["flip"], parameters, image_size)
 
-    return Pipeline(graph, _train_names(augment), feed, batch, device, threads)
+    return Pipeline(graph, _train_names(augment, decode_once), feed, batch, device, threads)
 
 
 def eval_pipeline(image_size: int, feed: Feed, batch: int, device: torch.device, threads: int) -> Pipeline:
@@ -117,8 +136,17 @@ def eval_pipeline(image_size: int, feed: Feed, batch: int, device: torch.device,
     return Pipeline(graph, ["geometry"], feed, batch, device, threads)
 
 
-def train_inputs(augment: Augment, image_size: int, encoded: list[NDArray[np.uint8]], params: ViewParams) -> list[Any]:
-    """One batch as `train_pipeline` takes it: the encoded images, then the parameters that the recipe's graph has."""
+def train_inputs(
+    augment: Augment,
+    image_size: int,
+    encoded: list[NDArray[np.uint8]],
+    params: ViewParams,
+    decode_once: bool = False,
+) -> list[Any]:
+    """One batch as `train_pipeline` takes it: the encoded images, then the parameters that the recipe's graph has.
+
+    decode_once: views of an image are known by being given the same array.
+    """
     types = import_dali().types
     from deit_fast.data.operations import operation_arguments
 
@@ -133,7 +161,12 @@ def train_inputs(augment: Augment, image_size: int, encoded: list[NDArray[np.uin
     }
     if count_operations(augment):
         available |= operation_arguments(params.policy_op, params.policy_level, params.policy_sign, image_size)
-    return [encoded, *(available[name] for name in _train_names(augment))]
+    if decode_once:
+        first: dict[int, int] = {}
+        places = [first.setdefault(id(data), place) for place, data in enumerate(encoded)]
+        encoded = [data if places[place] == place else _one_pixel() for place, data in enumerate(encoded)]
+        available["first_view"] = np.array(places, np.int32)
+    return [encoded, *(available[name] for name in _train_names(augment, decode_once))]
 
 
 def decodes(
@@ -161,13 +194,25 @@ def decodes(
     return True
 
 
-def decodes_windows(augment: Augment) -> bool:
-    """Whether `train_pipeline` decodes no more than each view's window, its inputs' geometry."""
+def crops_first(augment: Augment) -> bool:
+    """Whether a view is a window of the image as stored, its geometry, which is then resized."""
     return augment.crop in ("rrc", "rrc_linear")
 
 
-def _train_names(augment: Augment) -> list[str]:
-    names = ["geometry", "flip"]
+def decodes_windows(augment: Augment, decode_once: bool) -> bool:
+    """Whether `train_pipeline` decodes no more than each view's window, its inputs' geometry."""
+    return crops_first(augment) and not decode_once
+
+
+@cache
+def _one_pixel() -> NDArray[np.uint8]:
+    stored = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(stored, "JPEG")
+    return np.frombuffer(stored.getvalue(), np.uint8)
+
+
+def _train_names(augment: Augment, decode_once: bool) -> list[str]:
+    names = ["geometry", "flip", *(["first_view"] if decode_once else [])]
     if augment.interpolation == "random":
         names.append("kernel")
     if augment.policy == "three_augment":
@@ -190,11 +235,17 @@ def _decode(encoded: Any, on_gpu: bool) -> Any:
 
 def _decode_window(encoded: Any, geometry: Any, on_gpu: bool) -> Any:
     """The window geometry (top, left, height, width) of the image."""
-    fn = import_dali().fn
-    window = {"start": geometry[0:2], "shape": geometry[2:4], "axis_names": "HW"}
     if on_gpu:  # decoding a region only crashes in nvImageCodec 0.9 on GPUs (its issue 55)
-        return fn.slice(_decode(encoded, on_gpu), **window)
-    return fn.decoders.image_slice(encoded, device="cpu", adjust_orientation=False, **window)
+        return _window(_decode(encoded, on_gpu), geometry)
+    return import_dali().fn.decoders.image_slice(encoded, adjust_orientation=False, **_named_window(geometry))
+
+
+def _window(images: Any, geometry: Any) -> Any:
+    return import_dali().fn.slice(images, **_named_window(geometry))
+
+
+def _named_window(geometry: Any) -> dict[str, Any]:
+    return {"start": geometry[0:2], "shape": geometry[2:4], "axis_names": "HW"}
 
 
 def _device_index(device: torch.device) -> int:
