@@ -11,6 +11,7 @@ from torch import Tensor
 
 import deit_fast
 from deit_fast.checkpoint import save_checkpoint
+from deit_fast.cli import main
 from deit_fast.convert.facebook import to_facebook
 from deit_fast.errors import RecipeError, RunError
 from deit_fast.recipes import get_recipe
@@ -190,3 +191,21 @@ def test_the_front_door() -> None:
     assert dir(deit_fast) == deit_fast.__all__
     with pytest.raises(AttributeError, match="has no attribute 'evaluated'"):
         deit_fast.evaluated  # noqa: B018
+
+
+def test_commands_take_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, checkpoint = tmp_path / "folder", reference_file(tmp_path, 3)
+    assert main(["convert", str(checkpoint), str(folder)]) == 0
+    assert main(["convert", str(folder), str(tmp_path / "back.pth")]) == 0
+    assert f"{tmp_path / 'back.pth'}: facebook, from deit_fast" in capsys.readouterr().out
+    back, first = (torch.load(path)["model"] for path in (tmp_path / "back.pth", checkpoint))
+    assert back.keys() == first.keys()
+    assert all(torch.equal(back[name], value) for name, value in first.items())
+    PICTURES[0].save(tmp_path / "a.png")
+    assert main(["predict", str(folder), str(tmp_path / "a.png"), "--top", "1"]) == 0
+    (folder / "model.safetensors").unlink()
+    for words in (["predict", str(folder), str(tmp_path / "a.png")], ["convert", str(folder), str(tmp_path / "y.pth")],
+                  ["evaluate", str(folder), "--data", str(tmp_path)]):  # fmt: skip
+        capsys.readouterr()
+        assert main(words) == 2
+        assert f"{folder}: is a folder: expected a file of weights, or a model's folder" in capsys.readouterr().err
