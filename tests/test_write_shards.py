@@ -82,7 +82,7 @@ def test_an_image_that_cannot_be_decoded_is_named(folder_data: Path, tmp_path: P
     whole = next(folder_data.glob("train/*/*.jpg")).read_bytes()
     (folder / "whole.jpg").write_bytes(whole)
     (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"half\.jpg: expected an image that can be decoded"):
+    with pytest.raises(DataError, match=r"half\.jpg: expected an image, found"):
         write_shards(open_source(str(tmp_path / "data")), tmp_path / "out", "train", 8, 10, WORKERS)
     assert not list((tmp_path / "out").glob("*.tar"))
 
