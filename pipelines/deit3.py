@@ -2,7 +2,8 @@
 
     python -m pipelines.deit3 --size base --data /data/imagenet --out runs/base -j 1x8
 
-Run again with the same --out, it continues: with what is left, or with what still runs.
+Run again with the same --out, it continues: with what is left, or with what still runs. On Slurm all stages are queued
+at once and the command returns.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from torchx.specs import CfgVal
 
 from deit_fast.errors import RunError
 
-from .dag import Stage, dryrun_stage, run_stages, sort_stages
+from .dag import run_stages
+from .stages import Stage, dryrun_stage, get_app, sort_stages
 from .state import PipelineError, explain
 
 PIPELINES: dict[str, dict[str, str]] = {
@@ -177,7 +179,10 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="stages at once. Default: 1 on this machine, whose cores and GPUs one job takes whole; on a cluster every "
-        "stage whose needs are done, so an evaluation runs beside the next training",
+        "stage whose needs are done, so an evaluation runs beside the next training (on Slurm always)",
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="follow the jobs on Slurm, too, whose queue starts them without that"
     )
     parser.add_argument("--dry-run", action="store_true", help="print every job, start nothing, write nothing")
     jobs = parser.add_argument_group("every job's arguments, as in: torchx run deit.pretrain --help")
@@ -206,6 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if limit is not None and limit < 1:
             raise PipelineError(f"--max-parallel={limit}: expected at least 1")
+        if limit is not None and options.scheduler == "slurm":
+            raise PipelineError(
+                f"--max-parallel={limit}: expected none with slurm, whose queue has every stage at once"
+            )
         if not options.val and os.path.basename(options.data.rstrip("/")).startswith("train"):
             raise PipelineError(
                 f"--data {options.data}: names training images alone; expected --val for the evaluations"
@@ -223,16 +232,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for stage in stages:
                     job = dryrun_stage(stage, state, runner, options.scheduler, cfg)
                     print(f"=== {stage.name}" + (f", after {', '.join(stage.needs)}" if stage.needs else ""))
-                    app = getattr(job, "app", None) or getattr(job, "_app", None)  # nightlies; 0.7.0
-                    print(f"{pformat(asdict(app), width=120) if app else ''}\n{job}\n")
+                    print(f"{pformat(asdict(get_app(job)), width=120)}\n{job}\n")
                 return 0
             stream = sys.stderr if sys.stderr.isatty() else None
-            status = run_stages(stages, state, runner, options.scheduler, cfg, limit, 1.0 if local else 10.0, stream)
+            status = run_stages(
+                stages, state, runner, options.scheduler, cfg, limit, 1.0 if local else 10.0, stream, options.watch
+            )
     except RunError as error:
         print(f"deit-fast: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SignalException):  # before the first job
         return 130
+    if status is None:
+        print("\nIn Slurm's queue. Run this again for what became of it, with --watch to follow it.")
+        return 0
     if status == 0:
         report = format_report(stages)
         (state / "report.md").write_text(f"# DeiT III, {options.size}\n\n{report}\n", encoding="utf-8")
