@@ -1,6 +1,7 @@
 """Jobs of the TorchX components on the test cluster: submitted, watched, disturbed."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -102,3 +103,17 @@ def submit(cluster: Cluster, data: Path, out: Path, *words: str, cfg: str = "par
         "--data", str(data), "--out", str(out), *where, *words, cwd=out.parent,
     )  # fmt: skip
     return Job(cluster, out, re.findall(r"slurm://\S+", printed)[0])
+
+
+def find_trainers(job: Job) -> list[int]:
+    """Training processes of the job, in order of their start."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        launcher = any(word.endswith(b"torchrun") for word in words)
+        if b"deit_fast.cli" in words and os.fsencode(job.out) in words and not launcher:
+            found.append(int(process.name))
+    return sorted(found)

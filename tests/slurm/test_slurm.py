@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import Job, submit, torchx
+from tests.slurm.jobs import Job, find_trainers, submit, torchx
 
 pytestmark = pytest.mark.slurm
 
@@ -67,7 +67,7 @@ def preempt(job: Job) -> None:
 
 
 def kill_a_worker(job: Job) -> None:
-    os.kill(trainers(job)[-1], signal.SIGKILL)
+    os.kill(find_trainers(job)[-1], signal.SIGKILL)
 
 
 def kill_a_node(job: Job) -> None:
@@ -88,18 +88,4 @@ def test_a_disturbed_run_ends_with_the_same_weights(
     assert states == ["COMPLETED", "COMPLETED"], job.log()
     assert job.restarts() >= 1
     check_same(job, undisturbed)
-    assert not trainers(job)
-
-
-def trainers(job: Job) -> list[int]:
-    """Training processes of the job, in order of their start."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        launcher = any(word.endswith(b"torchrun") for word in words)
-        if b"deit_fast.cli" in words and os.fsencode(job.out) in words and not launcher:
-            found.append(int(process.name))
-    return sorted(found)
+    assert not find_trainers(job)
