@@ -59,8 +59,8 @@ def job_state(handle: str) -> AppState | None:
     states = {line.split()[0] for line in lines if line.strip()}  # CANCELLED by UID
     if not states:
         return None
-    if states - _FAILED - {"COMPLETED", "CANCELLED"}:
-        return AppState.PENDING if states <= _WAITING else AppState.RUNNING
+    if left := states - _FAILED - {"COMPLETED", "CANCELLED"}:
+        return AppState.PENDING if left <= _WAITING else AppState.RUNNING
     if states & _FAILED:
         return AppState.FAILED
     return AppState.CANCELLED if "CANCELLED" in states else AppState.SUCCEEDED
