@@ -38,6 +38,18 @@ class Job:
         lines = self.cluster.run("sacct", "-X", "-n", "-P", "-j", self.id, "-o", "State").split("\n")
         return [line.split(" ")[0] for line in lines if line]
 
+    def seconds(self) -> int:
+        """How long it runs."""
+        clock = [
+            int(part) for part in self.cluster.run("squeue", "-h", "-j", self.id, "-o", "%M").split()[0].split(":")
+        ]
+        return clock[-1] + 60 * clock[-2]
+
+    def update(self, *words: str) -> None:
+        """Changes every part of the job."""
+        for part in self.cluster.run("squeue", "-h", "-j", self.id, "-o", "%A").split():
+            self.cluster.run("scontrol", "update", f"jobid={part}", *words)
+
     def step(self) -> int:
         """Last step in the metrics."""
         path = self.out / "metrics.jsonl"

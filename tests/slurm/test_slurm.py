@@ -89,3 +89,23 @@ def test_a_disturbed_run_ends_with_the_same_weights(
     assert job.restarts() >= 1
     check_same(job, undisturbed)
     assert not find_trainers(job)
+
+
+def test_a_time_limit_ends_in_a_checkpoint_and_a_requeue(
+    cluster: Cluster, digits: Path, undisturbed: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cluster.environment, "SBATCH_SIGNAL", "USR1@30")
+    job = submit(cluster, digits, tmp_path / "run", *WORDS, cfg="partition=main,time=60")
+    job.wait_for_checkpoint()
+    # Slurm looks at time limits every half minute. Till then the workers stand still, or they would be done; its signal
+    # comes with a CONT.
+    for pid in find_trainers(job):
+        os.kill(pid, signal.SIGSTOP)
+    job.update(f"TimeLimit={1 + (job.seconds() + 30) // 60}")
+    job.wait_until(lambda: job.log().count("stopped by a signal"), 90, "the end before the limit")
+    job.wait_until(lambda: "PENDING" in job.states(), 30, "the job in the queue again")
+    job.update("TimeLimit=60")
+    assert job.wait() == ["COMPLETED", "COMPLETED"], job.log()
+    assert job.restarts() == 1
+    assert "TIMEOUT" not in cluster.run("sacct", "-D", "-n", "-j", job.id, "-o", "State")
+    check_same(job, undisturbed)
