@@ -13,10 +13,10 @@ from tests.slurm.jobs import Job, find_trainers, submit, torchx
 
 pytestmark = pytest.mark.slurm
 
-# Some twenty seconds of training, a checkpoint every second or so.
-WORDS = ("schedule.epochs=6", "schedule.warmup_epochs=1", "run.checkpoint_every=10", "run.log_every=10",
+# Some fifteen seconds of training, a checkpoint every second or so.
+WORDS = ("schedule.epochs=4", "schedule.warmup_epochs=1", "run.checkpoint_every=10", "run.log_every=10",
          "run.eval_every=3", "run.precision=fp32")  # fmt: skip
-STEPS = 264
+STEPS = 176
 
 
 @pytest.fixture(scope="module")
