@@ -200,7 +200,7 @@ class _Run:
         self._save()
         again = f" (attempt {record.attempt})" if record.attempt > 1 else ""
         waits = f", after {', '.join(stage.needs)}" if self.running.keys() & set(stage.needs) else ""
-        self._say(stage, f"{'queued ' if waits else 'started'}       {handle}{again}{waits}")
+        self._say(stage, f"{'queued ' if self.scheduler == 'slurm' else 'started'}       {handle}{again}{waits}")
         self._follow(stage, record)
 
     def _dryrun(self, stage: Stage) -> AppDryRunInfo[Any]:

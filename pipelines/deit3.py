@@ -158,12 +158,14 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
+        add_help=False,  # -h is a component's argument
         description="Pretrain, finetune and evaluate a DeiT III model; run again with the same --out, it continues.",
         epilog="Example: python -m pipelines.deit3 --size small --data /data/imagenet --out runs/small -j 1x8. Stages: "
         + "; ".join(f"{size}: {', '.join(names)}" for size, names in PIPELINES.items())
         + "; and "
         "evaluate_STAGE of each.",
     )
+    parser.add_argument("--help", action="help", help="show this and exit")
     parser.add_argument("--size", required=True, choices=PIPELINES)
     parser.add_argument("--data", required=True, help="training images: an image folder or shards")
     parser.add_argument(
@@ -187,7 +189,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="print every job, start nothing, write nothing")
     jobs = parser.add_argument_group("every job's arguments, as in: torchx run deit.pretrain --help")
     jobs.add_argument("-j", "--j", metavar="NODESxPROCESSES", help="one process per GPU; default: 1x1")
-    for name, kind in list(WHERE.items())[1:]:
+    jobs.add_argument("-h", "--h", metavar="NAME", help="named resource of a node: h200, h100, a100, cpu_small, ...")
+    for name, kind in list(WHERE.items())[2:]:
         jobs.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper())
     parser.add_argument(
         "overrides",

@@ -103,8 +103,7 @@ def test_all_stages_are_queued_at_once_each_after_its_needs(
     assert demo("--cfg", "time=60,comment=my project") == 0
     printed = capfd.readouterr().out
     assert [line.split()[1:4] for line in printed.splitlines()[:4]] == [
-        [name, "queued" if index else "started", f"slurm://torchx/{index + 1}" + ("," if index else "")]
-        for index, name in enumerate(NAMES)
+        [name, "queued", f"slurm://torchx/{index + 1}" + ("," if index else "")] for index, name in enumerate(NAMES)
     ]
     assert "In Slurm's queue" in printed
     assert "report" not in printed
