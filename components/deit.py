@@ -50,10 +50,10 @@ def pretrain(
         teacher: weights of the recipe's distill.teacher; needed where it distils, refused elsewhere
         resume: auto, never, or a checkpoint to continue
         j: NODESxPROCESSES; one process per GPU
-        h: named resource of a node; takes precedence over cpu, gpu and memMB
-        cpu: CPU cores per node to ask the scheduler for; 0 is its default
-        gpu: GPUs per node to ask the scheduler for
-        memMB: memory per node to ask the scheduler for, MB; 0 is its default
+        h: named resource of a node: h200, h100, a100, cpu_small, ...; cpu, gpu and memMB change it
+        cpu: CPU cores per node to ask the scheduler for; 0 is h's, or the scheduler's default
+        gpu: GPUs per node to ask the scheduler for; 0 is h's
+        memMB: memory per node to ask the scheduler for, MB; 0 is h's, or the scheduler's default
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
         env: environment variables, KEY=value,...
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)
@@ -100,10 +100,10 @@ def finetune(
         teacher: weights of the recipe's distill.teacher; needed where it distils, refused elsewhere
         resume: auto, never, or a checkpoint to continue
         j: NODESxPROCESSES; one process per GPU
-        h: named resource of a node; takes precedence over cpu, gpu and memMB
-        cpu: CPU cores per node to ask the scheduler for; 0 is its default
-        gpu: GPUs per node to ask the scheduler for
-        memMB: memory per node to ask the scheduler for, MB; 0 is its default
+        h: named resource of a node: h200, h100, a100, cpu_small, ...; cpu, gpu and memMB change it
+        cpu: CPU cores per node to ask the scheduler for; 0 is h's, or the scheduler's default
+        gpu: GPUs per node to ask the scheduler for; 0 is h's
+        memMB: memory per node to ask the scheduler for, MB; 0 is h's, or the scheduler's default
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
         env: environment variables, KEY=value,...
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)
@@ -152,10 +152,10 @@ def evaluate(
         real: the real.json of ImageNet-ReaL, to score by its labels too
         report: folder for accuracy per class, confusion matrix and the most confident mistakes
         j: NODESxPROCESSES; one process per GPU
-        h: named resource of a node; takes precedence over cpu, gpu and memMB
-        cpu: CPU cores per node to ask the scheduler for; 0 is its default
-        gpu: GPUs per node to ask the scheduler for
-        memMB: memory per node to ask the scheduler for, MB; 0 is its default
+        h: named resource of a node: h200, h100, a100, cpu_small, ...; cpu, gpu and memMB change it
+        cpu: CPU cores per node to ask the scheduler for; 0 is h's, or the scheduler's default
+        gpu: GPUs per node to ask the scheduler for; 0 is h's
+        memMB: memory per node to ask the scheduler for, MB; 0 is h's, or the scheduler's default
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
         env: environment variables, KEY=value,...
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)

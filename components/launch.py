@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -38,12 +39,12 @@ class Where(NamedTuple):
 
     @property
     def resource(self) -> specs.Resource:
-        if not self.h:
-            return specs.Resource(cpu=self.cpu, gpu=self.gpu, memMB=self.memMB)
+        given = {"cpu": self.cpu, "gpu": self.gpu, "memMB": self.memMB}
         try:
-            return specs.resource(h=self.h)
+            named = specs.resource(h=self.h) if self.h else specs.Resource(cpu=0, gpu=0, memMB=0)
         except KeyError:
             refuse(f"h={self.h!r}: expected a named resource registered with TorchX, or cpu, gpu and memMB")
+        return replace(named, **{name: value for name, value in given.items() if value})
 
 
 def build_role(name: str, words: list[str], where: Where) -> specs.Role:

@@ -1,7 +1,7 @@
-"""Stages of TorchX components, their order, and a run of them that can be stopped anywhere and continued.
+"""A run of a pipeline's stages that can be stopped anywhere and continued.
 
-The jobs, their processes and their queues are TorchX's. This module decides what to start next and remembers it in
-FOLDER/pipeline.json, which is written whole or not at all.
+The jobs, their processes and their queues are TorchX's. This module decides what to start next, or on Slurm lets the
+queue decide, and remembers it in FOLDER/pipeline.json, which is written whole or not at all.
 """
 
 import contextlib
@@ -11,9 +11,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from torchx.runner import Runner
 from torchx.schedulers.local_scheduler import SignalException
@@ -21,65 +20,12 @@ from torchx.specs import AppDryRunInfo, AppState, CfgVal, is_terminal
 
 from deit_fast.files import locked
 
+from . import slurm
 from .logs import follow_log, log_tail
+from .stages import Stage, check_unchanged, dryrun_stage, get_app, sort_stages
 from .state import PipelineError, Record, deaf, explain, find_processes, read_records, write_records
 
 PATIENCE_SECONDS = 60.0  # for a scheduler that fails to answer, or does not list a job it has only just taken
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One job of a pipeline: a call of a TorchX component."""
-
-    name: str
-    component: str
-    """Address TorchX knows: `FILE.py:FUNCTION` or a registered name."""
-    arguments: tuple[str, ...]
-    """What the stage computes, as the component's command line. Not to change once the stage is done."""
-    needs: tuple[str, ...] = ()
-    """Stages that have to succeed first."""
-    where: tuple[str, ...] = ()
-    """Where and on how many, as the component's command line; it precedes `arguments` and may change at any time."""
-    output: str = ""
-    """Folder or file the stage makes: what to remove for it to run again."""
-    result: str = ""
-    """JSON file inside or at `output` that exists when the stage has succeeded, if it leaves one."""
-
-
-def sort_stages(stages: Sequence[Stage]) -> list[Stage]:
-    """The stages, each after its needs.
-
-    Raises PipelineError for a duplicate name, an unknown need or a cycle.
-    """
-    by_name = {stage.name: stage for stage in stages}
-    if len(by_name) < len(stages):
-        names = [stage.name for stage in stages]
-        raise PipelineError(f"stage {next(n for n in names if names.count(n) > 1)!r}: defined twice")
-    for stage in stages:
-        for need in stage.needs:
-            if need not in by_name:
-                raise PipelineError(f"stage {stage.name!r} needs {need!r}: expected one of {', '.join(by_name)}")
-    try:
-        return [by_name[name] for name in TopologicalSorter({s.name: s.needs for s in stages}).static_order()]
-    except CycleError as error:
-        raise PipelineError(f"stages need each other in a circle: {' -> '.join(error.args[1])}") from None
-
-
-def dryrun_stage(
-    stage: Stage, folder: Path, runner: Runner, scheduler: str, cfg: Mapping[str, CfgVal]
-) -> AppDryRunInfo[object]:
-    """The job a stage would submit; local ones log under `folder`.
-
-    Raises PipelineError; a component that refuses its arguments raises SystemExit.
-    """
-    if scheduler.startswith("local"):  # which makes a temporary log_dir where it is given none, and deletes it
-        cfg = {**cfg, "log_dir": str(folder / "logs" / stage.name)}
-    try:
-        return runner.dryrun_component(stage.component, [*stage.where, *stage.arguments], scheduler, cfg=cfg)
-    except SignalException:  # LocalScheduler's interrupt is an ordinary exception
-        raise
-    except Exception as error:  # whatever a component, a plugin or a scheduler's client makes of its configuration
-        raise PipelineError(f"stage {stage.name!r}: {explain(error)}") from error
 
 
 def run_stages(
@@ -91,13 +37,17 @@ def run_stages(
     max_parallel: int | None = None,
     poll_seconds: float = 1.0,
     stream: TextIO | None = None,
-) -> int:
+    watch: bool = True,
+) -> int | None:
     """Runs the stages, or what is left of them, and returns an exit status: 0, 1 for a failed stage, 130 interrupted.
 
     Every stage is dry-run before the first starts. Stages recorded in `folder` as done are skipped, those still running
     are followed, the rest start as their needs succeed, at most `max_parallel` at once. A failed stage stops those that
     need it and no others. Logs of running stages go to `stream`, if given. Local jobs end with an interrupt (they
     resume when run again), jobs on a cluster go on.
+
+    Slurm gets all stages at once, each to wait for its needs; without `watch` they are left to it, and None is returned
+    unless all were done before.
 
     Raises PipelineError before anything is started.
     """
@@ -108,6 +58,10 @@ def run_stages(
         run = _Run(order, folder, runner, scheduler, dict(cfg), stream)
         try:
             run.attach(poll_seconds)
+            if scheduler == "slurm":
+                run.submit()
+                if run.running and not watch:
+                    return 1 if run.failed else None
             return run.loop(max_parallel or len(order), poll_seconds)
         except (KeyboardInterrupt, SignalException):
             run.interrupt()
@@ -138,12 +92,18 @@ class _Run:
     def attach(self, poll_seconds: float) -> None:
         """Reads pipeline.json and settles what is done, what still runs and what is to be started."""
         self.records = read_records(self.folder / "pipeline.json")
+        queued = slurm.find_jobs() if self.scheduler == "slurm" else {}
         for stage in self.order:
             record = self.records.get(stage.name)
+            handle = queued.get(stage.output)
+            if handle and (record is None or (record.state != "succeeded" and record.handle != handle)):
+                # A driver was killed after submitting it and before writing that down.
+                record = self._record(stage, handle, self._dryrun(stage))
             if record is None:
                 continue
             if record.state == "succeeded" and not (record.result_seen and not Path(stage.result).exists()):
-                _compare(stage, record, f"and is done: use another folder, or remove {stage.output} to run it again")
+                again = f"use another folder, or remove {stage.output} to run it again"
+                check_unchanged(stage, record, f"and is done: {again}")
                 if rerun := [need for need in stage.needs if not self._done(need)]:
                     raise PipelineError(
                         f"stage {stage.name!r} is done but {rerun[0]!r}, which it needs, has to run again: "
@@ -154,14 +114,30 @@ class _Run:
             while (state := self._look(stage, record)) is AppState.UNKNOWN:
                 time.sleep(poll_seconds)
             if state is not None and (state is AppState.SUCCEEDED or not is_terminal(state)):
-                _compare(stage, record, f"and still runs as {record.handle}: let it end, or cancel it")
+                if queued and (lost := self._lost_needs(stage)):
+                    slurm.cancel_job(record.handle)  # Slurm would, a moment later: it waits for a failed one
+                    record.state = "cancelled"
+                    self._say(stage, f"cancelled     {record.handle}: {lost[0]!r} has to run again")
+                    continue
+                check_unchanged(stage, record, f"and still runs as {record.handle}: let it end, or cancel it")
                 record.state = "running"
                 self.running[stage.name] = stage
                 self.adopted.add(stage.name)
                 self._say(stage, f"still there   {record.handle}")
                 self._follow(stage, record)
+            elif record.state == "running" and state is AppState.FAILED:
+                self._report_failure(stage, record, state)
             elif record.state != "failed":
                 record.state = "cancelled"
+
+    def submit(self) -> None:
+        """Leaves what is left to Slurm's queue, whole."""
+        for stage in list(self.running.values()):
+            self._observe(stage)  # one that has ended is nothing to wait for: Slurm forgets it
+        self._save()
+        for stage in self.order:
+            if stage.name not in self.running and not self._done(stage.name) and not self._lost_needs(stage):
+                self._start(stage)
 
     def loop(self, max_parallel: int, poll_seconds: float) -> int:
         while True:
@@ -201,29 +177,42 @@ class _Run:
         waiting = stage.name not in self.running and stage.name not in self.failed and not self._done(stage.name)
         return waiting and all(self._done(need) for need in stage.needs)
 
+    def _lost_needs(self, stage: Stage) -> list[str]:
+        return [need for need in stage.needs if not self._done(need) and need not in self.running]
+
     def _done(self, name: str) -> bool:
         return name in self.records and self.records[name].state == "succeeded"
 
     def _start(self, stage: Stage) -> None:
         try:
-            info = dryrun_stage(stage, self.folder, self.runner, self.scheduler, self.cfg)
-            handle = self.runner.schedule(info)
+            job = self._dryrun(stage)
+            if self.scheduler == "slurm":
+                slurm.order_job(job, stage.output, [self.records[n].handle for n in stage.needs if n in self.running])
+            handle = self.runner.schedule(job)
         except SignalException:
             raise
         except (Exception, SystemExit) as error:
             self.failed.add(stage.name)
             self._say(stage, f"could not start: {explain(error)}")
             return
-        app = self.runner.describe(handle)
-        role, replicas = (app.roles[0].name, app.roles[0].num_replicas) if app else ("", 0)
-        attempt = self.records[stage.name].attempt + 1 if stage.name in self.records else 1
-        self.records[stage.name] = record = Record(
-            "running", stage.component, list(stage.arguments), handle, role, replicas, attempt, time.time()
-        )
+        record = self._record(stage, handle, job)
         self.running[stage.name] = stage
         self._save()
-        self._say(stage, f"started       {handle}" + (f" (attempt {attempt})" if attempt > 1 else ""))
+        again = f" (attempt {record.attempt})" if record.attempt > 1 else ""
+        waits = f", after {', '.join(stage.needs)}" if self.running.keys() & set(stage.needs) else ""
+        self._say(stage, f"{'queued ' if self.scheduler == 'slurm' else 'started'}       {handle}{again}{waits}")
         self._follow(stage, record)
+
+    def _dryrun(self, stage: Stage) -> AppDryRunInfo[Any]:
+        return dryrun_stage(stage, self.folder, self.runner, self.scheduler, self.cfg)
+
+    def _record(self, stage: Stage, handle: str, job: AppDryRunInfo[Any]) -> Record:
+        role, words = get_app(job).roles[0], list(stage.arguments)
+        attempt = self.records[stage.name].attempt + 1 if stage.name in self.records else 1
+        self.records[stage.name] = record = Record(
+            "running", stage.component, words, handle, role.name, role.num_replicas, attempt, time.time()
+        )
+        return record
 
     def _look(self, stage: Stage, record: Record) -> AppState | None:
         """The state of a stage's job: UNKNOWN while the scheduler may yet answer, None when there is no such job.
@@ -233,10 +222,14 @@ class _Run:
         """
         reason = "no such job"
         try:
-            status = self.runner.status(record.handle)
-            if status is not None and status.state is not AppState.UNKNOWN:
+            if record.handle.startswith("slurm:"):
+                state = slurm.job_state(record.handle)
+            else:
+                status = self.runner.status(record.handle)
+                state = status.state if status else None
+            if state not in (None, AppState.UNKNOWN):
                 self.silent_since.pop(record.handle, None)
-                return status.state
+                return state
         except SignalException:
             raise
         except Exception as error:  # a failed squeue, an API that is away, a state TorchX cannot translate
@@ -261,23 +254,28 @@ class _Run:
         record.ended = time.time()
         for thread in self.threads.pop(stage.name, []):
             thread.join(timeout=5)  # its last lines belong before the news of its end
-        minutes = f"{(record.ended - record.started) / 60:.1f} min"
         if state is AppState.SUCCEEDED:
             record.state, record.result_seen = "succeeded", bool(stage.result) and Path(stage.result).exists()
-            self._say(stage, f"done          {minutes}")
+            self._say(stage, f"done          {(record.ended - record.started) / 60:.1f} min")
         elif state is None and stage.name in self.adopted:
             record.state = "cancelled"
             self._say(stage, "ended without a result: it is started again")
+        elif state is AppState.CANCELLED and self._lost_needs(stage):
+            record.state = "cancelled"
         else:
-            record.state = "failed"
             self.failed.add(stage.name)
-            self._say(stage, f"{state.name if state else 'LOST'}        {minutes}   {record.handle}")
-            lines = log_tail(self.runner, record)
-            if self.local:
-                lines.append(f"(the whole log: {self.folder / 'logs' / stage.name})")
-            print("\n".join(f"    {line}" for line in lines), flush=True)
+            self._report_failure(stage, record, state)
         self.adopted.discard(stage.name)
         self._save()
+
+    def _report_failure(self, stage: Stage, record: Record, state: AppState | None) -> None:
+        record.state = "failed"
+        minutes = f"{((record.ended or time.time()) - record.started) / 60:.1f} min"
+        self._say(stage, f"{state.name if state else 'LOST'}        {minutes}   {record.handle}")
+        lines = log_tail(self.runner, record)
+        if self.local:
+            lines.append(f"(the whole log: {self.folder / 'logs' / stage.name})")
+        print("\n".join(f"    {line}" for line in lines), flush=True)
 
     def _follow(self, stage: Stage, record: Record) -> None:
         if self.stream is not None and not (self.local and stage.name in self.adopted):
@@ -289,11 +287,3 @@ class _Run:
 
     def _save(self) -> None:
         write_records(self.folder / "pipeline.json", self.records)
-
-
-def _compare(stage: Stage, record: Record, remedy: str) -> None:
-    before, now = record.arguments, list(stage.arguments)
-    if before != now:
-        dropped = " ".join(word for word in before if word not in now) or "fewer words"
-        added = " ".join(word for word in now if word not in before) or "fewer words"
-        raise PipelineError(f"stage {stage.name!r} was run with {dropped}, not {added}, {remedy}")

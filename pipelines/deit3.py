@@ -2,7 +2,8 @@
 
     python -m pipelines.deit3 --size base --data /data/imagenet --out runs/base -j 1x8
 
-Run again with the same --out, it continues: with what is left, or with what still runs.
+Run again with the same --out, it continues: with what is left, or with what still runs. On Slurm all stages are queued
+at once and the command returns.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from torchx.specs import CfgVal
 
 from deit_fast.errors import RunError
 
-from .dag import Stage, dryrun_stage, run_stages, sort_stages
+from .dag import run_stages
+from .stages import Stage, dryrun_stage, get_app, sort_stages
 from .state import PipelineError, explain
 
 PIPELINES: dict[str, dict[str, str]] = {
@@ -156,12 +158,14 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
+        add_help=False,  # -h is a component's argument
         description="Pretrain, finetune and evaluate a DeiT III model; run again with the same --out, it continues.",
         epilog="Example: python -m pipelines.deit3 --size small --data /data/imagenet --out runs/small -j 1x8. Stages: "
         + "; ".join(f"{size}: {', '.join(names)}" for size, names in PIPELINES.items())
         + "; and "
         "evaluate_STAGE of each.",
     )
+    parser.add_argument("--help", action="help", help="show this and exit")
     parser.add_argument("--size", required=True, choices=PIPELINES)
     parser.add_argument("--data", required=True, help="training images: an image folder or shards")
     parser.add_argument(
@@ -177,12 +181,16 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="stages at once. Default: 1 on this machine, whose cores and GPUs one job takes whole; on a cluster every "
-        "stage whose needs are done, so an evaluation runs beside the next training",
+        "stage whose needs are done, so an evaluation runs beside the next training (on Slurm always)",
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="follow the jobs on Slurm, too, whose queue starts them without that"
     )
     parser.add_argument("--dry-run", action="store_true", help="print every job, start nothing, write nothing")
     jobs = parser.add_argument_group("every job's arguments, as in: torchx run deit.pretrain --help")
     jobs.add_argument("-j", "--j", metavar="NODESxPROCESSES", help="one process per GPU; default: 1x1")
-    for name, kind in list(WHERE.items())[1:]:
+    jobs.add_argument("-h", "--h", metavar="NAME", help="named resource of a node: h200, h100, a100, cpu_small, ...")
+    for name, kind in list(WHERE.items())[2:]:
         jobs.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper())
     parser.add_argument(
         "overrides",
@@ -206,6 +214,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if limit is not None and limit < 1:
             raise PipelineError(f"--max-parallel={limit}: expected at least 1")
+        if limit is not None and options.scheduler == "slurm":
+            raise PipelineError(
+                f"--max-parallel={limit}: expected none with slurm, whose queue has every stage at once"
+            )
         if not options.val and os.path.basename(options.data.rstrip("/")).startswith("train"):
             raise PipelineError(
                 f"--data {options.data}: names training images alone; expected --val for the evaluations"
@@ -223,16 +235,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for stage in stages:
                     job = dryrun_stage(stage, state, runner, options.scheduler, cfg)
                     print(f"=== {stage.name}" + (f", after {', '.join(stage.needs)}" if stage.needs else ""))
-                    app = getattr(job, "app", None) or getattr(job, "_app", None)  # nightlies; 0.7.0
-                    print(f"{pformat(asdict(app), width=120) if app else ''}\n{job}\n")
+                    print(f"{pformat(asdict(get_app(job)), width=120)}\n{job}\n")
                 return 0
             stream = sys.stderr if sys.stderr.isatty() else None
-            status = run_stages(stages, state, runner, options.scheduler, cfg, limit, 1.0 if local else 10.0, stream)
+            status = run_stages(
+                stages, state, runner, options.scheduler, cfg, limit, 1.0 if local else 10.0, stream, options.watch
+            )
     except RunError as error:
         print(f"deit-fast: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SignalException):  # before the first job
         return 130
+    if status is None:
+        print("\nIn Slurm's queue. Run this again for what became of it, with --watch to follow it.")
+        return 0
     if status == 0:
         report = format_report(stages)
         (state / "report.md").write_text(f"# DeiT III, {options.size}\n\n{report}\n", encoding="utf-8")

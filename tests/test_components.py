@@ -103,6 +103,18 @@ def test_layout_and_resources() -> None:
     assert deit.pretrain(recipe="demo_pretrain", data="d", out="o").name == "demo-pretrain"
 
 
+@pytest.mark.parametrize("name", ["h200", "h100", "a100", "cpu_small"])
+def test_named_resources_are_registered_and_can_be_changed(name: str) -> None:
+    resource = pretrain(h=name).resource
+    assert resource == specs.named_resources[name]
+    assert resource.gpu == (0 if name == "cpu_small" else 8)
+    assert resource.cpu >= resource.gpu
+    changed = pretrain(h=name, cpu=3, memMB=500).resource
+    assert (changed.cpu, changed.gpu, changed.memMB) == (3, resource.gpu, 500)
+    assert specs.named_resources[name] == resource
+    assert pretrain(h="h100", gpu=2).resource.gpu == 2
+
+
 def test_a_teacher_goes_along_where_it_is_needed() -> None:
     words = ["model.name=deit_tiny_distilled_patch16", "distill.kind=hard"]
     assert " --teacher t.pth " in pretrain(*words, teacher="t.pth").args[1]

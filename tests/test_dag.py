@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from deit_fast.pipelines import dag
-from deit_fast.pipelines.dag import Stage, run_stages, sort_stages
+from deit_fast.pipelines.dag import run_stages
+from deit_fast.pipelines.stages import Stage, sort_stages
 from deit_fast.pipelines.state import PipelineError, find_processes
 from torchx.runner import get_runner
 
@@ -187,7 +188,8 @@ def test_one_driver_at_a_time_and_foreign_state_is_refused(tmp_path: Path, compo
 
 def start_driver(stages: list[Stage], folder: Path) -> subprocess.Popen[str]:
     code = (
-        "import sys\nfrom torchx.runner import get_runner\nfrom deit_fast.pipelines.dag import Stage, run_stages\n"
+        "import sys\nfrom torchx.runner import get_runner\nfrom deit_fast.pipelines.dag import run_stages\n"
+        "from deit_fast.pipelines.stages import Stage\n"
         f"stages = {stages!r}\n"
         "from pathlib import Path\n"
         "with get_runner() as runner:\n"

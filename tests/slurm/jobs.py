@@ -1,6 +1,7 @@
 """Jobs of the TorchX components on the test cluster: submitted, watched, disturbed."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -36,6 +37,18 @@ class Job:
         """State of each node's part, as accounting has it."""
         lines = self.cluster.run("sacct", "-X", "-n", "-P", "-j", self.id, "-o", "State").split("\n")
         return [line.split(" ")[0] for line in lines if line]
+
+    def seconds(self) -> int:
+        """How long it runs."""
+        clock = [
+            int(part) for part in self.cluster.run("squeue", "-h", "-j", self.id, "-o", "%M").split()[0].split(":")
+        ]
+        return clock[-1] + 60 * clock[-2]
+
+    def update(self, *words: str) -> None:
+        """Changes every part of the job."""
+        for part in self.cluster.run("squeue", "-h", "-j", self.id, "-o", "%A").split():
+            self.cluster.run("scontrol", "update", f"jobid={part}", *words)
 
     def step(self) -> int:
         """Last step in the metrics."""
@@ -102,3 +115,17 @@ def submit(cluster: Cluster, data: Path, out: Path, *words: str, cfg: str = "par
         "--data", str(data), "--out", str(out), *where, *words, cwd=out.parent,
     )  # fmt: skip
     return Job(cluster, out, re.findall(r"slurm://\S+", printed)[0])
+
+
+def find_trainers(job: Job) -> list[int]:
+    """Training processes of the job, in order of their start."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        launcher = any(word.endswith(b"torchrun") for word in words)
+        if b"deit_fast.cli" in words and os.fsencode(job.out) in words and not launcher:
+            found.append(int(process.name))
+    return sorted(found)

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import Job, submit, torchx
+from tests.slurm.jobs import Job, find_trainers, submit, torchx
 
 pytestmark = pytest.mark.slurm
 
-# Some twenty seconds of training, a checkpoint every second or so.
-WORDS = ("schedule.epochs=6", "schedule.warmup_epochs=1", "run.checkpoint_every=10", "run.log_every=10",
+# Some fifteen seconds of training, a checkpoint every second or so.
+WORDS = ("schedule.epochs=4", "schedule.warmup_epochs=1", "run.checkpoint_every=10", "run.log_every=10",
          "run.eval_every=3", "run.precision=fp32")  # fmt: skip
-STEPS = 264
+STEPS = 176
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def preempt(job: Job) -> None:
 
 
 def kill_a_worker(job: Job) -> None:
-    os.kill(trainers(job)[-1], signal.SIGKILL)
+    os.kill(find_trainers(job)[-1], signal.SIGKILL)
 
 
 def kill_a_node(job: Job) -> None:
@@ -88,18 +88,24 @@ def test_a_disturbed_run_ends_with_the_same_weights(
     assert states == ["COMPLETED", "COMPLETED"], job.log()
     assert job.restarts() >= 1
     check_same(job, undisturbed)
-    assert not trainers(job)
+    assert not find_trainers(job)
 
 
-def trainers(job: Job) -> list[int]:
-    """Training processes of the job, in order of their start."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        launcher = any(word.endswith(b"torchrun") for word in words)
-        if b"deit_fast.cli" in words and os.fsencode(job.out) in words and not launcher:
-            found.append(int(process.name))
-    return sorted(found)
+def test_a_time_limit_ends_in_a_checkpoint_and_a_requeue(
+    cluster: Cluster, digits: Path, undisturbed: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cluster.environment, "SBATCH_SIGNAL", "USR1@30")
+    job = submit(cluster, digits, tmp_path / "run", *WORDS, cfg="partition=main,time=60")
+    job.wait_for_checkpoint()
+    # Slurm looks at time limits every half minute. Till then the workers stand still, or they would be done; its signal
+    # comes with a CONT.
+    for pid in find_trainers(job):
+        os.kill(pid, signal.SIGSTOP)
+    job.update(f"TimeLimit={1 + (job.seconds() + 30) // 60}")
+    job.wait_until(lambda: job.log().count("stopped by a signal"), 90, "the end before the limit")
+    job.wait_until(lambda: "PENDING" in job.states(), 30, "the job in the queue again")
+    job.update("TimeLimit=60")
+    assert job.wait() == ["COMPLETED", "COMPLETED"], job.log()
+    assert job.restarts() == 1
+    assert "TIMEOUT" not in cluster.run("sacct", "-D", "-n", "-j", job.id, "-o", "State")
+    check_same(job, undisturbed)

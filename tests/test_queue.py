@@ -1,0 +1,236 @@
+"""Pipelines in Slurm's queue, with a stand-in for Slurm's commands: what is submitted, when, and never twice."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from deit_fast.pipelines import dag
+from deit_fast.pipelines.deit3 import main
+from deit_fast.pipelines.slurm import job_state
+from torchx.specs import AppState
+
+NAMES = ["pretrain", "evaluate_pretrain", "finetune", "evaluate_finetune"]
+# One JSON file per job: its state, and sbatch's words.
+COMMANDS = """
+import json, os, sys
+from pathlib import Path
+folder, name, words = Path(sys.argv[0]).parent.parent / "jobs", Path(sys.argv[0]).name, sys.argv[1:]
+jobs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+if name == "sbatch":
+    if (folder / "refuse").exists():
+        sys.exit("sbatch: error: invalid account")
+    script = Path(words[-1]).read_text()
+    job = {"state": "PENDING", "words": words[:-1], "train": "deit_fast.cli train" in script}
+    (folder / f"{len(jobs) + 1}.json").write_text(json.dumps(job))
+    print(len(jobs) + 1)
+    if (folder / "die").exists():
+        os.kill(os.getppid(), 9)
+elif name == "squeue" and "--me" in words:
+    for key, job in jobs.items():
+        comment = [word for word in job["words"] if word.startswith("--comment=")][-1].partition("=")[2]
+        if job["state"] in ("PENDING", "RUNNING"):
+            print(f"{key}+0 {comment}")
+elif name == "sacct" and "-j" in words:  # TorchX's, before it reads a log
+    key = words[words.index("-j") + 1]
+    print(f"JobID|JobName|State\\n{key}|evaluate-0|{jobs[key]['state']}")
+elif name in ("squeue", "sacct"):
+    key = words[words.index("--jobs") + 1]
+    if name == "squeue" and jobs[key]["state"] not in ("PENDING", "RUNNING"):
+        sys.exit("slurm_load_jobs error: Invalid job id specified")
+    print(jobs[key]["state"])
+elif name == "scancel":
+    (folder / f"{words[-1]}.json").write_text(json.dumps({**jobs[words[-1]], "state": "CANCELLED by 0"}))
+"""
+
+
+class Slurm:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "jobs"
+        self.folder.mkdir()
+
+    def words(self, job: int) -> list[str]:
+        return self._read(job)["words"]
+
+    def set(self, job: int, state: str) -> None:
+        (self.folder / f"{job}.json").write_text(json.dumps({**self._read(job), "state": state}))
+
+    def state(self, job: int) -> str:
+        return self._read(job)["state"]
+
+    def count(self) -> int:
+        return len(list(self.folder.glob("*.json")))
+
+    def _read(self, job: int) -> dict:
+        return json.loads((self.folder / f"{job}.json").read_text())
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text(f"#!{sys.executable} -S\n{COMMANDS}")
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    for name in ("squeue", "sacct", "scancel"):
+        (tmp_path / "bin" / name).symlink_to("sbatch")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SBATCH_SIGNAL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dag, "time", SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}))
+    return Slurm(tmp_path)
+
+
+def demo(*words: str) -> int:
+    return main(["--size", "demo", "--data", "digits", "--out", "out", "--scheduler", "slurm", *words])
+
+
+def finish(slurm: Slurm, tmp_path: Path, job: int) -> None:
+    """A job ends as the trainer and the evaluation end: with a result."""
+    slurm.set(job, "COMPLETED")
+    mark = next(word for word in slurm.words(job) if word.startswith("--comment=")).partition("deit-fast:")[2]
+    result = Path(mark) if mark.endswith(".json") else Path(mark) / "result.json"
+    result.parent.mkdir(parents=True, exist_ok=True)
+    result.write_text('{"top1": 50}')
+
+
+def test_all_stages_are_queued_at_once_each_after_its_needs(
+    slurm: Slurm, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert demo("--cfg", "time=60,comment=my project") == 0
+    printed = capfd.readouterr().out
+    assert [line.split()[1:4] for line in printed.splitlines()[:4]] == [
+        [name, "queued", f"slurm://torchx/{index + 1}" + ("," if index else "")] for index, name in enumerate(NAMES)
+    ]
+    assert "In Slurm's queue" in printed
+    assert "report" not in printed
+    words = [slurm.words(job) for job in (1, 2, 3, 4)]
+    assert [[word for word in each if "depend" in word or "invalid" in word] for each in words] == [
+        [],
+        *([f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes"] for job in (1, 1, 3)),
+    ]
+    assert all("--signal=USR1@120" in each for each in words)
+    comments = [word for word in words[2] if "comment" in word]  # of two, sbatch takes the last
+    assert comments[-1] == f"--comment=my project deit-fast:{tmp_path}/out/finetune"
+
+    assert demo() == 0
+    assert demo("--watch", "--max-parallel", "2") == 2
+    assert slurm.count() == 4
+
+
+def test_the_users_signal_stays(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_SIGNAL", "USR1@30")
+    assert demo() == 0
+    assert not any(word.startswith("--signal") for word in slurm.words(1))
+
+
+def test_what_is_done_is_not_waited_for(slurm: Slurm, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert demo() == 0
+    finish(slurm, tmp_path, 1)
+    slurm.set(2, "FAILED")
+    slurm.set(3, "RUNNING")
+    (tmp_path / "slurm-2-evaluate-0.err").write_text("no such image\n")
+    assert demo() == 0
+    printed = capfd.readouterr().out
+    assert "done" in printed
+    assert "FAILED" in printed
+    assert "    no such image" in printed
+    assert slurm.count() == 5  # the evaluation alone, after nothing that Slurm may have forgotten
+    assert not any("dependency" in word for word in slurm.words(5))
+    for job in (3, 4, 5):
+        finish(slurm, tmp_path, job)
+    assert demo() == 0
+    assert "| evaluate_finetune |" in capfd.readouterr().out
+    assert slurm.count() == 5
+
+
+def test_a_failure_cancels_what_waits_for_it_and_a_rerun_replaces_all(
+    slurm: Slurm, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert demo() == 0
+    slurm.set(1, "TIMEOUT")
+    slurm.set(2, "CANCELLED by 0")  # Slurm has not come to the others yet
+    assert demo() == 0
+    assert [slurm.state(job) for job in range(1, 9)] == ["TIMEOUT", *["CANCELLED by 0"] * 3, *["PENDING"] * 4]
+    assert "--dependency=afterok:5" in slurm.words(7)
+    assert capfd.readouterr().out.count("attempt 2") == 4
+
+
+def test_watching_tells_a_failure_from_what_it_cancels(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(seconds: float) -> None:
+        finish(slurm, tmp_path, 1)
+        finish(slurm, tmp_path, 2)
+        slurm.set(3, "OUT_OF_MEMORY")
+        slurm.set(4, "CANCELLED")
+
+    monkeypatch.setattr(dag.time, "sleep", fail)
+    assert demo("--watch") == 1
+    printed = capfd.readouterr().out
+    assert [line.split()[1:3] for line in printed.splitlines()[4:7]] == [
+        ["pretrain", "done"],
+        ["evaluate_pretrain", "done"],
+        ["finetune", "FAILED"],
+    ]
+    assert "evaluate_finetune  not started: a stage it needs failed" in printed
+    assert slurm.count() == 4
+
+
+def test_a_driver_killed_right_after_sbatch_is_made_good(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (slurm.folder / "die").touch()
+    words = ["--size", "demo", "--data", "digits", "--out", "out", "--scheduler", "slurm"]
+    killed = subprocess.run([sys.executable, "-m", "deit_fast.pipelines.deit3", *words], capture_output=True)
+    assert killed.returncode == -9
+    assert slurm.count() == 1
+    assert json.loads((tmp_path / "out" / "pipeline.json").read_text()) == {"stages": {}}
+    (slurm.folder / "die").unlink()
+    assert demo() == 0
+    assert slurm.count() == 4
+    assert "--dependency=afterok:1" in slurm.words(2)
+
+
+def test_a_refused_job_stops_what_needs_it(slurm: Slurm, capfd: pytest.CaptureFixture[str]) -> None:
+    (slurm.folder / "refuse").touch()
+    assert demo() == 1
+    captured = capfd.readouterr()
+    assert "could not start" in captured.out
+    assert "invalid account" in captured.err
+    (slurm.folder / "refuse").unlink()
+    assert demo() == 0
+    assert slurm.count() == 4
+
+
+def test_without_slurm_it_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert demo() == 2
+    assert capfd.readouterr().err.startswith("deit-fast: squeue: ")
+
+
+@pytest.mark.parametrize(
+    ("lines", "state"),
+    [
+        ("COMPLETED\nCOMPLETED", AppState.SUCCEEDED),
+        ("COMPLETED\nRUNNING", AppState.RUNNING),
+        ("PENDING\nPENDING", AppState.PENDING),
+        ("COMPLETING\nFAILED", AppState.RUNNING),
+        ("CANCELLED by 0\nFAILED", AppState.FAILED),
+        ("CANCELLED by 0\nCOMPLETED", AppState.CANCELLED),
+        ("NODE_FAIL\nPENDING", AppState.PENDING),
+        ("\n", None),
+    ],
+)
+def test_states_of_all_parts_make_one(
+    lines: str, state: AppState | None, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer: Callable[..., str] = lambda *command: lines  # noqa: E731
+    monkeypatch.setattr("deit_fast.pipelines.slurm._ask", answer)
+    assert job_state("slurm://torchx/1") is state
