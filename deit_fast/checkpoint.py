@@ -20,7 +20,8 @@ FORMAT = 1
 
 # Keys that may change between a run and its continuation: none alters what is trained on, though compile rounds, and
 # draws dropout, otherwise.
-_FREE = ("log_every", "eval_every", "checkpoint_every", "compile", "grad_checkpointing", "nonfinite_limit", "profile")
+_FREE = ("log_every", "eval_every", "checkpoint_every", "compile", "grad_checkpointing", "nonfinite_limit", "cache_gib",
+         "profile")  # fmt: skip
 FREE_KEYS = {("run", key) for key in _FREE}
 
 

@@ -271,7 +271,9 @@ class Run(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast on GPUs and CPUs that have it in hardware, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile of the training step. auto: on GPUs."""
+    """torch.compile of the training step. auto: on GPUs, and where the compiler fails the run goes on without it."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type in which gradients are averaged over processes. bf16: half the traffic, rounded to 8 bits before the sum."""
     grad_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: less memory, about a third more time."""
     log_every: Count = 50
@@ -282,6 +284,8 @@ class Run(Section):
     """Steps between checkpoints, besides the ones after evaluations and at a signal; null is none."""
     nonfinite_limit: Count = 20
     """Steps in a row with a non-finite loss or gradient, each skipped, before the run stops."""
+    cache_gib: NonNegative = 0.0
+    """Memory per process for encoded training images: each that fits is read from its disk once. 0 is none."""
     profile: bool = False
     """Profile some steps after the warm-up: a trace and a one-page summary in the run folder's profile/."""
 

@@ -21,6 +21,7 @@ from deit_fast.checkpoint import (
 )
 from deit_fast.classifier import choose_dtype
 from deit_fast.convert.fit import format_changes
+from deit_fast.data.cache import keep_in_memory
 from deit_fast.data.classes import check_same_classes, resolve_classes
 from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
 from deit_fast.data.sampler import build_samplers
@@ -198,8 +199,8 @@ class Trainer:
         """The batches from the state's step to the last."""
         recipe = self.recipe
         return TrainLoader(
-            self.source, recipe.augment, recipe.model.image_size, self.samplers, recipe.run.seed,
-            self.world.device, cpu_threads(), start_step=self.state.step, stop_step=self.total_steps,
+            keep_in_memory(self.source, recipe.run.cache_gib), recipe.augment, recipe.model.image_size, self.samplers,
+            recipe.run.seed, self.world.device, cpu_threads(), start_step=self.state.step, stop_step=self.total_steps,
         )  # fmt: skip
 
     def _say(self, *lines: str) -> None:
