@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 on success, 1 where a part of `all` failed or a floor did not hold, 2 with one line for what the user can mend."""
+    """Runs one command. 0: success; 1: a part of `all` failed or a floor did not hold; 2: a user's mistake."""
     arguments = build_parser().parse_args(argv)
     try:
         return _run(arguments)
@@ -83,6 +83,9 @@ def _run(arguments: argparse.Namespace) -> int:
     held = True
     if arguments.command == "throughput":
         from . import throughput
+
+        if not models and session.path.exists():  # what this run does not reach stays where it is
+            session.path = throughput.next_path(session.path)
 
         throughput.run(session, arguments.mode, models, _batch(arguments.batch))
     elif arguments.command == "engine":
