@@ -35,6 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("optimizer", parents=[common, models], help="LAMB against peers and a copy")
     end = commands.add_parser("end-to-end", parents=[common, data, models], help="real images against synthetic ones")
     end.add_argument("--batch", type=int)
+    floors = commands.add_parser("floors", parents=[common, data], help="fails where a CPU ratio fell under its floor")
+    floors.add_argument("--record", action="store_true", help="write what is measured to benchmarks/floors.json")
     report = commands.add_parser("report", help="Markdown tables and plots of the JSONs in a folder")
     report.add_argument("--results", type=Path, default=RESULTS)
     report.add_argument("--out", type=Path, help="folder for report.md and the plots; default: the results'")
@@ -43,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 on success, 1 where a part of `all` failed, 2 with one line for what the user can mend."""
+    """Runs one command. 0: success; 1: a part of `all` failed or a floor did not hold; 2: a user's mistake."""
     arguments = build_parser().parse_args(argv)
     try:
         return _run(arguments)
@@ -60,7 +62,10 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     import torch
 
-    name = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    on_cpu = arguments.command == "floors"
+    name = arguments.device or ("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
+    if on_cpu and name == "cuda":
+        raise RunError("--device cuda: expected cpu, whose ratios floors.json holds")
     if name == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: expected an NVIDIA GPU that torch can use, found none")
     if arguments.command == "all":
@@ -75,8 +80,12 @@ def _run(arguments: argparse.Namespace) -> int:
     session = Session(
         arguments.command, device, arguments.quick, arguments.out / _file_name(arguments, name), arguments.minutes
     )
+    held = True
     if arguments.command == "throughput":
         from . import throughput
+
+        if not models and session.path.exists():  # what this run does not reach stays where it is
+            session.path = throughput.next_path(session.path)
 
         throughput.run(session, arguments.mode, models, _batch(arguments.batch))
     elif arguments.command == "engine":
@@ -91,13 +100,17 @@ def _run(arguments: argparse.Namespace) -> int:
         from . import optimizer
 
         optimizer.run(session, models)
+    elif arguments.command == "floors":
+        from . import floors
+
+        held = floors.run(session, arguments.data, arguments.record)
     else:
         from . import end_to_end
 
         end_to_end.run(session, arguments.data, models, arguments.batch)
     session.save()
     session.say(f"wrote {session.path}")
-    return 0
+    return 0 if held else 1
 
 
 def _file_name(arguments: argparse.Namespace, device: str) -> str:

@@ -33,15 +33,14 @@ def run(session: Session, data: str | None, cases: list[str] | None) -> None:
     on_gpu = session.device.type == "cuda"
     batch = 48 if session.quick else 240 if on_gpu else 96
     views = (96 if session.quick else 960) * (20 if on_gpu and not session.quick else 1)
-    workers = min(MOST_WORKERS, cpu_threads())
     with open_images(data, session.quick, views) as (source, described):
-        bench = _Bench(session, source, find_recipe(RECIPE, batch), views, workers)
+        bench = LoaderBench(session, source, find_recipe(RECIPE, batch), views)
         session.settings = {
             "data": described,
             "views_per_call": views,
             "batch": batch,
             "threads": cpu_threads(),
-            "workers": workers,
+            "workers": bench.workers,
             "start_up_included": "threads and worker processes start within every timed pass",
         }
         for case in cases or CASES:
@@ -49,15 +48,19 @@ def run(session: Session, data: str | None, cases: list[str] | None) -> None:
                 session.add(bench.measure(case))
 
 
-class _Bench:
-    def __init__(self, session: Session, source: Source, recipe: Recipe, views: int, workers: int) -> None:
-        self.session, self.source, self.recipe, self.workers = session, source, recipe, workers
+class LoaderBench:
+    """The cases on one source; `views` images or views in each timed pass, as far as whole batches go."""
+
+    def __init__(self, session: Session, source: Source, recipe: Recipe, views: int) -> None:
+        self.session, self.source, self.recipe = session, source, recipe
+        self.workers = min(MOST_WORKERS, cpu_threads())
         self.device, self.batch = session.device, min(recipe.run.global_batch, len(source) // 2 * 2)
         self.steps = max(1, views // self.batch)
         # The model normalises inside its compiled step; here it is timed with the loader, as in the reference's chain.
         self.normalise = Classifier(nn.Identity(), recipe, torch.float32, self.device).normalise
 
     def measure(self, case: str) -> Row:
+        """One of CASES: rates of both sides and their ratios."""
         build = {
             "decode": self._decode,
             "three_augment": self._three_augment,

@@ -119,7 +119,8 @@ def _cpu_seconds() -> float:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+    texts = ("allocate memory", "out of memory", "OutOfMemoryError")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
 
 
 def free_memory() -> None:
@@ -255,10 +256,14 @@ class Session:
         """Whether the time is over; then `what` is recorded as skipped."""
         over = self.minutes is not None and time.perf_counter() - self.start > 60 * self.minutes
         if over:
-            self.skipped.append(what)
-            self.say(f"skipped, out of time: {what}")
-            self.save()
+            self.skip(what, "out of time")
         return over
+
+    def skip(self, what: str, why: str) -> None:
+        """Records what is left out."""
+        self.skipped.append(what)
+        self.say(f"skipped, {why}: {what}")
+        self.save()
 
     def measure_ceiling(self) -> float:
         """FLOP/s of the matmul ceiling of this run."""

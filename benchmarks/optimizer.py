@@ -9,9 +9,10 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from deit_fast.optim.build import build_optimizer
+from deit_fast.recipe import Recipe
 from deit_fast.step import TrainStep
 
-from .measure import Row, Session, copy_case, free_memory, interleave
+from .measure import Row, Session, Timing, copy_case, free_memory, interleave
 from .peers import timm_lamb
 from .workload import TINY, build_step, count_parameters, find_recipe
 
@@ -44,15 +45,8 @@ def _measure(session: Session, word: str, copy_call: Callable[[], object], copie
     count = count_parameters(recipe.model)
     session.say(f"{word}: {count / 1e6:.1f} M parameters")
     step = build_step(recipe, device)
-    generator = torch.Generator(device).manual_seed(0)
-    for param in step.state.model.parameters():
-        param.grad = torch.randn(param.shape, device=device, generator=generator) * 1e-3
-    without_ema = build_optimizer(recipe.optim, step.state.model)
-    cases = {"copy": copy_call, "ours": step.state.optimizer.step, "ours_without_ema": without_ema.step}
-    cases |= _peers(step, recipe.optim.ema_decay)
-    timed, errors = interleave(
-        cases, device, session.say, repeats=session.repeats, warmup=3, seconds=0.1 if session.quick else 0.5
-    )
+    cases = {"copy": copy_call, **_cases(step)}
+    timed, errors = _time(session, cases)
     bandwidth = copied / timed["copy"].seconds["median"]
     floors = {name: 1e3 * size * count / bandwidth for name, size in FLOORS.items()}
     milliseconds = {
@@ -83,6 +77,32 @@ def _measure(session: Session, word: str, copy_call: Callable[[], object], copie
         "ratios": ratios,
         "errors": errors,
     }
+
+
+def time_steps(session: Session, recipe: Recipe, peers: list[str]) -> dict[str, Timing]:
+    """Time of our step, with and without its average, and of some of the peers'."""
+    cases = _cases(build_step(recipe, session.device))
+    timed, errors = _time(session, {name: cases[name] for name in ("ours", "ours_without_ema", *peers)})
+    if errors:
+        raise RuntimeError(str(errors))
+    return timed
+
+
+def _time(session: Session, cases: dict[str, Callable[[], Any]]) -> tuple[dict[str, Timing], dict[str, str]]:
+    return interleave(
+        cases, session.device, session.say, repeats=session.repeats, warmup=3, seconds=0.1 if session.quick else 0.5
+    )
+
+
+def _cases(step: TrainStep) -> dict[str, Callable[[], Any]]:
+    """Our optimizer and the peers', on the step's weights with random gradients."""
+    optim, device = step.recipe.optim, step.world.device
+    generator = torch.Generator(device).manual_seed(0)
+    for param in step.state.model.parameters():
+        param.grad = torch.randn(param.shape, device=device, generator=generator) * 1e-3
+    without_ema = build_optimizer(optim, step.state.model)
+    ours = {"ours": step.state.optimizer.step, "ours_without_ema": without_ema.step}
+    return {**ours, **_peers(step, optim.ema_decay)}
 
 
 def _peers(step: TrainStep, ema_decay: float | None) -> dict[str, Callable[[], Any]]:

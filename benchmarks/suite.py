@@ -46,7 +46,7 @@ PARTS = {
         Part("throughput --mode train", 4.0),
     ],
 }
-QUICK = [Part("engine", 1.0), Part("optimizer", 1.0), Part("loader", 1.0, True), Part("end-to-end", 1.0, True),
+QUICK = [Part("engine", 1.0), Part("optimizer", 1.0), Part("loader", 2.0, True), Part("end-to-end", 2.0, True),
          Part("throughput --mode inference", 1.0), Part("throughput --mode train", 1.0)]  # fmt: skip
 
 

@@ -1,10 +1,14 @@
 """The model table: parameters, GFLOPs, images per second, memory and MFU of every zoo entry."""
 
+import itertools
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from deit_fast.errors import RecipeError, one_line
 from deit_fast.recipe import Recipe
 
 from .engine import LR, default_batch
@@ -37,20 +41,71 @@ WORTH = 1.02  # a doubled batch has to gain this much for the search to go on
 
 
 def run(session: Session, mode: Mode, models: list[str] | None, batch: int | Literal["auto"] | None) -> None:
-    """One row per model."""
-    models = models or ([TINY] if session.quick and session.device.type == "cpu" else ZOO)
+    """One row per model. Without `models` the whole zoo, as far as the time goes: those without a figure first."""
+    if not models:
+        quick = session.quick and session.device.type == "cpu"
+        models = [TINY] if quick else least_recent_first(ZOO, session.path.parent, session.device, mode, batch)
     session.settings = {"mode": mode, "batch": batch or "default"}
     ceiling = session.measure_ceiling()
     for word in models:
         if session.out_of_time(word):
             continue
-        size = find_batch(session, mode, word) if batch == "auto" else batch
-        add_fitting_row(
-            session,
-            word,
-            size or default_batch(word, session.device, session.quick),
-            lambda word, size: _measure(session, mode, word, size, ceiling, fixed=batch != "auto"),
-        )
+        if not _fits(word, mode, session.device):
+            session.skip(word, "its weights and optimizer do not fit in memory")
+            continue
+        try:
+            size = find_batch(session, mode, word) if batch == "auto" else batch
+            add_fitting_row(
+                session,
+                word,
+                size or default_batch(word, session.device, session.quick),
+                lambda word, size: _measure(session, mode, word, size, ceiling, fixed=batch != "auto"),
+            )
+        except RecipeError:
+            raise
+        except Exception as error:  # one model that cannot run here must not cost the others' figures
+            session.skip(word, f"{type(error).__name__}: {one_line(error)[:200]}")
+
+
+def least_recent_first(
+    models: list[str], folder: Path, device: torch.device, mode: Mode, batch: int | str | None
+) -> list[str]:
+    """The models in their order, those with a figure in the JSONs of `folder` behind those without, oldest first.
+
+    Compiling the whole zoo takes longer than one call may, so that each call continues where the last one ended.
+    """
+    dates: dict[str, str] = {}
+    chosen = "best" if batch == "auto" else "fixed"
+    for path in folder.glob("throughput-*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["device"] == device.type and not content["quick"]:
+            for row in content["rows"]:
+                if (row["mode"], row["batch_chosen"]) == (mode, chosen):
+                    dates[row["model"]] = max(content["date"], dates.get(row["model"], ""))
+    return sorted(models, key=lambda name: dates.get(name, ""))
+
+
+def next_path(path: Path) -> Path:
+    """NAME-2.json, NAME-3.json, ...: the first that is not there."""
+    candidates = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(each for each in candidates if not each.exists())
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that is left: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def _fits(word: str, mode: Mode, device: torch.device) -> bool:
+    """Whether weights, and in training gradients, two moments and average, take less than the free memory.
+
+    On a CPU running out of memory ends the process, and a GPU would spend minutes on finding it out.
+    """
+    per_parameter = 20 if mode == "train" else 4
+    return per_parameter * count_parameters(find_recipe(word, 2).model) < 0.9 * _free_bytes(device)
 
 
 def find_batch(session: Session, mode: Mode, word: str) -> int:

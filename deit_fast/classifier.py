@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from deit_fast.distributed import has_bf16
+from deit_fast.compiled import CompiledPredictor
+from deit_fast.distributed import World, has_bf16
 from deit_fast.errors import RecipeError
 from deit_fast.recipe import Recipe
 from deit_fast.sections import Run
@@ -20,11 +21,6 @@ def choose_dtype(run: Run, device: torch.device) -> torch.dtype:
         raise RecipeError(f"run.precision='bf16': expected 'fp32' or 'auto', this {device.type} device has no bf16")
     wants = run.precision == "bf16" or (run.precision == "auto" and has_bf16(device))
     return torch.bfloat16 if wants else torch.float32
-
-
-def wants_compile(run: Run, device: torch.device) -> bool:
-    """Whether the recipe asks for torch.compile on this device."""
-    return run.compile == "on" or (run.compile == "auto" and device.type == "cuda")
 
 
 class Classifier(nn.Module):
@@ -64,9 +60,6 @@ class Classifier(nn.Module):
         return self.logits(self.normalise(images))
 
 
-def build_predictor(
-    model: nn.Module, recipe: Recipe, dtype: torch.dtype, device: torch.device
-) -> Callable[[Tensor], Tensor]:
+def build_predictor(model: nn.Module, recipe: Recipe, dtype: torch.dtype, world: World) -> Callable[[Tensor], Tensor]:
     """uint8 images -> logits with `model`'s weights, compiled where the recipe's training step is."""
-    classifier = Classifier(model, recipe, dtype, device)
-    return torch.compile(classifier) if wants_compile(recipe.run, device) else classifier
+    return CompiledPredictor(Classifier(model, recipe, dtype, world.device), recipe.run, world)

@@ -110,7 +110,7 @@ def evaluate_checkpoint(
     dtype = choose_dtype(recipe.run, world.device)
     model, changes = build_initialised(recipe.model, weights)
     model = model.to(world.device).to(memory_format=torch.channels_last)
-    predict = build_predictor(model.eval(), recipe, dtype, world.device)
+    predict = build_predictor(model.eval(), recipe, dtype, world)
     loader = build_eval_loader(recipe, source, world)
     table = OutcomeTable(len(source), world.device)
     try:

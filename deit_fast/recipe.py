@@ -89,6 +89,10 @@ class Recipe(Section):
             )
         return self
 
+    def pass_size(self, processes: int) -> int:
+        """Images in one forward pass of one process: its views, and Cosub's second pass over them."""
+        return self.run.global_batch // (processes * self.run.accumulation) * (2 if self.loss.cosub else 1)
+
     def check_processes(self, count: int) -> None:
         """Raises RecipeError where the batch cannot be divided over `count` processes."""
         batch, passes = self.run.global_batch, self.run.accumulation

@@ -4,14 +4,16 @@ import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from deit_fast.classifier import Classifier, build_predictor, wants_compile
+from deit_fast.classifier import Classifier, build_predictor
+from deit_fast.compiled import compile_or_stay, try_gradient, wants_compile
 from deit_fast.distill import Teacher
 from deit_fast.distributed import World
 from deit_fast.models.build import ImageModel
@@ -115,18 +117,10 @@ class TrainStep:
         if recipe.run.grad_checkpointing:  # the moving average, a copy from before, has no use for it
             state.model.set_grad_checkpointing()
         self.classifier = Classifier(state.model, recipe, dtype, world.device)
-        objective: nn.Module = Objective(self.classifier, recipe, teacher)
-        if wants_compile(recipe.run, world.device):
-            objective = cast(nn.Module, torch.compile(objective))
-        # One compiled region inside DDP: no graph breaks at the buckets, but all gradients arrive together at its end.
-        self.ddp = None
-        if world.size > 1:
-            self.ddp = DistributedDataParallel(
-                objective,
-                gradient_as_bucket_view=True,
-                static_graph=recipe.run.accumulation == 1,  # a static graph does not allow no_sync
-            )
-        self.objective = objective if self.ddp is None else self.ddp
+        self.objective = Objective(self.classifier, recipe, teacher)
+        self.ddp: DistributedDataParallel | None = None
+        self._loss: nn.Module | None = None  # the objective as it runs, compiled and in DDP: from the first step on
+        self.compiled = wants_compile(recipe.run, world.device)  # then known
         self.meter = Meter.on(world.device)
 
     def __call__(self, batches: Sequence[MicroBatch], lr: float) -> None:
@@ -136,11 +130,13 @@ class TrainStep:
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         state.model.train(self.recipe.model.train_mode)
         set_learning_rate(state.optimizer, lr)
+        if self._loss is None:
+            self._loss = self._build_loss(batches[0])
         total = torch.zeros((), device=self.world.device)
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             with contextlib.nullcontext() if last or self.ddp is None else self.ddp.no_sync():
-                loss = self.objective(*batch) / len(batches)
+                loss = self._loss(*batch) / len(batches)
                 loss.backward()
             total += loss.detach()
         state.optimizer.step()  # moves state.ema as well
@@ -148,6 +144,27 @@ class TrainStep:
         self.meter.add(total, state.optimizer.grad_norm, state.optimizer.skipped)
         state.step += 1
 
+    def _build_loss(self, batch: MicroBatch) -> nn.Module:
+        """The objective, compiled where that works for this batch, inside DDP where there are several processes.
+
+        Compiled outside DDP and called inside: one region without graph breaks at the buckets, but all gradients arrive
+        together at its end. Compiled at a call of DDP's, torch would cut it at every bucket.
+        """
+        device, run = self.world.device, self.recipe.run
+        chosen = compile_or_stay(self.objective, lambda module: try_gradient(module, batch, device), run, self.world)
+        self.compiled = chosen is not self.objective
+        if self.world.size == 1:
+            return chosen
+        self.ddp = DistributedDataParallel(
+            chosen,
+            gradient_as_bucket_view=True,
+            static_graph=run.accumulation == 1,  # a static graph does not allow no_sync
+        )
+        if run.reduce_dtype == "bf16":
+            self.ddp.register_comm_hook(None, bf16_compress_hook)
+        return self.ddp
+
     def predictor(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """`build_predictor` in the type and on the device of the training step."""
-        return build_predictor(model, self.recipe, self.classifier.dtype, self.world.device)
+        """`build_predictor` in the type and on the device of the training step, and eager where that had to be."""
+        recipe = self.recipe if self.compiled else self.recipe.override(["run.compile=off"])
+        return build_predictor(model, recipe, self.classifier.dtype, self.world)

@@ -15,6 +15,7 @@ from deit_fast.bad_images import BadImages
 from deit_fast.checkpoint import check_same_recipe, initialise, load_checkpoint, load_weights
 from deit_fast.classifier import choose_dtype
 from deit_fast.convert.fit import format_changes
+from deit_fast.data.cache import keep_in_memory
 from deit_fast.data.classes import check_same_classes, resolve_classes
 from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
 from deit_fast.data.sampler import build_samplers
@@ -95,8 +96,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.source, self.val_source, self.out, self.world = recipe, source, val_source, out, world
         self.samplers = build_samplers(recipe, len(source), world.rank, world.size)
-        views = recipe.run.global_batch // (world.size * recipe.run.accumulation)
-        check_drop_path(recipe.model, 2 * views if recipe.loss.cosub else views)
+        check_drop_path(recipe.model, recipe.pass_size(world.size))
         self.steps_per_epoch = self.samplers[0].steps_per_epoch
         self.total_steps = total_steps(recipe.schedule, self.steps_per_epoch)
         torch.manual_seed(recipe.run.seed_of("init"))
@@ -196,8 +196,8 @@ class Trainer:
         """The batches from the state's step to the last."""
         recipe = self.recipe
         return TrainLoader(
-            self.source, recipe.augment, recipe.model.image_size, self.samplers, recipe.run.seed,
-            self.world.device, cpu_threads(), start_step=self.state.step, stop_step=self.total_steps,
+            keep_in_memory(self.source, recipe.run.cache_gib), recipe.augment, recipe.model.image_size, self.samplers,
+            recipe.run.seed, self.world.device, cpu_threads(), start_step=self.state.step, stop_step=self.total_steps,
             decode_once=recipe.data.decode_once,
         )  # fmt: skip
 

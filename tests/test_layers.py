@@ -17,7 +17,7 @@ LAYERS = [
     {"sections"},
     {"recipe"},
     {"recipes", "data", "models", "optim", "losses", "schedule", "distributed"},
-    {"convert"},
+    {"convert", "compiled"},
     {"checkpoint", "classifier", "distill", "show"},
     {"objective"},
     {"metrics", "profile", "step", "evaluation_report"},

@@ -1,0 +1,178 @@
+"""The CPU ratios that were reached, measured again: one that falls under its floor fails. `.ci/run` runs this.
+
+A floor is a share of the ratio that floors.json holds, with the machine and the date: generous for timings, because
+continuous integration shares its machines, and close for what is counted. For the same reason timings are CPU seconds
+of one thread, which a loaded machine changes far less than the clock's. What is under its floor is measured once more
+before it counts.
+"""
+
+import contextlib
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from deit_fast.data.source import Source
+from deit_fast.distributed import cpu_threads
+from deit_fast.files import write_json
+from deit_fast.step import TrainStep
+
+from . import loader, optimizer
+from .engine import LR
+from .images import open_images
+from .measure import Row, Session, interleave
+from .workload import build_step, find_recipe, in_turn, synthetic_batches, training_flops
+
+RECORD = Path(__file__).with_name("floors.json")
+MODEL = "deit3_small_patch16@160"  # half the work of 224 px
+BATCH = 8
+REPEATS = 3  # of a training step, which takes seconds
+DROP_PATH = 0.5
+VIEWS = 96
+
+
+class Floor(NamedTuple):
+    case: str
+    text: str
+    goal: float
+    share: float = 0.7
+    """Of the recorded ratio, below which the guard fails."""
+
+
+FLOORS = [
+    Floor("lamb", "LAMB's step, times as fast as timm's, ViT-S", 4.0),
+    Floor("subset_step", "training step at p = 0.5, batch 8: subset over Bernoulli, ViT-S at 160 px", 1.6),
+    Floor("subset_flops", "share of FLOPs that subset stochastic depth saves, over p", 0.95, share=0.99),
+    Floor("step_parts", "forward, backward and optimizer alone, over the whole step, ViT-S at 160 px", 0.97),
+    Floor("evaluation", "evaluation images per CPU-second over PIL", 1.4),
+    Floor("three_augment", "3-Augment views per CPU-second over PIL", 1.0),
+    Floor("repeated_augmentation", "three views per image, per CPU-second over PIL", 1.15),
+    Floor("shards_256", "256-px shards per CPU-second over the original files", 1.3),
+]
+
+
+def run(session: Session, data: str | None, record: bool) -> bool:
+    """One row per floor; whether all hold. Without `data` the loader's are left out.
+
+    record: nothing fails, and what is measured becomes floors.json.
+    """
+    torch.set_num_threads(1)
+    recorded = {} if record else json.loads(RECORD.read_text(encoding="utf-8"))
+    with open_images(data, session.quick, limit=VIEWS) if data else contextlib.nullcontext((None, "none")) as opened:
+        source, described = opened
+        session.settings = {"data": described, "loader_threads": cpu_threads(), "recorded": recorded}
+        measures = _measures(session, source)
+        for floor in FLOORS:
+            if floor.case not in measures:
+                session.skip(floor.case, "no photographs (--data)")
+                continue
+            session.say(floor.text)
+            measured = measures[floor.case]()
+            least = floor.share * recorded["ratios"][floor.case] if recorded else 0.0
+            if measured < least:
+                session.say(f"{floor.case}: {measured:.3g}, under its floor of {least:.3g}: once more")
+                measured = max(measured, measures[floor.case]())
+            session.add({"case": floor.case, "ratios": {"measured": measured}, "goal": floor.goal, "floor": least})
+    if record:
+        _record(session)
+    print(table(session.rows))
+    return all(_holds(row) for row in session.rows)
+
+
+def table(rows: list[Row]) -> str:
+    """goal, measured and floor of each row, as aligned text."""
+    texts = {floor.case: floor.text for floor in FLOORS}
+    lines = [f"{'goal':>6} {'measured':>9} {'floor':>6}"]
+    for row in rows:
+        measured = row["ratios"]["measured"]
+        verdict = "" if _holds(row) else "   UNDER ITS FLOOR"
+        verdict += "" if measured >= row["goal"] else "   (goal not met)"
+        lines.append(f"{row['goal']:6.2f} {measured:9.2f} {row['floor']:6.2f}  {texts[row['case']]}{verdict}")
+    return "\n".join(lines)
+
+
+def _holds(row: Row) -> bool:
+    return bool(row["ratios"]["measured"] >= row["floor"])
+
+
+def _record(session: Session) -> None:
+    machine = {key: session.machine[key] for key in ("cpu", "cores", "load_average", "load_average_after")}
+    write_json(
+        RECORD,
+        {
+            "date": session.date[:10],
+            "machine": {**machine, "python": platform.python_version(), "torch": torch.__version__},
+            "data": session.settings["data"],
+            "ratios": {row["case"]: round(row["ratios"]["measured"], 3) for row in session.rows},
+        },
+    )
+
+
+def _measures(session: Session, source: Source | None) -> dict[str, Callable[[], float]]:
+    """How each floor's ratio is measured."""
+    loading: dict[str, Callable[[], float]] = {}
+    if source is not None:
+        bench = loader.LoaderBench(session, source, find_recipe(loader.RECIPE, VIEWS // 2), VIEWS)
+        for case in ("evaluation", "three_augment", "repeated_augmentation", "shards_256"):
+            loading[case] = lambda case=case: float(bench.measure(case)["ratios"]["cpu"])  # type: ignore[misc]
+    return {
+        "lamb": lambda: _lamb(session),
+        "subset_step": lambda: _subset_step(session),
+        "subset_flops": _subset_flops,
+        "step_parts": lambda: _step_parts(session),
+        **loading,
+    }
+
+
+def _lamb(session: Session) -> float:
+    timed = optimizer.time_steps(session, find_recipe(MODEL, 2, ["model.drop_path=0"]), ["timm_lamb"])
+    return timed["timm_lamb"].cpu_seconds["median"] / timed["ours_without_ema"].cpu_seconds["median"]
+
+
+def _step(session: Session, *words: str) -> tuple[TrainStep, list[Any]]:
+    recipe = find_recipe(MODEL, BATCH, [*words, "run.precision=fp32", "run.compile=off"])
+    return build_step(recipe, session.device), synthetic_batches(recipe, session.device)
+
+
+def _medians(session: Session, cases: dict[str, Callable[[], Any]]) -> list[float]:
+    timed, errors = interleave(cases, session.device, session.say, repeats=REPEATS, warmup=1, seconds=0.0)
+    if errors:
+        raise RuntimeError(str(errors))
+    return [timed[name].cpu_seconds["median"] for name in cases]
+
+
+def _subset_step(session: Session) -> float:
+    cases = {}
+    for mode in ("subset", "bernoulli"):
+        step, batches = _step(session, f"model.drop_path={DROP_PATH}", f"model.drop_path_mode={mode}")
+        cases[mode] = in_turn(lambda each, step=step: step([each], LR), batches)
+    subset, bernoulli = _medians(session, cases)
+    return bernoulli / subset
+
+
+def _subset_flops() -> float:
+    subset, bernoulli = (
+        training_flops(
+            find_recipe(MODEL, BATCH, [f"model.drop_path={DROP_PATH}", f"model.drop_path_mode={mode}"]).model, BATCH
+        )
+        for mode in ("subset", "bernoulli")
+    )
+    return (1 - subset / bernoulli) / DROP_PATH
+
+
+def _step_parts(session: Session) -> float:
+    """The step against its parts called bare: what the loop around them costs is the rest."""
+    step, batches = _step(session, "model.drop_path=0")
+    optimizer_step = step.state.optimizer
+
+    def parts(batch: Any) -> None:
+        step.objective(*batch).backward()
+        optimizer_step.step()
+        optimizer_step.zero_grad(set_to_none=True)
+
+    whole = in_turn(lambda each: step([each], LR), batches)
+    together, bare = _medians(session, {"step": whole, "parts": in_turn(parts, batches)})
+    return bare / together
