@@ -31,7 +31,8 @@ MODEL = "deit3_small_patch16@160"  # half the work of 224 px
 BATCH = 8
 REPEATS = 3  # of a training step, which takes seconds
 DROP_PATH = 0.5
-VIEWS = 96
+VIEWS = 384  # in a timed pass, so that starting the workers does not decide it
+IMAGES = 96
 
 
 class Floor(NamedTuple):
@@ -61,7 +62,7 @@ def run(session: Session, data: str | None, record: bool) -> bool:
     """
     torch.set_num_threads(1)
     recorded = {} if record else json.loads(RECORD.read_text(encoding="utf-8"))
-    with open_images(data, session.quick, limit=VIEWS) if data else contextlib.nullcontext((None, "none")) as opened:
+    with open_images(data, session.quick, limit=IMAGES) if data else contextlib.nullcontext((None, "none")) as opened:
         source, described = opened
         session.settings = {"data": described, "loader_threads": cpu_threads(), "recorded": recorded}
         measures = _measures(session, source)
@@ -115,7 +116,7 @@ def _measures(session: Session, source: Source | None) -> dict[str, Callable[[],
     """How each floor's ratio is measured."""
     loading: dict[str, Callable[[], float]] = {}
     if source is not None:
-        bench = loader.LoaderBench(session, source, find_recipe(loader.RECIPE, VIEWS // 2), VIEWS)
+        bench = loader.LoaderBench(session, source, find_recipe(loader.RECIPE, IMAGES // 2), VIEWS)
         for case in ("evaluation", "three_augment", "repeated_augmentation", "shards_256"):
             loading[case] = lambda case=case: float(bench.measure(case)["ratios"]["cpu"])  # type: ignore[misc]
     return {

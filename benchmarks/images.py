@@ -1,8 +1,6 @@
-"""The images that loaders are timed on: those of --data, generated ones without it, and both as 256-px tar shards."""
+"""The images that loaders are timed on: those of --data, or generated ones."""
 
 import contextlib
-import io
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,6 @@ from deit_fast.data.sources import open_source
 
 CLASSES = 4
 GENERATED = {True: 96, False: 512}  # with --quick and without
-SHORT_SIDE = 256
 
 
 class Sample(Source):
@@ -49,23 +46,6 @@ def write_images(folder: Path, count: int) -> None:
         path = folder / f"class{index % CLASSES}" / f"{index:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path, quality=90)
-
-
-def write_shard(source: Source, path: Path) -> None:
-    """The images as one tar shard, their shorter side at 256 px, quality 90."""
-    with tarfile.open(path, "w") as tar:
-        for index in range(len(source)):
-            image = Image.open(io.BytesIO(source.read(index).tobytes())).convert("RGB")
-            factor = SHORT_SIDE / min(image.size)
-            if factor < 1:
-                size = (round(image.width * factor), round(image.height * factor))
-                image = image.resize(size, Image.Resampling.BICUBIC)
-            encoded = io.BytesIO()
-            image.save(encoded, "JPEG", quality=90)
-            for suffix, data in (("cls", str(source.labels[index]).encode()), ("jpg", encoded.getvalue())):
-                member = tarfile.TarInfo(f"{index:06}.{suffix}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
 
 
 @contextlib.contextmanager

@@ -15,10 +15,11 @@ from deit_fast.data.pipeline import Pipeline, _decode, import_dali
 from deit_fast.data.sampler import TrainSampler
 from deit_fast.data.source import Source
 from deit_fast.data.sources import open_source
+from deit_fast.data.write_shards import write_shards
 from deit_fast.distributed import cpu_threads
 from deit_fast.recipe import Recipe
 
-from .images import open_images, write_shard
+from .images import open_images
 from .measure import Row, Session, interleave, rate
 from .pil import decode_chain, evaluation_chain, pil_loader, three_augment_chain
 from .workload import find_recipe
@@ -162,9 +163,9 @@ class LoaderBench:
     def _shards(self) -> tuple[dict[str, Callable[[], None]], int]:
         """Our loader on 256-px tar shards made here, against itself on the originals."""
         self._folder = tempfile.TemporaryDirectory(prefix="deit-fast-shards-")
-        path = Path(self._folder.name) / "train-0000.tar"
-        self.session.say(f"writing {len(self.source)} images as a 256-px shard")
-        write_shard(self.source, path)
-        shards, shown = self._train(open_source(str(path)), repeats=1)
+        folder, count = Path(self._folder.name), len(self.source)
+        self.session.say(f"writing {count} images as a 256-px shard")
+        write_shards(self.source, folder, "train", 256, per_shard=count, workers=1)
+        shards, shown = self._train(open_source(str(folder), "train"), repeats=1)
         originals, _ = self._train(self.source, repeats=1)
         return {"ours": shards, "original": originals}, len(shown)

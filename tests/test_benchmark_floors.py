@@ -75,6 +75,7 @@ def test_small_ratios_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(floors, "MODEL", TINY)
     monkeypatch.setattr(floors, "REPEATS", 1)
     monkeypatch.setattr(floors, "VIEWS", 8)
+    monkeypatch.setattr(floors, "IMAGES", 8)
     monkeypatch.setattr(Session, "repeats", 1)
     session = Session("floors", CPU, True, tmp_path / "floors.json")
     assert floors.run(session, str(shared_data / "imagenet-sample"), record=False) in (True, False)
