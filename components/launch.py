@@ -14,6 +14,8 @@ from deit_fast.errors import RecipeError
 from deit_fast.recipe import Recipe
 from deit_fast.recipes import get_recipe
 
+SHUTDOWN_SECONDS = 100  # for the last checkpoint, before torchrun kills
+
 
 class Where(NamedTuple):
     """The arguments every component has: on how many, on what, how often."""
@@ -60,7 +62,7 @@ def build_role(name: str, words: list[str], where: Where) -> specs.Role:
         args=["-c", _script(words, where, resource.cpu)],
         # srun cuts a value in --export at its first comma; those go through the script.
         env={
-            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "100",  # seconds for the last checkpoint, before torchrun kills
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
             **{key: value for key, value in (where.env or {}).items() if "," not in value},
         },
         num_replicas=nodes,
@@ -68,6 +70,8 @@ def build_role(name: str, words: list[str], where: Where) -> specs.Role:
         max_retries=0 if "--resume" in words else where.max_retries,
         resource=resource,
         mounts=specs.parse_mounts(where.mounts) if where.mounts else [],
+        # Kubernetes kills after 30 seconds; TorchX 0.7.0 cannot tell it otherwise and ignores this.
+        metadata={"kubernetes": {"V1Pod": {"spec": {"terminationGracePeriodSeconds": SHUTDOWN_SECONDS + 20}}}},
     )
 
 
