@@ -75,7 +75,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sbatch").write_text(f"#!{sys.executable} -S\n{COMMANDS}")
     (tmp_path / "bin" / "sbatch").chmod(0o755)
-    for name in ("squeue", "sacct", "scancel"):
+    for name in ("squeue", "sacct", "scancel", "sinfo"):
         (tmp_path / "bin" / name).symlink_to("sbatch")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("HOME", str(tmp_path))
