@@ -101,7 +101,13 @@ class _Run:
                 record = self._record(stage, handle, self._dryrun(stage))
             if record is None:
                 continue
-            if record.state == "succeeded" and not (record.result_seen and not Path(stage.result).exists()):
+            state: AppState | None = AppState.SUCCEEDED
+            if record.state != "succeeded":
+                while (state := self._look(stage, record)) is AppState.UNKNOWN:
+                    time.sleep(poll_seconds)
+            elif record.result_seen and not Path(stage.result).exists():
+                state = None  # removed for it to run again
+            if state is AppState.SUCCEEDED:
                 again = f"use another folder, or remove {stage.output} to run it again"
                 check_unchanged(stage, record, f"and is done: {again}")
                 if rerun := [need for need in stage.needs if not self._done(need)]:
@@ -109,11 +115,9 @@ class _Run:
                         f"stage {stage.name!r} is done but {rerun[0]!r}, which it needs, has to run again: "
                         f"remove {stage.output} too"
                     )
+                self._succeed(stage, record)
                 self._say(stage, "done before")
-                continue
-            while (state := self._look(stage, record)) is AppState.UNKNOWN:
-                time.sleep(poll_seconds)
-            if state is not None and (state is AppState.SUCCEEDED or not is_terminal(state)):
+            elif state is not None and not is_terminal(state):
                 if queued and (lost := self._lost_needs(stage)):
                     slurm.cancel_job(record.handle)  # Slurm would, a moment later: it waits for a failed one
                     record.state = "cancelled"
@@ -129,12 +133,10 @@ class _Run:
                 self._report_failure(stage, record, state)
             elif record.state != "failed":
                 record.state = "cancelled"
+        self._save()
 
     def submit(self) -> None:
         """Leaves what is left to Slurm's queue, whole."""
-        for stage in list(self.running.values()):
-            self._observe(stage)  # one that has ended is nothing to wait for: Slurm forgets it
-        self._save()
         for stage in self.order:
             if stage.name not in self.running and not self._done(stage.name) and not self._lost_needs(stage):
                 self._start(stage)
@@ -255,7 +257,7 @@ class _Run:
         for thread in self.threads.pop(stage.name, []):
             thread.join(timeout=5)  # its last lines belong before the news of its end
         if state is AppState.SUCCEEDED:
-            record.state, record.result_seen = "succeeded", bool(stage.result) and Path(stage.result).exists()
+            self._succeed(stage, record)
             self._say(stage, f"done          {(record.ended - record.started) / 60:.1f} min")
         elif state is None and stage.name in self.adopted:
             record.state = "cancelled"
@@ -267,6 +269,9 @@ class _Run:
             self._report_failure(stage, record, state)
         self.adopted.discard(stage.name)
         self._save()
+
+    def _succeed(self, stage: Stage, record: Record) -> None:
+        record.state, record.result_seen = "succeeded", bool(stage.result) and Path(stage.result).exists()
 
     def _report_failure(self, stage: Stage, record: Record, state: AppState | None) -> None:
         record.state = "failed"

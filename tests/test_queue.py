@@ -1,6 +1,7 @@
 """Pipelines in Slurm's queue, with a stand-in for Slurm's commands: what is submitted, when, and never twice."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -74,7 +75,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "sbatch").write_text(f"#!{sys.executable} -S\n{COMMANDS}")
     (tmp_path / "bin" / "sbatch").chmod(0o755)
-    for name in ("squeue", "sacct", "scancel"):
+    for name in ("squeue", "sacct", "scancel", "sinfo"):
         (tmp_path / "bin" / name).symlink_to("sbatch")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -145,6 +146,19 @@ def test_what_is_done_is_not_waited_for(slurm: Slurm, tmp_path: Path, capfd: pyt
     assert demo() == 0
     assert "| evaluate_finetune |" in capfd.readouterr().out
     assert slurm.count() == 5
+
+
+def test_what_was_removed_runs_again(slurm: Slurm, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert demo() == 0
+    for job in (1, 2, 3, 4):
+        finish(slurm, tmp_path, job)
+    assert demo() == 0
+    assert capfd.readouterr().out.count("done before") == 4
+    (tmp_path / "out" / "pretrain" / "evaluation.json").unlink()
+    shutil.rmtree(tmp_path / "out" / "finetune")
+    assert demo() == 0
+    assert slurm.count() == 7
+    assert "--dependency=afterok:6" in slurm.words(7)
 
 
 def test_a_failure_cancels_what_waits_for_it_and_a_rerun_replaces_all(
