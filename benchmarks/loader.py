@@ -19,7 +19,7 @@ from deit_fast.data.write_shards import write_shards
 from deit_fast.distributed import cpu_threads
 from deit_fast.recipe import Recipe
 
-from .images import open_images
+from .images import Sample, open_images
 from .measure import Row, Session, interleave, rate
 from .pil import decode_chain, evaluation_chain, pil_loader, three_augment_chain
 from .workload import find_recipe
@@ -55,6 +55,7 @@ class LoaderBench:
     def __init__(self, session: Session, source: Source, recipe: Recipe, views: int) -> None:
         self.session, self.source, self.recipe = session, source, recipe
         self.workers = min(MOST_WORKERS, cpu_threads())
+        torch.set_num_threads(1)  # as in each of the peer's workers: threads that wait for each other cost CPU seconds
         self.device, self.batch = session.device, min(recipe.run.global_batch, len(source) // 2 * 2)
         self.steps = max(1, views // self.batch)
         # The model normalises inside its compiled step; here it is timed with the loader, as in the reference's chain.
@@ -102,10 +103,10 @@ class LoaderBench:
         for images in batches:
             self.normalise(images)
 
-    def _peer(self, indices: Any, transform: Callable[..., torch.Tensor]) -> Callable[[], None]:
+    def _peer(self, source: Source, indices: Any, transform: Callable[..., torch.Tensor]) -> Callable[[], None]:
         def call() -> None:
             on_gpu = self.device.type == "cuda"
-            for images, _ in pil_loader(self.source, indices, transform, self.batch, self.workers, on_gpu):
+            for images, _ in pil_loader(source, indices, transform, self.batch, self.workers, on_gpu):
                 images.to(self.device, non_blocking=True)
 
         return call
@@ -119,19 +120,21 @@ class LoaderBench:
     def _augmented(self, repeats: int) -> tuple[dict[str, Callable[[], None]], int]:
         ours, shown = self._train(self.source, repeats)
         chain = three_augment_chain(self.recipe.model.image_size, self.recipe.data)
-        return {"ours": ours, "peer": self._peer(shown, chain)}, len(shown)
+        return {"ours": ours, "peer": self._peer(self.source, shown, chain)}, len(shown)
 
     def _evaluation(self) -> tuple[dict[str, Callable[[], None]], int]:
         size, data = self.recipe.model.image_size, self.recipe.data
-        passes = max(1, self.steps * self.batch // len(self.source))
-        loader = EvalLoader(self.source, data, size, self.batch, self.device, cpu_threads())
-        indices = list(range(len(self.source))) * passes
+        # Whole batches: of a few photographs, what pads the last batch would be a third of the work, of 50,000 nothing.
+        source = Sample(self.source, len(self.source) // self.batch * self.batch)
+        passes = max(1, self.steps * self.batch // len(source))
+        loader = EvalLoader(source, data, size, self.batch, self.device, cpu_threads())
+        indices = list(range(len(source))) * passes
 
         def ours() -> None:
             for _ in range(passes):
                 self._consume(batch.images for batch in loader)
 
-        return {"ours": ours, "peer": self._peer(indices, evaluation_chain(size, data))}, len(indices)
+        return {"ours": ours, "peer": self._peer(source, indices, evaluation_chain(size, data))}, len(indices)
 
     def _decode(self) -> tuple[dict[str, Callable[[], None]], int]:
         """Whole images in our pipeline's decoder, of which one pixel is handed on, against PIL."""
@@ -158,7 +161,7 @@ class LoaderBench:
             except StopIteration:
                 pipeline.reset()
 
-        return {"ours": ours, "peer": self._peer(indices, decode_chain)}, len(indices)
+        return {"ours": ours, "peer": self._peer(self.source, indices, decode_chain)}, len(indices)
 
     def _shards(self) -> tuple[dict[str, Callable[[], None]], int]:
         """Our loader on 256-px tar shards made here, against itself on the originals."""
