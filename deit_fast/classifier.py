@@ -63,3 +63,8 @@ class Classifier(nn.Module):
 def build_predictor(model: nn.Module, recipe: Recipe, dtype: torch.dtype, world: World) -> Callable[[Tensor], Tensor]:
     """uint8 images -> logits with `model`'s weights, compiled where the recipe's training step is."""
     return CompiledPredictor(Classifier(model, recipe, dtype, world.device), recipe.run, world)
+
+
+def average_mirrored(predict: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`predict` with the mean of an image's and its mirror image's logits."""
+    return lambda images: (predict(images) + predict(images.flip(3))) / 2

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deit_fast.checkpoint import build_initialised, load_weights
-from deit_fast.classifier import build_predictor, choose_dtype
+from deit_fast.classifier import average_mirrored, build_predictor, choose_dtype
 from deit_fast.convert.labels import maps_to_1k
 from deit_fast.data.classes import check_same_classes, resolve_classes
 from deit_fast.data.loader import Batch, EvalLoader
@@ -136,8 +136,3 @@ def evaluate_checkpoint(
     if report is not None and world.is_main:
         write_report(report, source, outcomes, result)
     return result
-
-
-def average_mirrored(predict: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`predict` with the mean of an image's and its mirror image's logits."""
-    return lambda images: (predict(images) + predict(images.flip(3))) / 2

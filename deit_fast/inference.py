@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
 
 from deit_fast.checkpoint import build_initialised, load_weights
-from deit_fast.classifier import Classifier, choose_dtype
+from deit_fast.classifier import Classifier, average_mirrored, choose_dtype
 from deit_fast.convert.fit import Change
 from deit_fast.data.images import GivenImage, ImageList, readable_batches
 from deit_fast.distributed import cpu_threads, join_world
@@ -109,14 +109,12 @@ def predict(
     """
     source = ImageList(_listed(images), allow_urls)
     found: dict[int, Prediction] = {}
+    classify = average_mirrored(model) if flip else model
     for indices, pixels in readable_batches(source, model.recipe, batch, model.device, cpu_threads()):
         if isinstance(pixels, str):
             found[indices[0]] = Prediction(source.name(indices[0]), [], [], [], pixels)
             continue
-        logits = model(pixels)
-        if flip:
-            logits = (logits + model(pixels.flip(3))) / 2
-        scores, labels = logits.softmax(1).topk(min(top_k, logits.shape[1]))
+        scores, labels = classify(pixels).softmax(1).topk(min(top_k, len(model.classes)))
         for index, ranked, probabilities in zip(indices, labels.tolist(), scores.tolist(), strict=True):
             names = [model.names[label] for label in ranked]
             found[index] = Prediction(source.name(index), ranked, probabilities, names)

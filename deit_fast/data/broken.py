@@ -1,15 +1,14 @@
 """Images that cannot be used: by their first and last bytes, and the ones among a batch that DALI refused."""
 
-import io
 from typing import NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from deit_fast.data.header import UNIDENTIFIED, open_image
-from deit_fast.data.pipeline import decodes
+from deit_fast.data.pipeline import decodes, small_image
 from deit_fast.data.source import Source
 from deit_fast.errors import DataError, one_line, printable
 
@@ -48,7 +47,7 @@ def find_refused(
 
     None where the device cannot decode anything: then it is not the images.
     """
-    if not encoded or decodes(encoded, device, windows, threads) or not decodes([_sound_image()], device):
+    if not encoded or decodes(encoded, device, windows, threads) or not decodes([small_image()], device):
         return []
 
     def search(places: list[int]) -> list[int]:
@@ -86,9 +85,3 @@ def pil_complaint(encoded: NDArray[np.uint8]) -> str:
     except Exception as error:  # PIL's decoders raise what they like
         return one_line(error) or type(error).__name__
     return ""
-
-
-def _sound_image() -> NDArray[np.uint8]:
-    stored = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(stored, "JPEG")
-    return np.frombuffer(stored.getvalue(), np.uint8)

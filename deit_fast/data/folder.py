@@ -25,7 +25,7 @@ class ImageFolder(Source):
         self._paths: list[str] = []
         counts = []
         for name in classes:
-            paths = _list_images(os.path.join(folder, name))
+            paths = list_images(os.path.join(folder, name))
             if not paths:
                 raise DataError(
                     f"{folder / name}: expected images ({', '.join(IMAGE_SUFFIXES)}) in every class folder, none found"
@@ -41,7 +41,9 @@ class ImageFolder(Source):
         return self._paths[index]
 
 
-def _list_images(folder: str) -> list[str]:
+def list_images(folder: str) -> list[str]:
+    """Paths of the images below a folder, by folder and then by name. Raises OSError where one cannot be read."""
+
     def refuse(error: OSError) -> None:
         raise error
 

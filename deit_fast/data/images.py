@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from glob import glob
 from itertools import islice
-from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deit_fast.data.broken import check_image, describe_refusal
-from deit_fast.data.header import IMAGE_SUFFIXES
+from deit_fast.data.folder import list_images
 from deit_fast.data.loader import EvalLoader
 from deit_fast.data.pipeline import decodes
-from deit_fast.data.sources import Source
+from deit_fast.data.source import Source, read_bytes
 from deit_fast.errors import DataError, RunError
 from deit_fast.progress import progress
 from deit_fast.recipe import Recipe
@@ -49,16 +48,13 @@ class ImageList(Source):
     def read(self, index: int) -> NDArray[np.uint8]:
         image = self._images[index]
         if isinstance(image, str | os.PathLike):
-            try:
-                data = _download(str(image)) if _is_url(str(image)) else Path(image).read_bytes()
-            except OSError as error:
-                raise DataError(f"{image}: expected a readable file ({error.strerror or error})") from None
-        else:  # without loss, so that pixels take the way that files take
-            picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-            stored = io.BytesIO()
-            picture.convert("RGB").save(stored, "BMP")
-            data = stored.getvalue()
-        return np.frombuffer(data, np.uint8)
+            path = os.fspath(image)
+            return _download(path) if _is_url(path) else read_bytes(path)
+        # Without loss, so that pixels take the way that files take.
+        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        stored = io.BytesIO()
+        picture.convert("RGB").save(stored, "BMP")
+        return np.frombuffer(stored.getvalue(), np.uint8)
 
     def name(self, index: int) -> str:
         image = self._images[index]
@@ -77,12 +73,7 @@ def find_images(words: Iterable[str]) -> list[str]:
     found: list[str] = []
     for word in words:
         if os.path.isdir(word):
-            matches = [
-                os.path.join(folder, name)
-                for folder, _, names in sorted(os.walk(word, followlinks=True))
-                for name in sorted(names)
-                if name.lower().endswith(IMAGE_SUFFIXES)
-            ]
+            matches = list_images(word)
         elif os.path.exists(word) or _is_url(word):
             matches = [word]
         else:
@@ -139,9 +130,12 @@ def _is_url(word: str) -> bool:
     return word.startswith(("http://", "https://"))
 
 
-def _download(url: str) -> bytes:
-    with urlopen(url, timeout=_DOWNLOAD_SECONDS) as response:
-        data: bytes = response.read(_MAX_DOWNLOAD + 1)
+def _download(url: str) -> NDArray[np.uint8]:
+    try:
+        with urlopen(url, timeout=_DOWNLOAD_SECONDS) as response:
+            data: bytes = response.read(_MAX_DOWNLOAD + 1)
+    except OSError as error:
+        raise DataError(f"{url}: expected a readable file ({error.strerror or error})") from None
     if len(data) > _MAX_DOWNLOAD:
         raise DataError(f"{url}: expected at most {_MAX_DOWNLOAD} bytes")
-    return data
+    return np.frombuffer(data, np.uint8)

@@ -101,7 +101,7 @@ def train_pipeline(
 
     def decode(encoded: Any, parameters: dict[str, Any]) -> Any:
         images = _decode(encoded, on_gpu)
-        # The places of an image's other views have held a single pixel until here.
+        # The places of an image's other views have held a small image until here.
         return fn.permute_batch(images, indices=parameters["first_view"]) if decode_once else images
 
     def graph(encoded: Any, parameters: dict[str, Any]) -> Any:
@@ -164,7 +164,7 @@ def train_inputs(
     if decode_once:
         first: dict[int, int] = {}
         places = [first.setdefault(id(data), place) for place, data in enumerate(encoded)]
-        encoded = [data if places[place] == place else _one_pixel() for place, data in enumerate(encoded)]
+        encoded = [data if places[place] == place else small_image() for place, data in enumerate(encoded)]
         available["first_view"] = np.array(places, np.int32)
     return [encoded, *(available[name] for name in _train_names(augment, decode_once))]
 
@@ -205,9 +205,10 @@ def decodes_windows(augment: Augment, decode_once: bool) -> bool:
 
 
 @cache
-def _one_pixel() -> NDArray[np.uint8]:
+def small_image() -> NDArray[np.uint8]:
+    """A JPEG that any decoder takes, at next to no cost."""
     stored = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(stored, "JPEG")
+    Image.new("RGB", (16, 16)).save(stored, "JPEG")
     return np.frombuffer(stored.getvalue(), np.uint8)
 
 
