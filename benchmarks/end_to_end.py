@@ -10,7 +10,7 @@ from typing import Any
 
 from deit_fast.distributed import World, cpu_threads
 from deit_fast.objective import build_micro_batch
-from deit_fast.train import Trainer
+from deit_fast.trainer import Trainer
 
 from .engine import LR, default_batch
 from .images import open_images

@@ -102,7 +102,7 @@ def _count_flops(section: Model, batch: int, backward: bool) -> float:
 
 
 def build_step(recipe: Recipe, device: torch.device) -> TrainStep:
-    """The training step as `deit_fast.train.Trainer` builds it."""
+    """The training step as `deit_fast.trainer.Trainer` builds it."""
     torch.manual_seed(recipe.run.seed_of("init"))
     model = build_model(recipe.model).to(device).to(memory_format=torch.channels_last)
     return TrainStep(recipe, build_state(recipe, model), World(0, 1, device), choose_dtype(recipe.run, device))

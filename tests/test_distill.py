@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from timm.models.deit import VisionTransformerDistilled
 
-import deit_fast.train
+import deit_fast.trainer
 from deit_fast.cli import main
 from deit_fast.distill import load_teacher
 from deit_fast.errors import RecipeError, RunError
@@ -125,19 +125,19 @@ def test_evaluation_mode_has_no_second_pass_and_no_second_head(word: str) -> Non
 def test_a_run_with_a_teacher_resumes_with_one(
     folder_data: Path, tmp_path: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deit_fast.train, "build_model", build_small)
+    monkeypatch.setattr(deit_fast.trainer, "build_model", build_small)
     out, recipe = tmp_path / "run", recipe_with("run.checkpoint_every=3")
 
     class Killed(Exception):
         pass
 
-    def kill(trainer: deit_fast.train.Trainer, evaluated: bool) -> None:
+    def kill(trainer: deit_fast.trainer.Trainer, evaluated: bool) -> None:
         save(trainer, evaluated)
         raise Killed
 
-    save = deit_fast.train.Trainer._save
+    save = deit_fast.trainer.Trainer._save
     with monkeypatch.context() as patch:
-        patch.setattr(deit_fast.train.Trainer, "_save", kill)
+        patch.setattr(deit_fast.trainer.Trainer, "_save", kill)
         with pytest.raises(Killed):
             train(recipe, str(folder_data), out, teacher=teacher_file)
     saved = torch.load(out / "checkpoints" / "last.pt", weights_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import deit_fast.train
+import deit_fast.trainer
 from deit_fast.data.loader import Batch
 from deit_fast.data.sampler import build_samplers
 from deit_fast.data.sources import open_source
@@ -26,7 +26,7 @@ LIMIT = ["run.nonfinite_limit=3", "run.log_every=50", "run.eval_every=100", "mod
 # The command line, with a lambda that is no number in some steps of one process.
 SCRIPT = """
 import os, sys
-import deit_fast.train
+import deit_fast.trainer
 from deit_fast.cli import main
 from deit_fast.objective import build_micro_batch
 
@@ -37,7 +37,7 @@ def poisoned(recipe, batch, device):
     return made
 
 if __name__ == "__main__":
-    deit_fast.train.build_micro_batch = poisoned
+    deit_fast.trainer.build_micro_batch = poisoned
     sys.exit(main(sys.argv[1:]))
 """
 
@@ -49,7 +49,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
             made.mixing.lam.fill_(float("nan"))
         return made
 
-    monkeypatch.setattr(deit_fast.train, "build_micro_batch", poisoned)
+    monkeypatch.setattr(deit_fast.trainer, "build_micro_batch", poisoned)
 
 
 def names_of(data: Path, recipe: Recipe, step: int, rank: int = 0, world_size: int = 1) -> list[str]:

@@ -11,10 +11,9 @@ from deit_fast.data.erase import draw_erasing, erase, normal_noise
 from deit_fast.data.loader import TrainLoader
 from deit_fast.data.sampler import build_samplers
 from deit_fast.data.sources import open_source
-from deit_fast.objective import Erasing, MicroBatch
+from deit_fast.objective import Erasing, MicroBatch, build_micro_batch
 from deit_fast.recipes import get_recipe
 from deit_fast.sections import Augment
-from deit_fast.train import build_micro_batch
 from tests.oracles.erase import timms_boxes
 from tests.oracles.statistics import same_shares
 from tests.test_step import CPU, batch, make, weights

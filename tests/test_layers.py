@@ -22,6 +22,7 @@ LAYERS = [
     {"objective"},
     {"metrics", "profile", "step", "evaluation_report"},
     {"bad_images", "create", "divergence", "evaluate", "export", "inference", "resuming", "saving"},
+    {"trainer"},
     {"train"},
     {"commands"},
     {"cli"},

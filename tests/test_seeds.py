@@ -10,7 +10,7 @@ from deit_fast.data.sources import open_source
 from deit_fast.distributed import World
 from deit_fast.objective import build_micro_batch
 from deit_fast.recipes import get_recipe
-from deit_fast.train import Trainer
+from deit_fast.trainer import Trainer
 from tests.test_step import batch
 from tests.test_train import WORDS
 

@@ -197,7 +197,7 @@ def test_a_run_names_and_counts_them_and_so_does_one_that_was_cut(bad_folder: Pa
         pass
 
     with pytest.MonkeyPatch.context() as patch:
-        from deit_fast.train import Trainer
+        from deit_fast.trainer import Trainer
 
         save = Trainer._save
 

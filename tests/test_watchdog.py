@@ -95,7 +95,7 @@ def test_a_hung_process_ends_the_run_and_it_goes_on(folder_data: Path, tmp_path:
     assert done.returncode != 0
     assert "no sign of life for" in done.stderr, done.stderr
     stacks = "".join(path.read_text() for path in out.glob("hang-*.txt"))
-    assert "deit_fast/train.py" in stacks
+    assert "deit_fast/trainer.py" in stacks
     left = subprocess.run(["pgrep", "-f", str(script)], capture_output=True, text=True).stdout
     assert left == "", "a process was left behind"
     again = subprocess.run(start, env=environment(), capture_output=True, text=True, timeout=120)
