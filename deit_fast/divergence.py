@@ -1,12 +1,13 @@
 """The end of a run that diverges: when it comes, and the images with which it began."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from deit_fast.data.sampler import TrainSampler
-from deit_fast.data.sources import Source
+from deit_fast.data.loader import Batch
+from deit_fast.data.source import Source
 from deit_fast.distributed import World
 from deit_fast.errors import RunError, printable
 from deit_fast.files import atomic_path
@@ -17,35 +18,43 @@ NAMED = 3  # images in the message; the file has all
 
 
 def check_interval(run: Run) -> int:
-    """Steps between two calls of `check_divergence`: each waits for the device."""
+    """Steps between two calls of `Divergence.check`: each waits for the device."""
     return min(run.log_every, run.nonfinite_limit)
 
 
-def check_divergence(
-    meter: Meter, step: int, run: Run, samplers: Sequence[TrainSampler], source: Source, world: World, out: Path
-) -> None:
-    """Raises RunError, on every process the same, where the last run.nonfinite_limit of `step` steps, or more,
-    were all skipped.
+class Divergence:
+    """Watches for a run of steps that were all skipped."""
 
-    It names the first of them and its images: those of the processes whose own loss was not finite, or all where every
-    loss was and only the gradient was not. The main process lists them in out/nonfinite.txt.
-    """
-    limit = run.nonfinite_limit
-    in_a_row = int(meter.skipped_in_a_row.item())
-    if not world.any(in_a_row >= limit):
-        return
-    first = step - in_a_row
-    indices = np.concatenate([sampler.batch(first).indices for sampler in samplers])
-    found = world.gather((bool(meter.began_here.item()), indices.tolist()))
-    ranks = [rank for rank, (began, _) in enumerate(found) if began]
-    images = [index for rank in ranks or range(world.size) for index in dict.fromkeys(found[rank][1])]
-    names = [printable(source.name(index)) for index in images]
-    path = out / "nonfinite.txt"
-    if world.is_main:
-        with atomic_path(path) as temporary:
-            temporary.write_text("\n".join(names) + "\n", encoding="utf-8")
-    what = f"the loss on rank {', '.join(map(str, ranks))}" if ranks else "the gradient, though no loss,"
-    raise RunError(
-        f"step {first + 1}: {what} was not finite, nor was a step since: {in_a_row} in a row are too many for "
-        f"run.nonfinite_limit={limit}; its {len(names)} images, {', '.join(names[:NAMED])} and so on, are in {path}"
-    )
+    def __init__(self, run: Run, source: Source, world: World, out: Path) -> None:
+        self._limit, self._source, self._world = run.nonfinite_limit, source, world
+        self._path = out / "nonfinite.txt"
+        # As many steps as can be skipped in a row before `check` is called again.
+        self._images: deque[list[int]] = deque(maxlen=run.nonfinite_limit + check_interval(run))
+
+    def add(self, batches: Iterable[Batch]) -> None:
+        """Notes the images of one step, those that took the places of bad ones among them."""
+        self._images.append(np.concatenate([batch.indices for batch in batches]).tolist())
+
+    def check(self, meter: Meter, step: int) -> None:
+        """Raises RunError, on every process the same, where the last run.nonfinite_limit of `step` steps, or more,
+        were all skipped.
+
+        It names the first of them and its images: those of the processes whose own loss was not finite, or all where
+        every loss was and only the gradient was not. The main process lists them in out/nonfinite.txt.
+        """
+        in_a_row = int(meter.skipped_in_a_row.item())
+        if not self._world.any(in_a_row >= self._limit):
+            return
+        found = self._world.gather((bool(meter.began_here.item()), self._images[-in_a_row]))
+        ranks = [rank for rank, (began, _) in enumerate(found) if began]
+        images = [index for rank in ranks or range(self._world.size) for index in dict.fromkeys(found[rank][1])]
+        names = [printable(self._source.name(index)) for index in images]
+        if self._world.is_main:
+            with atomic_path(self._path) as temporary:
+                temporary.write_text("\n".join(names) + "\n", encoding="utf-8")
+        what = f"the loss on rank {', '.join(map(str, ranks))}" if ranks else "the gradient, though no loss,"
+        raise RunError(
+            f"step {step - in_a_row + 1}: {what} was not finite, nor was a step since: {in_a_row} in a row are too "
+            f"many for run.nonfinite_limit={self._limit}; its {len(names)} images, {', '.join(names[:NAMED])} and so "
+            f"on, are in {self._path}"
+        )

@@ -20,7 +20,7 @@ from deit_fast.data.sampler import build_samplers
 from deit_fast.data.source import Source
 from deit_fast.distill import Teacher
 from deit_fast.distributed import World, cpu_threads, peak_memory
-from deit_fast.divergence import check_divergence, check_interval
+from deit_fast.divergence import Divergence, check_interval
 from deit_fast.errors import RunError
 from deit_fast.evaluate import build_eval_loader, evaluate
 from deit_fast.files import write_json
@@ -106,6 +106,7 @@ class Trainer:
             self.log = MetricsLog(self.out, self.state.step, self.total_steps)
         recipe, run = self.recipe, self.recipe.run
         bad = BadImages(self.state.bad_images, self.source, recipe.data.max_bad, self.world, self.out)
+        divergence = Divergence(run, self.source, self.world, self.out)
         loader = self.build_loader()
         try:
             self._say(*self.notes)
@@ -116,6 +117,7 @@ class Trainer:
                 lr = learning_rate(recipe.schedule, recipe.optim.lr, self.state.step, self.steps_per_epoch)
                 self.step([build_micro_batch(recipe, batch, self.world.device) for batch in batches], lr)
                 bad.add(batches)
+                divergence.add(batches)
                 if self.log is not None:
                     self.log.advance()
                 step = self.state.step
@@ -127,7 +129,7 @@ class Trainer:
                 saves = evaluates or stops or (run.checkpoint_every is not None and step % run.checkpoint_every == 0)
                 if saves or step % check_interval(run) == 0:
                     self._say(*bad.agree())
-                    check_divergence(self.step.meter, step, run, self.samplers, self.source, self.world, self.out)
+                    divergence.check(self.step.meter, step)
                 if saves or step % run.log_every == 0:
                     self._log_window(lr)
                 if evaluates:

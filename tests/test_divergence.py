@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,21 @@ def test_it_stops_with_the_first_step_and_its_images(
     assert re.search(message, str(caught.value))[1] == ", ".join(expected[:3])
     assert (tmp_path / "run" / "nonfinite.txt").read_text().splitlines() == expected
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_substitute_is_named_and_not_the_image_it_replaces(
+    folder_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = get_recipe("demo_pretrain", [*WORDS, *LIMIT, "data.max_bad=0.05"])
+    shutil.copytree(folder_data, tmp_path / "data")
+    planned = names_of(tmp_path / "data", recipe, 4)
+    Path(planned[2]).write_bytes(b"")
+    poison(monkeypatch, range(4, 100))
+    with pytest.raises(RunError, match="step 5"):
+        train(recipe, str(tmp_path / "data"), tmp_path / "run")
+    named = (tmp_path / "run" / "nonfinite.txt").read_text().splitlines()
+    assert set(planned) - set(named) == {planned[2]}
+    assert len(set(named) - set(planned)) == 1 or len(named) == 15  # another image, or one that is in the batch already
 
 
 def test_a_gradient_alone_is_told_apart(folder_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
