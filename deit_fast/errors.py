@@ -34,3 +34,9 @@ def printable(name: str) -> str:
     """A file's name as one line of text: control characters, and bytes that are not UTF-8, as backslash escapes."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def brief(text: str, limit: int = 200) -> str:
+    """At most `limit` characters of a user's text, as part of one line: others as backslash escapes."""
+    shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text[:limit])
+    return shown if len(text) <= limit else f"{shown}..."

@@ -12,7 +12,7 @@ from typing import Any, Self, get_args
 from pydantic import ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from deit_fast.errors import RecipeError, one_line, suggest
+from deit_fast.errors import RecipeError, brief, one_line, suggest
 from deit_fast.sections import Augment, Data, Distill, Loss, Mix, Model, Optim, Run, Schedule, Section
 from deit_fast.zoo import find_architecture
 
@@ -127,7 +127,7 @@ class Recipe(Section):
             path, equals, text = word.partition("=")
             section, dot, key = path.partition(".")
             if not (equals and dot and key):
-                raise RecipeError(f"{word!r}: expected section.key=value, for example optim.lr=1e-3")
+                raise RecipeError(f"{brief(repr(word))}: expected section.key=value, for example optim.lr=1e-3")
             field = _section_fields(section).get(key)  # an unknown key is refused with the rest
             content[section][key] = _value(text, str_only=field is not None and field.annotation is str)
         return parse_recipe(content)
@@ -165,8 +165,9 @@ def load_recipe_file(path: Path) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path}: expected a readable .toml or .json recipe ({one_line(error)})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = brief(one_line(error))
+        raise RecipeError(f"{path}: expected a readable .toml or .json recipe ({reason})") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected a table of sections, got {type(content).__name__}")
     if path.suffix == ".toml":
@@ -181,7 +182,7 @@ def _with_nulls(section: dict[str, Any]) -> dict[str, Any]:
 def _section_fields(section: str) -> dict[str, Any]:
     if section not in SECTIONS:
         raise RecipeError(
-            f"{section}: no such section; expected one of {', '.join(SECTIONS)}{suggest(section, SECTIONS)}"
+            f"{brief(section)}: no such section; expected one of {', '.join(SECTIONS)}{suggest(section, SECTIONS)}"
         )
     return SECTIONS[section].model_fields
 
@@ -193,7 +194,7 @@ def _value(text: str, str_only: bool) -> Any:
     for candidate in (text, f"[{text}]") if "," in text else (text,):
         try:
             return json.loads(candidate, parse_constant=str)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, or numbers and nesting beyond what Python reads
             continue
     return text
 
@@ -201,9 +202,9 @@ def _value(text: str, str_only: bool) -> Any:
 def _explain(error: ErrorDetails) -> str:
     """One pydantic error as `key=value: expected ...`."""
     if error["type"] == "value_error":  # our own cross-field messages name their key already
-        return str(error["ctx"]["error"])
+        return brief(str(error["ctx"]["error"]), 1000)
     names = [str(part) for part in error["loc"]]
-    key = ".".join(name for name in names if not name.startswith(("float", "int", "constrained", "tuple")))
+    key = brief(".".join(name for name in names if not name.startswith(("float", "int", "constrained", "tuple"))))
     if error["type"] == "extra_forbidden":
         fields = _section_fields(names[0]) if len(names) > 1 else Recipe.model_fields
         return f"{key}: no such key; expected one of {', '.join(fields)}{suggest(names[-1], fields)}"
@@ -212,4 +213,4 @@ def _explain(error: ErrorDetails) -> str:
     expected = one_line(error["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
     field = SECTIONS[names[0]].model_fields[names[1]] if len(names) > 1 and names[0] in SECTIONS else None
     nullable = field is not None and type(None) in get_args(field.annotation)
-    return f"{key}={error['input']!r}: expected {expected}{' or null' if nullable else ''}"
+    return f"{key}={brief(repr(error['input']))}: expected {expected}{' or null' if nullable else ''}"

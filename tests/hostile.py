@@ -90,6 +90,12 @@ def damage(kind: str, data: bytes, other: bytes, rng: np.random.Generator) -> by
     return bytes(content)
 
 
+def refused_by_decoder(image: bytes) -> bytes:
+    """A JPEG with a sound header and end, and a Huffman table that is none."""
+    table = image.index(b"\xff\xc4")
+    return image[: table + 5] + b"\xff" * 16 + image[table + 21 :]
+
+
 def batches_of(source: Source, start: int, stop: int, parts: int = 1, part: int = 0) -> list[Batch]:
     samplers = [TrainSampler(len(source), 1, BATCH, 0, parts, part)]
     loader = TrainLoader(source, AUGMENT, SIZE, samplers, 0, CPU, 1, start_step=start, stop_step=stop)

@@ -1,15 +1,13 @@
 """Hostile and damaged files: nothing in them runs, nothing takes memory at their word, and each costs one line."""
 
-import argparse
-import io
 import json
-import os
 import pickle
 import resource
 import struct
+import subprocess
+import sys
 import time
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,22 +19,11 @@ from safetensors.torch import save_file
 
 from deit_fast.checkpoint import load_weights
 from deit_fast.errors import RunError
+from tests.malicious import NO_PROOF, OPERATIONS, ROUTES, Call, hostile_files, spelled, torch_zip
 from tests.oracles import foreign_checkpoints as oracle
+from tests.test_train import environment
 
 WEIGHTS = oracle.reference_weights(16, 1, 4, 2, 3)
-
-
-class Call:
-    """Pickles as a call of `function`, as a malicious file has it."""
-
-    def __init__(self, function: object, *arguments: object, state: object = None) -> None:
-        self.function, self.arguments, self.state = function, arguments, state
-
-    def __call__(self) -> None:
-        """Callable, so that it may stand as the function of another."""
-
-    def __reduce__(self) -> tuple:
-        return (self.function, self.arguments) if self.state is None else (self.function, self.arguments, self.state)
 
 
 def refused(path: Path, within: float = 1.0) -> str:
@@ -53,84 +40,54 @@ def refused(path: Path, within: float = 1.0) -> str:
     return message
 
 
-def torch_zip(content: bytes, storages: dict[str, bytes] | None = None, **how: int) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", **how) as archive:
-        archive.writestr("archive/data.pkl", content)
-        archive.writestr("archive/version", "3\n")
-        for name, data in (storages or {}).items():
-            archive.writestr(f"archive/data/{name}", data)
-    return buffer.getvalue()
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[bytes, str]]]:
+    proof = tmp_path_factory.mktemp("proof") / "ran"
+    return proof, hostile_files(str(proof))
 
 
-def legacy(content: bytes) -> bytes:
-    parts = [pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})]
-    return b"".join([*parts, content, pickle.dumps([], 2)])
-
-
-CONTAINERS: dict[str, Callable[[bytes], bytes]] = {"pickle": bytes, "zip": torch_zip, "legacy": legacy}
-ROUTES: dict[str, tuple[Callable[[str], object], str]] = {
-    "os.system": (lambda f: Call(os.system, f"touch {f}"), "posix.system"),
-    "eval": (lambda f: Call(eval, f"open({f!r}, 'w')"), "builtins.eval"),
-    "exec": (lambda f: Call(exec, f"open({f!r}, 'w')"), "builtins.exec"),
-    "open": (lambda f: Call(open, f, "w"), "io.open"),
-    "import": (lambda f: Call(__import__, "os"), "builtins.__import__"),
-    "getattr-chain": (lambda f: Call(Call(getattr, Call(__import__, "os"), "system"), f), "builtins.__import__"),
-    "getattr-of-getattr": (lambda f: Call(getattr, getattr, "__self__"), "builtins.getattr"),
-    "getattr-of-an-allowed-class": (lambda f: Call(getattr, argparse.Namespace, "__init__"), "builtins.getattr"),
-    "subprocess": (lambda f: Call(__import__("subprocess").Popen, ["touch", f]), "subprocess.Popen"),
-    "nested": (lambda f: {"model": OrderedDict(a=[Call(tuple, (Call(os.system, f"touch {f}"),))])}, "posix.system"),
-    "path-method": (lambda f: Call(Path.touch, Path(f)), "pathlib.Path.touch"),
-    "torch.load": (lambda f: Call(torch.storage._load_from_bytes, pickle.dumps(Call(os.system, f"touch {f}"))),
-                   "torch.storage._load_from_bytes"),
-    "rebuild": (lambda f: Call(torch._tensor._rebuild_from_type_v2, os.system, str, (f"touch {f}",), {}),
-                "torch._tensor._rebuild_from_type_v2"),
-    "numpy-load": (lambda f: Call(np.load, f), "numpy.load"),
-    "numpy-reconstruct": (lambda f: Call(np._core.multiarray._reconstruct, os.system, (0,), b"b"), "posix.system"),
-    "partial": (lambda f: Call(__import__("functools").partial, os.system, f"touch {f}"), "functools.partial"),
-    "state": (lambda f: Call(argparse.Namespace, state=Call(os.system, f"touch {f}")), "posix.system"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_no_code_of_a_file_runs(tmp_path: Path, route: str, container: str, protocol: int) -> None:
-    build, name = ROUTES[route]
-    proof, path = tmp_path / "ran", tmp_path / "x.pth"
-    if protocol == 2 and route == "path-method":
-        name = "builtins.getattr"  # how the protocol spells a dotted name
-    if protocol == 2 and route == "subprocess":
-        name = "commands.Popen"  # its name in Python 2
-    path.write_bytes(CONTAINERS[container](pickle.dumps({"model": build(str(proof))}, protocol)))
-    message = refused(path)
-    assert f"asks for {name}" in message
-    assert not proof.exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"cposix\nsystem\n(S'touch RAN'\ntR.", "starts with"),  # protocol 0
-        (b"\x80\x02(S'touch RAN'\niposix\nsystem\n.", "operation INST"),
-        (b"\x80\x02(cposix\nsystem\nS'touch RAN'\no.", "posix.system"),
-        (b"\x80\x04\x82\x01.", "operation EXT1"),
-        (b"\x80\x02cargparse\nNamespace\n)\x81}S'__class__'\ncposix\nsystem\nsb.", "posix.system"),
-        (b"\x80\x02ccollections\nOrderedDict\nS'touch'\nR.", "calls a Constructor"),
-        (b"\x80\x02]K\x01R.", "calls a list"),
-        (b"\x80\x02K\x01}b.", "sets the state of a int"),
-        (b"\x80\x02PRAN\n.", "operation PERSID"),
-        (b"\x80\x02(S'x'\nK\x01tQ.", "operation BINPERSID"),
-        (b"\x80\x02}(K\x01K\x02tK\x01s.", "a tuple as key"),
-    ],
-    ids=["protocol-0", "inst", "obj", "ext", "namespace-class", "reduce-text", "reduce-list", "build-int", "persid",
-         "binpersid", "tuple-key"],
-)  # fmt: skip
-def test_pickle_operations_by_hand(tmp_path: Path, content: bytes, message: str) -> None:
-    proof, path = tmp_path / "ran", tmp_path / "x.pth"
-    path.write_bytes(content.replace(b"RAN", str(proof).encode()))
+@pytest.mark.parametrize("name", hostile_files("PROOF"))
+def test_no_code_of_a_file_runs(tmp_path: Path, hostile: tuple[Path, dict[str, tuple[bytes, str]]], name: str) -> None:
+    proof, path = hostile[0], tmp_path / "x.pth"
+    content, message = hostile[1][name]
+    path.write_bytes(content)
     assert message in refused(path)
     assert not proof.exists()
+
+
+TRUSTING = """
+import pickle, sys, torch
+from pathlib import Path
+
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    with open(path, "rb") as file:
+        try:
+            torch.load(file, weights_only=False) if path.suffix == ".zip" else pickle.load(file)
+        except Exception:
+            pass
+"""
+
+
+def test_the_routes_run_where_they_are_trusted(tmp_path: Path) -> None:
+    """Files that nobody needs to refuse would prove nothing: each of these makes its file."""
+    (tmp_path / "files").mkdir()
+    expected = set()
+    for route, (build, _) in ROUTES.items():
+        for protocol, suffix, pack in ((4, "pickle", bytes), (2, "zip", torch_zip)):
+            proof = tmp_path / f"{route}.{suffix}.ran"
+            content = pack(pickle.dumps({"model": build(str(proof))}, protocol))
+            (tmp_path / "files" / f"{route}.{suffix}").write_bytes(content)
+            expected |= {proof} if route not in NO_PROOF else set()
+    for name, (write, _, runs) in OPERATIONS.items():
+        proof = tmp_path / f"{name}.ran"
+        (tmp_path / "files" / f"{name}.pickle").write_bytes(write(str(proof)))
+        expected |= {proof} if runs else set()
+    assert len({spelled(route, name, 4) for route, (_, name) in ROUTES.items() if route not in NO_PROOF}) > 30
+    subprocess.run([sys.executable, "-c", TRUSTING, str(tmp_path / "files")], env=environment(), check=True)
+    deadline = time.monotonic() + 10  # some only start a process
+    while time.monotonic() < deadline and not all(proof.exists() for proof in expected):
+        time.sleep(0.05)
+    assert sorted(proof.name for proof in expected if not proof.exists()) == []
 
 
 def storage_reference(dtype: str, key: str, count: int) -> bytes:

@@ -19,16 +19,10 @@ from deit_fast.data.sampler import TrainSampler
 from deit_fast.errors import DataError
 from deit_fast.recipes import get_recipe
 from deit_fast.train import train
-from tests.hostile import BATCH, Memory, batches_of, check_training, damage, sound_images
+from tests.hostile import BATCH, Memory, batches_of, check_training, damage, refused_by_decoder, sound_images
 from tests.test_train import WORDS, command, environment, last_weights
 
 STEPS = 8  # of 48 images: two epochs
-
-
-def refused_by_decoder(image: bytes) -> bytes:
-    """A JPEG with a sound header and end, and a Huffman table that is none."""
-    table = image.index(b"\xff\xc4")
-    return image[: table + 5] + b"\xff" * 16 + image[table + 21 :]
 
 
 @pytest.fixture(scope="module")

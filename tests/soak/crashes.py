@@ -23,14 +23,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deit_fast import checkpoint, resuming, saving, train
+from deit_fast import checkpoint, resuming, saving, train, trainer
 from deit_fast.data.loader import Batch
 from deit_fast.errors import RunError
 from deit_fast.recipes import get_recipe
+from tests.hostile import damage, refused_by_decoder
 
 WORDS = ["model.image_size=16", "model.num_classes=2", "run.global_batch=16", "schedule.epochs=6", "optim.lr=1e-2",
          "schedule.warmup_epochs=1", "run.log_every=3", "run.eval_every=2", "model.drop_path=0.3", "mix.mixup=0.8",
-         "mix.group=4", "run.precision=fp32", "run.checkpoint_every=2", "data.repeats=3"]  # fmt: skip
+         "mix.group=4", "run.precision=fp32", "run.checkpoint_every=2", "data.repeats=3", "data.max_bad=0.5"]  # fmt: skip
 PATIENCE = 120.0  # seconds that an attempt may take
 PLANTS = ("", "unsealed", "forgetful", "leaky")
 
@@ -157,14 +158,14 @@ def record_steps(path: Path) -> None:
     """Notes the samples of every step before it is trained on; "start" is a new attempt."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(file, b'"start"\n')
-    build = train.build_micro_batch
+    build = trainer.build_micro_batch
 
     def build_and_note(recipe: Any, batch: Batch, device: torch.device) -> Any:
         pixels = hashlib.sha256(batch.images.numpy().tobytes()).hexdigest()[:16]
         os.write(file, (json.dumps([batch.step, batch.indices.tolist(), pixels]) + "\n").encode())
         return build(recipe, batch, device)
 
-    train.build_micro_batch = build_and_note
+    trainer.build_micro_batch = build_and_note
 
 
 def die_writing(count: int, cuts: bool) -> None:
@@ -203,8 +204,8 @@ def plant_bug(name: str) -> None:
         saving.write_checkpoint = seal_first
         resuming.verify_checkpoint = lambda path: ""
     elif name == "forgetful":
-        loader = train.TrainLoader
-        train.TrainLoader = lambda *rest, start_step, stop_step: loader(  # type: ignore[assignment, misc]
+        loader = trainer.TrainLoader
+        trainer.TrainLoader = lambda *rest, start_step, stop_step: loader(  # type: ignore[assignment, misc]
             *rest, start_step=0, stop_step=stop_step - start_step
         )
     elif name == "leaky":
@@ -256,10 +257,24 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def write_images(root: Path) -> None:
+    """Two classes, in which every sixth training image cannot be used: each in another way."""
     rng = np.random.default_rng(0)
+    ways = iter(("cut", "garbage", "empty", "huge", "gif", "missing", "splice", "decoder"))
     for split, count in (("train", 24), ("val", 4)):
         for label in range(2):
             (root / split / str(label)).mkdir(parents=True)
             for index in range(count):
-                pixels = rng.integers(0, 255, (20, 24, 3), np.uint8)
-                Image.fromarray(pixels).save(root / split / str(label) / f"{index}.jpg")
+                path = root / split / str(label) / f"{index}.jpg"
+                Image.fromarray(rng.integers(0, 255, (20, 24, 3), np.uint8)).save(path)
+                if split == "train" and index % 6 == 0:
+                    hurt(path, next(ways), rng)
+
+
+def hurt(path: Path, way: str, rng: np.random.Generator) -> None:
+    data = path.read_bytes()
+    content = refused_by_decoder(data) if way == "decoder" else damage(way, data, data, rng)
+    path.unlink()
+    if content is None:
+        path.symlink_to("nowhere")
+    else:
+        path.write_bytes(content)

@@ -1,0 +1,139 @@
+"""Damaged images, shards and checkpoints: no crash, no hang, no wrong label, and every substitute's original named."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deit_fast import checkpoint
+from deit_fast.checkpoint import load_checkpoint, load_weights, verify_checkpoint, write_checkpoint
+from deit_fast.data import shards as shards_module
+from deit_fast.data.producer import Producer
+from deit_fast.errors import RunError
+from deit_fast.models.build import build_model
+from deit_fast.recipes import get_recipe
+from tests.hostile import check_shard, check_training
+from tests.soak.crashes import equal
+from tests.soak.damages import plant_short_hash
+from tests.soak.rounds import Found, rounds
+
+CPU = torch.device("cpu")
+PER_EPOCH = 24  # damaged images of check_training's 48
+SUFFIXES = (".pt", ".safetensors", ".sha256")
+
+
+def images(folder: Path, count: int, seed: int, plant: str) -> Found:
+    """mislabelled: a substitute keeps the name and the label of the image whose place it took."""
+    if plant == "mislabelled":
+        prepare = Producer._prepare
+        Producer._prepare = lambda self, plan: prepare(self, plan)._replace(indices=plan.indices)  # type: ignore[method-assign]
+    damaged, bad, wrong = 0, 0, list[str]()
+    for number in rounds(-(-count // PER_EPOCH), "epochs of fuzzed images"):
+        try:
+            found = check_training(seed + number)
+        except Exception as error:
+            wrong.append(f"images, seed {seed + number}: {type(error).__name__}: {error}")
+            continue
+        damaged, bad = damaged + found["damaged"], bad + found["bad"]
+    if not wrong and not damaged // 4 < bad < damaged:
+        wrong.append(f"images: {bad} of {damaged} substituted is no fair mixture")
+    return Found(f"{damaged} fuzzed images: {bad} substituted and named, the rest decoded", wrong)
+
+
+def shards(folder: Path, count: int, seed: int, plant: str) -> Found:
+    """shifted: every label is the one of the sample before."""
+    if plant == "shifted":
+        parse = shards_module._parse_index
+
+        def shift(*given: Any, **named: Any) -> Any:
+            shard = parse(*given, **named)
+            return shard._replace(labels=np.roll(shard.labels, 1))
+
+        shards_module._parse_index = shift
+    refused, wrong = 0, list[str]()
+    for number in rounds(count, "fuzzed shards"):
+        try:
+            refused += check_shard(seed + number, folder)
+        except Exception as error:
+            wrong.append(f"shard, seed {seed + number}: {type(error).__name__}: {error}")
+        for path in folder.iterdir():
+            path.unlink()
+    return Found(f"{count} fuzzed shards: {refused} refused in a line, the rest with their labels", wrong)
+
+
+def checkpoints(folder: Path, count: int, seed: int, plant: str) -> Found:
+    """Sealed ones verify only where they are exactly what was written; without the seal, reading costs a line at most.
+
+    short-hash: checksums of the beginning of a file only.
+    """
+    rng, wrong, refused = np.random.default_rng(seed), list[str](), [0, 0]
+    path = folder / "a.pt"
+    recipe = get_recipe("demo_pretrain", ["model.image_size=8", "model.num_classes=2"])
+    model = build_model(recipe.model).state_dict()
+    state = {"model": model, "ema": None, "step": 3, "classes": ["a", "b"], "recipe": recipe.model_dump(mode="json")}
+    checkpoint.seal_checkpoint(path, write_checkpoint(path, state))
+    whole = {suffix: path.with_suffix(suffix).read_bytes() for suffix in SUFFIXES}
+    if plant == "short-hash":
+        plant_short_hash(setattr)
+        checkpoint.seal_checkpoint(path, write_checkpoint(path, state))
+    for number in rounds(count, "fuzzed checkpoints"):
+        suffix = SUFFIXES[number % 3]
+        file = path.with_suffix(suffix)
+        content = mutated(whole[suffix], rng)
+        file.write_bytes(content)
+        changed = content != whole[suffix]
+        what = f"checkpoint {number} of seed {seed}, {suffix}"
+        if _one_line(lambda: verify_checkpoint(path), what, wrong) == changed:
+            refused[0] += changed
+        else:
+            wrong.append(f"{what}: {'damage not seen' if changed else 'refused, but whole'}")
+        if suffix != ".sha256":
+            reads: list[Callable[[], Any]] = [lambda file=file: load_weights(file)]  # type: ignore[misc]
+            if suffix == ".pt":
+                reads.append(lambda: load_checkpoint(path, CPU))
+            for read in reads:
+                refused[1] += _one_line(read, what, wrong)
+        file.write_bytes(whole[suffix])
+    loaded = load_checkpoint(path, CPU)
+    if not equal(loaded["model"], dict(model)):
+        wrong.append("a whole checkpoint is not what was written")
+    return Found(f"{count} fuzzed checkpoints: {refused[0]} refused by their seal, {refused[1]} without one", wrong)
+
+
+def _one_line(read: Callable[[], Any], what: str, wrong: list[str]) -> bool:
+    """Whether it was refused; anything but one line of RunError is noted."""
+    try:
+        read()
+    except RunError as error:
+        if len(str(error).splitlines()) != 1:
+            wrong.append(f"{what}: more than a line: {error!r}")
+        return True
+    except Exception as error:
+        wrong.append(f"{what}: {type(error).__name__}: {error}")
+        return True
+    return False
+
+
+def mutated(whole: bytes, rng: np.random.Generator) -> bytes:
+    """Bits flipped, bytes replaced, cut, grown, moved or zeroed; mostly where a file's structure is."""
+    content = bytearray(whole)
+    for _ in range(int(rng.integers(1, 4))):
+        length, way = len(content), int(rng.integers(6))
+        near = [int(rng.integers(length or 1)), int(rng.integers(min(length, 3000) or 1)),
+                max(0, length - 1 - int(rng.integers(3000)))]  # fmt: skip
+        at = near[int(rng.integers(3))]
+        if way == 0:
+            content[at : at + 1] = bytes([content[at] ^ 1 << int(rng.integers(8))]) if length else b"x"
+        elif way == 1:
+            content[at : at + 4] = rng.bytes(4)
+        elif way == 2:
+            del content[at:]
+        elif way == 3:
+            content[at:at] = rng.bytes(int(rng.integers(1, 50)))
+        elif way == 4:
+            del content[at : at + int(rng.integers(1, 600))]
+        else:
+            content[at : at + 8] = b"\xff" * 7 + b"\x7f"
+    return bytes(content)
