@@ -119,9 +119,9 @@ def test_a_crash_between_two_links_is_seen(folder: Path) -> None:
 
 
 def test_a_thousand_damages_are_all_seen(tmp_path: Path) -> None:
-    assert damages.undetected(tmp_path, rounds=1000, seed=0) == []
+    assert damages.damages(tmp_path, 1000, seed=0, plant="").wrong == []
 
 
 def test_planted_seals_that_hash_the_first_block_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damages.plant_short_hash(monkeypatch.setattr)
-    assert damages.undetected(tmp_path, rounds=100, seed=0)
+    assert damages.damages(tmp_path, 100, seed=0, plant="").wrong

@@ -14,10 +14,11 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,27 +29,17 @@ from deit_fast.data.loader import Batch
 from deit_fast.errors import RunError
 from deit_fast.recipes import get_recipe
 from tests.hostile import damage, refused_by_decoder
+from tests.soak.rounds import Found, tell
 
 WORDS = ["model.image_size=16", "model.num_classes=2", "run.global_batch=16", "schedule.epochs=6", "optim.lr=1e-2",
          "schedule.warmup_epochs=1", "run.log_every=3", "run.eval_every=2", "model.drop_path=0.3", "mix.mixup=0.8",
          "mix.group=4", "run.precision=fp32", "run.checkpoint_every=2", "data.repeats=3", "data.max_bad=0.5"]  # fmt: skip
 PATIENCE = 120.0  # seconds that an attempt may take
-PLANTS = ("", "unsealed", "forgetful", "leaky")
 
 
-@dataclass
-class Outcome:
-    rounds: int = 0
-    inside: int = 0
-    """Kills inside a write."""
-    runs: int = 0
-    """Runs that came to their end."""
-    wrong: list[str] = field(default_factory=list)
-
-
-def crash_rounds(folder: Path, rounds: int, seed: int, plant: str = "", max_wrong: int = 1) -> Outcome:
-    """Kills runs on one and on two processes `rounds` times; each is started again until it ends, then compared."""
-    rng, outcome = random.Random(seed), Outcome()
+def crashes(folder: Path, count: int, seed: int, plant: str) -> Found:
+    """Kills runs on one and on two processes `count` times; each is started again until it ends, then compared."""
+    rng, wrong, kills, runs = random.Random(seed), list[str](), Counter[str](), 0
     write_images(folder / "data")
     expected = {}
     for size in (1, 2):
@@ -56,31 +47,30 @@ def crash_rounds(folder: Path, rounds: int, seed: int, plant: str = "", max_wron
         out = folder / f"straight{size}"
         assert launch(folder, out, size, None) == 0, (out.with_suffix(".log")).read_text()
         expected[size] = result_of(out, size), time.monotonic() - started
-    while outcome.rounds < rounds and len(outcome.wrong) < max_wrong:
+    while kills.total() < count and not wrong:
         size = 2 if rng.random() < 0.2 else 1
-        out = folder / f"run{outcome.runs}"
+        out = folder / f"run{runs}"
         reference, seconds = expected[size]
         status = -1
-        while status != 0:
-            kill = Kill.draw(rng, size, seconds, plant) if outcome.rounds < rounds else Kill(plant=plant)
+        while status < 0:
+            writes = 3 * kills["in a write"] <= kills.total()  # a third of all, although some never come to theirs
+            kill = Kill.draw(rng, size, seconds, writes, plant) if kills.total() < count else Kill(plant=plant)
             status = launch(folder, out, size, kill)
-            outcome.rounds += status < 0
-            outcome.inside += status < 0 and kill.writes > 0
-            if status > 0:
-                break
-        outcome.runs += 1
+            if status < 0:
+                kills["in a write" if kill.writes else f"of rank {kill.victim}"] += 1
+                if kills.total() % 10 == 0:
+                    tell(f"crashes: {kills.total()} of {count}")
+        runs += 1
         if status > 0:
-            outcome.wrong.append(f"{out}: status {status}: {out.with_suffix('.log').read_text()[-300:]}")
+            wrong.append(f"{out}: status {status}: {out.with_suffix('.log').read_text()[-300:]}")
         else:
             try:
-                found = differences(result_of(out, size), reference)
+                wrong += [f"{out}: {what}" for what in differences(result_of(out, size), reference)]
             except RunError as error:
-                found = [str(error)]
-            outcome.wrong += [f"{out}: {what}" for what in found]
-            if not outcome.wrong:
-                shutil.rmtree(out)
-        print(f"{outcome.rounds} of {rounds} kills, {outcome.runs} runs, {len(outcome.wrong)} wrong", flush=True)
-    return outcome
+                wrong.append(str(error))
+            shutil.rmtree(out)
+    each = ", ".join(f"{kills[where]} {where}" for where in sorted(kills))
+    return Found(f"{kills.total()} kills ({each}), {runs} runs with {len(reference.bad)} bad files each", wrong)
 
 
 @dataclass(frozen=True)
@@ -94,11 +84,10 @@ class Kill:
     plant: str = ""
 
     @staticmethod
-    def draw(rng: random.Random, size: int, seconds: float, plant: str) -> "Kill":
-        victim = rng.randrange(size)
-        if rng.random() < 1 / 3:
+    def draw(rng: random.Random, size: int, seconds: float, writes: bool, plant: str) -> "Kill":
+        if writes:
             return Kill(0, PATIENCE, rng.randint(1, 60), rng.random() < 0.5, plant)
-        return Kill(victim, rng.uniform(0.1, 1.0) * seconds, 0, False, plant)
+        return Kill(rng.randrange(size), rng.uniform(0.1, 1.0) * seconds, 0, False, plant)
 
 
 def launch(folder: Path, out: Path, size: int, kill: Kill | None) -> int:
@@ -192,7 +181,8 @@ def plant_bug(name: str) -> None:
     """A bug that the rounds have to find.
 
     unsealed: seals come before their files, and nobody verifies. forgetful: a run that goes on trains on the first
-    steps' samples again. leaky: updates do not wait until the state is copied.
+    steps' samples again. leaky: updates do not wait until the state is copied. amnesiac: a run that goes on has
+    forgotten which files are bad.
     """
     if name == "unsealed":
         write = checkpoint.write_checkpoint
@@ -212,39 +202,60 @@ def plant_bug(name: str) -> None:
         saving.Saver._wait_for_copy = lambda self: None  # type: ignore[method-assign]
         copy = saving.Snapshot.copy
         saving.Snapshot.copy = lambda self: (time.sleep(0.1), copy(self))[1]  # type: ignore[method-assign]
+    elif name == "amnesiac":
+        bad_images = trainer.BadImages
+        trainer.BadImages = lambda known, *rest: (known.clear(), bad_images(known, *rest))[1]  # type: ignore[assignment, misc]
 
 
-def result_of(out: Path, size: int) -> tuple[dict[str, Any], list[list[Any]]]:
-    """The final state without its clocks, and the samples each process's steps were trained on, in order."""
+class Result(NamedTuple):
+    """What a run came to, without its clocks."""
+
+    state: dict[str, Any]
+    summary: dict[str, Any]
+    bad: list[str]
+    lineages: list[list[Any]]
+    """The samples each process's steps were trained on, in order."""
+
+
+def result_of(out: Path, size: int) -> Result:
     checkpoint.verify_checkpoint(out / "checkpoints" / "best.pt")
     checkpoint.verify_checkpoint(out / "checkpoints" / "last.pt")
     state = torch.load(out / "checkpoints" / "last.pt", weights_only=True)
     for clock in ("seconds", "timed_steps", "timed_seconds"):
         del state[clock]
-    lineages = []
-    for rank in range(size):
-        lineage: list[Any] = []
-        fresh = False
-        for line in out.with_suffix(f".steps{rank}").read_text().splitlines():
-            step = json.loads(line)
-            if step == "start":
-                fresh = True
-                continue
-            if fresh:  # what an attempt left behind beyond its last checkpoint was not kept
-                del lineage[step[0] :]
-                fresh = False
-            lineage.append(step)
-        lineages.append(lineage)
-    return state, lineages
+    summary = json.loads((out / "result.json").read_text())
+    for clock in ("images_per_second", "minutes", "peak_memory_gib", "checkpoint"):
+        del summary[clock]
+    bad = (out / "bad_files.txt").read_text().splitlines()
+    return Result(state, summary, bad, [lineage_of(out.with_suffix(f".steps{rank}")) for rank in range(size)])
 
 
-def differences(found: tuple[Any, list[Any]], expected: tuple[Any, list[Any]]) -> list[str]:
+def lineage_of(path: Path) -> list[Any]:
+    lineage: list[Any] = []
+    fresh = False
+    for line in path.read_text().splitlines():
+        step = json.loads(line)
+        if step == "start":
+            fresh = True
+            continue
+        if fresh:  # what an attempt left behind beyond its last checkpoint was not kept
+            del lineage[step[0] :]
+            fresh = False
+        lineage.append(step)
+    return lineage
+
+
+def differences(found: Result, expected: Result) -> list[str]:
     wrong = []
-    for rank, (mine, theirs) in enumerate(zip(found[1], expected[1], strict=True)):
+    for rank, (mine, theirs) in enumerate(zip(found.lineages, expected.lineages, strict=True)):
         if mine != theirs:
             wrong.append(f"rank {rank} trained on steps {[step for step, *_ in mine]}, or on other samples")
-    if not equal(found[0], expected[0]):
+    if not equal(found.state, expected.state):
         wrong.append("another final state")
+    if found.summary != expected.summary:
+        wrong.append(f"another result: {found.summary}")
+    if found.bad != expected.bad:
+        wrong.append(f"other bad files: {found.bad}")
     return wrong
 
 

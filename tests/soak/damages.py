@@ -13,6 +13,7 @@ from deit_fast.checkpoint import link_checkpoint, seal_checkpoint, write_checkpo
 from deit_fast.distributed import World
 from deit_fast.resuming import agree_on_checkpoint
 from deit_fast.saving import step_path
+from tests.soak.rounds import Found, rounds
 
 SUFFIXES = (".pt", ".safetensors", ".sha256")
 
@@ -58,19 +59,24 @@ def damage(folder: Path, rng: np.random.Generator) -> str:
     return f"{kind} at {at} of {path.name}"
 
 
-def undetected(folder: Path, rounds: int, seed: int) -> list[str]:
-    """The damages after which something else was taken than the checkpoint before, with one line about it."""
-    rng, missed, alone = np.random.default_rng(seed), [], World(0, 1, torch.device("cpu"))
+def damages(folder: Path, count: int, seed: int, plant: str) -> Found:
+    """Wrong are those after which something else was taken than the checkpoint before, with one line about it.
+
+    short-hash: checksums of the beginning of a file only.
+    """
+    if plant == "short-hash":
+        plant_short_hash(setattr)
+    rng, missed, alone = np.random.default_rng(seed), list[str](), World(0, 1, torch.device("cpu"))
     write_checkpoints(folder, (1, 2))
     whole = {suffix: step_path(folder, 2).with_suffix(suffix).read_bytes() for suffix in SUFFIXES}
-    for _ in range(rounds):
+    for _ in rounds(count, "damages"):
         what = damage(folder, rng)
         taken, lines = agree_on_checkpoint(folder, "auto", alone)
         if taken != step_path(folder, 1) or len(lines) != 1 or "step-0000002" not in lines[0]:
             missed.append(f"{what}: {taken}, {lines}")
         for suffix, data in whole.items():  # in place: last.pt is a link to it
             step_path(folder, 2).with_suffix(suffix).write_bytes(data)
-    return missed
+    return Found(f"{count} damaged checkpoints, the one before taken and the damage named in a line", missed)
 
 
 def plant_short_hash(set_attribute: Callable[[Any, str, Any], None]) -> None:

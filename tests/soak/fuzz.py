@@ -68,6 +68,8 @@ def checkpoints(folder: Path, count: int, seed: int, plant: str) -> Found:
 
     short-hash: checksums of the beginning of a file only.
     """
+    if plant == "short-hash":
+        plant_short_hash(setattr)
     rng, wrong, refused = np.random.default_rng(seed), list[str](), [0, 0]
     path = folder / "a.pt"
     recipe = get_recipe("demo_pretrain", ["model.image_size=8", "model.num_classes=2"])
@@ -75,9 +77,6 @@ def checkpoints(folder: Path, count: int, seed: int, plant: str) -> Found:
     state = {"model": model, "ema": None, "step": 3, "classes": ["a", "b"], "recipe": recipe.model_dump(mode="json")}
     checkpoint.seal_checkpoint(path, write_checkpoint(path, state))
     whole = {suffix: path.with_suffix(suffix).read_bytes() for suffix in SUFFIXES}
-    if plant == "short-hash":
-        plant_short_hash(setattr)
-        checkpoint.seal_checkpoint(path, write_checkpoint(path, state))
     for number in rounds(count, "fuzzed checkpoints"):
         suffix = SUFFIXES[number % 3]
         file = path.with_suffix(suffix)

@@ -18,7 +18,7 @@ def rounds(count: int, what: str, hang_seconds: float = 120.0) -> Iterator[int]:
     """0 to count - 1; a round that takes longer than `hang_seconds` ends the process with its stacks."""
     told = time.monotonic()
     for number in range(count):
-        faulthandler.dump_traceback_later(hang_seconds, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(hang_seconds, exit=True, file=sys.stderr)
         yield number
         if time.monotonic() - told > EVERY_SECONDS:
             told = time.monotonic()

@@ -12,6 +12,7 @@ from deit_fast.data.source import Source
 from deit_fast.data.sources import open_source
 from deit_fast.sections import Augment
 from tests.soak.crashes import write_images
+from tests.soak.rounds import Found, rounds
 
 WORLDS = (4, 2, 3, 1)
 BATCH, REPEATS, SIZE, STEPS = 24, 3, 16, 9  # of 48 views in an epoch: four epochs and a half
@@ -42,13 +43,16 @@ def digest(parts: tuple[Batch, ...]) -> str:
     return hashlib.sha256(indices.tobytes() + images.contiguous().numpy().tobytes()).hexdigest()
 
 
-def differing(folder: Path, rounds: int, seed: int, plant: str = "") -> list[str]:
-    """The schedules under which a step had other samples or pixels than in one process without a break."""
+def schedules(folder: Path, count: int, seed: int, plant: str) -> Found:
+    """Wrong are those under which a step had other samples or pixels than in one process without a break.
+
+    forgetful: a loader begins with the first step's samples again.
+    """
     write_images(folder)
     source = open_source(str(folder), "train")
-    expected, rng, wrong = global_batches(source, 1, 0, STEPS), np.random.default_rng(seed), []
+    expected, rng, wrong = global_batches(source, 1, 0, STEPS), np.random.default_rng(seed), list[str]()
     assert len(set(expected)) == STEPS
-    for number in range(rounds):
+    for number in rounds(count, "schedules"):
         worlds = rng.permutation(WORLDS) if number else WORLDS
         cuts = [0, *sorted(rng.choice(np.arange(1, STEPS), len(WORLDS) - 1, replace=False).tolist()), STEPS]
         found: list[str] = []
@@ -57,4 +61,4 @@ def differing(folder: Path, rounds: int, seed: int, plant: str = "") -> list[str
         if found != expected:
             steps = [step for step, (mine, theirs) in enumerate(zip(found, expected, strict=True)) if mine != theirs]
             wrong.append(f"worlds {list(worlds)} at steps {cuts}: steps {steps} differ")
-    return wrong
+    return Found(f"{count} schedules, {REPEATS} views of each image, bad files among them", wrong)
