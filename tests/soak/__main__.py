@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+from deit_fast.errors import one_line
 from tests.soak import crashes, damages, fuzz, fuzz_recipes, hangs, hostile_files, schedules, stalls
 from tests.soak.rounds import Found
 
@@ -70,7 +71,7 @@ def main() -> int:
         minutes = (time.monotonic() - started) / 60
         print(f"| {name} | {kind.asked} | {found.reached} | {len(found.wrong)} wrong | {minutes:.1f} min |", flush=True)
         for line in found.wrong[:20]:
-            print(f"  {name}: {line}", file=sys.stderr, flush=True)
+            print(f"  {name}: {one_line(line)[:500]}", file=sys.stderr, flush=True)
         red = red or bool(found.wrong)
     return 1 if red else 0
 
@@ -84,7 +85,10 @@ def silence_libraries() -> None:
 
 def in_a_process(kind: Kind, count: int, seed: int, plant: str) -> Found:
     """In a fork of its own: one kind's threads, planted bug or end is no other's."""
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("fork"), silence_libraries) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(1, get_context("fork"), silence_libraries) as pool,
+    ):
         try:
             return pool.submit(kind.run, Path(folder), count, seed, plant).result()
         except BrokenProcessPool:
