@@ -28,8 +28,8 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "crashes": Kind("1,000 kills, a third in a write: no sample lost or doubled, the same final state and bad files", 1000,
-                    10, crashes.crashes, ("unsealed", "forgetful", "leaky", "amnesiac")),
+    "crashes": Kind("1,000 kills, a third in a write: no sample lost or doubled, the same final state and bad files",
+                    1000, 10, crashes.crashes, ("unsealed", "forgetful", "leaky", "amnesiac")),
     "schedules": Kind("100 changes of the world size: same ordered batches, same pixels", 100, 1, schedules.schedules,
                       ("forgetful",)),
     "damages": Kind("1,000 damaged checkpoints: all seen before loading, newest whole one used, one line", 1000, 10,
@@ -38,8 +38,8 @@ KINDS = {
                    ("synchronous", "leaky")),
     "hangs": Kind("worker, loader, collective: told in <= 30 s, goes on from its checkpoint, no orphan", 30, 3,
                   hangs.hangs, ("deaf",)),
-    "images": Kind("10,000 fuzzed images: no crash, hang or wrong label, substituted ones named", 10_000, 100, fuzz.images,
-                   ("mislabelled",)),
+    "images": Kind("10,000 fuzzed images: no crash, hang or wrong label, substituted ones named", 10_000, 100,
+                   fuzz.images, ("mislabelled",)),
     "shards": Kind("10,000 fuzzed shards: no crash, hang or wrong label", 10_000, 100, fuzz.shards, ("shifted",)),
     "checkpoints": Kind("fuzzed checkpoints: the exact content or one line", 10_000, 100, fuzz.checkpoints,
                         ("short-hash",)),

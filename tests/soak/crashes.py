@@ -35,7 +35,8 @@ from tests.soak.rounds import Found, tell
 
 WORDS = ["model.image_size=16", "model.num_classes=2", "run.global_batch=16", "schedule.epochs=6", "optim.lr=1e-2",
          "schedule.warmup_epochs=1", "run.log_every=3", "run.eval_every=2", "model.drop_path=0.3", "mix.mixup=0.8",
-         "mix.group=4", "run.precision=fp32", "run.checkpoint_every=2", "data.repeats=3", "data.max_bad=0.5"]  # fmt: skip
+         "mix.group=4", "run.precision=fp32", "run.checkpoint_every=2", "data.repeats=3",
+         "data.max_bad=0.5"]  # fmt: skip
 PATIENCE = 120.0  # seconds that an attempt may take
 
 
@@ -243,7 +244,8 @@ def result_of(out: Path, size: int) -> Result:
     summary = json.loads((out / "result.json").read_text())
     for clock in ("images_per_second", "minutes", "peak_memory_gib", "checkpoint"):
         del summary[clock]
-    bad = (out / "bad_files.txt").read_text().splitlines()
+    listed = out / "bad_files.txt"
+    bad = listed.read_text().splitlines() if listed.exists() else []
     return Result(state, summary, bad, [lineage_of(out.with_suffix(f".steps{rank}")) for rank in range(size)])
 
 

@@ -21,7 +21,7 @@ TIMEOUT = 10  # run.hang_timeout
 PATIENCE = 60.0  # from the hang to the end of all processes, with the launcher's own
 KINDS = ("worker", "loader", "collective")
 
-# worker: stopped, as a machine that froze. loader: a read that never returns. collective: one that the peer never joins.
+# worker: stopped, as a machine that froze. loader: a read that never returns. collective: the peer never joins it.
 HUNG_RUN = """
 import os, signal, sys, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Checkpoints that would run code, take memory or time at their word: each refused, within a second, and nothing run."""
+"""Checkpoints that would run code or take memory and time: each refused, within a second, and nothing run."""
 
 import time
 from pathlib import Path
