@@ -103,8 +103,8 @@ class Kill:
     @staticmethod
     def draw(rng: random.Random, size: int, seconds: float, writes: bool, plant: str) -> "Kill":
         if writes:
-            return Kill(0, PATIENCE, rng.randint(1, 60), rng.random() < 0.5, plant)
-        return Kill(rng.randrange(size), rng.uniform(0.1, 1.0) * seconds, 0, False, plant)
+            return Kill(0, PATIENCE, rng.randint(1, 40), rng.random() < 0.5, plant)
+        return Kill(rng.randrange(size), rng.uniform(0.1, 0.9) * seconds, 0, False, plant)
 
 
 def launch(folder: Path, out: Path, size: int, kill: Kill | None) -> int:
