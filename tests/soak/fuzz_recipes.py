@@ -18,7 +18,7 @@ from tests.soak.rounds import Found, tell
 
 SECONDS, SPARE_BYTES, LINE = 1.0, 1 << 30, 2000
 NUMBERS = ("0", "-1", "1e400", "-1e400", "NaN", "Infinity", "1e-320", "1" * 5000, "9" * 400, "-0.0", "1e9999999",
-           "0x10", "1_000", "[" * 100_000, "{" * 3000, "[[1]]", "{}", "[]", "null", "true", '"\\ud800"', '"a\\nb"', 
+           "0x10", "1_000", "[" * 100_000, "{" * 3000, "[[1]]", "{}", "[]", "null", "true", '"\\ud800"', '"a\\nb"',
            "a\nb", "\x00", "1,2", "1,2,3", "x" * 20_000, "\u2028", "'", '"', ",", "=", "off", "auto")  # fmt: skip
 FORMS = (".json", ".toml", "words", "words")
 KEYS = [(section, key) for section, kind in SECTIONS.items() for key in kind.model_fields]
