@@ -21,16 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 
 from deit_fast import checkpoint, resuming, saving, train, trainer
 from deit_fast.data.loader import Batch
 from deit_fast.data.pipeline import eval_pipeline, train_pipeline
 from deit_fast.errors import RunError
 from deit_fast.recipes import get_recipe
-from tests.hostile import damage, refused_by_decoder
+from tests.soak.images import write_images
 from tests.soak.rounds import Found, tell
 
 WORDS = ["model.image_size=16", "model.num_classes=2", "run.global_batch=16", "schedule.epochs=6", "optim.lr=1e-2",
@@ -284,27 +282,3 @@ def equal(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(equal, one, other))
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
-
-
-def write_images(root: Path) -> None:
-    """Two classes, in which every sixth training image cannot be used: each in another way."""
-    rng = np.random.default_rng(0)
-    ways = iter(("cut", "garbage", "empty", "huge", "gif", "missing", "splice", "decoder"))
-    for split, count in (("train", 24), ("val", 4)):
-        for label in range(2):
-            (root / split / str(label)).mkdir(parents=True)
-            for index in range(count):
-                path = root / split / str(label) / f"{index}.jpg"
-                Image.fromarray(rng.integers(0, 255, (20, 24, 3), np.uint8)).save(path)
-                if split == "train" and index % 6 == 0:
-                    hurt(path, next(ways), rng)
-
-
-def hurt(path: Path, way: str, rng: np.random.Generator) -> None:
-    data = path.read_bytes()
-    content = refused_by_decoder(data) if way == "decoder" else damage(way, data, data, rng)
-    path.unlink()
-    if content is None:
-        path.symlink_to("nowhere")
-    else:
-        path.write_bytes(content)

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from deit_fast.watchdog import EXIT_HUNG
-from tests.soak.crashes import WORDS, write_images
+from tests.soak.crashes import WORDS
+from tests.soak.images import write_images
 from tests.soak.rounds import Found, rounds
 from tests.test_train import environment
 

@@ -11,7 +11,7 @@ from deit_fast.data.sampler import TrainSampler
 from deit_fast.data.source import Source
 from deit_fast.data.sources import open_source
 from deit_fast.sections import Augment
-from tests.soak.crashes import write_images
+from tests.soak.images import write_images
 from tests.soak.rounds import Found, rounds
 
 WORLDS = (4, 2, 3, 1)

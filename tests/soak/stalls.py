@@ -36,8 +36,15 @@ def stalls(folder: Path, count: int, seed: int, plant: str) -> Found:
     step = TrainStep(recipe, state, world, torch.float32)
     if plant == "leaky":
         copy = Snapshot.copy
+
+        def copy_late(self: Snapshot) -> None:
+            before = state.step
+            while state.step == before:
+                time.sleep(0.01)
+            copy(self)
+
         saving.Saver._wait_for_copy = lambda self: None  # type: ignore[method-assign]
-        Snapshot.copy = lambda self: (time.sleep(1.0), copy(self))[1]  # type: ignore[method-assign]
+        Snapshot.copy = copy_late  # type: ignore[method-assign]
     saver = Saver(folder, 2, state, device, [])
     waited, wait = [0.0], saver._wait_for_copy
 
