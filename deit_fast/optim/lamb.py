@@ -162,6 +162,8 @@ class Lamb(torch.optim.Optimizer):
 
         def cut(tensors: Sequence[Any]) -> list[Any]:
             """One entry of `tensors` per parameter, or three of its rows where the parameter is in thirds."""
+            if not self._thirds:
+                return list(tensors)
             return [part for p, t in zip(params, tensors, strict=True) for part in self._parts(p, t)]
 
         return TensorGroup(
