@@ -120,7 +120,7 @@ def test_a_recipe_that_no_graph_can_hold(words: list[str], said: str) -> None:
 
 
 def test_refuses_other_devices_and_several_processes() -> None:
-    with pytest.raises(RecipeError, match="run.cuda_graph=true: expected an NVIDIA GPU, got cpu"):
+    with pytest.raises(RecipeError, match=r"run\.cuda_graph=true: expected an NVIDIA GPU, got cpu"):
         make(["run.cuda_graph=true"])
-    with pytest.raises(RecipeError, match="run.cuda_graph=true: expected one process, got 8"):
+    with pytest.raises(RecipeError, match=r"run\.cuda_graph=true: expected one process, got 8"):
         check_capture(World(0, 8, GPU))

@@ -64,7 +64,8 @@ def lamb_update(group: TensorGroup, divisor: Tensor | None, skipped: Tensor, scr
         return
     # One tensor after the other: its direction lives in the cache, and never in memory. Decay is left to the last pass.
     lr = float(group.lr)
-    for index, param in enumerate(group.params):
+    for index in reversed(range(len(group.params))):
+        param = group.params[index]
         direction = scratch.as_strided(param.shape, param.stride())
         adam([direction], index, -1.0, weight_decay=-1.0)  # the factor is 0: what scratch held is written over
         ratio = _trust_ratio(_flat(param), _flat(direction), group.weight_decay)
@@ -167,7 +168,7 @@ class Lamb(torch.optim.Optimizer):
         largest = max(param.numel() for group in groups for param in group.params)
         if self._scratch.numel() < largest:  # kept: fresh memory costs more than the pass over it
             self._scratch = torch.zeros(largest, device=self.grad_norm.device)
-        for group in groups:
+        for group in reversed(groups):  # backwards: the gradients that the norm read last are still in the cache
             group.step.add_(finite)
             lamb_update(group, divisor, self.skipped, self._scratch)
 
