@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from deit_fast.captured import EAGER_STEPS
 from deit_fast.profile import StepProfile
 from deit_fast.recipe import Recipe
 from deit_fast.sections import Model
@@ -123,6 +124,9 @@ def _measure(session: Session, recipe: Recipe, ceiling: float) -> Row:
         # What stochastic depth by subsets gains over the same step with every sample computed: goal G2.
         dense = recipe.override(["model.drop_path_mode=bernoulli"])
         builders["ours_dense"] = lambda: add_ours("ours_dense", dense)
+    if recipe.run.cuda_graph:  # what the graph gains over a host that launches every kernel
+        launched = recipe.override(["run.cuda_graph=false"])
+        builders["ours_launched"] = lambda: add_ours("ours_launched", launched)
     builders |= {"reference": add_reference, "timm": add_timm}
     for name, build in builders.items():
         before = torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
@@ -130,7 +134,7 @@ def _measure(session: Session, recipe: Recipe, ceiling: float) -> Row:
         build()
         session.say(f"first steps: {name}")
         try:
-            for _ in range(2):
+            for _ in range(EAGER_STEPS + 2 if recipe.run.cuda_graph else 2):  # until both graphs are recorded
                 train[name]()
             memory[name] = peak_memory_mb(device) - before if device.type == "cuda" else None
         except Exception as error:
@@ -151,6 +155,7 @@ def _measure(session: Session, recipe: Recipe, ceiling: float) -> Row:
         "resolution": section.image_size,
         "batch": batch,
         "drop_path": section.drop_path,
+        "cuda_graph": recipe.run.cuda_graph,
         "params_m": count_parameters(section) / 1e6,
         "gmacs": forward_macs(section) / 1e9,
         "timm_compiled": compiled,

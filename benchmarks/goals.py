@@ -18,7 +18,11 @@ class Goal(NamedTuple):
 
 def _engine(model: str, size: int, *path: str) -> Callable[[Rows], float | None]:
     def find(rows: Rows) -> float | None:
-        chosen = [r for r in rows("engine", "cuda") if r["model"] == model and r["resolution"] == size]
+        chosen = [
+            r
+            for r in rows("engine", "cuda")
+            if r["model"] == model and r["resolution"] == size and not r.get("cuda_graph")
+        ]
         return _follow(chosen, path)
 
     return find

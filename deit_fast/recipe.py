@@ -78,6 +78,10 @@ class Recipe(Section):
         for key in ("min_lr", "warmup_lr"):
             if (rate := getattr(self.schedule, key)) > self.optim.lr:
                 raise ValueError(f"schedule.{key}={rate:g}: expected at most optim.lr={self.optim.lr:g}")
+        if run.cuda_graph and run.accumulation > 1:
+            raise ValueError(f"run.cuda_graph=true: expected run.accumulation=1, got {run.accumulation}")
+        if run.cuda_graph and self.optim.name != "lamb":
+            raise ValueError(f"run.cuda_graph=true: expected optim.name='lamb', got {self.optim.name!r}")
         if run.global_batch % run.accumulation:
             raise ValueError(
                 f"run.accumulation={run.accumulation}: expected a divisor of run.global_batch={run.global_batch}"

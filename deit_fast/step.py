@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from deit_fast.captured import StepGraphs, check_capture
 from deit_fast.classifier import Classifier, build_predictor
 from deit_fast.compiled import compile_or_stay, try_gradient, wants_compile
 from deit_fast.distill import Teacher
@@ -41,7 +42,7 @@ class Meter:
         values = torch.stack([loss, grad_norm, counted.to(loss.dtype)])
         self.sums += torch.cat([torch.where(counted, values, 0.0), skipped[None]])
         self.skipped_in_a_row.add_(1).mul_(skipped)
-        self.began_here = torch.where(self.skipped_in_a_row == 1, ~torch.isfinite(loss), self.began_here)
+        self.began_here.copy_(torch.where(self.skipped_in_a_row == 1, ~torch.isfinite(loss), self.began_here))
 
 
 @dataclass
@@ -122,6 +123,12 @@ class TrainStep:
         self._loss: nn.Module | None = None  # the objective as it runs, compiled and in DDP: from the first step on
         self.compiled = wants_compile(recipe.run, world.device)  # then known
         self.meter = Meter.on(world.device)
+        self._graphs: StepGraphs | None = None
+        if recipe.run.cuda_graph:
+            check_capture(world)
+            self._graphs = StepGraphs(
+                lambda batch: self._backward([batch]), self._update, lambda: state.optimizer.zero_grad(set_to_none=True)
+            )
 
     def __call__(self, batches: Sequence[MicroBatch], lr: float) -> None:
         state = self.state
@@ -132,6 +139,16 @@ class TrainStep:
         set_learning_rate(state.optimizer, lr)
         if self._loss is None:
             self._loss = self._build_loss(batches[0])
+        if self._graphs is not None:
+            self._graphs(batches[0])
+        else:
+            self._update(self._backward(batches))
+            state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+
+    def _backward(self, batches: Sequence[MicroBatch]) -> Tensor:
+        """The mean loss [] of the batches; its gradients are added to those of the parameters."""
+        assert self._loss is not None
         total = torch.zeros((), device=self.world.device)
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
@@ -139,10 +156,12 @@ class TrainStep:
                 loss = self._loss(*batch) / len(batches)
                 loss.backward()
             total += loss.detach()
-        state.optimizer.step()  # moves state.ema as well
-        state.optimizer.zero_grad(set_to_none=True)
-        self.meter.add(total, state.optimizer.grad_norm, state.optimizer.skipped)
-        state.step += 1
+        return total
+
+    def _update(self, loss: Tensor) -> None:
+        optimizer = self.state.optimizer
+        optimizer.step()  # moves state.ema as well
+        self.meter.add(loss, optimizer.grad_norm, optimizer.skipped)
 
     def _build_loss(self, batch: MicroBatch) -> nn.Module:
         """The objective, compiled where that works for this batch, inside DDP where there are several processes.

@@ -9,6 +9,7 @@ from torch import nn
 
 from deit_fast.optim.build import build_optimizer, set_learning_rate
 from deit_fast.optim.lamb import Lamb
+from deit_fast.optim.products import BLOCK, inner_product
 from deit_fast.sections import Optim
 from tests.oracles.lamb import OracleLamb, assert_converges
 
@@ -43,6 +44,28 @@ def test_equals_the_float64_oracle(grad_scale: float) -> None:
         oracle.step([g.numpy() for g in grads])
     for param, expected in zip(params, oracle.params, strict=True):
         np.testing.assert_allclose(param.detach().numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_decay_that_nearly_cancels_the_direction() -> None:
+    """The update is a thousandth of its two parts, so the trust ratio is some ten thousands."""
+    generator = torch.Generator().manual_seed(0)
+    grad = torch.randn(300, 70, generator=generator)
+    grad += grad.sign()  # so that eps, which fp32 rounds, does not matter
+    start = -grad.sign() * (9.99 + 0.001 * torch.rand(grad.shape, generator=generator))
+    param = nn.Parameter(start.clone())
+    param.grad = grad.clone()
+    Lamb([param], lr=0.1, weight_decay=0.1).step()
+    oracle = OracleLamb([start.numpy()], [0.1], lr=0.1)
+    oracle.step([grad.numpy()])
+    np.testing.assert_allclose(param.detach().numpy(), oracle.params[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 300_007])
+def test_inner_products_lose_little(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    a, b = (torch.randn(size, generator=generator) for _ in range(2))
+    exact = a.numpy().astype(np.float64) * b.numpy()
+    assert inner_product(a, b) == pytest.approx(exact.sum(), abs=1e-7 * np.abs(exact).sum())
 
 
 @pytest.mark.parametrize(("grad_scale", "clips"), [(1e-3, False), (0.5, True)], ids=["unclipped", "clipped"])

@@ -17,7 +17,7 @@ LAYERS = [
     {"sections"},
     {"recipe"},
     {"recipes", "data", "models", "optim", "losses", "schedule", "distributed"},
-    {"convert", "compiled"},
+    {"captured", "compiled", "convert"},
     {"checkpoint", "classifier", "distill", "show"},
     {"objective"},
     {"metrics", "profile", "step", "evaluation_report"},

@@ -42,9 +42,16 @@ class WeightAverage:
 
 
 def sgd_update(
-    tensors: list[Tensor], directions: list[Tensor], lr: float | Tensor, skipped: Tensor, *, pull: bool = False
+    tensors: list[Tensor],
+    directions: list[Tensor],
+    lr: float | Tensor,
+    skipped: Tensor,
+    *,
+    weight_decay: float = 0.0,
+    pull: bool = False,
 ) -> None:
-    """tensors -= lr * directions, or with `pull` tensors -= lr * (tensors - directions), unless skipped [] is 1.
+    """tensors -= lr * (directions + weight_decay * tensors), or with `pull` tensors -= lr * (tensors - directions),
+    unless skipped [] is 1.
 
     torch's fused SGD: one pass over memory, and both lr and the decision to skip may stay on the device. The pull is
     its weight decay of 1 against a negated gradient.
@@ -53,7 +60,7 @@ def sgd_update(
         tensors,
         directions,
         [],
-        weight_decay=1.0 if pull else 0.0,
+        weight_decay=1.0 if pull else weight_decay,
         momentum=0.0,
         lr=lr,
         dampening=0.0,

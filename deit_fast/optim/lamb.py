@@ -1,6 +1,7 @@
 """LAMB with the arithmetic of apex FusedLAMB: Triton kernels on GPUs, torch's own fused passes elsewhere."""
 
 import importlib.util
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deit_fast.optim.average import WeightAverage, sgd_update
+from deit_fast.optim.products import inner_product
 
 
 class TensorGroup(NamedTuple):
@@ -31,13 +33,15 @@ def lamb_update(group: TensorGroup, divisor: Tensor | None, skipped: Tensor, scr
     m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  u = m^ / (sqrt(v^) + eps) + weight_decay p;
     p -= lr * ratio * u, with the trust ratio |p| / |u| per tensor, 1 where either norm is 0 and where nothing decays
     (apex csrc/multi_tensor_lamb.cu, use_nvlamb off). skipped [] is 1 to leave everything as it was, else 0.
-    scratch holds at least as many elements as the largest parameter.
+    scratch holds at least as many elements as the largest parameter, all of them finite. On a GPU the host waits for
+    every norm: this path is there for CPUs, and to check the kernels against.
     """
 
-    def adam(targets: list[Tensor], first: int, lr: float | Tensor) -> None:
-        """targets -= lr * m^ / (sqrt(v^) + eps), with the moments of the parameters from `first` on."""
+    def adam(targets: list[Tensor], first: int, lr: float | Tensor, weight_decay: float = 0.0) -> None:
+        """targets = (1 - lr * weight_decay) * targets - lr * m^ / (sqrt(v^) + eps), with the parameters' moments from
+        `first` on."""
         part = slice(first, first + len(targets))
-        torch._fused_adam_(
+        torch._fused_adamw_(
             targets,
             group.grads[part],
             group.exp_avgs[part],
@@ -47,7 +51,7 @@ def lamb_update(group: TensorGroup, divisor: Tensor | None, skipped: Tensor, scr
             lr=lr,
             beta1=group.betas[0],
             beta2=group.betas[1],
-            weight_decay=0.0,
+            weight_decay=weight_decay,
             eps=group.eps,
             amsgrad=False,
             maximize=False,
@@ -58,14 +62,30 @@ def lamb_update(group: TensorGroup, divisor: Tensor | None, skipped: Tensor, scr
     if group.weight_decay == 0:  # without a trust ratio LAMB is Adam
         adam(group.params, 0, group.lr)
         return
-    # One tensor after the other: its update lives in the cache, and never in memory.
-    for index, param in enumerate(group.params):
-        update = scratch.as_strided(param.shape, param.stride())
-        torch.mul(param, group.weight_decay, out=update)
-        adam([update], index, -1.0)
-        param_norm, update_norm = torch._foreach_norm([param, update])
-        ratio = torch.where((param_norm > 0) & (update_norm > 0), param_norm / update_norm, 1.0)
-        sgd_update([param], [update], group.lr * ratio, skipped)
+    # One tensor after the other: its direction lives in the cache, and never in memory. Decay is left to the last pass.
+    lr = float(group.lr)
+    for index in reversed(range(len(group.params))):
+        param = group.params[index]
+        direction = scratch.as_strided(param.shape, param.stride())
+        adam([direction], index, -1.0, weight_decay=-1.0)  # the factor is 0: what scratch held is written over
+        ratio = _trust_ratio(_flat(param), _flat(direction), group.weight_decay)
+        sgd_update([param], [direction], lr * ratio, skipped, weight_decay=group.weight_decay)
+
+
+def _trust_ratio(param: Tensor, direction: Tensor, weight_decay: float) -> float:
+    """|p| / |d + weight_decay p|, 1 where either norm is 0, by three inner products: the sum is never written."""
+    param_square = inner_product(param, param)
+    parts = inner_product(direction, direction) + weight_decay**2 * param_square
+    update_square = parts + 2 * weight_decay * inner_product(param, direction)
+    if update_square < 0.01 * parts:  # they cancel, and too few digits are left
+        update = torch.add(direction, param, alpha=weight_decay)
+        update_square = inner_product(update, update)
+    return math.sqrt(param_square / update_square) if param_square > 0 and update_square > 0 else 1.0
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """A dense tensor's elements [n] in the order of memory."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 class Lamb(torch.optim.Optimizer):
@@ -147,8 +167,8 @@ class Lamb(torch.optim.Optimizer):
                 divisor = None
         largest = max(param.numel() for group in groups for param in group.params)
         if self._scratch.numel() < largest:  # kept: fresh memory costs more than the pass over it
-            self._scratch = torch.empty(largest, device=self.grad_norm.device)
-        for group in groups:
+            self._scratch = torch.zeros(largest, device=self.grad_norm.device)
+        for group in reversed(groups):  # backwards: the gradients that the norm read last are still in the cache
             group.step.add_(finite)
             lamb_update(group, divisor, self.skipped, self._scratch)
 
@@ -162,6 +182,8 @@ class Lamb(torch.optim.Optimizer):
 
         def cut(tensors: Sequence[Any]) -> list[Any]:
             """One entry of `tensors` per parameter, or three of its rows where the parameter is in thirds."""
+            if not self._thirds:
+                return list(tensors)
             return [part for p, t in zip(params, tensors, strict=True) for part in self._parts(p, t)]
 
         return TensorGroup(

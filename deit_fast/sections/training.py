@@ -81,6 +81,9 @@ class Run(Section):
     """auto: bf16 autocast on GPUs and CPUs that have it in hardware, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the training step. auto: on GPUs, and where the compiler fails the run goes on without it."""
+    cuda_graph: bool = False
+    """Record the training step as CUDA graphs and replay them, for steps so short that the host holds the GPU up. One
+    process, run.accumulation=1 and LAMB; the memory of a step stays taken during evaluation."""
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type in which gradients are averaged over processes. bf16: half the traffic, rounded to 8 bits before the sum."""
     grad_checkpointing: bool = False
