@@ -95,7 +95,7 @@ def train_pipeline(
     import_dali()
     from nvidia.dali import fn, types
 
-    from deit_fast.data.augment import augment_views, resize_and_window, resize_kernel, resized_crop
+    from deit_fast.data.augment import augment_views, resize_and_window, resized_crop
 
     on_gpu = device.type == "cuda"
 
@@ -108,7 +108,7 @@ def train_pipeline(
         geometry = parameters["geometry"]
         kernel = types.INTERP_LINEAR if augment.interpolation == "bilinear" else types.INTERP_CUBIC
         if augment.interpolation == "random":
-            kernel = resize_kernel(parameters["kernel"])
+            kernel = parameters["kernel"]
         if decodes_windows(augment, decode_once):
             views = resized_crop(_decode_window(encoded, geometry, on_gpu), image_size, kernel)
         elif crops_first(augment):
