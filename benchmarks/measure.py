@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import gc
+import multiprocessing
 import os
 import platform
 import resource
@@ -58,7 +59,7 @@ class Timing:
 
     seconds: Stats
     cpu_seconds: Stats
-    """Of this process and of children that ended during the call."""
+    """Of this process and of its children, whether they have ended or not."""
 
 
 def synchronise(device: torch.device) -> None:
@@ -114,8 +115,17 @@ def _time(case: Callable[[], object], calls: int, device: torch.device) -> tuple
 
 
 def _cpu_seconds() -> float:
+    living = sum(map(_cpu_seconds_of, multiprocessing.active_children()))  # first: it counts those that ended as ended
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    return living + sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def _cpu_seconds_of(child: multiprocessing.process.BaseProcess) -> float:
+    """To the kernel's hundredth of a second; 0 where there is no /proc."""
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def is_out_of_memory(error: BaseException) -> bool:
