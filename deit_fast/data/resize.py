@@ -1,7 +1,7 @@
 """Antialiased resizing in DALI's graphs: DALI's own on GPUs, torch's on CPUs.
 
-torch's has Pillow's integer arithmetic: it differs from PIL by 2 of 255 at most, in 0.4 % of the values; DALI's by 0.15 on
-average and 12 at most, at four times the CPU seconds (benchmarks/NOTES.md).
+torch's has Pillow's integer arithmetic: it differs from PIL by 2 of 255 at most, in 0.4 % of the values; DALI's by 0.15
+on average and 12 at most, at four times the CPU seconds (benchmarks/NOTES.md).
 """
 
 from collections.abc import Callable
