@@ -3,10 +3,8 @@
 import contextlib
 import datetime
 import gc
-import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +20,8 @@ import torch
 from deit_fast.distributed import cpu_threads, has_bf16
 from deit_fast.errors import one_line
 from deit_fast.files import write_json
+
+from .cpu_time import cpu_seconds
 
 SCHEMA = 1
 REPEATS = 5
@@ -107,25 +107,11 @@ def interleave(
 def _time(case: Callable[[], object], calls: int, device: torch.device) -> tuple[float, float]:
     """Wall and CPU seconds per call."""
     synchronise(device)
-    start, cpu = time.perf_counter(), _cpu_seconds()
+    start, cpu = time.perf_counter(), cpu_seconds()
     for _ in range(calls):
         case()
     synchronise(device)
-    return (time.perf_counter() - start) / calls, (_cpu_seconds() - cpu) / calls
-
-
-def _cpu_seconds() -> float:
-    living = sum(map(_cpu_seconds_of, multiprocessing.active_children()))  # first: it counts those that ended as ended
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return living + sum(each.ru_utime + each.ru_stime for each in used)
-
-
-def _cpu_seconds_of(child: multiprocessing.process.BaseProcess) -> float:
-    """To the kernel's hundredth of a second; 0 where there is no /proc."""
-    with contextlib.suppress(OSError):
-        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return 0.0
+    return (time.perf_counter() - start) / calls, (cpu_seconds() - cpu) / calls
 
 
 def is_out_of_memory(error: BaseException) -> bool:

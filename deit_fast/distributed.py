@@ -108,7 +108,7 @@ def describe_cudnn(version: int | None) -> str:
     major, rest = divmod(version, 10_000 if version >= 90_000 else 1000)  # 91501 is 9.15.1, 8902 is 8.9.2
     return (
         f"cuDNN {major}.{rest // 100}.{rest % 100} found, expected 9.15.1 or newer: its attention is wrong for the "
-        "lengths of ViTs (pytorch issue 169849) and is off; torch's flash kernels are slower on H100 and newer GPUs. Does "
+        "lengths of ViTs (pytorch issue 169849) and is off; torch's flash kernels are slower on H100 and newer. Does "
         "LD_LIBRARY_PATH hide the cuDNN that torch came with?"
     )
 

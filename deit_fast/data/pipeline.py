@@ -15,6 +15,7 @@ from PIL import Image
 
 from deit_fast.data.params import ViewParams
 from deit_fast.data.policies import count_operations
+from deit_fast.data.tuning import HW_DECODER_LOAD
 from deit_fast.errors import RunError
 from deit_fast.sections import Augment
 
@@ -87,10 +88,12 @@ def train_pipeline(
     device: torch.device,
     threads: int,
     decode_once: bool = False,
+    hw_decoder_load: float = HW_DECODER_LOAD,
 ) -> Pipeline:
     """Augmented views; `feed` gives what `train_inputs` returns, of exactly `batch` views.
 
     decode_once: an image with several views in the batch is decoded for the first of them.
+    hw_decoder_load: share of the images that a GPU's decoding engines get.
     """
     import_dali()
     from nvidia.dali import fn, types
@@ -100,7 +103,7 @@ def train_pipeline(
     on_gpu = device.type == "cuda"
 
     def decode(encoded: Any, parameters: dict[str, Any]) -> Any:
-        images = _decode(encoded, on_gpu)
+        images = _decode(encoded, on_gpu, hw_decoder_load)
         # The places of an image's other views have held a small image until here.
         return fn.permute_batch(images, indices=parameters["first_view"]) if decode_once else images
 
@@ -110,7 +113,7 @@ def train_pipeline(
         if augment.interpolation == "random":
             kernel = parameters["kernel"]
         if decodes_windows(augment, decode_once):
-            views = resized_crop(_decode_window(encoded, geometry, on_gpu), image_size, kernel)
+            views = resized_crop(_decode_window(encoded, geometry, on_gpu, hw_decoder_load), image_size, kernel)
         elif crops_first(augment):
             views = resized_crop(_window(decode(encoded, parameters), geometry), image_size, kernel)
         else:
@@ -225,19 +228,18 @@ def _train_names(augment: Augment, decode_once: bool) -> list[str]:
     return names
 
 
-def _decode(encoded: Any, on_gpu: bool) -> Any:
+def _decode(encoded: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD) -> Any:
     """RGB as stored: like PIL, and unlike DALI's default, an EXIF rotation is not applied."""
     fn = import_dali().fn
+    where = {"device": "mixed", "hw_decoder_load": hw_decoder_load} if on_gpu else {"device": "cpu"}
     # Fancy upsampling is what libjpeg does to the chroma; nvJPEG does not unless it is told to.
-    return fn.decoders.image(
-        encoded, device="mixed" if on_gpu else "cpu", adjust_orientation=False, jpeg_fancy_upsampling=True
-    )
+    return fn.decoders.image(encoded, adjust_orientation=False, jpeg_fancy_upsampling=True, **where)
 
 
-def _decode_window(encoded: Any, geometry: Any, on_gpu: bool) -> Any:
+def _decode_window(encoded: Any, geometry: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD) -> Any:
     """The window geometry (top, left, height, width) of the image."""
     if on_gpu:  # decoding a region only crashes in nvImageCodec 0.9 on GPUs (its issue 55)
-        return _window(_decode(encoded, on_gpu), geometry)
+        return _window(_decode(encoded, on_gpu, hw_decoder_load), geometry)
     return import_dali().fn.decoders.image_slice(encoded, adjust_orientation=False, **_named_window(geometry))
 
 
