@@ -9,6 +9,7 @@ import torch
 
 from deit_fast.data.loader import TrainLoader
 from deit_fast.data.pipeline import import_dali
+from deit_fast.data.roi_probe import is_sound
 from deit_fast.data.source import Source
 from deit_fast.data.tuning import (
     HW_DECODER_LOAD,
@@ -48,6 +49,12 @@ def choose_setting(load: float | str, source: Source, world: World, build: Build
         if world.is_main:
             keep_setting(cache_file(), key, setting)
     return setting
+
+
+def decodes_regions(world: World) -> bool:
+    """Whether the main process's GPU decodes regions of JPEGs soundly; tried anew at every start, in some seconds."""
+    on_gpu = world.device.type == "cuda"
+    return bool(world.broadcast(on_gpu and world.is_main and is_sound(world.device)))
 
 
 def time_loader(loader: TrainLoader, device: torch.device) -> float:

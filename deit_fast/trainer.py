@@ -25,7 +25,7 @@ from deit_fast.divergence import Divergence, check_interval
 from deit_fast.errors import RunError
 from deit_fast.evaluate import build_eval_loader, evaluate
 from deit_fast.files import write_json
-from deit_fast.loader_setting import choose_setting
+from deit_fast.loader_setting import choose_setting, decodes_regions
 from deit_fast.metrics import MetricsLog, Window, plot_curves
 from deit_fast.models.build import build_model, check_drop_path
 from deit_fast.objective import build_micro_batch
@@ -156,12 +156,15 @@ class Trainer:
     def build_loader(self) -> TrainLoader:
         """The batches from the state's step to the last. On GPUs the first on a machine is preceded by a search."""
         source = keep_in_memory(self.source, self.recipe.run.cache_gib)
+        regions = self.recipe.run.roi_decode and decodes_regions(self.world)
+        if self.recipe.run.roi_decode and not regions:
+            self.notes.append("run.roi_decode: this machine fails the trial, or has no GPU; it stays off")
 
         def build(setting: LoaderSetting, start: int, stop: int) -> TrainLoader:
             return TrainLoader(
                 source, self.recipe.augment, self.recipe.model.image_size, self.samplers, self.recipe.run.seed,
                 self.world.device, setting.threads, start_step=start, stop_step=stop,
-                decode_once=self.recipe.data.decode_once, hw_decoder_load=setting.hw_decoder_load,
+                decode_once=self.recipe.data.decode_once, hw_decoder_load=setting.hw_decoder_load, roi_decode=regions,
             )  # fmt: skip
 
         setting = choose_setting(self.recipe.run.hw_decoder_load, source, self.world, build)

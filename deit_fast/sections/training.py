@@ -103,6 +103,8 @@ class Run(Section):
     hw_decoder_load: Literal["auto"] | Fraction = "auto"
     """Share of training's JPEGs that a GPU's decoding engines get; the others' pixels may differ by 1 of 255. auto:
     found, with the number of CPU threads, by a short search at the first start on a machine. CPUs ignore it."""
+    roi_decode: bool = False
+    """On GPUs decode no more than a view's window, unless a trial in a process of its own fails. CPUs always do."""
     profile: bool = False
     """Profile some steps after the warm-up: a trace and a one-page summary in the run folder's profile/."""
 
