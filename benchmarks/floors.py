@@ -31,7 +31,7 @@ MODEL = "deit3_small_patch16@160"  # half the work of 224 px
 BATCH = 8
 REPEATS = 3  # of a training step, which takes seconds
 DROP_PATH = 0.5
-VIEWS = 384  # in a timed pass, so that starting the workers does not decide it
+VIEWS = 240  # in a timed pass
 IMAGES = 96
 
 

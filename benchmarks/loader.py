@@ -42,7 +42,7 @@ def run(session: Session, data: str | None, cases: list[str] | None) -> None:
             "batch": batch,
             "threads": cpu_threads(),
             "workers": bench.workers,
-            "start_up_included": "threads and worker processes start within every timed pass",
+            "start_up": "in the warm-up: pipelines and worker processes stay from one timed pass to the next",
         }
         for case in cases or CASES:
             if not session.out_of_time(case):
@@ -104,9 +104,11 @@ class LoaderBench:
             self.normalise(images)
 
     def _peer(self, source: Source, indices: Any, transform: Callable[..., torch.Tensor]) -> Callable[[], None]:
+        on_gpu = self.device.type == "cuda"
+        loader = pil_loader(source, indices, transform, self.batch, self.workers, on_gpu)
+
         def call() -> None:
-            on_gpu = self.device.type == "cuda"
-            for images, _ in pil_loader(source, indices, transform, self.batch, self.workers, on_gpu):
+            for images, _ in loader:
                 images.to(self.device, non_blocking=True)
 
         return call

@@ -5,7 +5,6 @@ import datetime
 import gc
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,8 @@ import torch
 from deit_fast.distributed import cpu_threads, has_bf16
 from deit_fast.errors import one_line
 from deit_fast.files import write_json
+
+from .cpu_time import cpu_seconds
 
 SCHEMA = 1
 REPEATS = 5
@@ -58,7 +59,7 @@ class Timing:
 
     seconds: Stats
     cpu_seconds: Stats
-    """Of this process and of children that ended during the call."""
+    """Of this process and of its children, whether they have ended or not."""
 
 
 def synchronise(device: torch.device) -> None:
@@ -106,16 +107,11 @@ def interleave(
 def _time(case: Callable[[], object], calls: int, device: torch.device) -> tuple[float, float]:
     """Wall and CPU seconds per call."""
     synchronise(device)
-    start, cpu = time.perf_counter(), _cpu_seconds()
+    start, cpu = time.perf_counter(), cpu_seconds()
     for _ in range(calls):
         case()
     synchronise(device)
-    return (time.perf_counter() - start) / calls, (_cpu_seconds() - cpu) / calls
-
-
-def _cpu_seconds() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    return (time.perf_counter() - start) / calls, (cpu_seconds() - cpu) / calls
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -77,11 +77,12 @@ def pil_loader(
     workers: int,
     pin_memory: bool,
 ) -> DataLoader[tuple[Tensor, int]]:
-    """torch's DataLoader as the reference sets it up."""
+    """torch's DataLoader as the reference sets it up, but for its workers, which live as long as it does."""
     return DataLoader(
         PILImages(source, indices, transform),
         batch_size=batch,
         num_workers=workers,
         pin_memory=pin_memory,
         timeout=WORKER_TIMEOUT if workers else 0,
+        persistent_workers=workers > 0,
     )

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from deit_fast.errors import RunError
 
 COLLECTIVE_SECONDS = 1800.0  # other processes may compile meanwhile
+SOUND_CUDNN = 91501  # 9.15.1
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ def join_world(hang_timeout: float = 0.0) -> World:
                 "GPUs; start one process per GPU"
             )
         torch.cuda.set_device(device)
+        complaint = describe_cudnn(torch.backends.cudnn.version())
+        if complaint:
+            torch.backends.cuda.enable_cudnn_sdp(False)
+            if rank == 0:
+                print(complaint, file=sys.stderr, flush=True)
     else:
         device = torch.device("cpu")
     if size > 1 and not dist.is_initialized():
@@ -87,6 +94,23 @@ def join_world(hang_timeout: float = 0.0) -> World:
             device_id=device if on_gpu else None,
         )
     return World(rank, size, device)
+
+
+def describe_cudnn(version: int | None) -> str:
+    """One line on a cuDNN (torch.backends.cudnn.version()) whose attention must not be used; empty where it may be.
+
+    Before 9.15.1 it is wrong for sequences whose length no 128 divides, which all of ours are (pytorch issue 169849).
+    """
+    if version is None:
+        return "no cuDNN found: attention runs on torch's flash kernels, which are slower on H100 and newer GPUs"
+    if version >= SOUND_CUDNN:
+        return ""
+    major, rest = divmod(version, 10_000 if version >= 90_000 else 1000)  # 91501 is 9.15.1, 8902 is 8.9.2
+    return (
+        f"cuDNN {major}.{rest // 100}.{rest % 100} found, expected 9.15.1 or newer: its attention is wrong for the "
+        "lengths of ViTs (pytorch issue 169849) and is off; torch's flash kernels are slower on H100 and newer. Does "
+        "LD_LIBRARY_PATH hide the cuDNN that torch came with?"
+    )
 
 
 def leave_world() -> None:

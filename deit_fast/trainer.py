@@ -18,12 +18,14 @@ from deit_fast.data.cache import keep_in_memory
 from deit_fast.data.loader import Batch, EvalLoader, TrainLoader
 from deit_fast.data.sampler import build_samplers
 from deit_fast.data.source import Source
+from deit_fast.data.tuning import LoaderSetting
 from deit_fast.distill import Teacher
-from deit_fast.distributed import World, cpu_threads, peak_memory
+from deit_fast.distributed import World, peak_memory
 from deit_fast.divergence import Divergence, check_interval
 from deit_fast.errors import RunError
 from deit_fast.evaluate import build_eval_loader, evaluate
 from deit_fast.files import write_json
+from deit_fast.loader_setting import choose_setting, decodes_regions
 from deit_fast.metrics import MetricsLog, Window, plot_curves
 from deit_fast.models.build import build_model, check_drop_path
 from deit_fast.objective import build_micro_batch
@@ -152,13 +154,23 @@ class Trainer:
                 self.log.close()
 
     def build_loader(self) -> TrainLoader:
-        """The batches from the state's step to the last."""
-        recipe = self.recipe
-        return TrainLoader(
-            keep_in_memory(self.source, recipe.run.cache_gib), recipe.augment, recipe.model.image_size, self.samplers,
-            recipe.run.seed, self.world.device, cpu_threads(), start_step=self.state.step, stop_step=self.total_steps,
-            decode_once=recipe.data.decode_once,
-        )  # fmt: skip
+        """The batches from the state's step to the last. On GPUs the first on a machine is preceded by a search."""
+        source = keep_in_memory(self.source, self.recipe.run.cache_gib)
+        regions = self.recipe.run.roi_decode and decodes_regions(self.world)
+        if self.recipe.run.roi_decode and not regions:
+            self.notes.append("run.roi_decode: this machine fails the trial, or has no GPU; it stays off")
+
+        def build(setting: LoaderSetting, start: int, stop: int) -> TrainLoader:
+            return TrainLoader(
+                source, self.recipe.augment, self.recipe.model.image_size, self.samplers, self.recipe.run.seed,
+                self.world.device, setting.threads, start_step=start, stop_step=stop,
+                decode_once=self.recipe.data.decode_once, hw_decoder_load=setting.hw_decoder_load, roi_decode=regions,
+            )  # fmt: skip
+
+        setting = choose_setting(self.recipe.run.hw_decoder_load, source, self.world, build)
+        if self.world.device.type == "cuda":
+            self.notes.append(f"loader: {setting.threads} threads, hw_decoder_load {setting.hw_decoder_load:g}")
+        return build(setting, self.state.step, self.total_steps)
 
     def _say(self, *lines: str) -> None:
         if self.log is not None:

@@ -130,7 +130,7 @@ def test_evaluation_view(photographs: Encoded, crop_ratio: float) -> None:
     images = [oracle.decode(e) for e in photographs]
     geometry = eval_geometry(np.int32([image.size[::-1] for image in images]), SIZE, crop_ratio)
     views = eval_pipeline(SIZE, lambda: [photographs, geometry], 6, CPU, threads=1).run().permute(0, 2, 3, 1).numpy()
-    assert_close(views, [oracle.evaluation_view(i, SIZE, crop_ratio) for i in images], mean=0.3, p99=2, largest=16)
+    assert_close(views, [oracle.evaluation_view(i, SIZE, crop_ratio) for i in images], mean=0.05, p99=1, largest=6)
 
 
 def test_real_photographs(shared_data: Path) -> None:
@@ -140,4 +140,4 @@ def test_real_photographs(shared_data: Path) -> None:
     geometry = np.int32([[0, 0, image.height, image.width] for image in images])
     views = run(PLAIN, encoded, params(8, geometry=geometry), 224)
     expected = [oracle.resized_crop(i, g, 224) for i, g in zip(images, geometry, strict=True)]
-    assert_close(views, expected, mean=0.2, p99=1, largest=12)
+    assert_close(views, expected, mean=0.05, p99=1, largest=6)

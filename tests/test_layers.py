@@ -21,7 +21,7 @@ LAYERS = [
     {"checkpoint", "classifier", "distill", "show"},
     {"objective"},
     {"metrics", "profile", "step", "evaluation_report"},
-    {"bad_images", "create", "divergence", "evaluate", "export", "inference", "resuming", "saving"},
+    {"bad_images", "create", "divergence", "evaluate", "export", "inference", "loader_setting", "resuming", "saving"},
     {"trainer"},
     {"train"},
     {"commands"},

@@ -15,6 +15,7 @@ from nvidia.dali.data_node import DataNode
 
 from deit_fast.data.params import GREYSCALE, SOLARISE
 from deit_fast.data.policies import count_operations
+from deit_fast.data.resize import resize
 from deit_fast.sections import Augment
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
@@ -34,17 +35,12 @@ def beside(parameter: DataNode, images: DataNode) -> DataNode:
     return parameter.gpu() if images.device == "gpu" else parameter
 
 
-def resize_kernel(interpolation: DataNode) -> DataNode:
-    """DALI's own type for `resize`'s kernel per image, from int32 nodes of its values."""
-    return fn.reinterpret(interpolation, dtype=types.INTERP_TYPE)
-
-
 def resized_crop(images: DataNode, image_size: int, kernel: Any = types.INTERP_CUBIC) -> DataNode:
     """RandomResizedCrop's second half: HWC crops of any size -> [S, S, 3], with antialiasing as in PIL.
 
     kernel: INTERP_CUBIC, INTERP_LINEAR or a node of them, here and below.
     """
-    return fn.resize(images, size=[image_size, image_size], interp_type=kernel, antialias=True)
+    return resize(images, [image_size, image_size], kernel)
 
 
 def resize_and_window(
@@ -59,10 +55,8 @@ def resize_and_window(
     A random window may hang over the border by 4 pixels. reflect_101: these are reflected without repeating the edge,
     as Simple Random Crop does with torchvision's padding_mode "reflect". pad: they are black.
     """
-    size = fn.cast(geometry[0:2], dtype=types.FLOAT)
-    images = fn.resize(images, size=size, interp_type=kernel, antialias=True)
     return fn.slice(
-        images,
+        resize(images, geometry[0:2], kernel),
         start=geometry[2:4],
         shape=[image_size, image_size],
         axis_names="HW",

@@ -20,6 +20,7 @@ from deit_fast.data.producer import Plan, Prepared, Producer
 from deit_fast.data.sampler import StepIndices, TrainSampler, eval_indices
 from deit_fast.data.source import Source
 from deit_fast.data.substitute import Substitutes
+from deit_fast.data.tuning import HW_DECODER_LOAD
 from deit_fast.sections import Augment, Data
 
 
@@ -127,8 +128,11 @@ class TrainLoader(_Loader):
     decode_once: decode an image for all of its views in a batch. It costs an image with one view the decoding of what
     its crop leaves out, on CPUs; the pixels are the same.
 
-    threads: DALI's CPU threads. Iterating raises DataError where nearly no image can be used, RunError where DALI is
-    missing, RuntimeError where it fails. Iterating again starts at start_step again.
+    threads: DALI's CPU threads. hw_decoder_load: share of the images that a GPU's decoding engines get.
+    roi_decode: on GPUs decode no more than a view's window, where `roi_probe` has found that sound.
+
+    Iterating raises DataError where nearly no image can be used, RunError where DALI is missing, RuntimeError where it
+    fails. Iterating again starts at start_step again.
     """
 
     def __init__(
@@ -144,10 +148,12 @@ class TrainLoader(_Loader):
         stop_step: int,
         start_step: int = 0,
         decode_once: bool = False,
+        hw_decoder_load: float = HW_DECODER_LOAD,
+        roi_decode: bool = False,
     ) -> None:
         windows = decodes_windows(augment, decode_once)
         super().__init__(source, device, Substitutes(len(source), seed, device, windows))
-        self._decode_once = decode_once
+        self._decode_once, self._hw_decoder_load, self._roi_decode = decode_once, hw_decoder_load, roi_decode
         self._augment, self._image_size, self._samplers, self._seed = augment, image_size, samplers, seed
         self._threads, self._steps = threads, range(start_step, stop_step)
 
@@ -176,8 +182,9 @@ class TrainLoader(_Loader):
     def _build_pipeline(self) -> Pipeline:
         batch = len(self._samplers[0].batch(self._steps.start).indices)
         return train_pipeline(
-            self._augment, self._image_size, self._feed, batch, self._device, self._threads, self._decode_once
-        )
+            self._augment, self._image_size, self._feed, batch, self._device, self._threads, self._decode_once,
+            self._hw_decoder_load, self._roi_decode,
+        )  # fmt: skip
 
 
 class EvalLoader(_Loader):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from deit_fast.data.params import ViewParams
 from deit_fast.data.policies import count_operations
+from deit_fast.data.tuning import HW_DECODER_LOAD
 from deit_fast.errors import RunError
 from deit_fast.sections import Augment
 
@@ -87,20 +88,24 @@ def train_pipeline(
     device: torch.device,
     threads: int,
     decode_once: bool = False,
+    hw_decoder_load: float = HW_DECODER_LOAD,
+    roi_decode: bool = False,
 ) -> Pipeline:
     """Augmented views; `feed` gives what `train_inputs` returns, of exactly `batch` views.
 
     decode_once: an image with several views in the batch is decoded for the first of them.
+    hw_decoder_load: share of the images that a GPU's decoding engines get.
+    roi_decode: on GPUs decode no more than a view's window, as CPUs do.
     """
     import_dali()
     from nvidia.dali import fn, types
 
-    from deit_fast.data.augment import augment_views, resize_and_window, resize_kernel, resized_crop
+    from deit_fast.data.augment import augment_views, resize_and_window, resized_crop
 
     on_gpu = device.type == "cuda"
 
     def decode(encoded: Any, parameters: dict[str, Any]) -> Any:
-        images = _decode(encoded, on_gpu)
+        images = _decode(encoded, on_gpu, hw_decoder_load)
         # The places of an image's other views have held a small image until here.
         return fn.permute_batch(images, indices=parameters["first_view"]) if decode_once else images
 
@@ -108,9 +113,10 @@ def train_pipeline(
         geometry = parameters["geometry"]
         kernel = types.INTERP_LINEAR if augment.interpolation == "bilinear" else types.INTERP_CUBIC
         if augment.interpolation == "random":
-            kernel = resize_kernel(parameters["kernel"])
+            kernel = parameters["kernel"]
         if decodes_windows(augment, decode_once):
-            views = resized_crop(_decode_window(encoded, geometry, on_gpu), image_size, kernel)
+            windows = _decode_window(encoded, geometry, on_gpu, hw_decoder_load, roi_decode)
+            views = resized_crop(windows, image_size, kernel)
         elif crops_first(augment):
             views = resized_crop(_window(decode(encoded, parameters), geometry), image_size, kernel)
         else:
@@ -225,20 +231,29 @@ def _train_names(augment: Augment, decode_once: bool) -> list[str]:
     return names
 
 
-def _decode(encoded: Any, on_gpu: bool) -> Any:
+def _decode(encoded: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD) -> Any:
     """RGB as stored: like PIL, and unlike DALI's default, an EXIF rotation is not applied."""
-    fn = import_dali().fn
-    # Fancy upsampling is what libjpeg does to the chroma; nvJPEG does not unless it is told to.
-    return fn.decoders.image(
-        encoded, device="mixed" if on_gpu else "cpu", adjust_orientation=False, jpeg_fancy_upsampling=True
+    return import_dali().fn.decoders.image(encoded, **_decoder_arguments(on_gpu, hw_decoder_load))
+
+
+def _decode_window(
+    encoded: Any, geometry: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD, region: bool = False
+) -> Any:
+    """The window geometry (top, left, height, width) of the image.
+
+    region: on GPUs, decode no more than that. It crashes in some versions of nvImageCodec (its issue 55): `roi_probe`.
+    """
+    if on_gpu and not region:
+        return _window(_decode(encoded, on_gpu, hw_decoder_load), geometry)
+    return import_dali().fn.decoders.image_slice(
+        encoded, **_decoder_arguments(on_gpu, hw_decoder_load), **_named_window(geometry)
     )
 
 
-def _decode_window(encoded: Any, geometry: Any, on_gpu: bool) -> Any:
-    """The window geometry (top, left, height, width) of the image."""
-    if on_gpu:  # decoding a region only crashes in nvImageCodec 0.9 on GPUs (its issue 55)
-        return _window(_decode(encoded, on_gpu), geometry)
-    return import_dali().fn.decoders.image_slice(encoded, adjust_orientation=False, **_named_window(geometry))
+def _decoder_arguments(on_gpu: bool, hw_decoder_load: float) -> dict[str, Any]:
+    where = {"device": "mixed", "hw_decoder_load": hw_decoder_load} if on_gpu else {"device": "cpu"}
+    # Fancy upsampling is what libjpeg does to the chroma; nvJPEG does not unless it is told to.
+    return {**where, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
 
 
 def _window(images: Any, geometry: Any) -> Any:

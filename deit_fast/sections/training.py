@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from deit_fast.sections.base import Count, DecayRate, NonNegative, Positive, Section, Seed
+from deit_fast.sections.base import Count, DecayRate, Fraction, NonNegative, Positive, Section, Seed
 
 
 class Optim(Section):
@@ -103,6 +103,11 @@ class Run(Section):
     process's first step and first evaluation, which may compile, have half an hour more."""
     cache_gib: NonNegative = 0.0
     """Memory per process for encoded training images: each that fits is read from its disk once. 0 is none."""
+    hw_decoder_load: Literal["auto"] | Fraction = "auto"
+    """Share of training's JPEGs that a GPU's decoding engines get; the others' pixels may differ by 1 of 255. auto:
+    found, with the number of CPU threads, by a short search at the first start on a machine. CPUs ignore it."""
+    roi_decode: bool = False
+    """On GPUs decode no more than a view's window, unless a trial in a process of its own fails. CPUs always do."""
     profile: bool = False
     """Profile some steps after the warm-up: a trace and a one-page summary in the run folder's profile/."""
 
