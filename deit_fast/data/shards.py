@@ -15,7 +15,7 @@ from deit_fast.data.classes import check_labels, read_class_names
 from deit_fast.data.header import IMAGE_SUFFIXES
 from deit_fast.data.source import Source, read_bytes
 from deit_fast.errors import DataError, printable
-from deit_fast.files import atomic_path
+from deit_fast.files import atomic_path, cache_folder
 from deit_fast.progress import progress
 
 _COMPONENT = re.compile(r"(.+?) (\d+) (\d+) (.*?\1)(?: |$)")  # suffix, offset, size, name that ends in the suffix
@@ -76,8 +76,8 @@ class Shard(NamedTuple):
 def open_shard(shard: Path) -> Shard:
     """Read a shard's index and labels. The index is made where there is none, or one older than the shard or unlike it.
 
-    It is kept beside the shard, or else in $XDG_CACHE_HOME/deit_fast (~/.cache/deit_fast). Several processes may do so
-    at once. Raises ValueError, one line, for a shard that is not whole or not made of KEY.jpg and KEY.cls.
+    It is kept beside the shard, or else in the cache folder. Several processes may do so at once. Raises ValueError,
+    one line, for a shard that is not whole or not made of KEY.jpg and KEY.cls.
     """
     try:
         for index in _index_places(shard):
@@ -93,9 +93,8 @@ def open_shard(shard: Path) -> Shard:
 
 def _index_places(shard: Path) -> tuple[Path, Path]:
     """Beside the shard, where DALI's own tools look, and in the cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit_fast"
     key = hashlib.sha256(f"{shard.absolute()} {shard.stat().st_size}".encode(errors="surrogateescape")).hexdigest()[:16]
-    return shard.with_suffix(".idx"), cache / f"{shard.stem}-{key}.idx"
+    return shard.with_suffix(".idx"), cache_folder() / f"{shard.stem}-{key}.idx"
 
 
 def _build_index(shard: Path) -> str:
