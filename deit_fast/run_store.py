@@ -54,13 +54,14 @@ class RunStore:
         except OSError as error:
             raise RunError(f"{error.filename or self.folder}: cannot be written ({error.strerror})") from None
 
-    def push(self) -> None:
-        """Makes the store what the copy is. A checkpoint counts there once its seal, written last, is there.
+    def push(self, prune: bool = True) -> None:
+        """Brings the store up to date. A checkpoint counts there once its seal, written last, is there.
 
-        Raises RunError where the store or the copy fails; what was whole in the store is whole then too.
+        prune: take out the steps that the copy has no more; one just pulled never had the older ones. Raises RunError
+        where the store or the copy fails; what was whole in the store is whole then too.
         """
         try:
-            self._push()
+            self._push(prune)
         except OSError as error:
             raise RunError(f"{self.uri}: cannot be brought up to date ({error})") from None
 
@@ -121,7 +122,7 @@ class RunStore:
                 path.unlink()
                 raise
 
-    def _push(self) -> None:
+    def _push(self, prune: bool) -> None:
         local = {str(path.relative_to(self.folder)): path for path in self.folder.rglob("*") if _belongs(path)}
         folders = ("", f"/{_CHECKPOINTS}")
         present = {each.uri.removeprefix(f"{self.uri}/") for f in folders for each in list_objects(self.uri + f)[1]}
@@ -129,7 +130,7 @@ class RunStore:
             remove_object(f"{self.uri}/{_RESULT}")
         for name in sorted(local, key=_order):
             self._send(name, local[name], present)
-        gone = [name for name in present - local.keys() if name.startswith(f"{_CHECKPOINTS}/step-")]
+        gone = [name for name in present - local.keys() if _is_step(name)] if prune else []
         for name in sorted(gone, key=lambda name: not name.endswith(SEAL)):  # seals first
             remove_object(f"{self.uri}/{name}")
             self._stored.pop(name, None)
@@ -166,7 +167,7 @@ def pull_everywhere(store: RunStore, world: World) -> list[str]:
             lines = store.pull()
             store.check_writable()
             if find_checkpoints(store.folder / _CHECKPOINTS):
-                store.push()
+                store.push(prune=False)
         except RunError as reason:
             error = str(reason)
     lines, error = world.broadcast((lines, error))
