@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_fast.data.classes import check_same_classes, resolve_classes
+from deit_fast.data.salvage import SalvagedShards
 from deit_fast.data.sources import find_validation, open_source
 from deit_fast.distill import load_teacher
 from deit_fast.distributed import join_world, leave_world
@@ -44,7 +45,7 @@ def train(
     out = store.folder if store is not None else Path(out)
     init, teacher = fetch_file(init) if init else None, fetch_file(teacher) if teacher else None
     resume = str(fetch_sealed(resume)) if is_remote(resume) else resume
-    source = open_source(data, "train", recipe.data.category)
+    source = open_source(data, "train", recipe.data.category, SalvagedShards)
     recipe = resolve_classes(recipe, source)
     val_uri = val or find_validation(data)
     val_source = open_source(val_uri, "val", recipe.data.category) if val_uri else None
@@ -55,6 +56,7 @@ def train(
         loaded = load_teacher(recipe, teacher, world.device) if teacher else None
         trainer = Trainer(recipe, source, val_source, out, world, loaded, store)
         trainer.start(init, resume)
+        trainer.notes += source.describe() if isinstance(source, SalvagedShards) else []
         with trainer.watchdog:
             result = trainer.fit(stop)
     leave_world()

@@ -216,8 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for option, folder in (("--out", options.out), ("--state", options.state or "")):
             if is_remote(folder):
                 raise PipelineError(
-                    f"{option} {folder}: expected a folder that every job shares, where a pipeline finds the results of "
-                    "its stages; --data and --val may be in an object store, and a single training's --out"
+                    f"{option} {folder}: expected a folder that every job shares, where a pipeline finds its stages' "
+                    "results; --data and --val may be in an object store, and a single training's --out"
                 )
         if limit is not None and limit < 1:
             raise PipelineError(f"--max-parallel={limit}: expected at least 1")
