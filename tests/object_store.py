@@ -54,7 +54,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
         with lock:
             store.seen[method, path] += 1
             store.seen["COPY", path] += "HTTP_X_AMZ_COPY_SOURCE" in environ
-            fault = store.fault(method, path)
+        fault = store.fault(method, path)
         if fault in ("403", "500"):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start(f"{fault} of the test", [("Content-Length", "0")])

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +97,17 @@ def test_fetched_once_and_anew_when_changed(store: S3, tmp_path: Path) -> None:
 
 def test_two_processes_fetch_once(store: S3, tmp_path: Path) -> None:
     put_shards(store, tmp_path)
+    store.seen.clear()
+
+    def wait_for_both(method: str, path: str) -> str:
+        deadline = time.monotonic() + 60
+        while path.endswith(".tar") and method == "GET" and store.count("GET", "/bucket") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5 if path.endswith(".tar") else 0)
+        return ""
+
+    store.fault = wait_for_both
     program = "import sys; from deit_fast.data.sources import open_source; print(len(open_source(sys.argv[1])))"
     racers = [
         subprocess.Popen([sys.executable, "-c", program, SHARDS], stdout=subprocess.PIPE, text=True) for _ in range(2)

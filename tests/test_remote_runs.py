@@ -188,7 +188,9 @@ def test_the_store_is_the_run(store: S3, folder_data: Path, tmp_path: Path, caps
     assert "at step 12 of 12" in capsys.readouterr().out
     store.files.rm("bucket/runs/a", recursive=True)
     assert train(folder_data) == 0
-    assert "resumed" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "finished already" not in printed
+    assert "step 1  " in printed
 
 
 def test_a_store_that_cannot_be_written_is_known_at_once(
