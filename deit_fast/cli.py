@@ -9,6 +9,7 @@ from pathlib import Path
 from deit_fast import commands
 from deit_fast.commands import complain
 from deit_fast.errors import DataError, RecipeError, RunError, StoppedError
+from deit_fast.objects import is_remote
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: work is left, run it again
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
@@ -30,10 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
     train.add_argument("--data", required=True, help="image folder, or tar shards such as train-{0000..0009}.tar")
     train.add_argument("--val", help="validation data; default: the val split beside the training split")
-    train.add_argument("--out", required=True, type=Path, help="run folder")
-    train.add_argument("--init", type=Path, help="weights to start from (finetuning), in any known format")
+    train.add_argument("--out", required=True, help="run folder, which may be in an object store")
+    train.add_argument("--init", help="weights to start from (finetuning), in any known format")
     train.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto, from the run folder")
-    train.add_argument("--teacher", type=Path, help="weights of distill.teacher (.pth, .safetensors), for distillation")
+    train.add_argument("--teacher", help="weights of distill.teacher (.pth, .safetensors), for distillation")
     train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     train.set_defaults(run=commands.run_train)
 
@@ -42,15 +43,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="top-1 and top-5 of a checkpoint",
         epilog="Example: deit-fast evaluate runs/small/checkpoints/last.pt --data /imagenet --json scores.json",
     )
-    evaluate.add_argument("checkpoint", type=Path, help="weights of a run, or in another known format")
+    evaluate.add_argument("checkpoint", help="weights of a run, or in another known format")
     evaluate.add_argument("--data", required=True, help="image folder or tar shards; its val split, if it has one")
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
     evaluate.add_argument("--flip", action="store_true", help="average the logits of each image and its mirror image")
-    evaluate.add_argument("--real", type=Path, metavar="real.json", help="score by the labels of ImageNet-ReaL too")
+    evaluate.add_argument("--real", type=_path, metavar="real.json", help="score by the labels of ImageNet-ReaL too")
     evaluate.add_argument(
-        "--report", type=Path, metavar="FOLDER", help="write accuracy per class, confusion matrix and worst mistakes"
+        "--report", type=_path, metavar="FOLDER", help="write accuracy per class, confusion matrix and worst mistakes"
     )
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the scores to a file too")
+    evaluate.add_argument("--json", type=_path, metavar="FILE", help="write the scores to a file too")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     evaluate.set_defaults(run=commands.run_evaluate)
 
@@ -59,8 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="write a checkpoint in another format, and compare the logits",
         epilog="Example: deit-fast convert deit_3_base_224_1k.pth base.onnx",
     )
-    convert.add_argument("source", type=Path, help="weights of a run, facebookresearch/deit, deit3-jax, ...")
-    convert.add_argument("destination", type=Path, help="a folder, or a .safetensors (timm), .pth (facebookresearch/"
+    convert.add_argument("source", help="weights of a run, facebookresearch/deit, deit3-jax, ...")
+    convert.add_argument("destination", type=_path, help="a folder, or a .safetensors (timm), .pth (facebookresearch/"
                          "deit), .msgpack (deit3-jax), .onnx or .pt2 file")  # fmt: skip
     convert.add_argument("--format", metavar="NAME", help="timm, facebook, deit3-jax, onnx or program")
     convert.add_argument("--ema", action="store_true", help="take the moving average of the weights")
@@ -72,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the most likely classes of images",
         epilog="Example: deit-fast predict runs/small/checkpoints/last.pt photos 'more/*.jpg' --top 3",
     )
-    predict.add_argument("checkpoint", type=Path, help="a checkpoint")
+    predict.add_argument("checkpoint", help="a checkpoint")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="images, folders of them, globs")
     predict.add_argument("--top", type=_positive, default=5, metavar="K", help="classes for each image; default: 5")
     kind = predict.add_mutually_exclusive_group()
@@ -117,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="write 1,797 handwritten digits as an image folder with train/ and val/",
         epilog="Example: deit-fast data demo digits",
     )
-    demo.add_argument("folder", type=Path)
+    demo.add_argument("folder", type=_path)
     demo.set_defaults(run=commands.run_data_demo)
     preview = kinds.add_parser(
         "preview",
@@ -126,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     preview.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
     preview.add_argument("--data", required=True, help="image folder or tar shards")
-    preview.add_argument("--out", required=True, type=Path, metavar="FILE.png")
+    preview.add_argument("--out", required=True, type=_path, metavar="FILE.png")
     preview.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     preview.set_defaults(run=commands.run_data_preview)
     check = kinds.add_parser(
@@ -135,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast data check /imagenet --out bad.txt",
     )
     check.add_argument("data", help="image folder or tar shards; both splits, if it has train/ and val/")
-    check.add_argument("--out", type=Path, metavar="FILE", help="write the names and reasons, separated by a tab")
+    check.add_argument("--out", type=_path, metavar="FILE", help="write the names and reasons, separated by a tab")
     check.add_argument("--threads", type=_positive, default=os.cpu_count(), metavar="N", help="default: the cores")
     check.set_defaults(run=commands.run_data_check)
     shard = kinds.add_parser(
@@ -144,7 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast data shard /imagenet /fast/imagenet-256 --size 256",
     )
     shard.add_argument("source", help="image folder or tar shards; both splits, if it has train/ and val/")
-    shard.add_argument("folder", type=Path)
+    shard.add_argument("folder", type=_path)
     shard.add_argument(
         "--size", type=_positive, metavar="PX", help="shorter side of larger images; default: as they are"
     )
@@ -187,6 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("interrupted")
         status = 130
     return status
+
+
+def _path(text: str) -> Path:
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"expected a path on this machine, got {text}")
+    return Path(text)
 
 
 def _positive(text: str) -> int:

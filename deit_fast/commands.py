@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deit_fast.errors import RecipeError, RunError, printable
 from deit_fast.files import write_json
+from deit_fast.objects import fetch_file, is_remote
 from deit_fast.recipes import RECIPES, get_recipe
 from deit_fast.show import list_as_text, recipe_as_text
 from deit_fast.zoo import find_architecture, list_models
@@ -52,7 +53,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     from deit_fast.export import export_checkpoint
 
     written = export_checkpoint(
-        arguments.source, arguments.destination, arguments.format, arguments.overrides, arguments.ema
+        fetch_file(arguments.source), arguments.destination, arguments.format, arguments.overrides, arguments.ema
     )
     print(f"{written.path}: {written.format}, from {written.source}", *format_changes(written.changes), sep="\n")
     print(f"max difference of logits {written.difference:.1g}", *written.notes, sep="\n")
@@ -117,7 +118,8 @@ def run_data_preview(arguments: argparse.Namespace) -> int:
 
 def run_data_check(arguments: argparse.Namespace) -> int:
     from deit_fast.data.check import check_source, open_to_check, write_bad
-    from deit_fast.data.sources import Split, find_validation
+    from deit_fast.data.shard_names import Split
+    from deit_fast.data.sources import find_validation
 
     uris: dict[Split, str] = {"train": arguments.data}
     if (val := find_validation(arguments.data)) is not None:
@@ -133,8 +135,9 @@ def run_data_check(arguments: argparse.Namespace) -> int:
 
 
 def run_data_shard(arguments: argparse.Namespace) -> int:
+    from deit_fast.data.shard_names import Split
     from deit_fast.data.source import Source
-    from deit_fast.data.sources import Split, find_validation, open_source
+    from deit_fast.data.sources import find_validation, open_source
     from deit_fast.data.write_shards import describe_effect, write_shards
 
     sources: dict[Split, Source] = {"train": open_source(arguments.source, "train")}
@@ -156,7 +159,7 @@ def run_data_shard(arguments: argparse.Namespace) -> int:
 def _check_there(*checkpoints: str | Path | None) -> None:
     """Raises RunError for one that is missing, before torch is imported; what it is, its reader says."""
     for path in checkpoints:
-        if path is not None and not Path(path).exists():
+        if path is not None and not is_remote(path) and not Path(path).exists():
             raise RunError(f"{path}: no such checkpoint")
 
 

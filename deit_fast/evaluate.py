@@ -21,6 +21,7 @@ from deit_fast.data.sources import open_source
 from deit_fast.distributed import World, cpu_threads, join_world, leave_world
 from deit_fast.errors import RecipeError
 from deit_fast.evaluation_report import OutcomeTable, wilson_interval, write_report
+from deit_fast.objects import fetch_file
 from deit_fast.progress import progress
 from deit_fast.recipe import Recipe
 
@@ -75,7 +76,7 @@ def evaluate(
 
 
 def evaluate_checkpoint(
-    checkpoint: Path,
+    checkpoint: str | Path,
     data: str,
     overrides: Iterable[str] = (),
     ema: bool = False,
@@ -93,7 +94,7 @@ def evaluate_checkpoint(
     minutes, and what was changed at loading. Raises RecipeError, DataError or RunError.
     """
     start = time.perf_counter()
-    weights = load_weights(checkpoint, ema)
+    weights = load_weights(fetch_file(checkpoint), ema)
     recipe = weights.recipe.override(overrides)
     own, asked = weights.recipe.model.classes, recipe.model.num_classes
     maps = asked is not None and maps_to_1k(own, asked)

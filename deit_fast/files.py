@@ -36,6 +36,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def cache_folder() -> Path:
+    """$DEIT_FAST_CACHE, or deit_fast in $XDG_CACHE_HOME or ~/.cache."""
+    own = os.environ.get("DEIT_FAST_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit_fast"
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Waits until no other process or thread is in here with the same lock file, which it makes; raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of the file's content, in hexadecimal."""
     with open(path, "rb") as file:

@@ -21,6 +21,7 @@ from deit_fast.data.images import GivenImage, ImageList, readable_batches
 from deit_fast.distributed import cpu_threads, join_world
 from deit_fast.errors import RunError
 from deit_fast.labels import class_names, default_classes
+from deit_fast.objects import fetch_file
 from deit_fast.recipe import Recipe
 
 BATCH = 64
@@ -82,7 +83,7 @@ def load_model(checkpoint: str | Path, ema: bool = False, overrides: Sequence[st
     A file that does not name its classes is taken to have ImageNet's, where the number of them is that of a list
     known (`labels.default_classes`): the WordNet ids of ImageNet-1k for 1,000. Raises RecipeError or RunError.
     """
-    weights = load_weights(Path(checkpoint), ema)
+    weights = load_weights(fetch_file(checkpoint), ema)
     recipe = weights.recipe.override(overrides)
     device = join_world().device
     model, changes = build_initialised(recipe.model, weights)

@@ -10,7 +10,7 @@ from deit_fast.errors import RunError
 def find_checkpoints(folder: Path) -> list[Path]:
     """The sealed checkpoints of a run: the steps' from the newest down, then last.pt and best.pt where they are not
     links to one of those. None where there is no checkpoint yet; RunError where last.pt has no seal."""
-    steps = sorted(folder.glob(f"step-*{SEAL}"), key=_step_of, reverse=True)
+    steps = sorted(folder.glob(f"step-*{SEAL}"), key=step_of, reverse=True)
     found: list[Path] = []
     for seal in [*steps, folder / f"last{SEAL}", folder / f"best{SEAL}"]:
         path = seal.with_suffix(".pt")
@@ -23,10 +23,10 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 def kept_steps(folder: Path, last: int) -> list[int]:
     """The steps up to `last` of which the folder has a sealed checkpoint."""
-    return sorted(step for step in map(_step_of, folder.glob(f"step-*{SEAL}")) if 0 < step <= last)
+    return sorted(step for step in map(step_of, folder.glob(f"step-*{SEAL}")) if 0 < step <= last)
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
     """The step in the name of a checkpoint's file; -1 of another file."""
     number = path.stem.removeprefix("step-")
     return int(number) if number.isdecimal() else -1

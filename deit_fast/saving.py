@@ -73,13 +73,23 @@ class Saver:
     last.pt and best.pt, with what belongs to them, are links to the files of their steps. At most one checkpoint is
     being written. A save that fails is told once, by whichever method is called next; what was there before it is
     whole. kept: the steps of the checkpoints in the folder that the state descends from; others go with the next save.
+    publish: called in the thread after each checkpoint; its RunError is told like a save that fails.
     """
 
-    def __init__(self, folder: Path, keep: int, state: TrainState, device: torch.device, kept: Iterable[int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        state: TrainState,
+        device: torch.device,
+        kept: Iterable[int],
+        publish: Callable[[], None] | None = None,
+    ) -> None:
         self._folder, self._keep, self._state, self._kept = folder, keep, state, sorted(kept)
+        self._publish = publish
         self._snapshot = Snapshot(device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="deit-fast-save")
-        self._pending: Future[None] | None = None
+        self._pending: Future[list[str]] | None = None
         self._best_before = state.best_top1
         # Between two updates nothing but an update changes a weight, so that the copy has a forward and a backward
         # pass's time, and the update waits for the rest of it.
@@ -116,7 +126,7 @@ class Saver:
         pending, self._pending = self._pending, None
         try:
             if pending is not None:
-                pending.result()
+                return pending.result()
         except RunError as error:
             self._state.best_top1 = self._best_before  # a lower score may still be the best that is on the disk
             return [f"no checkpoint this time: {error}; the one before it is whole"]
@@ -132,7 +142,8 @@ class Saver:
     def _wait_for_copy(self) -> None:
         self._copied.wait()
 
-    def _work(self, content: dict[str, Any], is_best: bool) -> None:
+    def _work(self, content: dict[str, Any], is_best: bool) -> list[str]:
+        """Writes the checkpoint; returns a line where it is here, whole, but could not be published."""
         try:
             self._snapshot.copy()
         finally:
@@ -152,6 +163,12 @@ class Saver:
         self._kept = [*(kept for kept in self._kept if kept < step), step][-self._keep :]
         link_checkpoint(path, self._folder / "last.pt", digests)
         self._prune()
+        try:
+            if self._publish is not None:
+                self._publish()
+        except RunError as error:
+            return [f"the checkpoint of step {step} is in {self._folder} only: {error}"]
+        return []
 
     def _prune(self) -> None:
         for file in sorted(self._folder.glob("step-*.*"), key=lambda file: file.suffix != SEAL):  # seals first

@@ -32,6 +32,7 @@ from deit_fast.objective import build_micro_batch
 from deit_fast.profile import profiled
 from deit_fast.recipe import Recipe, parse_recipe
 from deit_fast.resuming import agree_on_checkpoint, kept_steps
+from deit_fast.run_store import RunStore, pull_everywhere
 from deit_fast.saving import Saver
 from deit_fast.schedule import learning_rate, total_steps
 from deit_fast.step import TrainStep, build_state
@@ -52,6 +53,7 @@ class Trainer:
         out: Path,
         world: World,
         teacher: Teacher | None = None,
+        store: RunStore | None = None,
     ) -> None:
         self.recipe, self.source, self.val_source, self.out, self.world = recipe, source, val_source, out, world
         self.samplers = build_samplers(recipe, len(source), world.rank, world.size)
@@ -62,6 +64,7 @@ class Trainer:
         model = build_model(recipe.model).to(world.device).to(memory_format=torch.channels_last)
         self.state = build_state(recipe, model)
         self.step = TrainStep(recipe, self.state, world, choose_dtype(recipe.run, world.device), teacher)
+        self.store = store
         self.notes: list[str] = []
         self.window = Window()
         self.log: MetricsLog | None = None
@@ -72,12 +75,13 @@ class Trainer:
     def start(self, init: Path | None, resume: str) -> None:
         """Takes up the checkpoint or the weights that `train` describes; only the main process writes."""
         folder = self.out / "checkpoints"
+        lines = pull_everywhere(self.store, self.world) if self.store is not None and resume != "never" else []
         path, damaged = agree_on_checkpoint(folder, resume, self.world)
         if path is not None:
             saved = load_checkpoint(path, self.world.device)
             check_same_recipe(self.recipe, parse_recipe(saved["recipe"], source=str(path)), path)
             self.state.load_state_dict(saved)
-            self.notes = [*damaged, f"resumed from {path} at step {self.state.step} of {self.total_steps}"]
+            self.notes = [*lines, *damaged, f"resumed from {path} at step {self.state.step} of {self.total_steps}"]
             if saved["dtype"] != str(self.step.classifier.dtype):
                 self.notes.append(f"computed in {saved['dtype']} before, in {self.step.classifier.dtype} from here on")
         elif init is not None:
@@ -91,7 +95,14 @@ class Trainer:
         if self.world.is_main:
             write_json(self.out / "recipe.json", self.recipe.model_dump(mode="json"))
             kept = kept_steps(folder, self.state.step)
-            self.saver = Saver(folder, self.recipe.run.keep_checkpoints, self.state, self.world.device, kept)
+            self.saver = Saver(
+                folder,
+                self.recipe.run.keep_checkpoints,
+                self.state,
+                self.world.device,
+                kept,
+                self.store.push if self.store is not None else None,
+            )
         self.world.barrier()
 
     def fit(self, stop: StopSignal) -> dict[str, Any] | None:
@@ -261,11 +272,21 @@ class Trainer:
             "peak_memory_gib": peak_memory(self.world.device),
             "skipped": state.skipped,
             "bad_images": len(state.bad_images),
-            "checkpoint": str(self.out / "checkpoints" / "last.pt"),
+            "checkpoint": f"{self.store.uri if self.store is not None else self.out}/checkpoints/last.pt",
         }
         if self.log is not None:
             self.log.close()
             plot_curves(self.out, f"{self.recipe.name}, {size} px")
             write_json(self.out / "result.json", result)
-        self.world.barrier()
+        if failure := self.world.broadcast(self._publish()):
+            raise RunError(failure)
         return result
+
+    def _publish(self) -> str:
+        """Brings the store, if there is one, up to date with the finished run; returns what failed."""
+        try:
+            if self.store is not None and self.world.is_main:
+                self.store.push()
+        except RunError as error:
+            return f"the result is in {self.out} only: {error}"
+        return ""

@@ -24,6 +24,7 @@ from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import CfgVal
 
 from deit_fast.errors import RunError
+from deit_fast.objects import is_remote
 
 from .dag import run_stages
 from .stages import Stage, dryrun_stage, get_app, sort_stages
@@ -212,6 +213,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     local = options.scheduler.startswith("local")
     limit = options.max_parallel if options.max_parallel is not None else 1 if local else None
     try:
+        for option, folder in (("--out", options.out), ("--state", options.state or "")):
+            if is_remote(folder):
+                raise PipelineError(
+                    f"{option} {folder}: expected a folder that every job shares, where a pipeline finds its stages' "
+                    "results; --data and --val may be in an object store, and a single training's --out"
+                )
         if limit is not None and limit < 1:
             raise PipelineError(f"--max-parallel={limit}: expected at least 1")
         if limit is not None and options.scheduler == "slurm":

@@ -11,6 +11,7 @@ from PIL import Image
 
 from deit_fast.data.list_shards import ListedShards
 from deit_fast.data.loader import Batch, TrainLoader
+from deit_fast.data.salvage import SalvagedShards
 from deit_fast.data.sampler import TrainSampler
 from deit_fast.data.source import Source
 from deit_fast.data.sources import open_source
@@ -141,7 +142,7 @@ def check_training(seed: int, images: int = 48, share: float = 0.5) -> dict[str,
 
 
 def check_shard(seed: int, folder: Path) -> bool:
-    """A damaged shard is refused or has the labels it had; whether it was refused."""
+    """A damaged shard is refused or has the labels it had, also what training saves of it; whether it was refused."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 9, 6).tolist()
     members = {}
@@ -170,6 +171,7 @@ def check_shard(seed: int, folder: Path) -> bool:
     for index in range(len(listed)):
         member = listed.name(index).rpartition(":")[2]
         assert listed.labels[index] == labels[int(member[1])], "a wrong label"
+    _check_salvaged(path, dict(zip((f"s{number}.jpg" for number in range(6)), labels, strict=True)), listed)
     try:
         source = open_source(str(path))
     except DataError:
@@ -180,6 +182,26 @@ def check_shard(seed: int, folder: Path) -> bool:
         assert source.labels[index] == labels[int(member[1])], "a wrong label"
         assert len(source.read(index)) == len(members[member])
     return False
+
+
+def _check_salvaged(path: Path, labels: dict[str, int], listed: ListedShards) -> None:
+    """Every whole sample is there with its label, and what is not can only be lost."""
+    try:
+        source = SalvagedShards(str(path), [path])
+    except DataError:
+        assert not len(listed) or not listed.faults, "whole samples are refused"
+        return
+    used = set()
+    for index in range(len(source)):
+        member = source.name(index).rpartition(":")[2]
+        try:
+            source.read(index)
+        except DataError:
+            continue
+        assert source.labels[index] == labels[member], "a wrong label"
+        used.add(member)
+    assert used == {listed.name(index).rpartition(":")[2] for index in range(len(listed))}
+    assert bool(listed.faults) == bool(source.damaged)
 
 
 def _pil_opens(content: bytes) -> bool:

@@ -182,3 +182,10 @@ def test_training_images_alone_are_not_evaluated_on(
     assert main(["--size", "demo", "--data", data, "--out", str(tmp_path / "out"), "--dry-run"]) == 2
     assert "names training images alone; expected --val" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--state"])
+def test_folders_in_object_stores_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--size", "demo", "--data", "digits", "--out", "runs", option, "s3://bucket/runs"]
+    assert main(words) == 2
+    assert f"{option} s3://bucket/runs: expected a folder that every job shares" in capsys.readouterr().err

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from deit_fast.data.broken import check_image, describe_refusal, find_refused, without_name
 from deit_fast.data.header import image_format
 from deit_fast.data.list_shards import ListedShards
+from deit_fast.data.shard_names import Split
 from deit_fast.data.source import Source
-from deit_fast.data.sources import Split, open_source
+from deit_fast.data.sources import open_source
 from deit_fast.errors import DataError, printable
 from deit_fast.progress import progress
 

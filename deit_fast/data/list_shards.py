@@ -19,7 +19,7 @@ from deit_fast.errors import one_line, printable
 _BLOCK = 512
 
 
-class _Sample(NamedTuple):
+class Sample(NamedTuple):
     member: str
     offset: int
     size: int
@@ -36,8 +36,7 @@ class ListedShards(Source):
         """Shard, printable, and what is wrong, in words; several of a shard may be."""
         self._shards, self._samples = [str(shard) for shard in shards], []
         for number, shard in enumerate(shards):
-            found: list[str] = []
-            listed = _list_samples(shard, len(classes) or MAX_CLASSES, found)
+            listed, found, _ = list_samples(shard, len(classes) or MAX_CLASSES)
             found += [] if found else _disagreements(shard, listed)
             self._samples += [(number, sample) for sample in listed]
             self.faults += [(printable(str(shard)), fault) for fault in found]
@@ -53,11 +52,22 @@ class ListedShards(Source):
         return f"{self._shards[shard]}:{sample.member}"
 
 
-def _list_samples(shard: Path, classes: int, faults: list[str]) -> list[_Sample]:
-    """The samples that are whole; what is wrong with the rest is added to `faults`."""
-    samples = []
+class Listing(NamedTuple):
+    """The samples of a shard that are whole, and what is wrong with the rest, in words."""
+
+    samples: list[Sample]
+    faults: list[str]
+    ends: bool
+    """Whether it can be read to the end that tar files have, so that nothing is missing there."""
+
+
+def list_samples(shard: Path, classes: int) -> Listing:
+    """Reads every header of the shard; labels of `classes` and more are faults."""
+    samples: list[Sample] = []
+    faults: list[str] = []
+    cut: list[str] = []
     keys: set[str] = set()
-    for key, members in groupby(_list_members(shard, faults), key=lambda member: _split(member.name)[0]):
+    for key, members in groupby(_list_members(shard, cut), key=lambda member: _split(member.name)[0]):
         parts: dict[str, tarfile.TarInfo] = {}
         wrong: list[str] = []  # of this sample: reading on may find the shard's end missing meanwhile
         name = printable(key)
@@ -76,9 +86,9 @@ def _list_samples(shard: Path, classes: int, faults: list[str]) -> list[_Sample]
         if "cls" not in parts:
             wrong.append(f"{name} has no cls")
         if image is not None and label is not None and not wrong:
-            samples.append(_Sample(image.name, image.offset_data, image.size, label))
+            samples.append(Sample(image.name, image.offset_data, image.size, label))
         faults += wrong
-    return samples
+    return Listing(samples, faults + cut, not cut)
 
 
 def _list_members(shard: Path, faults: list[str]) -> Iterator[tarfile.TarInfo]:
@@ -107,7 +117,7 @@ def _read_label(shard: Path, member: tarfile.TarInfo, classes: int, faults: list
     return None
 
 
-def _disagreements(shard: Path, listed: list[_Sample]) -> list[str]:
+def _disagreements(shard: Path, listed: list[Sample]) -> list[str]:
     """What opening the shard as training does says against it, where its members are all right."""
     try:
         opened = open_shard(shard)

@@ -15,12 +15,12 @@ from deit_fast.data.classes import check_labels, read_class_names
 from deit_fast.data.header import IMAGE_SUFFIXES
 from deit_fast.data.source import Source, read_bytes
 from deit_fast.errors import DataError, printable
-from deit_fast.files import atomic_path
+from deit_fast.files import atomic_path, cache_folder
 from deit_fast.progress import progress
 
 _COMPONENT = re.compile(r"(.+?) (\d+) (\d+) (.*?\1)(?: |$)")  # suffix, offset, size, name that ends in the suffix
 _BLOCK = 512
-_OPENING_THREADS = 8
+OPENING_THREADS = 8
 MAX_CLASSES = 10_000_000
 
 
@@ -31,11 +31,7 @@ class TarShards(Source):
     """
 
     def __init__(self, uri: str, shards: Sequence[Path]) -> None:
-        try:
-            with ThreadPoolExecutor(_OPENING_THREADS) as pool:
-                opened = list(progress(pool.map(open_shard, shards), len(shards), "open shards"))
-        except ValueError as error:
-            raise DataError(str(error)) from None
+        opened = self._open(shards)
         self._shards = [str(shard) for shard in shards]
         self._members = [member for shard in opened for member in shard.members]
         self._shard_of = np.repeat(np.arange(len(shards)), [len(shard.members) for shard in opened])
@@ -61,6 +57,13 @@ class TarShards(Source):
     def name(self, index: int) -> str:
         return f"{self._shards[self._shard_of[index]]}:{self._members[index]}"
 
+    def _open(self, shards: Sequence[Path]) -> list["Shard"]:
+        try:
+            with ThreadPoolExecutor(OPENING_THREADS) as pool:
+                return list(progress(pool.map(open_shard, shards), len(shards), "open shards"))
+        except ValueError as error:
+            raise DataError(str(error)) from None
+
 
 class Shard(NamedTuple):
     """The n samples of a shard, in its order."""
@@ -76,8 +79,8 @@ class Shard(NamedTuple):
 def open_shard(shard: Path) -> Shard:
     """Read a shard's index and labels. The index is made where there is none, or one older than the shard or unlike it.
 
-    It is kept beside the shard, or else in $XDG_CACHE_HOME/deit_fast (~/.cache/deit_fast). Several processes may do so
-    at once. Raises ValueError, one line, for a shard that is not whole or not made of KEY.jpg and KEY.cls.
+    It is kept beside the shard, or else in the cache folder. Several processes may do so at once. Raises ValueError,
+    one line, for a shard that is not whole or not made of KEY.jpg and KEY.cls.
     """
     try:
         for index in _index_places(shard):
@@ -86,20 +89,35 @@ def open_shard(shard: Path) -> Shard:
                     return _parse_index(shard, index.read_text(), complete=False)
                 except ValueError:  # of an older format or another version of the shard
                     continue
-        return _parse_index(shard, _build_index(shard), complete=True)
+        return _build_index(shard)
     except OSError as error:
         raise ValueError(f"{shard}: expected a readable .tar shard ({error.strerror or error})") from None
 
 
 def _index_places(shard: Path) -> tuple[Path, Path]:
     """Beside the shard, where DALI's own tools look, and in the cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit_fast"
     key = hashlib.sha256(f"{shard.absolute()} {shard.stat().st_size}".encode(errors="surrogateescape")).hexdigest()[:16]
-    return shard.with_suffix(".idx"), cache / f"{shard.stem}-{key}.idx"
+    return shard.with_suffix(".idx"), cache_folder() / f"{shard.stem}-{key}.idx"
 
 
-def _build_index(shard: Path) -> str:
-    """Make the shard's index with DALI's wds2idx, keep it where it can be written, and return it."""
+def indexed_names(shard: Path) -> list[str]:
+    """The name of every sample's image by the index beside the shard; none where there is no index, or no sound one."""
+    try:
+        version, *lines = _index_places(shard)[0].read_text().rstrip("\n").split("\n")
+    except (OSError, UnicodeDecodeError):
+        return []
+    samples = [[(suffix, name) for suffix, _, _, name in _COMPONENT.findall(line)] for line in lines]
+    if version != f"v1.2 {len(lines)}" or not all(samples):
+        return []
+    names = [
+        next((name for suffix, name in sample if f".{suffix}".lower() in IMAGE_SUFFIXES), sample[0][1])
+        for sample in samples
+    ]
+    return names if len(set(names)) == len(names) else []
+
+
+def _build_index(shard: Path) -> Shard:
+    """Make the shard's index with DALI's wds2idx and read it; kept where it can be written, if the shard is sound."""
     try:
         from wds2idx import IndexCreator
     except ImportError:
@@ -108,17 +126,17 @@ def _build_index(shard: Path) -> str:
     for place in filter(_writable, places):
         try:
             with atomic_path(place) as temporary:  # whoever else is writing it
-                # An absolute path, for GNU tar takes "host:shard.tar" for another machine's.
-                with IndexCreator(str(shard.absolute()), str(temporary), verbose=False) as creator:
-                    creator.create_index()
-                text = temporary.read_text()
-            return text
+                try:
+                    # An absolute path, for GNU tar takes "host:shard.tar" for another machine's.
+                    with IndexCreator(str(shard.absolute()), str(temporary), verbose=False) as creator:
+                        creator.create_index()
+                except (ValueError, IndexError):
+                    raise ValueError(
+                        f"{shard}: expected an uncompressed .tar of KEY.jpg and KEY.cls, found no members"
+                    ) from None
+                return _parse_index(shard, temporary.read_text(), complete=True)
         except OSError:  # a full disk, say
             continue
-        except (ValueError, IndexError):
-            raise ValueError(
-                f"{shard}: expected an uncompressed .tar of KEY.jpg and KEY.cls, found no members"
-            ) from None
     raise ValueError(f"{shard}: expected to write its index as {places[0]} or {places[1]}, and can do neither")
 
 

@@ -1,24 +1,21 @@
 """The door to labelled images as they are stored: folders, tar shards, and data sets as downloaded."""
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from glob import glob
 from pathlib import Path
-from typing import Literal
 
 from deit_fast.data.cifar import Cifar, find_layout
 from deit_fast.data.folder import ImageFolder
 from deit_fast.data.inaturalist import INaturalist, find_year
+from deit_fast.data.remote_shards import fetch_shards, find_remote_validation
+from deit_fast.data.shard_names import Split, choose_shards, expand_braces, has_braces, refuse_gaps, refuse_missing
 from deit_fast.data.shards import TarShards
 from deit_fast.data.source import Source
 from deit_fast.errors import DataError
+from deit_fast.objects import is_remote
 
-Split = Literal["train", "val"]
 OpenShards = Callable[[str, Sequence[Path]], Source]
-
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_SHARD_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\.tar)")
 
 
 def open_source(
@@ -29,8 +26,8 @@ def open_source(
     uri: a folder of class folders, a folder of .tar shards, one .tar, a brace range (train-{0000..0009}.tar) or a glob
     of them, or the folder of iNaturalist 2018 or 2019, or of CIFAR-10 or CIFAR-100, as downloaded. `split` takes train/
     or val/ of a folder that has both, train-*.tar or val-*.tar of a folder of shards, and the training or validation
-    images of the rest. `category` is the level of iNaturalist's taxonomy. `open_shards` takes the shards found. Raises
-    DataError.
+    images of the rest. In an object store (s3://, gs://, file://) it has to be shards. `category` is the level of
+    iNaturalist's taxonomy. `open_shards` takes the shards found. Raises DataError.
     """
     source = _open(uri, split, category, open_shards)
     if category != "name" and not isinstance(source, INaturalist):
@@ -43,6 +40,8 @@ def find_validation(uri: str) -> str | None:
 
     The folder of a data set as downloaded holds its own.
     """
+    if is_remote(uri):
+        return find_remote_validation(uri)
     path = Path(uri).expanduser()
     if path.is_dir():
         files = _list_files(path)
@@ -59,6 +58,8 @@ def find_validation(uri: str) -> str | None:
 
 
 def _open(uri: str, split: Split | None, category: str, open_shards: OpenShards) -> Source:
+    if is_remote(uri):
+        return open_shards(uri, fetch_shards(uri, split))
     path = Path(uri).expanduser()
     if path.is_dir():
         try:
@@ -69,12 +70,14 @@ def _open(uri: str, split: Split | None, category: str, open_shards: OpenShards)
         if path.suffix != ".tar":
             raise DataError(f"{uri}: expected a folder of images or .tar shards, found a file named *{path.suffix}")
         return open_shards(uri, [path])
-    if _BRACES.search(uri):
-        return open_shards(uri, _brace_range(uri, str(path)))
+    if has_braces(uri):
+        names = expand_braces(str(path))
+        refuse_missing(uri, names, [name for name in names if not os.path.exists(name)])
+        return open_shards(uri, [Path(name) for name in names])
     found = sorted(Path(match) for match in glob(str(path)) if match.endswith(".tar"))
     if not found:
         raise DataError(f"{uri}: expected a local folder of images or .tar shards, found nothing there")
-    _refuse_gaps(found)
+    refuse_gaps(found)
     return open_shards(uri, found)
 
 
@@ -101,45 +104,8 @@ def _open_split(uri: str, folder: Path, open_shards: OpenShards, split: Split | 
     shards = sorted(folder.glob("*.tar"))
     if not shards:
         return ImageFolder(uri, folder)
-    if split is not None:
-        chosen = [shard for shard in shards if shard.name.startswith(f"{split}-")]
-        if not chosen:
-            raise DataError(f"{uri}: expected {split}-*.tar, found {len(shards)} other shards, {shards[0].name} first")
-        shards = chosen
-    elif len({shard.name.partition("-")[0] for shard in shards} & {"train", "val"}) == 2:
-        raise DataError(f"{uri}: expected one split, found train-*.tar and val-*.tar; name {folder / 'train-*.tar'}")
-    _refuse_gaps(shards)
-    return open_shards(uri, shards)
+    return open_shards(uri, choose_shards(uri, shards, split))
 
 
 def _list_files(folder: Path) -> set[str]:
     return {entry.name for entry in os.scandir(folder) if not entry.is_dir()}
-
-
-def _brace_range(uri: str, pattern: str) -> list[Path]:
-    names = [pattern]
-    while match := _BRACES.search(names[0]):
-        first, last = match.groups()
-        if int(first) > int(last):
-            raise DataError(f"{uri}: expected a range that counts up, got {match[0]}")
-        numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-        names = [_BRACES.sub(number, name, count=1) for name in names for number in numbers]
-    missing = [name for name in names if not os.path.exists(name)]
-    if missing:
-        raise DataError(f"{uri}: expected {len(names)} shards, {len(missing)} missing, {missing[0]} first")
-    return [Path(name) for name in names]
-
-
-def _refuse_gaps(shards: Sequence[Path]) -> None:
-    """A shard lost in copying would otherwise only show as a smaller data set."""
-    numbered: dict[tuple[str, str], dict[int, Path]] = {}
-    for shard in shards:
-        if match := _SHARD_NUMBER.fullmatch(shard.name):
-            numbered.setdefault((match[1], match[3]), {})[int(match[2])] = shard
-    for present in numbered.values():
-        missing = sorted(set(range(min(present), max(present))) - set(present))
-        if missing:
-            raise DataError(
-                f"{shards[0].parent}: expected every shard from {present[min(present)].name} to "
-                f"{present[max(present)].name}, number {missing[0]} is missing"
-            )

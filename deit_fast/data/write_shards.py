@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deit_fast.data.params import draw_views
+from deit_fast.data.shard_names import Split
 from deit_fast.data.shards import open_shard
 from deit_fast.data.source import Source
-from deit_fast.data.sources import Split
 from deit_fast.errors import DataError, one_line
 from deit_fast.files import atomic_path, write_json
 from deit_fast.progress import progress
