@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("moto", reason="needs moto and s3fs: pip install '.[test_cloud]' in an environment of its own")
+pytest.importorskip("moto", reason="needs moto and s3fs, from the extra: test")
 
 import fsspec
 import s3fs
