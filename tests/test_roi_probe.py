@@ -53,8 +53,9 @@ def test_only_a_gpu_that_passes_decodes_regions(monkeypatch: pytest.MonkeyPatch)
         assert not decodes_regions(World(0, 1, CPU))
 
 
-@pytest.mark.parametrize("roi_decode", [False, True])
-def test_the_gpu_graph_decodes_regions_only_when_told(roi_decode: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def decoders(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The decoders of graphs that are defined and not built, with their devices."""
     dali = import_dali()
     called: list[tuple[str, str]] = []
     for name in ("image", "image_slice"):
@@ -66,5 +67,18 @@ def test_the_gpu_graph_decodes_regions_only_when_told(roi_decode: bool, monkeypa
 
         monkeypatch.setattr(dali.fn.decoders, name, recorded)
     monkeypatch.setattr(dali.Pipeline, "build", lambda self: None)
+    return called
+
+
+@pytest.mark.parametrize("roi_decode", [False, True])
+def test_the_gpu_graph_decodes_regions_only_when_told(roi_decode: bool, decoders: list[tuple[str, str]]) -> None:
     train_pipeline(Augment(), 32, lambda: [], 4, GPU, 1, roi_decode=roi_decode)
-    assert called == [("image_slice" if roi_decode else "image", "mixed")]
+    assert decoders == [("image_slice" if roi_decode else "image", "mixed")]
+
+
+def test_the_trial_on_a_gpu_compares_both_ways(
+    decoders: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roi_probe.Pipeline, "run", lambda self: torch.full((1, 3, 1, 1), 2.0))
+    assert roi_probe.largest_difference(GPU) == 2
+    assert sorted(decoders) == [("image", "mixed"), ("image_slice", "mixed")]
