@@ -104,7 +104,7 @@ class Run(Section):
     cache_gib: NonNegative = 0.0
     """Memory per process for encoded training images: each that fits is read from its disk once. 0 is none."""
     hw_decoder_load: Literal["auto"] | Fraction = "auto"
-    """Share of training's JPEGs that a GPU's decoding engines get; the others' pixels may differ by 1 of 255. auto:
+    """Share of training's JPEGs that a GPU's decoding engines get; the others' pixels are rounded differently. auto:
     found, with the number of CPU threads, by a short search at the first start on a machine. CPUs ignore it."""
     roi_decode: bool = False
     """On GPUs decode no more than a view's window, unless a trial in a process of its own fails. CPUs always do."""
