@@ -28,7 +28,7 @@ Digests = dict[str, str]
 # Keys that may change between a run and its continuation: none alters what is trained on, though compile rounds, and
 # draws dropout, otherwise.
 _FREE = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "compile", "grad_checkpointing",
-         "nonfinite_limit", "hang_timeout", "cache_gib", "profile")  # fmt: skip
+         "parallel", "nonfinite_limit", "hang_timeout", "cache_gib", "profile")  # fmt: skip
 FREE_KEYS = {("run", key) for key in _FREE}
 # Weights that `initialise` makes fit, by the first part of their names.
 _FITTED = ("pos_embed", "dist_token", "head", "head_dist")

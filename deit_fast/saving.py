@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from deit_fast.checkpoint import SEAL, SUFFIXES, link_checkpoint, seal_checkpoint, write_checkpoint
 from deit_fast.errors import RunError
@@ -31,7 +32,8 @@ class Snapshot:
     def begin(self, content: Any, later: set[int]) -> Any:
         """`content`, nested dicts and lists, with a buffer in the place of each tensor, to be filled by `copy`.
 
-        A tensor whose address is not in `later` may change before that, and is copied here and now.
+        A tensor whose address is not in `later` may change before that, and is copied here and now. So is one that is
+        sharded, of which every other process has to give its rows: with `gather` of the same content.
         """
         before, self._buffers, self._pairs = iter(self._buffers), [], []
 
@@ -42,13 +44,19 @@ class Snapshot:
                 return type(value)(visit(each) for each in value)
             if not isinstance(value, Tensor):
                 return value
+            sharded = isinstance(value, DTensor)
+            if isinstance(value, DTensor):
+                value = value.full_tensor()
             buffer = next(before, None)
             if buffer is None or (buffer.shape, buffer.dtype, buffer.stride()) != (
                 value.shape, value.dtype, value.stride(),
             ):  # fmt: skip
                 buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
             self._buffers.append(buffer)
-            self._pairs.append((buffer, value if value.data_ptr() in later else value.clone()))
+            if sharded:  # at once: the device has no room for more than a few whole tensors
+                buffer.copy_(value, non_blocking=True)
+            else:
+                self._pairs.append((buffer, value if value.data_ptr() in later else value.clone()))
             return buffer
 
         rebuilt = visit(content)
@@ -165,6 +173,8 @@ def step_path(folder: Path, step: int) -> Path:
 
 def _moved_by_updates(state: TrainState) -> set[int]:
     """Addresses of the tensors that nothing but the optimizer's step changes: no running statistics, no rates."""
+    if state.shards is not None:
+        return set()  # sharded tensors are copied at once, and the rest is counts and rates
     tensors = list(state.model.parameters())
     if state.ema is not None:
         tensors += list(state.ema.parameters())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deit_fast.bad_images import BadImages
-from deit_fast.checkpoint import check_same_recipe, initialise, load_checkpoint, load_weights
+from deit_fast.checkpoint import build_initialised, check_same_recipe, load_checkpoint, load_weights
 from deit_fast.classifier import choose_dtype
 from deit_fast.convert.fit import format_changes
 from deit_fast.data.cache import keep_in_memory
@@ -32,6 +32,7 @@ from deit_fast.recipe import Recipe, parse_recipe
 from deit_fast.resuming import agree_on_checkpoint, kept_steps
 from deit_fast.saving import Saver
 from deit_fast.schedule import learning_rate, total_steps
+from deit_fast.sharding import build_mesh, gather
 from deit_fast.step import TrainStep, build_state
 from deit_fast.stopping import StopSignal
 from deit_fast.watchdog import START_SECONDS, Watchdog
@@ -57,8 +58,10 @@ class Trainer:
         self.steps_per_epoch = self.samplers[0].steps_per_epoch
         self.total_steps = total_steps(recipe.schedule, self.steps_per_epoch)
         torch.manual_seed(recipe.run.seed_of("init"))
-        model = build_model(recipe.model).to(world.device).to(memory_format=torch.channels_last)
-        self.state = build_state(recipe, model)
+        model, mesh = build_model(recipe.model), build_mesh(recipe.run, world)
+        if mesh is None:
+            model = model.to(world.device).to(memory_format=torch.channels_last)
+        self.state = build_state(recipe, model, mesh)
         self.step = TrainStep(recipe, self.state, world, choose_dtype(recipe.run, world.device), teacher)
         self.notes: list[str] = []
         self.window = Window()
@@ -72,7 +75,9 @@ class Trainer:
         folder = self.out / "checkpoints"
         path, damaged = agree_on_checkpoint(folder, resume, self.world)
         if path is not None:
-            saved = load_checkpoint(path, self.world.device)
+            # What is sharded stays in the file but for this process's rows.
+            sharded = self.state.shards is not None
+            saved = load_checkpoint(path, torch.device("cpu") if sharded else self.world.device)
             check_same_recipe(self.recipe, parse_recipe(saved["recipe"], source=str(path)), path)
             self.state.load_state_dict(saved)
             self.notes = [*damaged, f"resumed from {path} at step {self.state.step} of {self.total_steps}"]
@@ -80,10 +85,10 @@ class Trainer:
                 self.notes.append(f"computed in {saved['dtype']} before, in {self.step.classifier.dtype} from here on")
         elif init is not None:
             weights = load_weights(init)
-            changes = initialise(self.state.model, weights.tensors)
+            torch.manual_seed(self.recipe.run.seed_of("init"))  # for what the weights lack
+            model, changes = build_initialised(self.recipe.model, weights)
             self.notes = [f"{init}: weights of {weights.source} loaded", *format_changes(changes)]
-            if self.state.ema is not None:
-                self.state.ema.load_state_dict(self.state.model.state_dict())
+            self.state.load_weights(model.state_dict(), model.state_dict())
         if self.val_source is None:
             self.notes.append("no validation data: pass --val to evaluate")
         if self.world.is_main:
@@ -223,6 +228,8 @@ class Trainer:
 
     def _save(self, evaluated: bool) -> None:
         if self.saver is None:
+            if self.state.shards is not None:
+                gather(self.state.state_dict())
             return
         beside = {"recipe": self.recipe.model_dump(mode="json"), "classes": self.source.classes}
         beside["dtype"] = str(self.step.classifier.dtype)

@@ -81,10 +81,14 @@ class Run(Section):
     """auto: bf16 autocast on GPUs and CPUs that have it in hardware, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the training step. auto: on GPUs, and where the compiler fails the run goes on without it."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every process has all weights. fsdp: each has a share of them, of their moments and of their average, for
+    models that are too large: FSDP2. The results are the same; a run may change between the two when it goes on."""
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type in which gradients are averaged over processes. bf16: half the traffic, rounded to 8 bits before the sum."""
-    grad_checkpointing: bool = False
-    """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+    grad_checkpointing: bool | Literal["selective"] = False
+    """Recompute each block's activations in the backward pass: less memory, about a third more time. selective: keep
+    the results of matrix products and attention and recompute what is cheap, as norms and GELU."""
     log_every: Count = 50
     """Steps between lines of metrics.jsonl."""
     eval_every: Count = 1
