@@ -53,7 +53,7 @@ def sync_gradients(model: nn.Module, enabled: bool) -> None:
 
 
 def cut(whole: Tensor, like: DTensor) -> DTensor:
-    """A whole tensor, in host memory or a mapped file, cut as `like` is; no more of it than this process's rows moves."""
+    """A whole tensor, in host memory or a mapped file, cut as `like` is: no more than this process's rows is read."""
     own = like.to_local()
     start, stop = _own_rows(like)
     rows = torch.empty_like(own).copy_(whole[start:stop])
@@ -93,12 +93,12 @@ class Shards:
 
     @torch.no_grad()
     def __init__(self, model: nn.Module) -> None:
-        self._leaves = {
+        self._leaves: dict[DTensor, nn.Parameter] = {
             param: nn.Parameter(param.to_local(), requires_grad=param.requires_grad)
             for param in model.parameters()
             if isinstance(param, DTensor)
         }
-        self._whole = {leaf: param for param, leaf in self._leaves.items()}
+        self._whole: dict[Tensor, DTensor] = {leaf: param for param, leaf in self._leaves.items()}
 
     def leaf(self, param: Tensor) -> nn.Parameter:
         """The rows of the model's `param` that are here."""

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from deit_fast.classifier import Classifier, build_predictor
-from deit_fast.compiled import compile_or_stay, try_gradient, wants_compile
+from deit_fast.compiled import compile_blocks, compile_or_stay, try_gradient, wants_compile
 from deit_fast.distill import Teacher
 from deit_fast.distributed import World
 from deit_fast.models.build import ImageModel
@@ -167,12 +167,16 @@ class TrainStep:
     def _build_loss(self, batch: MicroBatch) -> nn.Module:
         """The objective, compiled where that works for this batch, inside DDP where there are several processes.
 
+        Of a sharded model the blocks are compiled.
+
         Compiled outside DDP and called inside: one region without graph breaks at the buckets, but all gradients arrive
         together at its end. Compiled at a call of DDP's, torch would cut it at every bucket.
         """
         device, run = self.world.device, self.recipe.run
         if self.state.shards is not None:
-            self.compiled = False
+            models = [model for model in (self.state.model, self.state.ema) if model is not None]
+            compile_blocks(models, self.recipe, self.classifier.run, self.world)
+            self.compiled = False  # as a whole, which it cannot be
             return self.objective
         chosen = compile_or_stay(self.objective, lambda module: try_gradient(module, batch, device), run, self.world)
         self.compiled = chosen is not self.objective

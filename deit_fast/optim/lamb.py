@@ -1,8 +1,8 @@
 """LAMB with the arithmetic of apex FusedLAMB: Triton kernels on GPUs, torch's own fused passes elsewhere."""
 
 import importlib.util
-from types import MappingProxyType
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -47,11 +47,9 @@ def lamb_update(group: TensorGroup, divisor: Tensor | None, skipped: Tensor, scr
         sgd_update([param], [update], group.lr * _trust_ratio(param_norm, update_norm), skipped)
 
 
-def sharded_lamb_update(
-    groups: Sequence[TensorGroup], divisor: Tensor | None, skipped: Tensor, add_up: AddUp
-) -> None:
+def sharded_lamb_update(groups: Sequence[TensorGroup], divisor: Tensor | None, skipped: Tensor, add_up: AddUp) -> None:
     """`lamb_update` of all groups where each process holds a part of every tensor: one sum for the norms of all."""
-    updates: list[list[Tensor]] = []
+    updates: list[Sequence[Tensor]] = []
     for group in groups:
         if group.weight_decay == 0:
             _adam(group, group.params, 0, group.lr, divisor, skipped)
@@ -70,12 +68,17 @@ def sharded_lamb_update(
 
 
 def _adam(
-    group: TensorGroup, targets: list[Tensor], first: int, lr: float | Tensor, divisor: Tensor | None, skipped: Tensor
+    group: TensorGroup,
+    targets: Sequence[Tensor],
+    first: int,
+    lr: float | Tensor,
+    divisor: Tensor | None,
+    skipped: Tensor,
 ) -> None:
     """targets -= lr * m^ / (sqrt(v^) + eps), with the moments of the group's parameters from `first` on."""
     part = slice(first, first + len(targets))
     torch._fused_adam_(
-        targets,
+        list(targets),
         group.grads[part],
         group.exp_avgs[part],
         group.exp_avg_sqs[part],

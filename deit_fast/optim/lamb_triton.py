@@ -11,8 +11,8 @@ All tensors are cut into chunks of CHUNK elements, one chunk to a program. Bytes
 
 Sums are kept per chunk and added up in a fixed order, never by atomics: the same inputs give the same bits. Every
 number that changes from step to step (learning rate, step count, clip factor, whether to skip) is in device memory,
-so the host waits for nothing, nothing recompiles, and a CUDA graph can hold the step. Where processes hold parts of every
-tensor, the sums of _grad_norm and _add_up are added up over them.
+so the host waits for nothing, nothing recompiles, and a CUDA graph can hold the step. Where processes hold parts of
+every tensor, the sums of _grad_norm and _add_up are added up over them.
 """
 
 import itertools
