@@ -3,6 +3,10 @@
 A thread, not torch.distributed.checkpoint's async_save: the state is a few tensors per weight that every process has
 whole, and async_save writes a folder that neither timm nor `load_weights` reads, where one file with the weights alone
 and one that loads with weights_only are wanted. torch's and safetensors' writers release the interpreter's lock.
+
+The files are the same where a run shards its weights: the main process gathers them tensor by tensor, 16 bytes per
+parameter with moments and average, which a host has room for up to the largest model here. Any number of processes,
+sharding or not, goes on from them, each reading its rows alone; checksums, keeping and agreement are of whole files.
 """
 
 import threading
