@@ -69,17 +69,16 @@ def compile_blocks(
     tokens = torch.zeros(inputs[0].shape, device=world.device, requires_grad=True)
 
     def attempt(block: nn.Module) -> None:
-        torch.autograd.backward(compute(block, tokens).sum())
+        with torch.random.fork_rng([world.device] if world.device.type == "cuda" else [], device_type=world.device.type):
+            torch.autograd.backward(compute(block, tokens).sum())
 
     if compile_or_stay(trial, attempt, recipe.run, world) is trial:
         return
     for model in models:
         for block in model.blocks:
             # Training and evaluation, and each rate of stochastic depth, are graphs of their own.
-            limit = 4 * len(model.blocks)
-            block.forward = torch.compile(  # type: ignore[call-overload]
-                block.forward, fullgraph=True, recompile_limit=limit
-            )
+            options: Any = {"fullgraph": True, "dynamic": False, "recompile_limit": 4 * len(model.blocks)}
+            block.forward = torch.compile(block.forward, **options)
 
 
 def try_gradient(objective: nn.Module, batch: tuple[Any, ...], device: torch.device) -> None:

@@ -34,12 +34,14 @@ KINDS = {
     "sgd": [*COMMON, "optim.name=sgd"],
     "lamb": [*LAMB, "optim.layer_decay=0.7", "run.accumulation=2"],
     "frozen": [*ADAMW, "optim.trainable=attention", "run.grad_checkpointing=selective"],
+    "autocast": [*LAMB],
     "bf16": [*ADAMW, "run.reduce_dtype=bf16"],
     # At this rate the subset of 8 or 16 rows is all of them, so that Cosub's passes are the same in both runs.
     "cosub": [*ADAMW, "loss.cosub=true", "model.drop_path=0.01", "model.drop_path_mode=subset"],
     "distillation": [*ADAMW, "model.name=deit_tiny_distilled_patch16", "distill.kind=soft",
                      "run.grad_checkpointing=true"],
 }  # fmt: skip
+ROUNDED = {"autocast", "bf16"}
 SLOW = {"triton": LAMB, "compiled": [*ADAMW, "run.compile=on", "run.grad_checkpointing=selective"]}
 
 
@@ -48,7 +50,8 @@ def build(kind: str, world: World, seed: int) -> TrainStep:
     torch.manual_seed(seed)
     model = distilled_model() if kind == "distillation" else build_model(recipe.model)
     teacher = small_teacher() if kind == "distillation" else None
-    step = TrainStep(recipe, build_state(recipe, model, build_mesh(recipe.run, world)), world, torch.float32, teacher)
+    dtype = torch.bfloat16 if kind == "autocast" else torch.float32
+    step = TrainStep(recipe, build_state(recipe, model, build_mesh(recipe.run, world)), world, dtype, teacher)
     if kind == "triton" and world.size > 1:
         from deit_fast.optim.lamb_triton import LambKernels
 
@@ -143,11 +146,11 @@ def assert_same(first: dict[str, Any], second: dict[str, Any], tolerance: float)
 
 
 def check(kind: str, out: Path) -> None:
-    tolerance = 2e-3 if kind == "bf16" else 2e-5
+    tolerance = 2e-3 if kind in ROUNDED else 2e-5
     alone = torch.load(out / kind / "1" / "0.pt")
     ranks = [torch.load(out / kind / "2" / f"{rank}.pt") for rank in range(2)]
     for each in ranks:  # losses, gradient norms; and the scores of a process that gathers what the other updated
-        torch.testing.assert_close(each["logged"], alone["logged"], rtol=1e-2 if kind == "bf16" else 1e-4, atol=0)
+        torch.testing.assert_close(each["logged"], alone["logged"], rtol=1e-2 if kind in ROUNDED else 1e-4, atol=0)
         torch.testing.assert_close(each["scores"], alone["scores"], rtol=0, atol=100 * tolerance)
     assert torch.equal(ranks[0]["scores"], ranks[1]["scores"])
     saved = [load_checkpoint(step_path(out / kind / size, 3), CPU) for size in "12"]
