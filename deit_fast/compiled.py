@@ -69,7 +69,9 @@ def compile_blocks(
     tokens = torch.zeros(inputs[0].shape, device=world.device, requires_grad=True)
 
     def attempt(block: nn.Module) -> None:
-        with torch.random.fork_rng([world.device] if world.device.type == "cuda" else [], device_type=world.device.type):
+        with torch.random.fork_rng(
+            [world.device] if world.device.type == "cuda" else [], device_type=world.device.type
+        ):
             torch.autograd.backward(compute(block, tokens).sum())
 
     if compile_or_stay(trial, attempt, recipe.run, world) is trial:
