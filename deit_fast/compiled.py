@@ -1,5 +1,6 @@
 """torch.compile, tried out before a run relies on it: where it fails, every process goes on eagerly and one says so."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -69,9 +70,7 @@ def compile_blocks(
     tokens = torch.zeros(inputs[0].shape, device=world.device, requires_grad=True)
 
     def attempt(block: nn.Module) -> None:
-        with torch.random.fork_rng(
-            [world.device] if world.device.type == "cuda" else [], device_type=world.device.type
-        ):
+        with _own_random_state(world.device):
             torch.autograd.backward(compute(block, tokens).sum())
 
     if compile_or_stay(trial, attempt, recipe.run, world) is trial:
@@ -86,7 +85,7 @@ def compile_blocks(
 def try_gradient(objective: nn.Module, batch: tuple[Any, ...], device: torch.device) -> None:
     """A forward and backward pass that leaves no trace: no gradients, random state and running statistics as before."""
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
-    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type=device.type):
+    with _own_random_state(device):
         try:
             loss = objective(*batch)
             # Not backward(): it would call the hooks that DDP puts on the parameters, and fill their gradients.
@@ -95,6 +94,11 @@ def try_gradient(objective: nn.Module, batch: tuple[Any, ...], device: torch.dev
             with torch.no_grad():
                 for name, buffer in objective.named_buffers():
                     buffer.copy_(buffers[name])
+
+
+def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Leaves torch's generators as they were."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [], device_type=device.type)
 
 
 class CompiledPredictor:
