@@ -61,11 +61,11 @@ def compile_blocks(
     size = recipe.model.image_size
     with torch.device("meta"):
         like = build_model(recipe.model)
-        recompute(like, recipe.run)
         inputs: list[Tensor] = []
         hook = like.blocks[0].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
         like(torch.empty(recipe.pass_size(world.size), 3, size, size))
         hook.remove()
+    recompute(like, recipe.run)
     trial = cast(nn.Module, like.blocks[0]).to_empty(device=world.device)
     tokens = torch.zeros(inputs[0].shape, device=world.device, requires_grad=True)
 
