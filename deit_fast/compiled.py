@@ -1,6 +1,7 @@
 """torch.compile, tried out before a run relies on it: where it fails, every process goes on eagerly and one says so."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 
 from deit_fast.distributed import World
 from deit_fast.errors import RunError, one_line
+from deit_fast.models.build import ImageModel, build_model
+from deit_fast.models.recompute import recompute
+from deit_fast.recipe import Recipe
 from deit_fast.sections import Run
 
 
@@ -43,10 +47,45 @@ def compile_or_stay(module: nn.Module, attempt: Callable[[nn.Module], object], r
     return module
 
 
+def compile_blocks(
+    models: Sequence[ImageModel], recipe: Recipe, compute: Callable[[nn.Module, Tensor], Tensor], world: World
+) -> None:
+    """Compiles each block of sharded models by itself, where the run wants that and a trial succeeds.
+
+    Between the blocks FSDP frees and gathers weights, where no graph can go through. The trial is a block of its own:
+    a process on which it failed amid a step would leave the others waiting for it. compute: how a module is called.
+    Raises as `compile_or_stay`.
+    """
+    if not wants_compile(recipe.run, world.device):
+        return
+    size = recipe.model.image_size
+    with torch.device("meta"):
+        like = build_model(recipe.model)
+        inputs: list[Tensor] = []
+        hook = like.blocks[0].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+        like(torch.empty(recipe.pass_size(world.size), 3, size, size))
+        hook.remove()
+    recompute(like, recipe.run)
+    trial = cast(nn.Module, like.blocks[0]).to_empty(device=world.device)
+    tokens = torch.zeros(inputs[0].shape, device=world.device, requires_grad=True)
+
+    def attempt(block: nn.Module) -> None:
+        with _own_random_state(world.device):
+            torch.autograd.backward(compute(block, tokens).sum())
+
+    if compile_or_stay(trial, attempt, recipe.run, world) is trial:
+        return
+    for model in models:
+        for block in model.blocks:
+            # Training and evaluation, and each rate of stochastic depth, are graphs of their own.
+            options: Any = {"fullgraph": True, "dynamic": False, "recompile_limit": 4 * len(model.blocks)}
+            block.forward = torch.compile(block.forward, **options)
+
+
 def try_gradient(objective: nn.Module, batch: tuple[Any, ...], device: torch.device) -> None:
     """A forward and backward pass that leaves no trace: no gradients, random state and running statistics as before."""
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
-    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type=device.type):
+    with _own_random_state(device):
         try:
             loss = objective(*batch)
             # Not backward(): it would call the hooks that DDP puts on the parameters, and fill their gradients.
@@ -55,6 +94,11 @@ def try_gradient(objective: nn.Module, batch: tuple[Any, ...], device: torch.dev
             with torch.no_grad():
                 for name, buffer in objective.named_buffers():
                     buffer.copy_(buffers[name])
+
+
+def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Leaves torch's generators as they were."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [], device_type=device.type)
 
 
 class CompiledPredictor:

@@ -73,6 +73,11 @@ class Recipe(Section):
                 f"optim.layer_decay={self.optim.layer_decay:g}: expected null with model.name={model.name!r}, "
                 "which does not tell its layers' order"
             )
+        if run.parallel == "fsdp" and model.stem == "hmlp":
+            raise ValueError(
+                "run.parallel='fsdp': expected 'ddp' with model.stem='hmlp', whose running statistics only DDP keeps "
+                "the same on every process"
+            )
         if self.optim.split_qkv and self.optim.name != "lamb":
             raise ValueError(f"optim.split_qkv=true: expected optim.name='lamb', got {self.optim.name!r}")
         for key in ("min_lr", "warmup_lr"):

@@ -3,6 +3,10 @@
 A thread, not torch.distributed.checkpoint's async_save: the state is a few tensors per weight that every process has
 whole, and async_save writes a folder that neither timm nor `load_weights` reads, where one file with the weights alone
 and one that loads with weights_only are wanted. torch's and safetensors' writers release the interpreter's lock.
+
+The files are the same where a run shards its weights: the main process gathers them tensor by tensor, 16 bytes per
+parameter with moments and average, which a host has room for up to the largest model here. Any number of processes,
+sharding or not, goes on from them, each reading its rows alone; checksums, keeping and agreement are of whole files.
 """
 
 import threading
@@ -13,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from deit_fast.checkpoint import SEAL, SUFFIXES, link_checkpoint, seal_checkpoint, write_checkpoint
 from deit_fast.errors import RunError
@@ -31,7 +36,8 @@ class Snapshot:
     def begin(self, content: Any, later: set[int]) -> Any:
         """`content`, nested dicts and lists, with a buffer in the place of each tensor, to be filled by `copy`.
 
-        A tensor whose address is not in `later` may change before that, and is copied here and now.
+        A tensor whose address is not in `later` may change before that, and is copied here and now. So is one that is
+        sharded, of which every other process has to give its rows: with `gather` of the same content.
         """
         before, self._buffers, self._pairs = iter(self._buffers), [], []
 
@@ -42,13 +48,19 @@ class Snapshot:
                 return type(value)(visit(each) for each in value)
             if not isinstance(value, Tensor):
                 return value
+            sharded = isinstance(value, DTensor)
+            if isinstance(value, DTensor):
+                value = value.full_tensor()
             buffer = next(before, None)
             if buffer is None or (buffer.shape, buffer.dtype, buffer.stride()) != (
                 value.shape, value.dtype, value.stride(),
             ):  # fmt: skip
                 buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
             self._buffers.append(buffer)
-            self._pairs.append((buffer, value if value.data_ptr() in later else value.clone()))
+            if sharded:  # at once: the device has no room for more than a few whole tensors
+                buffer.copy_(value, non_blocking=True)
+            else:
+                self._pairs.append((buffer, value if value.data_ptr() in later else value.clone()))
             return buffer
 
         rebuilt = visit(content)
@@ -182,6 +194,8 @@ def step_path(folder: Path, step: int) -> Path:
 
 def _moved_by_updates(state: TrainState) -> set[int]:
     """Addresses of the tensors that nothing but the optimizer's step changes: no running statistics, no rates."""
+    if state.shards is not None:
+        return set()  # sharded tensors are copied at once, and the rest is counts and rates
     tensors = list(state.model.parameters())
     if state.ema is not None:
         tensors += list(state.ema.parameters())

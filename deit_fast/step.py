@@ -10,17 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from deit_fast.captured import StepGraphs, check_capture
 from deit_fast.classifier import Classifier, build_predictor
-from deit_fast.compiled import compile_or_stay, try_gradient, wants_compile
+from deit_fast.compiled import compile_blocks, compile_or_stay, try_gradient, wants_compile
 from deit_fast.distill import Teacher
 from deit_fast.distributed import World
 from deit_fast.models.build import ImageModel
+from deit_fast.models.recompute import recompute
 from deit_fast.objective import MicroBatch, Objective
 from deit_fast.optim.build import RecipeOptimizer, build_optimizer, set_learning_rate
 from deit_fast.recipe import Recipe
+from deit_fast.sharding import Shards, cut_weights, shard_model, sync_gradients
 
 
 @dataclass
@@ -56,6 +59,7 @@ class TrainState:
     model: ImageModel
     ema: ImageModel | None
     optimizer: RecipeOptimizer
+    shards: Shards | None = None  # what the optimizer moves, where the model is sharded
     step: int = 0
     skipped: int = 0
     seconds: float = 0.0
@@ -80,32 +84,47 @@ class TrainState:
         return self.step / self.seconds if self.seconds else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain data, as `save_checkpoint` takes them."""
+        """Tensors and plain data, as `save_checkpoint` takes them once the tensors of a sharded model are whole."""
         return {
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.shards is None else self.shards.join_state(self.optimizer),
             **{key: getattr(self, key) for key in self.PLAIN},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave, of a run of the same recipe."""
-        self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Takes up what `state_dict` gave, of a run of the same recipe; where the model is sharded, from whole tensors
+        in host memory."""
+        self.load_weights(state["model"], state["ema"])
+        optimizer = state["optimizer"]
+        self.optimizer.load_state_dict(
+            optimizer if self.shards is None else self.shards.cut_state(self.optimizer, optimizer)
+        )
         for key in self.PLAIN:
             setattr(self, key, state[key])
 
+    def load_weights(self, weights: dict[str, Tensor], averages: dict[str, Tensor] | None = None) -> None:
+        """Weights of the model, and of its moving average where there is one, whole tensors with timm's names."""
+        for model, tensors in ((self.model, weights), (self.ema, averages)):
+            if model is not None:
+                assert tensors is not None
+                model.load_state_dict(tensors if self.shards is None else cut_weights(tensors, model))
 
-def build_state(recipe: Recipe, model: ImageModel) -> TrainState:
-    """Optimizer and moving average for a model that is on its device with its initial weights."""
+
+def build_state(recipe: Recipe, model: ImageModel, mesh: DeviceMesh | None = None) -> TrainState:
+    """Optimizer and moving average for a model with its initial weights: on its device, or in host memory with a `mesh`
+    over whose devices it is to be sharded."""
     ema = None
     if recipe.optim.ema_decay is not None:
         ema = copy.deepcopy(model).requires_grad_(False).eval()
         for own, average in zip(model.modules(), ema.modules(), strict=True):
             average._buffers = own._buffers  # running statistics are averages already: one set serves both
-    return TrainState(model, ema, build_optimizer(recipe.optim, model, ema))
+    shards = None
+    if mesh is not None:
+        for each in [model] if ema is None else [model, ema]:
+            shard_model(each, mesh, recipe.run.reduce_dtype)
+        shards = Shards(model)
+    return TrainState(model, ema, build_optimizer(recipe.optim, model, ema, shards), shards)
 
 
 class TrainStep:
@@ -115,8 +134,7 @@ class TrainStep:
         self, recipe: Recipe, state: TrainState, world: World, dtype: torch.dtype, teacher: Teacher | None = None
     ) -> None:
         self.recipe, self.state, self.world = recipe, state, world
-        if recipe.run.grad_checkpointing:  # the moving average, a copy from before, has no use for it
-            state.model.set_grad_checkpointing()
+        recompute(state.model, recipe.run)  # the moving average, a copy from before, has no use for it
         self.classifier = Classifier(state.model, recipe, dtype, world.device)
         self.objective = Objective(self.classifier, recipe, teacher)
         self.ddp: DistributedDataParallel | None = None
@@ -152,6 +170,8 @@ class TrainStep:
         total = torch.zeros((), device=self.world.device)
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
+            if self.state.shards is not None:
+                sync_gradients(self.state.model, last)
             with contextlib.nullcontext() if last or self.ddp is None else self.ddp.no_sync():
                 loss = self._loss(*batch) / len(batches)
                 loss.backward()
@@ -166,10 +186,15 @@ class TrainStep:
     def _build_loss(self, batch: MicroBatch) -> nn.Module:
         """The objective, compiled where that works for this batch, inside DDP where there are several processes.
 
-        Compiled outside DDP and called inside: one region without graph breaks at the buckets, but all gradients arrive
+        Of a sharded model each block is compiled by itself. Otherwise: compiled outside DDP and called inside: one region without graph breaks at the buckets, but all gradients arrive
         together at its end. Compiled at a call of DDP's, torch would cut it at every bucket.
         """
         device, run = self.world.device, self.recipe.run
+        if self.state.shards is not None:
+            models = [model for model in (self.state.model, self.state.ema) if model is not None]
+            compile_blocks(models, self.recipe, self.classifier.run, self.world)
+            self.compiled = False  # as a whole, which it cannot be
+            return self.objective
         chosen = compile_or_stay(self.objective, lambda module: try_gradient(module, batch, device), run, self.world)
         self.compiled = chosen is not self.objective
         if self.world.size == 1:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deit_fast.bad_images import BadImages
-from deit_fast.checkpoint import check_same_recipe, initialise, load_checkpoint, load_weights
+from deit_fast.checkpoint import build_initialised, check_same_recipe, load_checkpoint, load_weights
 from deit_fast.classifier import choose_dtype
 from deit_fast.convert.fit import format_changes
 from deit_fast.data.cache import keep_in_memory
@@ -35,6 +35,7 @@ from deit_fast.resuming import agree_on_checkpoint, kept_steps
 from deit_fast.run_store import RunStore, pull_everywhere
 from deit_fast.saving import Saver
 from deit_fast.schedule import learning_rate, total_steps
+from deit_fast.sharding import build_mesh, gather
 from deit_fast.step import TrainStep, build_state
 from deit_fast.stopping import StopSignal
 from deit_fast.watchdog import START_SECONDS, Watchdog
@@ -61,8 +62,10 @@ class Trainer:
         self.steps_per_epoch = self.samplers[0].steps_per_epoch
         self.total_steps = total_steps(recipe.schedule, self.steps_per_epoch)
         torch.manual_seed(recipe.run.seed_of("init"))
-        model = build_model(recipe.model).to(world.device).to(memory_format=torch.channels_last)
-        self.state = build_state(recipe, model)
+        model, mesh = build_model(recipe.model), build_mesh(recipe.run, world)
+        if mesh is None:
+            model = model.to(world.device).to(memory_format=torch.channels_last)
+        self.state = build_state(recipe, model, mesh)
         self.step = TrainStep(recipe, self.state, world, choose_dtype(recipe.run, world.device), teacher)
         self.store = store
         self.notes: list[str] = []
@@ -78,7 +81,9 @@ class Trainer:
         lines = pull_everywhere(self.store, self.world) if self.store is not None and resume != "never" else []
         path, damaged = agree_on_checkpoint(folder, resume, self.world)
         if path is not None:
-            saved = load_checkpoint(path, self.world.device)
+            # What is sharded stays in the file but for this process's rows.
+            sharded = self.state.shards is not None
+            saved = load_checkpoint(path, torch.device("cpu") if sharded else self.world.device)
             check_same_recipe(self.recipe, parse_recipe(saved["recipe"], source=str(path)), path)
             self.state.load_state_dict(saved)
             self.notes = [*lines, *damaged, f"resumed from {path} at step {self.state.step} of {self.total_steps}"]
@@ -86,10 +91,10 @@ class Trainer:
                 self.notes.append(f"computed in {saved['dtype']} before, in {self.step.classifier.dtype} from here on")
         elif init is not None:
             weights = load_weights(init)
-            changes = initialise(self.state.model, weights.tensors)
+            torch.manual_seed(self.recipe.run.seed_of("init"))  # for what the weights lack
+            model, changes = build_initialised(self.recipe.model, weights)
             self.notes = [f"{init}: weights of {weights.source} loaded", *format_changes(changes)]
-            if self.state.ema is not None:
-                self.state.ema.load_state_dict(self.state.model.state_dict())
+            self.state.load_weights(model.state_dict(), model.state_dict())
         if self.val_source is None:
             self.notes.append("no validation data: pass --val to evaluate")
         if self.world.is_main:
@@ -246,6 +251,8 @@ class Trainer:
 
     def _save(self, evaluated: bool) -> None:
         if self.saver is None:
+            if self.state.shards is not None:
+                gather(self.state.state_dict())
             return
         beside = {"recipe": self.recipe.model_dump(mode="json"), "classes": self.source.classes}
         beside["dtype"] = str(self.step.classifier.dtype)

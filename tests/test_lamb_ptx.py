@@ -21,7 +21,7 @@ TYPES = {
         ("_grad_norm", {"CHUNK": 4096, "ALIGNED": False}, 0),
         ("_clip", {"BLOCK": 4096}, 0),
         ("_moments", {"CHUNK": 4096, "ALIGNED": True}, 24),
-        ("_ratios", {"BLOCK": 1024}, 0),
+        ("_add_up", {"BLOCK": 1024}, 0),
         ("_apply", {"CHUNK": 4096, "ALIGNED": True}, 24),
     ],
 )

@@ -230,7 +230,8 @@ def test_thirds_and_a_rate_for_each_group() -> None:
     averages = [p.detach().clone() for p in params]
     fast, slow = torch.tensor([4e-3, 1e-3], device=DEVICE)
     pair = [{"params": [params[0]], "weight_decay": 0.05, "lr": fast}, {"params": [params[1]], "lr": slow}]
-    optimizer = Lamb(pair, 1.0, average=WeightAverage(params, averages, 0.0), thirds=params[:1], fused=True)
+    thirds = {params[0]: [70, 70, 70]}
+    optimizer = Lamb(pair, 1.0, average=WeightAverage(params, averages, 0.0), splits=thirds, fused=True)
     parts = [*start[0].numpy().reshape(3, 70, 65), start[1].numpy()]
     oracles = [OracleLamb(parts, [0.05, 0.05, 0.05, 0.0], lr=rate) for rate in (4e-3, 1e-3)]
     for step in range(3):
@@ -269,7 +270,7 @@ def test_the_learning_rate_is_read_from_the_device() -> None:
     params = parameters(tensors(0, 0.1))
     optimizer = Lamb(groups(params), lr=lr, fused=True)
     train(optimizer, params, range(2))
-    kernels = [getattr(lamb_triton, name) for name in ("_grad_norm", "_clip", "_moments", "_ratios", "_apply")]
+    kernels = [getattr(lamb_triton, name) for name in ("_grad_norm", "_clip", "_moments", "_add_up", "_apply")]
     compiled = [] if INTERPRETED else [len(kernel.device_caches[0][0]) for kernel in kernels]
     before = flat(params)
     for value in (0.0, 1e-3):

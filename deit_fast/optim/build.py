@@ -10,6 +10,7 @@ from deit_fast.optim.average import WeightAverage
 from deit_fast.optim.clipped import ClippedAdamW, ClippedSGD
 from deit_fast.optim.lamb import Lamb
 from deit_fast.sections import Optim
+from deit_fast.sharding import Shards, local
 
 UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token", "alpha", "beta")  # the last are ResMLP's norms
 TRAINED_WITH_ATTENTION = ("head.weight", "head.bias", "pos_embed")
@@ -62,32 +63,44 @@ def _layer_scales(model: nn.Module, layer_decay: float | None) -> dict[str, floa
     return {name: layer_decay ** (head - layer) for name, layer in layers.items()}
 
 
-def build_optimizer(section: Optim, model: nn.Module, ema: nn.Module | None = None) -> RecipeOptimizer:
+def build_optimizer(
+    section: Optim, model: nn.Module, ema: nn.Module | None = None, shards: Shards | None = None
+) -> RecipeOptimizer:
     """The recipe's optimizer, which also moves `ema`, a copy of the model, by section.ema_decay; freezes the rest.
 
-    The learning rate of each group is a tensor on the model's device: changing it recompiles nothing. Raises
-    RecipeError where the model lacks what the section asks for.
+    The learning rate of each group is a tensor on the model's device: changing it recompiles nothing. Where the model
+    is sharded, its `shards` are what the optimizer moves. Raises RecipeError where the model lacks what the section
+    asks for.
     """
     freeze(model, section)
     groups = parameter_groups(model, section.weight_decay, section.layer_decay)
     device = next(model.parameters()).device
+    own = (lambda param: param) if shards is None else shards.leaf
     for group in groups:
         group["lr"] = torch.tensor(section.lr * group["lr_scale"], device=device)
+        group["params"] = [own(param) for param in group["params"]]
     average = None
     if ema is not None:
         assert section.ema_decay is not None
         # A frozen weight equals its average for good.
         pairs = [pair for pair in zip(model.parameters(), ema.parameters(), strict=True) if pair[0].requires_grad]
-        average = WeightAverage([weight for weight, _ in pairs], [mean for _, mean in pairs], section.ema_decay)
+        average = WeightAverage([own(weight) for weight, _ in pairs], [local(mean) for _, mean in pairs],
+                                section.ema_decay)  # fmt: skip
     shared: dict[str, Any] = {"lr": section.lr, "max_grad_norm": section.max_grad_norm, "average": average}
+    shared["add_up"] = None if shards is None else shards.add_up
+    optimizer: RecipeOptimizer
     if section.name == "sgd":
         momentum = section.momentum
-        return ClippedSGD(groups, momentum=momentum, nesterov=momentum > 0, **shared)
-    shared |= {"betas": section.betas, "eps": section.eps}
-    if section.name == "adamw":
-        return ClippedAdamW(groups, **shared)
-    qkv = [param for name, param in model.named_parameters() if section.split_qkv and name.endswith(".qkv.weight")]
-    return Lamb(groups, thirds=qkv, **shared)
+        optimizer = ClippedSGD(groups, momentum=momentum, nesterov=momentum > 0, **shared)
+    elif section.name == "adamw":
+        optimizer = ClippedAdamW(groups, betas=section.betas, eps=section.eps, **shared)
+    else:
+        qkv = [param for name, param in model.named_parameters() if section.split_qkv and name.endswith(".qkv.weight")]
+        thirds = {own(param): [len(param) // 3] * 3 if shards is None else shards.parts(param, 3) for param in qkv}
+        optimizer = Lamb(groups, betas=section.betas, eps=section.eps, splits=thirds, **shared)
+    if shards is not None:
+        optimizer.register_step_pre_hook(lambda *_: shards.take_gradients())
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from deit_fast.optim.average import WeightAverage
+from deit_fast.optim.norms import AddUp, global_norm
 
 
 class _Clipped(torch.optim.Optimizer):
@@ -14,7 +15,7 @@ class _Clipped(torch.optim.Optimizer):
 
     The global norm of all gradients is clipped to max_grad_norm (None is no clipping). `average` moves with the
     weights. After `step`, `grad_norm` [] holds the norm before clipping and `skipped` [] is 1 where it was not finite:
-    then neither parameters nor averages nor state have changed. The step may scale the gradients.
+    then neither parameters nor averages nor state have changed. The step may scale the gradients. add_up: as Lamb's.
     """
 
     def __init__(
@@ -22,9 +23,11 @@ class _Clipped(torch.optim.Optimizer):
         params: Iterable[Any],
         max_grad_norm: float | None,
         average: WeightAverage | None = None,
+        add_up: AddUp | None = None,
         **options: Any,
     ) -> None:
         super().__init__(params, fused=True, **options)  # type: ignore[call-arg]
+        self._add_up = add_up
         self.max_grad_norm = max_grad_norm
         self.average = average
         self.grad_norm: Tensor = torch.zeros(())
@@ -37,7 +40,7 @@ class _Clipped(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        self.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        self.grad_norm = global_norm(grads, self._add_up)
         # The fused kernels' own switch, meant for a GradScaler: 1 leaves parameters and state as they were.
         self.found_inf = self.skipped = 1.0 - torch.isfinite(self.grad_norm).to(torch.float32)
         if self.max_grad_norm is not None:

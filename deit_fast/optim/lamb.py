@@ -2,13 +2,15 @@
 
 import importlib.util
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deit_fast.optim.average import WeightAverage, sgd_update
+from deit_fast.optim.norms import AddUp, global_norm
 from deit_fast.optim.products import inner_product
 
 
@@ -36,38 +38,16 @@ def lamb_update(group: TensorGroup, divisor: Tensor | None, skipped: Tensor, scr
     scratch holds at least as many elements as the largest parameter, all of them finite. On a GPU the host waits for
     every norm: this path is there for CPUs, and to check the kernels against.
     """
-
-    def adam(targets: list[Tensor], first: int, lr: float | Tensor, weight_decay: float = 0.0) -> None:
-        """targets = (1 - lr * weight_decay) * targets - lr * m^ / (sqrt(v^) + eps), with the parameters' moments from
-        `first` on."""
-        part = slice(first, first + len(targets))
-        torch._fused_adamw_(
-            targets,
-            group.grads[part],
-            group.exp_avgs[part],
-            group.exp_avg_sqs[part],
-            [],
-            [group.step] * len(targets),
-            lr=lr,
-            beta1=group.betas[0],
-            beta2=group.betas[1],
-            weight_decay=weight_decay,
-            eps=group.eps,
-            amsgrad=False,
-            maximize=False,
-            grad_scale=divisor,
-            found_inf=skipped,
-        )
-
     if group.weight_decay == 0:  # without a trust ratio LAMB is Adam
-        adam(group.params, 0, group.lr)
+        _adam(group, group.params, 0, group.lr, divisor, skipped)
         return
     # One tensor after the other: its direction lives in the cache, and never in memory. Decay is left to the last pass.
     lr = float(group.lr)
     for index in reversed(range(len(group.params))):
         param = group.params[index]
         direction = scratch.as_strided(param.shape, param.stride())
-        adam([direction], index, -1.0, weight_decay=-1.0)  # the factor is 0: what scratch held is written over
+        # The factor is 0: what scratch held is written over.
+        _adam(group, [direction], index, -1.0, divisor, skipped, weight_decay=-1.0)
         ratio = _trust_ratio(_flat(param), _flat(direction), group.weight_decay)
         sgd_update([param], [direction], lr * ratio, skipped, weight_decay=group.weight_decay)
 
@@ -88,6 +68,57 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
+def sharded_lamb_update(groups: Sequence[TensorGroup], divisor: Tensor | None, skipped: Tensor, add_up: AddUp) -> None:
+    """`lamb_update` of all groups where each process holds a part of every tensor: one sum for the norms of all."""
+    updates: list[Sequence[Tensor]] = []
+    for group in groups:
+        if group.weight_decay == 0:
+            _adam(group, group.params, 0, group.lr, divisor, skipped)
+            continue
+        updates.append(torch._foreach_mul(group.params, group.weight_decay))
+        _adam(group, updates[-1], 0, -1.0, divisor, skipped)
+    if not updates:
+        return
+    decayed = [group for group in groups if group.weight_decay]
+    tensors = [*(p for group in decayed for p in group.params), *(u for part in updates for u in part)]
+    param_norms, update_norms = add_up(torch.stack(torch._foreach_norm(tensors)).square()).sqrt().chunk(2)
+    ratios = iter(torch.where((param_norms > 0) & (update_norms > 0), param_norms / update_norms, 1.0))
+    for group, part in zip(decayed, updates, strict=True):
+        for param, update in zip(group.params, part, strict=True):
+            sgd_update([param], [update], group.lr * next(ratios), skipped)
+
+
+def _adam(
+    group: TensorGroup,
+    targets: Sequence[Tensor],
+    first: int,
+    lr: float | Tensor,
+    divisor: Tensor | None,
+    skipped: Tensor,
+    weight_decay: float = 0.0,
+) -> None:
+    """targets = (1 - lr * weight_decay) * targets - lr * m^ / (sqrt(v^) + eps), with the moments of the group's
+    parameters from `first` on."""
+    part = slice(first, first + len(targets))
+    torch._fused_adamw_(
+        list(targets),
+        group.grads[part],
+        group.exp_avgs[part],
+        group.exp_avg_sqs[part],
+        [],
+        [group.step] * len(targets),
+        lr=lr,
+        beta1=group.betas[0],
+        beta2=group.betas[1],
+        weight_decay=weight_decay,
+        eps=group.eps,
+        amsgrad=False,
+        maximize=False,
+        grad_scale=divisor,
+        found_inf=skipped,
+    )
+
+
 class Lamb(torch.optim.Optimizer):
     """LAMB (arXiv:1904.00962) as apex FusedLAMB computes it, with fp32 parameters of any shape and count.
 
@@ -96,8 +127,11 @@ class Lamb(torch.optim.Optimizer):
     norm before clipping and `skipped` [] is 1 where it was not finite: then neither parameters nor averages nor
     state have changed. Both stay on the device, and the next step may overwrite them; it may scale the gradients too.
 
-    Parameters in `thirds` [3 n, ...] get a trust ratio for each third of their rows: a fused query, key and value then
+    splits: numbers of rows, in order, that get a trust ratio of their own; thirds of a fused query, key and value then
     learn like the three tensors of deit3-jax. The state is laid out as without.
+
+    add_up: sums a tensor in place over processes of which each holds some elements of every parameter, maybe none: the
+    norms are then those of the whole gradients, parameters and updates.
 
     fused=None takes the Triton kernels for CUDA parameters where triton is installed; True insists on them, False
     avoids them. The state is the same: a checkpoint of one path continues on the other.
@@ -112,7 +146,8 @@ class Lamb(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         max_grad_norm: float | None = 1.0,
         average: WeightAverage | None = None,
-        thirds: Collection[Tensor] = (),
+        splits: Mapping[Tensor, Sequence[int]] = MappingProxyType({}),
+        add_up: AddUp | None = None,
         fused: bool | None = None,
     ) -> None:
         if not all(0 <= beta < 1 for beta in betas):
@@ -120,7 +155,8 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.max_grad_norm = max_grad_norm
         self.average = average
-        self._thirds = set(thirds)
+        self._splits = splits
+        self._add_up = add_up
         self.grad_norm: Tensor = torch.zeros(())
         self.skipped: Tensor = torch.zeros(())
         self._scratch = torch.empty(0)
@@ -145,7 +181,7 @@ class Lamb(torch.optim.Optimizer):
             return loss
         if self._kernels is not None:
             decay = 0.0 if self.average is None else self.average.decay
-            self.grad_norm, self.skipped = self._kernels.step(groups, self.max_grad_norm, decay)
+            self.grad_norm, self.skipped = self._kernels.step(groups, self.max_grad_norm, decay, self._add_up)
         else:
             self._step_with_torch(groups)
         if self.average is not None:
@@ -154,9 +190,7 @@ class Lamb(torch.optim.Optimizer):
         return loss
 
     def _step_with_torch(self, groups: list[TensorGroup]) -> None:
-        self.grad_norm = torch.linalg.vector_norm(
-            torch.stack(torch._foreach_norm([grad for group in groups for grad in group.grads]))
-        )
+        self.grad_norm = global_norm([grad for group in groups for grad in group.grads], self._add_up)
         finite = torch.isfinite(self.grad_norm).to(torch.float32)
         self.skipped = 1.0 - finite
         divisor = None
@@ -165,11 +199,15 @@ class Lamb(torch.optim.Optimizer):
             # Dividing writes the gradients back; a host that need not wait for the device may look first.
             if not divisor.is_cuda and divisor == 1:
                 divisor = None
+        for group in groups:
+            group.step.add_(finite)
+        if self._add_up is not None:
+            sharded_lamb_update(groups, divisor, self.skipped, self._add_up)
+            return
         largest = max(param.numel() for group in groups for param in group.params)
         if self._scratch.numel() < largest:  # kept: fresh memory costs more than the pass over it
             self._scratch = torch.zeros(largest, device=self.grad_norm.device)
         for group in reversed(groups):  # backwards: the gradients that the norm read last are still in the cache
-            group.step.add_(finite)
             lamb_update(group, divisor, self.skipped, self._scratch)
 
     def _collect(self, group: dict[str, Any]) -> TensorGroup:
@@ -181,8 +219,8 @@ class Lamb(torch.optim.Optimizer):
         lr = group["lr"]
 
         def cut(tensors: Sequence[Any]) -> list[Any]:
-            """One entry of `tensors` per parameter, or three of its rows where the parameter is in thirds."""
-            if not self._thirds:
+            """One entry of `tensors` per parameter, or one for each part of its rows."""
+            if not self._splits:
                 return list(tensors)
             return [part for p, t in zip(params, tensors, strict=True) for part in self._parts(p, t)]
 
@@ -201,9 +239,10 @@ class Lamb(torch.optim.Optimizer):
 
     def _parts(self, param: Tensor, tensor: Tensor | None) -> Sequence[Tensor | None]:
         """`tensor`, which is laid out like `param` or missing, as the tensors that each get a trust ratio."""
-        if param not in self._thirds:
+        rows = self._splits.get(param)
+        if rows is None:
             return (tensor,)
-        return (None,) * 3 if tensor is None else tensor.chunk(3)
+        return (None,) * len(rows) if tensor is None else tensor.split(list(rows))
 
     def _state_of(self, param: Tensor) -> dict[str, Tensor]:
         state = self.state[param]
@@ -219,7 +258,7 @@ class Lamb(torch.optim.Optimizer):
 
 def _active(group: dict[str, Any]) -> list[Any]:
     """The parameters that a step updates."""
-    return [p for p in group["params"] if p.grad is not None and p.numel()]
+    return [p for p in group["params"] if p.grad is not None]
 
 
 def _laid_out_like(tensor: Tensor, param: Tensor) -> Tensor:

@@ -5,13 +5,14 @@ All tensors are cut into chunks of CHUNK elements, one chunk to a program. Bytes
     _grad_norm  reads g                                                          4
     _clip       one program per group: norm, clip factor, step, bias correction  -
     _moments    reads p g m v, writes m v; norms of p and of the update u       24
-    _ratios     one program per tensor: |p| / |u|                                -
+    _add_up     one program per tensor: |p|^2 and |u|^2                          -
     _apply      reads p m v, computes u again, writes p                         16
                 reads and writes the moving average                              8
 
 Sums are kept per chunk and added up in a fixed order, never by atomics: the same inputs give the same bits. Every
 number that changes from step to step (learning rate, step count, clip factor, whether to skip) is in device memory,
-so the host waits for nothing, nothing recompiles, and a CUDA graph can hold the step.
+so the host waits for nothing, nothing recompiles, and a CUDA graph can hold the step. Where processes hold parts of
+every tensor, the sums of _grad_norm and _add_up are added up over them.
 """
 
 import itertools
@@ -25,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from deit_fast.optim.lamb import TensorGroup
+from deit_fast.optim.norms import AddUp
 
 CHUNK = 4096
 WARPS = 8  # with CHUNK: four 16-byte accesses per thread and tensor
@@ -131,7 +133,7 @@ def _moments(
 
 
 @triton.jit
-def _ratios(first_chunk, tensor_group, constants, partials, ratios, BLOCK: tl.constexpr):
+def _add_up(first_chunk, partials, squares, BLOCK: tl.constexpr):
     tensor = tl.program_id(0)
     first = tl.load(first_chunk + tensor)
     end = tl.load(first_chunk + tensor + 1)
@@ -141,16 +143,23 @@ def _ratios(first_chunk, tensor_group, constants, partials, ratios, BLOCK: tl.co
         chunks = start + tl.arange(0, BLOCK)
         p_squares += tl.load(partials + 2 * chunks, chunks < end, other=0.0)
         u_squares += tl.load(partials + 2 * chunks + 1, chunks < end, other=0.0)
-    p_norm = tl.sqrt(tl.sum(p_squares))
-    u_norm = tl.sqrt(tl.sum(u_squares))
-    decays = tl.load(constants + tl.load(tensor_group + tensor) * CONSTANTS + 5) != 0
+    tl.store(squares + 2 * tensor, tl.sum(p_squares))
+    tl.store(squares + 2 * tensor + 1, tl.sum(u_squares))
+
+
+@triton.jit
+def _trust_ratio(squares, constants, tensor, group):
+    """|p| / |u|, or 1 where either is 0 and where nothing decays."""
+    p_norm = tl.sqrt(tl.load(squares + 2 * tensor))
+    u_norm = tl.sqrt(tl.load(squares + 2 * tensor + 1))
+    decays = tl.load(constants + group * CONSTANTS + 5) != 0
     adapts = decays & (p_norm > 0) & (u_norm > 0)
-    tl.store(ratios + tensor, tl.where(adapts, p_norm / tl.where(adapts, u_norm, 1.0), 1.0))
+    return tl.where(adapts, p_norm / tl.where(adapts, u_norm, 1.0), 1.0)
 
 
 @triton.jit
 def _apply(
-    pointers, chunk_tensor, first_chunk, sizes, tensor_group, constants, scalars, result, ratios, average_gain,
+    pointers, chunk_tensor, first_chunk, sizes, tensor_group, constants, scalars, result, squares, average_gain,
     CHUNK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     if tl.load(result + 1) != 0:
@@ -163,7 +172,7 @@ def _apply(
     m = tl.load(_base(pointers, tensor, 2, start, ALIGNED) + lanes, mask, other=0.0)
     v = tl.load(_base(pointers, tensor, 3, start, ALIGNED) + lanes, mask, other=0.0)
     group = tl.load(tensor_group + tensor)
-    scale = tl.load(scalars + group * SCALARS + 3) * tl.load(ratios + tensor)
+    scale = tl.load(scalars + group * SCALARS + 3) * _trust_ratio(squares, constants, tensor, group)
     p -= scale * _direction(p, m, v, scalars, constants, group)
     tl.store(p_pointers, p, mask)
     if tl.load(pointers + tensor * POINTERS + 4) != 0:
@@ -185,9 +194,16 @@ class LambKernels:
         self._captured: list[Any] = []
 
     def step(
-        self, groups: Sequence[TensorGroup], max_grad_norm: float | None, average_decay: float
+        self,
+        groups: Sequence[TensorGroup],
+        max_grad_norm: float | None,
+        average_decay: float,
+        add_up: AddUp | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One step of all groups, in place; returns the gradient norm [] and whether it was skipped [], 1 or 0."""
+        """One step of all groups, in place; returns the gradient norm [] and whether it was skipped [], 1 or 0.
+
+        add_up: as Lamb's.
+        """
         params = list(itertools.chain.from_iterable(group.params for group in groups))
         sizes = [param.numel() for param in params]
         rows = [
@@ -211,7 +227,7 @@ class LambKernels:
         )
         owners = [index for index, group in enumerate(groups) for _ in group.params]
         tensor_group = self._table("tensor_group", owners, torch.int32)
-        partials, ratios, scalars = self._buffers((2 * chunks, len(params), len(groups) * SCALARS.value))
+        partials, squares, scalars = self._buffers((2 * chunks, 2 * len(params), len(groups) * SCALARS.value))
         if self._capturing():  # a graph reads these at every replay: they must outlive the next change
             self._captured.append((list(self._tables.values()), self._scratch, groups))
 
@@ -222,15 +238,20 @@ class LambKernels:
         }
         max_norm = 3e38 if max_grad_norm is None else float(max_grad_norm)
         _grad_norm[(chunks,)](pointers, *layout, partials, **options)
+        grad_squares, count = partials, chunks
+        if add_up is not None:
+            grad_squares, count = add_up(partials[:chunks].sum()), 1
         _clip[(len(groups),)](
-            partials, chunks, group_pointers, constants, scalars, self.result, max_norm, BLOCK=4096, num_warps=WARPS
+            grad_squares, count, group_pointers, constants, scalars, self.result, max_norm, BLOCK=4096, num_warps=WARPS
         )
         _moments[(chunks,)](
             pointers, *layout, tensor_group, constants, scalars, self.result, partials, **options
         )  # fmt: skip
-        _ratios[(len(params),)](layout[1], tensor_group, constants, partials, ratios, BLOCK=1024)
+        _add_up[(len(params),)](layout[1], partials, squares, BLOCK=1024)
+        if add_up is not None:
+            add_up(squares)
         _apply[(chunks,)](
-            pointers, *layout, tensor_group, constants, scalars, self.result, ratios, 1.0 - average_decay, **options
+            pointers, *layout, tensor_group, constants, scalars, self.result, squares, 1.0 - average_decay, **options
         )
         return self.result[0], self.result[1]
 

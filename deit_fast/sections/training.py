@@ -84,10 +84,14 @@ class Run(Section):
     cuda_graph: bool = False
     """Record the training step as CUDA graphs and replay them, for steps so short that the host holds the GPU up. One
     process, run.accumulation=1 and LAMB; the memory of a step stays taken during evaluation."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every process has all weights. fsdp: each has a share of them, of their moments and of their average, for
+    models that are too large: FSDP2. The results are the same; a run may change between the two when it goes on."""
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type in which gradients are averaged over processes. bf16: half the traffic, rounded to 8 bits before the sum."""
-    grad_checkpointing: bool = False
-    """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+    grad_checkpointing: bool | Literal["selective"] = False
+    """Recompute each block's activations in the backward pass: less memory, about a third more time. selective: keep
+    the results of matrix products and attention and recompute what is cheap, as norms and GELU."""
     log_every: Count = 50
     """Steps between lines of metrics.jsonl."""
     eval_every: Count = 1

@@ -1,0 +1,34 @@
+"""Activation checkpointing: what the backward pass computes again instead of keeping."""
+
+from functools import partial
+
+import torch
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from deit_fast.models.build import ImageModel
+from deit_fast.sections import Run
+
+_ATEN = torch.ops.aten
+# Costly to compute: matrix products, convolutions and attention. Everything else is a pass over memory.
+_KEPT = [
+    _ATEN.mm.default,
+    _ATEN.addmm.default,
+    _ATEN.bmm.default,
+    _ATEN.baddbmm.default,
+    _ATEN.convolution.default,
+    _ATEN._scaled_dot_product_flash_attention.default,
+    _ATEN._scaled_dot_product_efficient_attention.default,
+    _ATEN._scaled_dot_product_cudnn_attention.default,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+]
+
+
+def recompute(model: ImageModel, run: Run) -> None:
+    """Sets up a model by run.grad_checkpointing; random draws, as stochastic depth's, are the same both times."""
+    if run.grad_checkpointing == "selective":
+        contexts = partial(create_selective_checkpoint_contexts, _KEPT)
+        for block in model.blocks:
+            # Of the forward alone: the hooks with which FSDP gathers the block's weights run outside.
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+    elif run.grad_checkpointing:
+        model.set_grad_checkpointing()
