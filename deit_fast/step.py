@@ -186,8 +186,9 @@ class TrainStep:
     def _build_loss(self, batch: MicroBatch) -> nn.Module:
         """The objective, compiled where that works for this batch, inside DDP where there are several processes.
 
-        Of a sharded model each block is compiled by itself. Otherwise: compiled outside DDP and called inside: one region without graph breaks at the buckets, but all gradients arrive
-        together at its end. Compiled at a call of DDP's, torch would cut it at every bucket.
+        Of a sharded model each block is compiled by itself. Otherwise: compiled outside DDP and called inside, which is
+        one region without graph breaks at the buckets, but all gradients arrive together at its end. Compiled at a call
+        of DDP's, torch would cut it at every bucket.
         """
         device, run = self.world.device, self.recipe.run
         if self.state.shards is not None:
