@@ -111,7 +111,7 @@ def test_a_worker_that_hangs_ends_the_attempt_and_the_next_goes_on(
     assert lines, job.log()
     assert len(lines) == len(set(lines)), "a line of a process came twice"
     assert job.wait() == ["COMPLETED", "COMPLETED"], job.log()
-    # Hurried, the next attempt may still meet a signal that was meant for this one; Slurm's two minutes keep them apart.
+    # Hurried, the next attempt seems to meet a signal meant for this one at times; Slurm's two minutes come between.
     assert job.restarts() >= 1
     check_same(job, undisturbed)
     assert not find_trainers(job)
