@@ -1,13 +1,16 @@
 # make demo: the whole pipeline on real images. make test: the CPU tests. make soak: the long ones. make slurm: on a
 # cluster of two nodes that it starts here (as root, with Debian's slurm-wlm, slurmdbd, munge and mariadb-server).
-# make check: tests, linter and types.
+# make nightly: the tests of the components and pipelines on a nightly of TorchX. make check: tests, linter and types.
 PYTHON ?= python3
 VENV ?= .venv
 DALI ?= cuda12
 RUNS ?= runs
 BIN := $(VENV)/bin
+# The nightly the tests last passed with. It lies beside the stable TorchX, whose import name it shares, and in front.
+NIGHTLY := torchx-nightly==2026.10.26
+NIGHTLY_PATH := $(abspath $(VENV))/$(NIGHTLY)
 
-.PHONY: demo test soak slurm check install clean
+.PHONY: demo test soak slurm nightly torchx-nightly check install clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +31,18 @@ soak: install
 
 slurm: install
 	$(BIN)/python -m pytest -m slurm --durations 10
+
+torchx-nightly: $(NIGHTLY_PATH)
+
+$(NIGHTLY_PATH): | install
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(NIGHTLY_PATH) '$(NIGHTLY)'
+
+nightly: export PYTHONPATH := $(NIGHTLY_PATH)
+nightly: torchx-nightly
+	$(BIN)/python -c "import torchx; assert 'torchx-nightly==' + torchx.__version__ == '$(NIGHTLY)', torchx"
+	$(BIN)/python -m pytest tests/test_components.py tests/test_pipelines.py tests/test_dag.py \
+		tests/test_queue.py tests/test_kubernetes.py
+	$(BIN)/python -m pytest -m slurm tests/slurm/test_pipeline.py
 
 check: install
 	$(BIN)/ruff check .

@@ -35,7 +35,7 @@ def pretrain(
     image: str = "deit_fast:latest",
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
-    max_retries: int = 3,
+    max_retries: int = 20,
     rdzv_port: int = 0,
     name: str = "",
 ) -> specs.AppDef:
@@ -84,7 +84,7 @@ def finetune(
     image: str = "deit_fast:latest",
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
-    max_retries: int = 3,
+    max_retries: int = 20,
     rdzv_port: int = 0,
     name: str = "",
 ) -> specs.AppDef:

@@ -76,8 +76,10 @@ def finite(content: Any) -> Any:
 def locked(folder: Path, name: str, holder: str) -> Iterator[None]:
     """Makes the folder and keeps other processes out by a lock on its file `name`; it ends with the process.
 
+    A folder that was made and stays empty, as where a run is refused, is removed again.
     Raises RunError where the folder cannot be written, or where another process, `holder` in words, has the lock.
     """
+    existed = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / name, "w")  # noqa: SIM115 (closing it is what releases the lock)
@@ -88,4 +90,10 @@ def locked(folder: Path, name: str, holder: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(f"{folder}: {holder} is at work there") from None
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if not existed and os.listdir(folder) == [name]:
+                    (folder / name).unlink()
+                    folder.rmdir()

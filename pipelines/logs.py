@@ -3,12 +3,14 @@
 import re
 import threading
 from collections import deque
+from collections.abc import Iterable
 from typing import TextIO
 
 from torchx.runner import Runner
 from torchx.schedulers.api import Stream
 from torchx.schedulers.local_scheduler import SignalException
 
+from . import slurm
 from .state import Record, explain
 
 TAIL_LINES = 20
@@ -23,7 +25,7 @@ def follow_log(runner: Runner, stage: str, record: Record, stream: TextIO, local
 
     def copy(source: Stream | None) -> None:
         try:
-            for line in runner.log_lines(record.handle, record.role, should_tail=True, streams=source):
+            for line in _read(runner, record, follow=True, source=source):
                 stream.write(f"{stage} | {_text(line)}\n")
         except Exception as error:  # a scheduler without logs is no reason to stop
             stream.write(f"{stage} | no log: {explain(error)}\n")
@@ -40,7 +42,7 @@ def log_tail(runner: Runner, record: Record) -> list[str]:
     tail: list[str] = []
     for replica in range(record.replicas):
         try:
-            lines = list(deque(map(_text, runner.log_lines(record.handle, record.role, replica)), maxlen=400))
+            lines = list(deque(map(_text, _read(runner, record, replica)), maxlen=400))
         except SignalException:
             raise
         except Exception as error:
@@ -48,6 +50,14 @@ def log_tail(runner: Runner, record: Record) -> list[str]:
         report = next((i for i, line in enumerate(lines) if _TORCHRUN_REPORT.search(line)), 0)
         tail += lines[: report or None][-max(TAIL_LINES // record.replicas, 5) :]
     return tail
+
+
+def _read(
+    runner: Runner, record: Record, replica: int = 0, follow: bool = False, source: Stream | None = None
+) -> Iterable[object]:
+    if record.handle.startswith("slurm:"):
+        return slurm.read_log(record.handle, record.role, replica, follow)
+    return runner.log_lines(record.handle, record.role, replica, should_tail=follow, streams=source)
 
 
 def _text(line: object) -> str:

@@ -6,9 +6,10 @@ on Slurm before 23).
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from torchx.schedulers.slurm_scheduler import SlurmBatchRequest
+from torchx.schedulers.api import DescribeAppResponse
+from torchx.schedulers.slurm_scheduler import SlurmBatchRequest, SlurmScheduler
 from torchx.specs import AppDryRunInfo, AppState
 
 from .state import PipelineError
@@ -64,6 +65,20 @@ def job_state(handle: str) -> AppState | None:
     if states & _FAILED:
         return AppState.FAILED
     return AppState.CANCELLED if "CANCELLED" in states else AppState.SUCCEEDED
+
+
+def read_log(handle: str, role: str, replica: int = 0, follow: bool = False) -> Iterable[str]:
+    """The lines a node's processes printed to stderr; with `follow`, until the job ends.
+
+    Raises RuntimeError where there is no log.
+    """
+    return _Logs("torchx").log_iter(_id(handle), role, replica, should_tail=follow)
+
+
+class _Logs(SlurmScheduler):
+    def describe(self, app_id: str) -> DescribeAppResponse | None:
+        state = job_state(app_id)
+        return None if state is None else DescribeAppResponse(app_id, state=state)
 
 
 def cancel_job(handle: str) -> None:

@@ -14,6 +14,8 @@ from torchx.runner import get_runner
 from torchx.runner.config import apply
 from torchx.specs.file_linter import validate
 
+from tests.conftest import ROOT
+
 FILE = Path(deit.__file__)
 NAMES = ("pretrain", "finetune", "evaluate")
 TORCHX = [sys.executable, "-m", "torchx.cli.main", "run", "-s", "local_cwd"]
@@ -214,7 +216,7 @@ def test_two_runs_on_one_host_stay_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheduler", ["local_cwd", "slurm"])
 def test_torchxconfig_holds_real_options(scheduler: str, caplog: pytest.LogCaptureFixture) -> None:
     cfg: dict[str, object] = {}
-    apply(scheduler, cfg, dirs=[str(FILE.parent.parent)])  # type: ignore[arg-type]
+    apply(scheduler, cfg, dirs=[str(ROOT)])  # type: ignore[arg-type]
     with get_runner() as runner:
         assert set(cfg) <= {name for name, _ in runner.scheduler_run_opts(scheduler)}
     assert cfg

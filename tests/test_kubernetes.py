@@ -28,7 +28,13 @@ EVENTS = {"PodFailed", "PodEvicted", "PodPending", "JobUnknown", "OutOfSync", "C
 
 @pytest.fixture(scope="module")
 def job() -> dict:
-    cfg = {"namespace": "research", "queue": "default", "service_account": "trainer", "priority_class": "high"}
+    cfg = {
+        "namespace": "research",
+        "queue": "default",
+        "service_account": "trainer",
+        "priority_class": "high",
+        "validate_spec": False,
+    }  # which nightlies of TorchX would have a cluster do, even for a dry run
     with get_runner() as runner, pytest.warns(UserWarning, match="restarts"):
         info = runner.dryrun_component(f"{FILE}:pretrain", WORDS, "kubernetes", cfg)
     return yaml.safe_load(str(info.request))

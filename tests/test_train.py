@@ -192,8 +192,11 @@ def test_two_trainers_in_one_folder_are_refused(folder_data: Path, tmp_path: Pat
 def test_data_that_does_not_fit(folder_data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"model\.num_classes=10: .* has 3 classes"):
         train(get_recipe("demo_pretrain", [*WORDS, "model.num_classes=10"]), str(folder_data), tmp_path / "a")
-    with pytest.raises(DataError, match=r"run\.global_batch=128: expected at most 96"):
-        train(get_recipe("demo_pretrain", [*WORDS, "run.global_batch=128"]), str(folder_data), tmp_path / "b")
+    (tmp_path / "c").mkdir()
+    for name in ("b", "c"):
+        with pytest.raises(DataError, match=r"run\.global_batch=128: expected at most 96"):
+            train(get_recipe("demo_pretrain", [*WORDS, "run.global_batch=128"]), str(folder_data), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]  # a refusal leaves no folder that it made
 
 
 @pytest.mark.parametrize("processes", [1, 2])

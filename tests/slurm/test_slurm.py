@@ -1,7 +1,9 @@
 """Trainings on a real Slurm: whatever happens to the jobs, the run ends with the weights of the undisturbed one."""
 
 import os
+import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +88,30 @@ def test_a_disturbed_run_ends_with_the_same_weights(
     states = job.wait(240)
     cluster.wait_for(cluster.is_idle, 60, "idle nodes")
     assert states == ["COMPLETED", "COMPLETED"], job.log()
+    assert job.restarts() >= 1
+    check_same(job, undisturbed)
+    assert not find_trainers(job)
+
+
+def test_a_worker_that_hangs_ends_the_attempt_and_the_next_goes_on(
+    cluster: Cluster, digits: Path, undisturbed: Job, tmp_path: Path
+) -> None:
+    job = submit(cluster, digits, tmp_path / "run", *WORDS, "run.hang_timeout=20")
+    job.wait_for_checkpoint()
+    stopped = time.monotonic()
+    os.kill(find_trainers(job)[-1], signal.SIGSTOP)
+    job.wait_until(lambda: "no sign of life" in job.log(), 35, "the watchdog's line")
+    assert time.monotonic() - stopped > 19
+    job.wait_until(lambda: "PENDING" in job.states(), 60, "the job in the queue again")
+    assert not find_trainers(job)
+    accounting = cluster.run("sacct", "-D", "-n", "-P", "-j", job.id, "-o", "JobID,State").splitlines()
+    assert f"{job.id}+0|REQUEUED" in accounting
+    assert f"{job.id}+0.batch|FAILED" in accounting  # its exit status was not 0
+    lines = re.findall(r"deit-fast: rank (\d): no sign of life for .*", job.log())
+    assert lines, job.log()
+    assert len(lines) == len(set(lines)), "a line of a process came twice"
+    assert job.wait() == ["COMPLETED", "COMPLETED"], job.log()
+    # Hurried, the next attempt seems to meet a signal meant for this one at times; Slurm's two minutes come between.
     assert job.restarts() >= 1
     check_same(job, undisturbed)
     assert not find_trainers(job)
