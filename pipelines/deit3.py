@@ -54,7 +54,7 @@ then on ImageNet-1k."""
 
 COMPONENTS = Path(__file__).resolve().parent.parent / "components" / "deit.py"
 WHERE: dict[str, type] = {
-    **dict.fromkeys(("j", "h", "image", "env", "mounts"), str),
+    **dict.fromkeys(("j", "h", "image", "env", "mounts", "overlay"), str),
     **dict.fromkeys(("cpu", "gpu", "memMB", "max_retries", "rdzv_port"), int),
 }
 """Component arguments that apply to every stage, passed on as they are."""
