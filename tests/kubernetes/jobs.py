@@ -59,6 +59,10 @@ class Job(Run):
     def running(self) -> list[Pod]:
         return [pod for pod in self.pods() if pod.phase == "Running"]
 
+    def present(self) -> list[Pod]:
+        """Those that run and have not been told to end, by name."""
+        return sorted((pod for pod in self.running() if not pod.deleted_at), key=lambda pod: pod.name)
+
     def evict(self, pod: Pod) -> None:
         """As `kubectl drain` does."""
         eviction = client.V1Eviction(metadata=client.V1ObjectMeta(name=pod.name, namespace=NAMESPACE))
@@ -81,10 +85,13 @@ def torchx(cluster: Cluster, *words: str) -> str:
     return done.stdout + done.stderr  # logs go to the latter
 
 
-def submit(cluster: Cluster, name: str, *words: str, retries: int = 5, nodes: int = 2) -> Job:
+def submit(
+    cluster: Cluster, name: str, *words: str, retries: int = 5, mounts: str = MOUNTS, within: str = "/runs"
+) -> Job:
+    """Starts a training whose folder is `within`/`name` in its two pods."""
     printed = torchx(
         cluster, "run", "-s", "kubernetes", "-cfg", CFG, f"{COMPONENTS}:pretrain", "--recipe", "demo_pretrain",
-        "--data", "/data/digits", "--out", f"/runs/{name}", "-j", f"{nodes}x1", "-h", "cpu_small",
-        "--mounts", MOUNTS, "--max_retries", str(retries), *words,
+        "--data", "/data/digits", "--out", f"{within}/{name}", "-j", "2x1", "-h", "cpu_small",
+        "--mounts", mounts, "--max_retries", str(retries), *words,
     )  # fmt: skip
     return Job(cluster, cluster.claims["runs"] / name, re.findall(r"kubernetes://\S+", printed)[0])

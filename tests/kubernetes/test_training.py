@@ -98,10 +98,13 @@ def test_cancelled_and_submitted_again(cluster: Cluster, undisturbed: Job) -> No
 def test_restarts_come_to_an_end(cluster: Cluster) -> None:
     """Volcano counts starts: of three, the third is the last."""
     job = submit(cluster, "exhausted", *WORDS, retries=3)
-    for attempt in range(1, 4):
-        job.wait_until(lambda: len(job.running()) == 2, 60, f"start {attempt}")
-        job.running()[1].signal(signal.SIGKILL)
-        job.wait_until(lambda: job.status().get("retryCount") == attempt, 60, f"end {attempt}")  # noqa: B023
+    for start in (1, 2, 3):
+        # Volcano starts a pod again while others still end.
+        job.wait_until(lambda: len(job.present()) == 2, 60, f"start {start}")
+        for pod in job.present():
+            job.wait_until(pod.first_process, 10, "its process")
+            pod.signal(signal.SIGKILL)
+        job.wait_until(lambda: job.status().get("retryCount") == start, 60, f"end {start}")  # noqa: B023
     assert job.wait(60) == "Failed"
     assert len(job.pods()) == 6
     assert "State: FAILED" in torchx(cluster, "status", job.handle)
@@ -109,7 +112,7 @@ def test_restarts_come_to_an_end(cluster: Cluster) -> None:
 
 
 def test_a_job_without_its_claim_waits(cluster: Cluster) -> None:
-    job = submit(cluster, "waiting", "--mounts", "type=volume,src=absent,dst=/data")
+    job = submit(cluster, "waiting", mounts="type=volume,src=absent,dst=/data")
     job.wait_until(lambda: job.states() == ["Pending"] and len(job.pods()) == 2, 20, "its pods")
     assert "State: PENDING" in torchx(cluster, "status", job.handle)
     torchx(cluster, "cancel", job.handle)
@@ -117,6 +120,6 @@ def test_a_job_without_its_claim_waits(cluster: Cluster) -> None:
 
 
 def test_the_data_are_read_only(cluster: Cluster) -> None:
-    job = submit(cluster, "refused", "--out", "/data/run", retries=1)
-    assert job.wait(60) == "Failed"
+    job = submit(cluster, "refused", retries=1, within="/data")
+    assert job.wait(90) == "Failed"
     assert "Read-only file system" in torchx(cluster, "log", job.handle)
