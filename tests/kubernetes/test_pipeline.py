@@ -55,7 +55,7 @@ def test_a_pipeline_fails_is_cancelled_continues_and_ends(cluster: Cluster, tmp_
     seen: set[tuple[str, str]] = set(cluster.jobs)
     printed = finish(start(cluster, tmp_path, retries=0), 1)
     assert "FAILED" in printed
-    assert "deit-fast: /data/pipeline" in printed, printed  # the end of its log
+    assert "    deit-fast: rank 0: /data/pipeline: " in printed, printed  # the end of its log
     assert not re.search(r"^ *(b'|\d{4}-\d\d-\d\dT)", printed, re.MULTILINE), printed
     assert printed.count("not started") == 3
     assert len(cluster.jobs.keys() - seen) == 1
