@@ -35,6 +35,7 @@ def pretrain(
     image: str = "deit_fast:latest",
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
+    overlay: str = "",
     max_retries: int = 20,
     rdzv_port: int = 0,
     name: str = "",
@@ -57,11 +58,12 @@ def pretrain(
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
         env: environment variables, KEY=value,...
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)
+        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...; needs a nightly of TorchX
         max_retries: times the scheduler starts a failed or preempted run again
         rdzv_port: port of the first node where processes meet; 0 derives it from the job; one node needs none
         name: job name; empty is the recipe's
     """
-    where = Where(j, h, cpu, gpu, memMB, image, env, mounts, max_retries, rdzv_port)
+    where = Where(j, h, cpu, gpu, memMB, image, env, mounts, overlay, max_retries, rdzv_port)
     options = {"--val": val, "--teacher": teacher, "--resume": resume}
     role = _train_role(list(overrides), recipe, data, out, options, where)
     return specs.AppDef(name=job_name(name or recipe), roles=[role])
@@ -84,6 +86,7 @@ def finetune(
     image: str = "deit_fast:latest",
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
+    overlay: str = "",
     max_retries: int = 20,
     rdzv_port: int = 0,
     name: str = "",
@@ -107,13 +110,14 @@ def finetune(
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
         env: environment variables, KEY=value,...
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)
+        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...; needs a nightly of TorchX
         max_retries: times the scheduler starts a failed or preempted run again
         rdzv_port: port of the first node where processes meet; 0 derives it from the job; one node needs none
         name: job name; empty is the recipe's
     """
     if not init:
         refuse("init: missing; expected the checkpoint to start from")
-    where = Where(j, h, cpu, gpu, memMB, image, env, mounts, max_retries, rdzv_port)
+    where = Where(j, h, cpu, gpu, memMB, image, env, mounts, overlay, max_retries, rdzv_port)
     options = {"--val": val, "--init": init, "--teacher": teacher, "--resume": resume}
     role = _train_role(list(overrides), recipe, data, out, options, where)
     return specs.AppDef(name=job_name(name or recipe), roles=[role])
@@ -136,6 +140,7 @@ def evaluate(
     image: str = "deit_fast:latest",
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
+    overlay: str = "",
     max_retries: int = 3,
     rdzv_port: int = 0,
     name: str = "evaluate",
@@ -159,6 +164,7 @@ def evaluate(
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
         env: environment variables, KEY=value,...
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)
+        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...; needs a nightly of TorchX
         max_retries: times the scheduler starts a failed or preempted run again
         rdzv_port: port of the first node where processes meet; 0 derives it from the job; one node needs none
         name: job name
@@ -168,7 +174,7 @@ def evaluate(
     options = [("--json", out), ("--real", real), ("--report", report)]
     words = ["evaluate", checkpoint, "--data", data, *(word for option in options if option[1] for word in option)]
     words += [*(["--ema"] if ema else []), *(["--flip"] if flip else []), *overrides]
-    where = Where(j, h, cpu, gpu, memMB, image, env, mounts, max_retries, rdzv_port)
+    where = Where(j, h, cpu, gpu, memMB, image, env, mounts, overlay, max_retries, rdzv_port)
     return specs.AppDef(name=job_name(name), roles=[build_role("evaluate", words, where)])
 
 

@@ -4,13 +4,15 @@ import re
 import shlex
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
+import yaml
 from torchx import specs
 from torchx.specs import macros
 
-from deit_fast.errors import RecipeError
+from deit_fast.errors import RecipeError, one_line
 from deit_fast.recipe import Recipe
 from deit_fast.recipes import get_recipe
 
@@ -28,6 +30,7 @@ class Where(NamedTuple):
     image: str
     env: dict[str, str] | None
     mounts: list[str] | None
+    overlay: str
     max_retries: int
     rdzv_port: int
 
@@ -48,6 +51,28 @@ class Where(NamedTuple):
             refuse(f"h={self.h!r}: expected a named resource registered with TorchX, or cpu, gpu and memMB")
         return replace(named, **{name: value for name, value in given.items() if value})
 
+    @property
+    def pod(self) -> dict[str, Any]:
+        """What TorchX's nightlies lay over a pod of Kubernetes, which kills after 30 seconds if not told otherwise."""
+        pod: dict[str, Any] = {"spec": {"terminationGracePeriodSeconds": SHUTDOWN_SECONDS + 20}}
+        if not self.overlay:
+            return pod
+        if find_spec("torchx.specs.overlays") is None:
+            refuse(
+                f"overlay={self.overlay!r}: expected none with this TorchX, which would ignore it; a nightly does not"
+            )
+        try:
+            given = yaml.safe_load(Path(self.overlay).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            refuse(f"overlay={self.overlay!r}: expected a YAML file ({one_line(error)})")
+        if (
+            not isinstance(given, dict)
+            or not given.keys() <= {"metadata", "spec"}
+            or not all(isinstance(part, dict) for part in given.values())
+        ):
+            refuse(f"overlay={self.overlay!r}: expected the pod's spec: and metadata:, of fields each")
+        return {**given, "spec": {**pod["spec"], **given.get("spec", {})}}
+
 
 def build_role(name: str, words: list[str], where: Where) -> specs.Role:
     """`python -m deit_fast.cli WORDS` under torchrun, on every node."""
@@ -63,6 +88,7 @@ def build_role(name: str, words: list[str], where: Where) -> specs.Role:
         # srun cuts a value in --export at its first comma; those go through the script.
         env={
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS),
+            "PYTHONUNBUFFERED": "1",  # or torchrun keeps its workers' log lines until there are 8 KiB of them
             **{key: value for key, value in (where.env or {}).items() if "," not in value},
         },
         num_replicas=nodes,
@@ -70,8 +96,7 @@ def build_role(name: str, words: list[str], where: Where) -> specs.Role:
         max_retries=0 if "--resume" in words else where.max_retries,
         resource=resource,
         mounts=specs.parse_mounts(where.mounts) if where.mounts else [],
-        # Kubernetes kills after 30 seconds; TorchX 0.7.0 cannot tell it otherwise and ignores this.
-        metadata={"kubernetes": {"V1Pod": {"spec": {"terminationGracePeriodSeconds": SHUTDOWN_SECONDS + 20}}}},
+        metadata={"kubernetes": {"V1Pod": where.pod}},  # TorchX 0.7.0 ignores it
     )
 
 

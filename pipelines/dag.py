@@ -21,6 +21,7 @@ from torchx.specs import AppDryRunInfo, AppState, CfgVal, is_terminal
 from deit_fast.files import locked
 
 from . import slurm
+from .jobs import find_jobs, job_state, prepare_job
 from .logs import follow_log, log_tail
 from .stages import Stage, check_unchanged, dryrun_stage, get_app, sort_stages
 from .state import PipelineError, Record, deaf, explain, find_processes, read_records, write_records
@@ -92,7 +93,7 @@ class _Run:
     def attach(self, poll_seconds: float) -> None:
         """Reads pipeline.json and settles what is done, what still runs and what is to be started."""
         self.records = read_records(self.folder / "pipeline.json")
-        queued = slurm.find_jobs() if self.scheduler == "slurm" else {}
+        queued = find_jobs(self.scheduler, self.cfg)
         for stage in self.order:
             record = self.records.get(stage.name)
             handle = queued.get(stage.output)
@@ -118,7 +119,7 @@ class _Run:
                 self._succeed(stage, record)
                 self._say(stage, "done before")
             elif state is not None and not is_terminal(state):
-                if queued and (lost := self._lost_needs(stage)):
+                if self.scheduler == "slurm" and (lost := self._lost_needs(stage)):
                     slurm.cancel_job(record.handle)  # Slurm would, a moment later: it waits for a failed one
                     record.state = "cancelled"
                     self._say(stage, f"cancelled     {record.handle}: {lost[0]!r} has to run again")
@@ -188,8 +189,8 @@ class _Run:
     def _start(self, stage: Stage) -> None:
         try:
             job = self._dryrun(stage)
-            if self.scheduler == "slurm":
-                slurm.order_job(job, stage.output, [self.records[n].handle for n in stage.needs if n in self.running])
+            after = [self.records[need].handle for need in stage.needs if need in self.running]
+            prepare_job(self.scheduler, job, stage.output, after)
             handle = self.runner.schedule(job)
         except SignalException:
             raise
@@ -222,13 +223,10 @@ class _Run:
         A killed driver leaves local jobs running, unknown to the next driver's scheduler: their processes are found by
         the handle in their environment, and once they are gone the result tells how they ended.
         """
-        reason = "no such job"
+        reason, gone = "no such job", False
         try:
-            if record.handle.startswith("slurm:"):
-                state = slurm.job_state(record.handle)
-            else:
-                status = self.runner.status(record.handle)
-                state = status.state if status else None
+            state = job_state(self.runner, record.handle)
+            gone = state is None and self.scheduler == "kubernetes"
             if state not in (None, AppState.UNKNOWN):
                 self.silent_since.pop(record.handle, None)
                 return state
@@ -242,6 +240,8 @@ class _Run:
             return AppState.SUCCEEDED
         if self.local:
             return None
+        if gone:  # a job of Kubernetes that was cancelled is no more
+            return AppState.CANCELLED
         if record.handle not in self.silent_since:
             self._say(stage, f"{self.scheduler} gives no state of {record.handle}: {reason}")
         waited = time.time() - self.silent_since.setdefault(record.handle, time.time())
@@ -284,7 +284,9 @@ class _Run:
 
     def _follow(self, stage: Stage, record: Record) -> None:
         if self.stream is not None and not (self.local and stage.name in self.adopted):
-            self.threads[stage.name] = follow_log(self.runner, stage.name, record, self.stream, self.local)
+            self.threads[stage.name] = follow_log(
+                self.runner, stage.name, record, self.stream, lambda: stage.name not in self.running
+            )
 
     def _say(self, stage: Stage, text: str) -> None:
         width = max(len(stage.name) for stage in self.order)

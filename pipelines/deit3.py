@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -54,7 +55,7 @@ then on ImageNet-1k."""
 
 COMPONENTS = Path(__file__).resolve().parent.parent / "components" / "deit.py"
 WHERE: dict[str, type] = {
-    **dict.fromkeys(("j", "h", "image", "env", "mounts"), str),
+    **dict.fromkeys(("j", "h", "image", "env", "mounts", "overlay"), str),
     **dict.fromkeys(("cpu", "gpu", "memMB", "max_retries", "rdzv_port"), int),
 }
 """Component arguments that apply to every stage, passed on as they are."""
@@ -206,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; 0 all done, 1 a stage failed, 2 a bad value before anything started, 130 interrupted."""
     options = build_parser().parse_intermixed_args(argv)
     logging.getLogger("torchx").setLevel(logging.ERROR)  # its hints repeat with every dry run
+    warnings.filterwarnings("ignore", r"\s*Role \w+ configured with restarts")  # of a bug in Volcano 1.4
     out = os.path.abspath(options.out)
     state = Path(os.path.abspath(options.state or out))
     given = {name: getattr(options, name) for name in WHERE if getattr(options, name) is not None}

@@ -60,6 +60,9 @@ def find_processes(handle: str) -> list[int]:
 
 def explain(error: BaseException) -> str:
     """An error of someone else's code as one line."""
+    if body := getattr(error, "body", None):  # of Kubernetes: what it answered, without the headers
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            return one_line(f"Kubernetes: {json.loads(body)['message']}")
     return one_line(error if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}")
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from deit_fast.components import deit
+from deit_fast.components import deit, launch
 from torchx.runner import get_runner
 
 pytest.importorskip("kubernetes", reason="needs the client of Kubernetes, from the extra: test")
-kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="needs the extra: test")
+pytest.importorskip("kubernetes_validate", reason="needs the extra: test")
+
+from tests.kubernetes.manifests import check_job, check_pods
 
 FILE = Path(deit.__file__)
 WORDS = [
@@ -18,12 +20,6 @@ WORDS = [
     *("--image", "registry.example.org/team/deit_fast:latest", "--env", "HF_HOME=/runs/hf", "--max_retries", "20"),
     *("--mounts", "type=volume,src=imagenet,dst=/data,readonly,type=volume,src=runs,dst=/runs"),
 ]
-# The fields of Volcano's batch.volcano.sh/v1alpha1 Job.
-JOB = {"schedulerName", "minAvailable", "volumes", "tasks", "policies", "plugins", "runningEstimate", "queue",
-       "maxRetry", "ttlSecondsAfterFinished", "priorityClassName", "minSuccess"}  # fmt: skip
-TASK = {"name", "replicas", "minAvailable", "template", "policies", "topologyPolicy", "maxRetry", "dependsOn"}
-ACTIONS = {"AbortJob", "RestartJob", "RestartTask", "TerminateJob", "CompleteJob", "ResumeJob"}
-EVENTS = {"PodFailed", "PodEvicted", "PodPending", "JobUnknown", "OutOfSync", "CommandIssued", "TaskCompleted", "*"}
 
 
 @pytest.fixture(scope="module")
@@ -42,25 +38,33 @@ def job() -> dict:
 
 @pytest.mark.parametrize("version", ["1.31", "1.34"])
 def test_each_pod_is_valid(job: dict, version: str) -> None:
-    for task in job["spec"]["tasks"]:
-        pod = {"apiVersion": "v1", "kind": "Pod", **copy.deepcopy(task["template"])}
-        pod["metadata"]["name"] = f"{job['metadata']['name']}-{task['name']}-0"
-        assert len(pod["metadata"]["name"]) <= 63
-        kubernetes_validate.validate(pod, version, strict=True)
-        pod["spec"]["containers"][0]["volumeMount"] = []
-        with pytest.raises(kubernetes_validate.ValidationError):
-            kubernetes_validate.validate(pod, version, strict=True)
+    assert not check_pods(job, version)
+    wrong = copy.deepcopy(job)
+    wrong["spec"]["tasks"][1]["template"]["spec"]["containers"][0]["volumeMount"] = []
+    (found,) = check_pods(wrong, version)
+    assert "train-1" in found
+    assert "volumeMount" in found
+
+
+def spoil_name(job: dict) -> None:
+    job["metadata"]["name"] = "x" * 60
+
+
+def spoil_field(job: dict) -> None:
+    job["spec"]["tasks"][0]["retries"] = 1
+
+
+def spoil_policy(job: dict) -> None:
+    job["spec"]["tasks"][0]["policies"][0]["action"] = "Restart"
 
 
 def test_the_job_is_volcanos(job: dict) -> None:
-    assert (job["apiVersion"], job["kind"]) == ("batch.volcano.sh/v1alpha1", "Job")
-    assert job["spec"].keys() <= JOB
-    for task in job["spec"]["tasks"]:
-        assert task.keys() <= TASK
-        assert task["replicas"] == 1
-        for policy in task["policies"]:
-            assert policy["action"] in ACTIONS
-            assert policy["event"] in EVENTS
+    assert not check_job(job)
+    assert all(task["replicas"] == 1 for task in job["spec"]["tasks"])
+    for spoil in (spoil_name, spoil_field, spoil_policy):
+        wrong = copy.deepcopy(job)
+        spoil(wrong)
+        assert check_job(wrong)
 
 
 def test_a_training_has_what_it_needs(job: dict) -> None:
@@ -110,3 +114,31 @@ def test_a_pod_is_given_the_time_torchrun_takes() -> None:
     role = deit.pretrain(recipe="demo_pretrain", data="d", out="o").roles[0]
     seconds = role.metadata["kubernetes"]["V1Pod"]["spec"]["terminationGracePeriodSeconds"]
     assert seconds > int(role.env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+
+
+def test_an_overlay_is_laid_over_the_pod_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlay = tmp_path / "pod.yaml"
+    overlay.write_text("spec: {tolerations: [{key: nvidia.com/gpu, operator: Exists}]}")
+
+    def pod(file: Path) -> dict:
+        role = deit.pretrain(recipe="demo_pretrain", data="d", out="o", overlay=str(file)).roles[0]
+        return role.metadata["kubernetes"]["V1Pod"]
+
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)  # as with TorchX 0.7.0
+    with pytest.raises(SystemExit):
+        pod(overlay)
+    assert "which would ignore it" in capsys.readouterr().err
+    monkeypatch.setattr(launch, "find_spec", lambda name: name)  # as with a nightly
+    assert pod(overlay)["spec"] == {
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "terminationGracePeriodSeconds": 120,
+    }
+    for text in ("spec: [", "tolerations: []", "spec: 3", ""):
+        overlay.write_text(text)
+        with pytest.raises(SystemExit):
+            pod(overlay)
+        assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(SystemExit):
+        pod(tmp_path / "absent.yaml")

@@ -1,20 +1,17 @@
 """Jobs of the TorchX components on the test cluster: submitted, watched, disturbed."""
 
-import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-
 from tests.conftest import ROOT
+from tests.runs import Run
 from tests.slurm.cluster import Cluster
 
 TORCHX = str(Path(sys.executable).with_name("torchx"))
@@ -23,7 +20,7 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 
 @dataclass
-class Job:
+class Job(Run):
     """A training on two nodes, one process each."""
 
     cluster: Cluster
@@ -50,23 +47,6 @@ class Job:
         """Changes every part of the job."""
         for part in self.cluster.run("squeue", "-h", "-j", self.id, "-o", "%A").split():
             self.cluster.run("scontrol", "update", f"jobid={part}", *words)
-
-    def step(self) -> int:
-        """Last step in the metrics."""
-        path = self.out / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
-
-    def wait_until(self, condition: Callable[[], object], seconds: float, what: str) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"{what}: not after {seconds:g} s; {self.states()}\n{self.log()}"
-            time.sleep(0.3)
-
-    def wait_for_checkpoint(self) -> None:
-        """Until there is work that a disturbance could lose, and work left to do."""
-        path = self.out / "checkpoints" / "last.pt"
-        self.wait_until(path.exists, 90, "the first checkpoint")
 
     def hurry(self) -> None:
         """Starts a requeued job before Slurm's two minutes are over.
@@ -98,15 +78,6 @@ class Job:
     def log(self) -> str:
         """What the processes printed, of all attempts."""
         return "".join(path.read_text() for path in sorted(self.out.parent.glob(f"slurm-{self.id}*")))
-
-    def result(self) -> dict[str, object]:
-        return json.loads((self.out / "result.json").read_text())
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        return load_file(self.out / "checkpoints" / "last.safetensors")
-
-    def restarts(self) -> int:
-        return self.log().count("resumed from")
 
 
 def torchx(cluster: Cluster, *words: str, cwd: Path) -> str:

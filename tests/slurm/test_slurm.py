@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
+from tests.runs import check_same
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import Job, find_trainers, submit, torchx
 
@@ -26,17 +26,8 @@ def undisturbed(cluster: Cluster, digits: Path, tmp_path_factory: pytest.TempPat
     job = submit(cluster, digits, tmp_path_factory.mktemp("undisturbed") / "run", *WORDS)
     assert job.wait() == ["COMPLETED", "COMPLETED"], job.log()
     assert job.restarts() == 0
+    assert job.step() == STEPS
     return job
-
-
-def check_same(job: Job, undisturbed: Job) -> None:
-    """Bit-identical weights, and every step in the metrics exactly once."""
-    assert job.result()["step"] == STEPS
-    expected, found = undisturbed.weights(), job.weights()
-    different = [name for name in expected if not torch.equal(expected[name], found[name])]
-    assert not different, f"{len(different)} of {len(expected)} tensors differ"
-    steps = [line for line in (job.out / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
-    assert len(steps) == len(set(steps)) == len((undisturbed.out / "metrics.jsonl").read_text().split('"train"')) - 1
 
 
 def test_torchx_commands(cluster: Cluster, undisturbed: Job) -> None:

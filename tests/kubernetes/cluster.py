@@ -1,0 +1,186 @@
+"""A stand-in for a Kubernetes cluster with Volcano: its API on a local port, its pods as processes of this machine.
+
+    python -m tests.kubernetes FOLDER
+
+It takes what the real API takes and does what Volcano's controller and a kubelet do with it. It cannot show how pods
+are scheduled onto nodes, a network between them, or images: a request of any size is granted, and the image is this
+machine's file system, see pods.py.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import yaml
+
+from tests.conftest import ROOT
+from tests.kubernetes.api import serve
+from tests.kubernetes.manifests import Refused, check_job, check_pods, complete_job
+from tests.kubernetes.pods import Pod
+from tests.kubernetes.volcano import Job
+
+VERSION = "1.34"
+NAMESPACE, QUEUE = "research", "default"
+SERVICE_ACCOUNTS, PRIORITY_CLASSES = {"default", "trainer"}, {"high"}
+_POLL_SECONDS = 0.05
+
+
+def image_environment() -> dict[str, str]:
+    """What an image with this repository sets."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {"PATH": path, "HOME": "/root", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+class Cluster:
+    """What the cluster holds. Whoever touches it holds the lock."""
+
+    def __init__(self, folder: Path, image: Mapping[str, str]) -> None:
+        self.folder, self.image = folder, dict(image)
+        self.kubeconfig = folder / "kubeconfig"
+        self.token = str(uuid.uuid4())
+        self.lock = threading.RLock()
+        self.namespaces = {NAMESPACE}
+        self.claims: dict[str, Path] = {}
+        self.jobs: dict[tuple[str, str], Job] = {}
+        self.pods: dict[tuple[str, str], Pod] = {}
+        self.past: list[Pod] = []
+        """Pods that are gone; the API does not show them."""
+        self._hosts = folder / "hosts"
+        self._addresses: dict[str, str] = {}
+        self._ended = threading.Event()
+        self._controller = threading.Thread(target=self._run, name="controller", daemon=True)
+        self._failure: BaseException | None = None
+
+    def add_claim(self, name: str) -> Path:
+        """The folder of a new persistent volume claim."""
+        path = self.folder / "claims" / name
+        path.mkdir(parents=True)
+        with self.lock:
+            self.claims[name] = path
+        return path
+
+    def create_job(self, namespace: str, manifest: dict, keep: bool = True) -> Job:
+        manifest = complete_job(manifest)
+        found = check_job(manifest)
+        if manifest["spec"]["queue"] != QUEUE:
+            found.append(
+                f'unable to find job queue: queue.scheduling.volcano.sh "{manifest["spec"]["queue"]}" not found'
+            )
+        if found := found or check_pods(manifest, VERSION):
+            text = f'admission webhook "validatejob.volcano.sh" denied the request: {"; ".join(found)}'
+            raise Refused(400, "BadRequest", text)
+        job = Job(manifest, namespace, self)
+        if (namespace, job.name) in self.jobs:
+            text = f'jobs.batch.volcano.sh "{job.name}" already exists'
+            raise Refused(409, "Conflict", text, {"name": job.name, "group": "batch.volcano.sh", "kind": "jobs"})
+        if keep:
+            self.jobs[namespace, job.name] = job
+        return job
+
+    def delete_job(self, namespace: str, name: str) -> None:
+        """The job goes at once, its pods once they have ended."""
+        for pod in self.jobs.pop((namespace, name)).pods.values():
+            pod.delete()
+
+    def create_pod(self, pod: Pod) -> bool:
+        """Whether the API took the pod: its name is free, and there is all that it names."""
+        spec = pod.spec
+        allowed = (
+            spec.get("serviceAccountName", "default") in SERVICE_ACCOUNTS
+            and spec.get("priorityClassName", "high") in PRIORITY_CLASSES
+        )
+        if not allowed or (pod.namespace, pod.name) in self.pods:
+            return False
+        self.pods[pod.namespace, pod.name] = pod
+        subdomain = f"{pod.name}.{spec.get('subdomain', pod.namespace)}"
+        if pod.name not in self._addresses:
+            count = len(self._addresses) + 2
+            self._addresses[pod.name] = f"127.1.{count // 250}.{count % 250 + 1}"
+            with self._hosts.open("a") as hosts:  # the same file: pods that run have it mounted
+                hosts.write(f"{self._addresses[pod.name]} {subdomain}.{pod.namespace}.svc {subdomain} {pod.name}\n")
+        return True
+
+    def address(self, pod: Pod) -> str:
+        return self._addresses[pod.name]
+
+    def start(self) -> None:
+        (self.folder / "layers").mkdir()
+        self._hosts.write_text("127.0.0.1 localhost\n")
+        self._server = serve(self)
+        entry = {
+            "clusters": [{"name": "test", "cluster": {"server": f"http://127.0.0.1:{self._server.server_port}"}}],
+            "users": [{"name": "test", "user": {"token": self.token}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": NAMESPACE}}],
+        }
+        self.kubeconfig.write_text(
+            yaml.dump({"apiVersion": "v1", "kind": "Config", "current-context": "test", **entry})
+        )
+        self._controller.start()
+
+    def stop(self) -> None:
+        """Kills what runs."""
+        with self.lock:
+            for key in list(self.jobs):
+                self.delete_job(*key)
+            for pod in self.pods.values():
+                pod.deleted_at = ""
+                pod.delete(0)
+        for _ in range(200):
+            if not self.pods or self._ended.wait(0.05):
+                break
+        self._ended.set()
+        self._controller.join()
+        self._server.shutdown()
+        self._server.server_close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            while not self._ended.wait(_POLL_SECONDS):
+                with self.lock:
+                    self._step()
+        except BaseException as error:  # shown by stop
+            self._failure = error
+            self._ended.set()
+            raise
+
+    def _step(self) -> None:
+        owners = {id(pod): job for job in self.jobs.values() for pod in job.pods.values()}
+        for key, pod in list(self.pods.items()):
+            job = owners.get(id(pod))
+            if pod.observe() and job:
+                if pod.phase == "Failed":
+                    job.handle("PodFailed", pod)
+                elif all(each.phase == "Succeeded" for each in job.pods.values() if each.task == pod.task):
+                    job.handle("TaskCompleted", pod)
+            if pod.gone:
+                self.past.append(self.pods.pop(key))
+                if job:
+                    del job.pods[pod.name]
+                    job.handle("PodEvicted", pod)
+        for job in self.jobs.values():
+            job.act()
+            waiting = [pod for pod in job.pods.values() if pod.phase == "Pending"]
+            # Volcano starts all pods of a job or none.
+            if len(job.pods) >= job.spec["minAvailable"] and all(
+                set(p.claims.values()) <= set(self.claims) for p in waiting
+            ):
+                for pod in waiting:
+                    pod.start(self.folder / "layers", self._hosts, self.image, self.claims)
+                    job.act()
+
+
+@contextlib.contextmanager
+def running(folder: Path, image: Mapping[str, str]) -> Iterator[Cluster]:
+    """A cluster whose files are all below `folder`, with pods that have the environment `image`, stopped at the end."""
+    cluster = Cluster(folder, image)
+    cluster.start()
+    try:
+        yield cluster
+    finally:
+        cluster.stop()

@@ -1,0 +1,99 @@
+"""What the API of a cluster with Volcano takes: the checks of its schemas and of Volcano's admission webhook."""
+
+import copy
+import re
+from collections.abc import Mapping
+
+import kubernetes_validate
+
+# The fields of Volcano's batch.volcano.sh/v1alpha1 Job.
+JOB = {"schedulerName", "minAvailable", "volumes", "tasks", "policies", "plugins", "runningEstimate", "queue",
+       "maxRetry", "ttlSecondsAfterFinished", "priorityClassName", "minSuccess"}  # fmt: skip
+TASK = {"name", "replicas", "minAvailable", "template", "policies", "topologyPolicy", "maxRetry", "dependsOn"}
+ACTIONS = {"AbortJob", "RestartJob", "RestartTask", "TerminateJob", "CompleteJob", "ResumeJob"}
+EVENTS = {"PodFailed", "PodEvicted", "PodPending", "JobUnknown", "OutOfSync", "CommandIssued", "TaskCompleted", "*"}
+PLUGINS = {"env", "svc", "ssh", "pytorch", "tensorflow", "mpi", "ray", "hcclrank"}
+LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # of RFC 1123, as every name in a cluster's DNS
+DEFAULT_RETRIES = 3  # what Volcano puts in the place of 0
+
+
+class Refused(Exception):
+    """A Status of Kubernetes: an HTTP code, a reason, a message."""
+
+    def __init__(self, code: int, reason: str, message: str, details: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.code, self.reason, self.details = code, reason, dict(details or {})
+
+
+def complete_job(job: dict) -> dict:
+    """The job with the defaults of Volcano's webhook."""
+    job = copy.deepcopy(job)
+    spec = job.setdefault("spec", {})
+    spec["schedulerName"] = spec.get("schedulerName") or "volcano"
+    spec["queue"] = spec.get("queue") or "default"
+    spec["maxRetry"] = spec.get("maxRetry") or DEFAULT_RETRIES
+    for index, task in enumerate(spec.get("tasks", [])):
+        task["name"] = task.get("name") or f"default{index}"
+        task["minAvailable"] = task.get("minAvailable", task["replicas"])
+    spec["minAvailable"] = spec.get("minAvailable") or sum(task["minAvailable"] for task in spec.get("tasks", []))
+    return job
+
+
+def check_job(job: dict) -> list[str]:
+    """What is wrong with a job, but for its pods."""
+    found = []
+    if (job.get("apiVersion"), job.get("kind")) != ("batch.volcano.sh/v1alpha1", "Job"):
+        found.append(f"{job.get('apiVersion')} {job.get('kind')}: expected a Job of batch.volcano.sh/v1alpha1")
+    name, spec = job["metadata"].get("name", ""), job["spec"]
+    if not LABEL.fullmatch(name):
+        found.append(f"metadata.name {name!r}: expected a DNS label")
+    found += [f"unknown field spec.{field}" for field in spec.keys() - JOB]
+    found += [f"unable to find job plugin: {plugin}" for plugin in spec.get("plugins", {}).keys() - PLUGINS]
+    tasks = spec.get("tasks") or []
+    names = [task["name"] for task in tasks]
+    if not tasks:
+        found.append("No task specified in job spec")
+    if len(set(names)) < len(names):
+        found.append(f"duplicated task name in {', '.join(names)}")
+    if sum(task["replicas"] for task in tasks) < spec.get("minAvailable", 0):
+        found.append("job 'minAvailable' should not be greater than total replicas in tasks")
+    for task in tasks:
+        found += [f"unknown field spec.tasks.{field}" for field in task.keys() - TASK]
+        if not LABEL.fullmatch(task["name"]):
+            found.append(f"task name {task['name']!r}: expected a DNS label")
+        for index in range(task["replicas"]):
+            if not LABEL.fullmatch(pod := pod_name(name, task["name"], index)):
+                found.append(f"pod name {pod!r}: expected a DNS label")
+        found += _check_policies(task.get("policies") or [])
+    return found + _check_policies(spec.get("policies") or [])
+
+
+def _check_policies(policies: list[dict]) -> list[str]:
+    found, events = [], [policy["event"] for policy in policies if "event" in policy]
+    for policy in policies:
+        if policy.get("action") not in ACTIONS:
+            found.append(f"policy action {policy.get('action')!r}: expected one of {', '.join(sorted(ACTIONS))}")
+        if ("event" in policy) == ("exitCode" in policy):
+            found.append("policy: expected either an event or an exit code")
+        if "event" in policy and policy["event"] not in EVENTS:
+            found.append(f"policy event {policy['event']!r}: expected one of {', '.join(sorted(EVENTS))}")
+    if len(set(events)) < len(events) or ("*" in events and len(events) > 1):
+        found.append(f"policy events {', '.join(events)}: expected each once, or * alone")
+    return found
+
+
+def check_pods(job: dict, version: str) -> list[str]:
+    """What is wrong with the job's pods by the strict schema of a version of Kubernetes."""
+    found = []
+    for task in job["spec"]["tasks"]:
+        pod = {"apiVersion": "v1", "kind": "Pod", **copy.deepcopy(task["template"])}
+        pod.setdefault("metadata", {})["name"] = pod_name(job["metadata"]["name"], task["name"], 0)
+        try:
+            kubernetes_validate.validate(pod, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            found.append(f"task {task['name']}: {error.message}")
+    return found
+
+
+def pod_name(job: str, task: str, index: int) -> str:
+    return f"{job}-{task}-{index}"

@@ -1,0 +1,181 @@
+"""A pod as processes of this machine: in namespaces and on a root file system of its own, with its volumes mounted.
+
+What it writes outside its volumes is gone with it. The image is this machine's file system with the repository; the
+network is this machine's too, where every pod's name is an address of the loopback device.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from tests.conftest import ROOT
+
+GRACE_SECONDS = 30  # where the pod does not say otherwise
+# The first process in new namespaces is number 1 in them. It ends with the one that waits for it here.
+_START = 'setpriv --pdeathsig KILL bash -ec "$@" & exec 2>/dev/null; wait $!'
+# $1 an empty folder, $2 the cluster's /etc/hosts, $3 the pod's host name, $4 its mounts, the rest its process.
+_SETUP = """
+layer=$1 hosts=$2 name=$3 mounts=$4; shift 4
+mount -t tmpfs pod "$layer"
+mkdir "$layer/upper" "$layer/work" "$layer/root"
+mount -t overlay pod -o "lowerdir=/,upperdir=$layer/upper,workdir=$layer/work" "$layer/root"
+cd "$layer/root"
+hostname "$name"
+mount --rbind /dev dev; mount --rbind /sys sys; mount -t proc proc proc
+eval "$mounts"
+mount --bind "$hosts" etc/hosts
+exec chroot . env -i "$@"
+"""
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def missing() -> str:
+    """What this machine lacks to run pods, in words; empty where it has all."""
+    if os.geteuid():
+        return "needs root for namespaces and mounts"
+    words = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "sh", "-ec"]
+    script = "mount -t tmpfs x /mnt; cd /mnt; mkdir u w r; mount -t overlay x -o lowerdir=/,upperdir=u,workdir=w r"
+    try:
+        tried = subprocess.run([*words, script], capture_output=True, text=True, timeout=20)
+    except OSError as error:
+        return f"needs util-linux: {error}"
+    return f"needs mount, UTS and PID namespaces and overlayfs: {tried.stderr.strip()}" if tried.returncode else ""
+
+
+class Pod:
+    """A pod from its creation to its removal."""
+
+    def __init__(self, manifest: dict, task: str, version: int) -> None:
+        self.manifest, self.task, self.version = manifest, task, version
+        self.name, self.namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
+        self.uid, self.created = str(uuid.uuid4()), now()
+        self.phase, self.exit_code, self.reason = "Pending", None, ""
+        self.deleted_at = ""
+        self.discarded = False
+        """Whether its job deleted it."""
+        self.lines: list[tuple[datetime, bytes]] = []
+        self._deadline = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+
+    @property
+    def spec(self) -> dict:
+        return self.manifest["spec"]
+
+    @property
+    def claims(self) -> dict[str, str]:
+        """Claims by the names of their volumes."""
+        volumes = (volume for volume in self.spec.get("volumes", []) if "persistentVolumeClaim" in volume)
+        return {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in volumes}
+
+    def start(self, folder: Path, hosts: Path, image: Mapping[str, str], claims: Mapping[str, Path]) -> None:
+        """Runs the pod's container; `claims` are the folders by claim, `image` the environment of the image."""
+        (container,) = self.spec["containers"]
+        layer = folder / self.uid
+        layer.mkdir()
+        environment = {**image, **{each["name"]: each.get("value", "") for each in container.get("env", [])}}
+        words = [*container.get("command", []), *container.get("args", [])]
+        self._process = subprocess.Popen(
+            [
+                *("unshare", "--mount", "--uts", "--ipc", "--pid", "bash", "-c", _START, "start", _SETUP),
+                *("pod", str(layer), str(hosts), self.name, self._mounts(container, claims)),
+                *(f"{name}={value}" for name, value in environment.items()),
+                *(_expand(word, environment) for word in words),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
+        self.phase = "Running"
+
+    def delete(self, seconds: int | None = None) -> None:
+        """Asks its first process to end, which is killed after the grace period."""
+        if self.deleted_at:
+            return
+        grace = self.spec.get("terminationGracePeriodSeconds", GRACE_SECONDS) if seconds is None else seconds
+        self.deleted_at, self._deadline = now(), time.monotonic() + grace
+        if self.phase == "Running":
+            self.signal(signal.SIGTERM)
+
+    def observe(self) -> bool:
+        """Whether the phase has changed."""
+        if self.phase != "Running" or self._process is None:
+            return False
+        if self.deleted_at and time.monotonic() > self._deadline:
+            self.signal(signal.SIGKILL)
+        status = self._process.poll()
+        if status is None:
+            return False
+        if self._reader is not None:
+            self._reader.join()
+        self.exit_code = status if status >= 0 else 128 - status
+        self.phase = "Failed" if self.exit_code else "Succeeded"
+        return True
+
+    @property
+    def gone(self) -> bool:
+        return bool(self.deleted_at) and self.phase != "Running"
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the pod's first process: one that it does not handle does nothing, but for KILL."""
+        if (first := self.first_process()) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(first, number)
+
+    def first_process(self) -> int | None:
+        """The process that is number 1 inside."""
+        assert self._process is not None
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+            return int(children[0]) if children else None
+        return None
+
+    def log(self) -> bytes:
+        return b"".join(line for _, line in self.lines)
+
+    def _read(self, stream: IO[bytes]) -> None:
+        with stream:
+            for line in stream:
+                self.lines.append((datetime.now(UTC), line))
+
+    def _mounts(self, container: dict, claims: Mapping[str, Path]) -> str:
+        commands = []
+        for image in dict.fromkeys((str(ROOT), sys.base_prefix, sys.prefix)):  # wherever they are mounted
+            commands.append(f"mkdir -p .{image}; mount --bind {image} .{image}; mount -o remount,bind,ro .{image}")
+        memory = {each["name"] for each in self.spec.get("volumes", []) if each.get("emptyDir", {}).get("medium")}
+        for mount in container.get("volumeMounts", []):
+            path = "." + mount["mountPath"]
+            if mount["name"] in memory:
+                commands.append(f"mkdir -p {path}; mount -t tmpfs memory {path}")
+                continue
+            source = claims[self.claims[mount["name"]]]
+            commands.append(f"mkdir -p {path}; mount --bind {source} {path}")
+            if mount.get("readOnly"):
+                commands.append(f"mount -o remount,bind,ro {path}")
+        return "; ".join(commands)
+
+
+def _expand(word: str, environment: Mapping[str, str]) -> str:
+    """Kubernetes' own expansion of a command: $(NAME) where the container has a NAME, and $ for $$."""
+
+    def value(match: re.Match[str]) -> str:
+        return "$" if match[0] == "$$" else environment.get(match[1], match[0])
+
+    return re.sub(r"\$\$|\$\(([^)]*)\)", value, word)

@@ -1,0 +1,61 @@
+"""A training on a cluster as its files and its log show it, whichever scheduler runs it."""
+
+import json
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+
+class Run:
+    """A training of the demo's recipe."""
+
+    out: Path
+    """Its folder, as this machine sees it."""
+
+    @abstractmethod
+    def log(self) -> str:
+        """What the processes printed, of all attempts."""
+
+    @abstractmethod
+    def states(self) -> list[str]:
+        """What the scheduler says of it."""
+
+    def step(self) -> int:
+        """Last step in the metrics."""
+        path = self.out / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+    def wait_until(self, condition: Callable[[], object], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: not after {seconds:g} s; {self.states()}\n{self.log()}"
+            time.sleep(0.3)
+
+    def wait_for_checkpoint(self) -> None:
+        """Until there is work that a disturbance could lose, and work left to do."""
+        path = self.out / "checkpoints" / "last.pt"
+        self.wait_until(path.exists, 90, "the first checkpoint")
+
+    def result(self) -> dict[str, object]:
+        return json.loads((self.out / "result.json").read_text())
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(self.out / "checkpoints" / "last.safetensors")
+
+    def restarts(self) -> int:
+        return self.log().count("resumed from")
+
+
+def check_same(run: Run, undisturbed: Run) -> None:
+    """Bit-identical weights, and every step in the metrics exactly once."""
+    assert run.result()["step"] == undisturbed.result()["step"]
+    expected, found = undisturbed.weights(), run.weights()
+    different = [name for name in expected if not torch.equal(expected[name], found[name])]
+    assert not different, f"{len(different)} of {len(expected)} tensors differ"
+    steps = [line for line in (run.out / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    assert len(steps) == len(set(steps)) == len((undisturbed.out / "metrics.jsonl").read_text().split('"train"')) - 1
