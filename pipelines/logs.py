@@ -33,7 +33,7 @@ def follow_log(
     def copy(source: Stream | None) -> None:
         last = ""
         while True:
-            seen = last
+            seen, over = last, not again or ended()  # before it is read: there may be more
             try:
                 for line in _read(runner, record, follow=True, source=source):
                     last, text = _split(line)
@@ -42,7 +42,7 @@ def follow_log(
             except Exception as error:  # a scheduler without logs is no reason to stop
                 if not again:
                     stream.write(f"{stage} | no log: {explain(error)}\n")
-            if not again or ended():
+            if over:
                 return
             time.sleep(FOLLOW_SECONDS)
 

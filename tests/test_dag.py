@@ -181,6 +181,7 @@ def test_one_driver_at_a_time_and_foreign_state_is_refused(tmp_path: Path, compo
     stages = [shell(component, "a", "true")]
     with locked(tmp_path / "out", "pipeline.lock", "a test"), pytest.raises(RunError, match="another run"):
         run(stages, tmp_path / "out")
+    (tmp_path / "out").mkdir()
     (tmp_path / "out" / "pipeline.json").write_text("[]")
     with pytest.raises(PipelineError, match="expected the state of a pipeline"):
         run(stages, tmp_path / "out")

@@ -75,6 +75,10 @@ class _Handler(BaseHTTPRequestHandler):
                       "message": str(error), "reason": error.reason, "details": error.details}  # fmt: skip
             self._send(status, error.code)
 
+    def _asks(self, flag: str) -> bool:
+        """Go's ParseBool: versions of the client write it differently."""
+        return self.query.get(flag) in ("1", "t", "T", "true", "TRUE", "True")
+
     def _send(self, value: object, code: int = 200) -> None:
         self._send_bytes(json.dumps(value).encode(), code, "application/json")
 
@@ -159,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not self.query["sinceSeconds"].isdecimal():
                 raise Refused(400, "BadRequest", f'strconv.ParseInt: parsing "{self.query["sinceSeconds"]}": invalid')
             since = datetime.now(UTC) - timedelta(seconds=int(self.query["sinceSeconds"]))
-        if self.query.get("follow") != "true":
+        if not self._asks("follow"):
             lines = [self._line(*line) for line in pod.lines if line[0] >= since]
             tail = int(self.query.get("tailLines", len(lines)))
             self._send_bytes(b"".join(lines[len(lines) - min(tail, len(lines)) :]), 200, "text/plain")
@@ -184,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"0\r\n\r\n")
 
     def _line(self, at: datetime, text: bytes) -> bytes:
-        stamp = at.strftime("%Y-%m-%dT%H:%M:%S.%f000Z ") if self.query.get("timestamps") == "true" else ""
+        stamp = at.strftime("%Y-%m-%dT%H:%M:%S.%f000Z ") if self._asks("timestamps") else ""
         return stamp.encode() + text
 
     def _pod(self, pod: Pod) -> dict:
