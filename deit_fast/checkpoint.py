@@ -88,6 +88,14 @@ def link_checkpoint(source: Path, destination: Path, digests: Digests) -> None:
     seal_checkpoint(destination, digests)
 
 
+def restore_link(source: Path, destination: Path) -> None:
+    """`link_checkpoint` of a sealed checkpoint, unless `destination` is that one. Raises RunError."""
+    sealed, there = source.with_suffix(SEAL), destination.with_suffix(SEAL)
+    digests = dict(zip(SUFFIXES, (line.split()[0] for line in sealed.read_text().splitlines()), strict=True))
+    if not there.exists() or there.read_bytes() != _format_seal(destination, digests).encode():
+        link_checkpoint(source, destination, digests)
+
+
 def verify_checkpoint(path: Path) -> str:
     """Reads both files of the checkpoint at PATH.pt against PATH.sha256 and returns the SHA-256 of PATH.pt.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from deit_fast.bad_images import BadImages
-from deit_fast.checkpoint import build_initialised, check_same_recipe, load_checkpoint, load_weights
+from deit_fast.checkpoint import build_initialised, check_same_recipe, load_checkpoint, load_weights, restore_link
 from deit_fast.classifier import choose_dtype
 from deit_fast.convert.fit import format_changes
 from deit_fast.data.cache import keep_in_memory
@@ -33,7 +33,7 @@ from deit_fast.profile import profiled
 from deit_fast.recipe import Recipe, parse_recipe
 from deit_fast.resuming import agree_on_checkpoint, kept_steps
 from deit_fast.run_store import RunStore, pull_everywhere
-from deit_fast.saving import Saver
+from deit_fast.saving import Saver, step_path
 from deit_fast.schedule import learning_rate, total_steps
 from deit_fast.sharding import build_mesh, gather
 from deit_fast.step import TrainStep, build_state
@@ -99,15 +99,12 @@ class Trainer:
             self.notes.append("no validation data: pass --val to evaluate")
         if self.world.is_main:
             write_json(self.out / "recipe.json", self.recipe.model_dump(mode="json"))
+            if path == step_path(folder, self.state.step):  # a crash came before its link, perhaps, at the last step
+                restore_link(path, folder / "last.pt")
             kept = kept_steps(folder, self.state.step)
-            self.saver = Saver(
-                folder,
-                self.recipe.run.keep_checkpoints,
-                self.state,
-                self.world.device,
-                kept,
-                self.store.push if self.store is not None else None,
-            )
+            publish = self.store.push if self.store is not None else None
+            keep = self.recipe.run.keep_checkpoints
+            self.saver = Saver(folder, keep, self.state, self.world.device, kept, publish)
         self.world.barrier()
 
     def fit(self, stop: StopSignal) -> dict[str, Any] | None:

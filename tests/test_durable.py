@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from deit_fast import cli
+from deit_fast.checkpoint import verify_checkpoint
 from tests.test_train import WORDS, last_weights
 
 LENGTH = [*WORDS, "schedule.epochs=2", "run.checkpoint_every=4", "run.log_every=1", "run.eval_every=9"]
@@ -53,6 +54,19 @@ def test_a_full_disk_and_its_end(
     assert run(folder_data, out) == 0
     assert f"resumed from {out}/checkpoints/step-0000004.pt at step 4 of 12" in capsys.readouterr().out
     assert equal(last_weights(out), expected)
+
+
+def test_a_crash_between_the_last_seal_and_its_links(folder_data: Path, tmp_path: Path) -> None:
+    assert run(folder_data, tmp_path) == 0
+    checkpoints = tmp_path / "checkpoints"
+    (tmp_path / "result.json").unlink()
+    before = (checkpoints / "step-0000008.sha256").read_text().replace("step-0000008", "last")
+    for suffix, content in ((".pt", (checkpoints / "step-0000008.pt").read_bytes()), (".sha256", before.encode())):
+        (checkpoints / f"last{suffix}").unlink()
+        (checkpoints / f"last{suffix}").write_bytes(content)
+    assert run(folder_data, tmp_path) == 0
+    verify_checkpoint(checkpoints / "last.pt")
+    assert (checkpoints / "last.pt").samefile(checkpoints / "step-0000012.pt")
 
 
 def test_a_damaged_checkpoint_is_passed_over(
