@@ -18,8 +18,9 @@ from deit_fast.checkpoint import load_weights
 from deit_fast.errors import RecipeError, RunError
 from deit_fast.inference import load_model
 from deit_fast.recipes import get_recipe
+from tests.malicious import legacy, torch_zip
 from tests.oracles import foreign_checkpoints as oracle
-from tests.test_convert_safety import flax_array, legacy, refused, storage_reference, tensor_pickle, torch_zip
+from tests.test_convert_safety import flax_array, refused, storage_reference, tensor_pickle
 
 STORAGE = b"\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\n"
 PATHS = b"cpathlib\nPosixPath\n("
