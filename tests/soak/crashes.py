@@ -113,6 +113,7 @@ def launch(folder: Path, out: Path, size: int, kill: Kill | None) -> int:
     began = time.monotonic()
     children = [fork(lambda rank=rank: attempt(folder, out, rank, size, port, kill)) for rank in range(size)]
     statuses: dict[int, int] = {}
+    followers: set[int] = set()
     ends = kill.seconds if kill else PATIENCE
     while len(statuses) < size:
         for child in set(children) - statuses.keys():
@@ -124,9 +125,11 @@ def launch(folder: Path, out: Path, size: int, kill: Kill | None) -> int:
         if any(statuses.values()):  # as a launcher does: one has died, the others go with it
             for child in set(children) - statuses.keys():
                 os.kill(child, signal.SIGKILL)
+                followers.add(child)
         time.sleep(0.005)
-    worst = max(statuses.values())
-    return worst if worst > 0 else min(statuses.values())
+    if kill and children[kill.victim] not in followers and statuses[children[kill.victim]] < 0:
+        return statuses[children[kill.victim]]  # whatever the other made of its lost connection
+    return max(statuses.values()) or min(statuses.values())
 
 
 def fork(work: Callable[[], None]) -> int:
