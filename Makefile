@@ -16,7 +16,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(DALI),demo,export,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(DALI),demo,export,cloud,test]'
 	touch $@
 
 demo: install

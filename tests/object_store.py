@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("moto", reason="needs moto and s3fs, from the extra: test")
+pytest.importorskip("moto", reason="needs moto and s3fs, from the extras: test, cloud")
 
 import fsspec
 import s3fs
