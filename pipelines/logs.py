@@ -11,7 +11,7 @@ from torchx.runner import Runner
 from torchx.schedulers.api import Stream
 from torchx.schedulers.local_scheduler import SignalException
 
-from . import slurm
+from . import slurm, volcano
 from .state import Record, explain
 
 TAIL_LINES = 20
@@ -74,6 +74,8 @@ def _read(
 ) -> Iterable[object]:
     if record.handle.startswith("slurm:"):
         return slurm.read_log(record.handle, record.role, replica, follow)
+    if record.handle.startswith("kubernetes:") and not follow:
+        return volcano.read_log(record.handle, record.role, replica)
     return runner.log_lines(record.handle, record.role, replica, should_tail=follow, streams=source)
 
 

@@ -6,6 +6,7 @@ TorchX 0.7.0 fails on a job that is gone, and on a phase it has no name for.
 from typing import Any
 
 from torchx.specs import AppDryRunInfo, AppState, is_terminal
+from torchx.util.strings import normalize_str
 
 from .state import PipelineError, explain
 
@@ -43,13 +44,32 @@ def find_jobs(namespace: str) -> dict[str, str]:
 
 def job_state(handle: str) -> AppState | None:
     """The state of a job, None for one that is gone. Raises what the client raises without an answer."""
-    namespace, _, name = handle.rpartition("/")[2].partition(":")
+    namespace, name = _find(handle)
     try:
         return _state(_api().get_namespaced_custom_object(**_VOLCANO, namespace=namespace, name=name))
     except Exception as error:
         if getattr(error, "status", None) == 404:
             return None
         raise
+
+
+def read_log(handle: str, role: str, replica: int) -> list[str]:
+    """The lines a pod printed so far, each after its time. Raises what the client raises.
+
+    Clients before 37 give the printed form of the bytes, in one line, for the text that TorchX asks for.
+    """
+    from kubernetes import client
+
+    namespace, name = _find(handle)
+    pod = normalize_str(f"{name}-{role}-{replica}-0")
+    api = client.CoreV1Api(_connect())
+    answer = api.read_namespaced_pod_log(pod, namespace, timestamps=True, _preload_content=False)
+    return answer.data.decode(errors="replace").splitlines()
+
+
+def _find(handle: str) -> tuple[str, str]:
+    namespace, _, name = handle.rpartition("/")[2].partition(":")
+    return namespace, name
 
 
 def _state(job: dict[str, Any]) -> AppState:
@@ -59,6 +79,12 @@ def _state(job: dict[str, Any]) -> AppState:
 
 
 def _api() -> Any:
-    from kubernetes import client, config
+    from kubernetes import client
 
-    return client.CustomObjectsApi(config.new_client_from_config())
+    return client.CustomObjectsApi(_connect())
+
+
+def _connect() -> Any:
+    from kubernetes import config
+
+    return config.new_client_from_config()
