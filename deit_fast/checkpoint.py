@@ -28,8 +28,8 @@ Digests = dict[str, str]
 # Keys that may change between a run and its continuation: none alters what is trained on, though compile rounds, and
 # draws dropout, otherwise, and hw_decoder_load and roi_decode round pixels otherwise.
 _FREE = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "compile", "cuda_graph",
-         "parallel", "grad_checkpointing", "nonfinite_limit", "hang_timeout", "cache_gib", "hw_decoder_load",
-         "roi_decode", "profile")  # fmt: skip
+         "compute_copy", "parallel", "grad_checkpointing", "nonfinite_limit", "hang_timeout", "cache_gib",
+         "hw_decoder_load", "roi_decode", "profile")  # fmt: skip
 FREE_KEYS = {("run", key) for key in _FREE}
 # Weights that `initialise` makes fit, by the first part of their names.
 _FITTED = ("pos_embed", "dist_token", "head", "head_dist")

@@ -87,6 +87,16 @@ class Recipe(Section):
             raise ValueError(f"run.cuda_graph=true: expected run.accumulation=1, got {run.accumulation}")
         if run.cuda_graph and self.optim.name != "lamb":
             raise ValueError(f"run.cuda_graph=true: expected optim.name='lamb', got {self.optim.name!r}")
+        if run.compute_copy:
+            if run.precision == "fp32":
+                raise ValueError("run.compute_copy=true: expected run.precision='bf16' or 'auto', got 'fp32'")
+            for key, found, wanted in (
+                ("run.accumulation", run.accumulation, 1),  # a sum in bf16 would lose bits
+                ("run.parallel", run.parallel, "ddp"),
+                ("optim.name", self.optim.name, "lamb"),
+            ):
+                if found != wanted:
+                    raise ValueError(f"run.compute_copy=true: expected {key}={wanted!r}, got {found!r}")
         if run.global_batch % run.accumulation:
             raise ValueError(
                 f"run.accumulation={run.accumulation}: expected a divisor of run.global_batch={run.global_batch}"

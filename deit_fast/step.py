@@ -18,10 +18,12 @@ from deit_fast.classifier import Classifier, build_predictor
 from deit_fast.compiled import compile_blocks, compile_or_stay, try_gradient, wants_compile
 from deit_fast.distill import Teacher
 from deit_fast.distributed import World
+from deit_fast.errors import RecipeError
 from deit_fast.models.build import ImageModel
 from deit_fast.models.recompute import recompute
 from deit_fast.objective import MicroBatch, Objective
-from deit_fast.optim.build import RecipeOptimizer, build_optimizer, set_learning_rate
+from deit_fast.optim.build import RecipeOptimizer, build_optimizer, freeze, set_learning_rate
+from deit_fast.optim.compute_copy import copy_to_compute, write_copies
 from deit_fast.recipe import Recipe
 from deit_fast.sharding import Shards, cut_weights, shard_model, sync_gradients
 
@@ -60,6 +62,8 @@ class TrainState:
     ema: ImageModel | None
     optimizer: RecipeOptimizer
     shards: Shards | None = None  # what the optimizer moves, where the model is sharded
+    compute: ImageModel | None = None  # the model that the step computes with, where it is a copy of `model`
+    copies: dict[Tensor, nn.Parameter] = field(default_factory=dict)  # its own weights, of no state dict
     step: int = 0
     skipped: int = 0
     seconds: float = 0.0
@@ -109,6 +113,7 @@ class TrainState:
             if model is not None:
                 assert tensors is not None
                 model.load_state_dict(tensors if self.shards is None else cut_weights(tensors, model))
+        write_copies(self.copies)
 
 
 def build_state(recipe: Recipe, model: ImageModel, mesh: DeviceMesh | None = None) -> TrainState:
@@ -124,7 +129,23 @@ def build_state(recipe: Recipe, model: ImageModel, mesh: DeviceMesh | None = Non
         for each in [model] if ema is None else [model, ema]:
             shard_model(each, mesh, recipe.run.reduce_dtype)
         shards = Shards(model)
-    return TrainState(model, ema, build_optimizer(recipe.optim, model, ema, shards), shards)
+    compute: ImageModel | None = None
+    copies: dict[Tensor, nn.Parameter] = {}
+    if recipe.run.compute_copy:
+        freeze(model, recipe.optim)  # the copy freezes with it
+        compute, copies = copy_to_compute(model)
+    return TrainState(model, ema, build_optimizer(recipe.optim, model, ema, shards, copies), shards, compute, copies)
+
+
+def check_copy(recipe: Recipe, dtype: torch.dtype, world: World) -> None:
+    """Raises RecipeError where run.compute_copy=true cannot be."""
+    if dtype != torch.bfloat16:
+        raise RecipeError(f"run.compute_copy=true: expected a run that computes in bf16, got {dtype}")
+    if world.size > 1 and recipe.run.reduce_dtype != "bf16":
+        raise RecipeError(
+            f"run.compute_copy=true: expected run.reduce_dtype='bf16' for {world.size} processes, "
+            f"got {recipe.run.reduce_dtype!r}"
+        )
 
 
 class TrainStep:
@@ -134,8 +155,11 @@ class TrainStep:
         self, recipe: Recipe, state: TrainState, world: World, dtype: torch.dtype, teacher: Teacher | None = None
     ) -> None:
         self.recipe, self.state, self.world = recipe, state, world
-        recompute(state.model, recipe.run)  # the moving average, a copy from before, has no use for it
-        self.classifier = Classifier(state.model, recipe, dtype, world.device)
+        if recipe.run.compute_copy:
+            check_copy(recipe, dtype, world)
+        self.model = state.model if state.compute is None else state.compute
+        recompute(self.model, recipe.run)  # the moving average, a copy from before, has no use for it
+        self.classifier = Classifier(self.model, recipe, dtype, world.device)
         self.objective = Objective(self.classifier, recipe, teacher)
         self.ddp: DistributedDataParallel | None = None
         self._loss: nn.Module | None = None  # the objective as it runs, compiled and in DDP: from the first step on
@@ -153,7 +177,7 @@ class TrainStep:
         # Dropout and stochastic depth are a function of (seed, step, rank): a resumed run draws what it would have.
         key = (self.recipe.run.seed_of("dropout"), state.step, self.world.rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
-        state.model.train(self.recipe.model.train_mode)
+        self.model.train(self.recipe.model.train_mode)
         set_learning_rate(state.optimizer, lr)
         if self._loss is None:
             self._loss = self._build_loss(batches[0])

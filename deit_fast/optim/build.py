@@ -1,5 +1,7 @@
 """Optimizers from a recipe: what is trained, what decays, and how fast each depth learns."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -64,13 +66,17 @@ def _layer_scales(model: nn.Module, layer_decay: float | None) -> dict[str, floa
 
 
 def build_optimizer(
-    section: Optim, model: nn.Module, ema: nn.Module | None = None, shards: Shards | None = None
+    section: Optim,
+    model: nn.Module,
+    ema: nn.Module | None = None,
+    shards: Shards | None = None,
+    copies: Mapping[Tensor, Tensor] = MappingProxyType({}),
 ) -> RecipeOptimizer:
     """The recipe's optimizer, which also moves `ema`, a copy of the model, by section.ema_decay; freezes the rest.
 
     The learning rate of each group is a tensor on the model's device: changing it recompiles nothing. Where the model
-    is sharded, its `shards` are what the optimizer moves. Raises RecipeError where the model lacks what the section
-    asks for.
+    is sharded, its `shards` are what the optimizer moves. copies: as Lamb's, and for it alone. Raises RecipeError where
+    the model lacks what the section asks for.
     """
     freeze(model, section)
     groups = parameter_groups(model, section.weight_decay, section.layer_decay)
@@ -97,7 +103,7 @@ def build_optimizer(
     else:
         qkv = [param for name, param in model.named_parameters() if section.split_qkv and name.endswith(".qkv.weight")]
         thirds = {own(param): [len(param) // 3] * 3 if shards is None else shards.parts(param, 3) for param in qkv}
-        optimizer = Lamb(groups, betas=section.betas, eps=section.eps, splits=thirds, **shared)
+        optimizer = Lamb(groups, betas=section.betas, eps=section.eps, splits=thirds, copies=copies, **shared)
     if shards is not None:
         optimizer.register_step_pre_hook(lambda *_: shards.take_gradients())
     return optimizer

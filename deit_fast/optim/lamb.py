@@ -18,10 +18,11 @@ class TensorGroup(NamedTuple):
     """What one step reads and writes for the parameters of one group that have a gradient: fp32, equally laid out."""
 
     params: list[Tensor]
-    grads: list[Tensor]
+    grads: list[Tensor]  # bf16 for the kernels where there is a copy
     exp_avgs: list[Tensor]
     exp_avg_sqs: list[Tensor]
     averages: list[Tensor | None]  # moving averages of the weights
+    copies: list[Tensor | None]  # bf16
     lr: Tensor  # []
     step: Tensor  # [], steps before this one
     betas: tuple[float, float]
@@ -130,6 +131,9 @@ class Lamb(torch.optim.Optimizer):
     splits: numbers of rows, in order, that get a trust ratio of their own; thirds of a fused query, key and value then
     learn like the three tensors of deit3-jax. The state is laid out as without.
 
+    copies: bf16 parameters that stand in for fp32 ones in the forward pass. A copy's gradient is its parameter's, and
+    after `step` it is the parameter rounded. No state refers to it.
+
     add_up: sums a tensor in place over processes of which each holds some elements of every parameter, maybe none: the
     norms are then those of the whole gradients, parameters and updates.
 
@@ -147,15 +151,23 @@ class Lamb(torch.optim.Optimizer):
         max_grad_norm: float | None = 1.0,
         average: WeightAverage | None = None,
         splits: Mapping[Tensor, Sequence[int]] = MappingProxyType({}),
+        copies: Mapping[Tensor, Tensor] = MappingProxyType({}),
         add_up: AddUp | None = None,
         fused: bool | None = None,
     ) -> None:
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"Lamb: betas={betas}: expected two values in [0, 1)")
+        for param, copy in copies.items():
+            if (copy.shape, copy.stride(), copy.dtype) != (param.shape, param.stride(), torch.bfloat16):
+                raise ValueError(
+                    f"Lamb: copy of {tuple(copy.shape)}, strides {copy.stride()}, {copy.dtype}:"
+                    f" expected {tuple(param.shape)}, {param.stride()}, torch.bfloat16"
+                )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.max_grad_norm = max_grad_norm
         self.average = average
         self._splits = splits
+        self._copies = copies
         self._add_up = add_up
         self.grad_norm: Tensor = torch.zeros(())
         self.skipped: Tensor = torch.zeros(())
@@ -185,9 +197,19 @@ class Lamb(torch.optim.Optimizer):
         else:
             self._step_with_torch(groups)
         if self.average is not None:
-            done = {p for group in self.param_groups for p in _active(group)} if self._kernels is not None else set()
+            fused = self._kernels is not None
+            done = {p for group in self.param_groups for p in self._active(group)} if fused else set()
             self.average.update([w for w in self.average.weights if w not in done], self.skipped)
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients of parameters and copies."""
+        super().zero_grad(set_to_none)
+        for copy in self._copies.values():
+            if set_to_none:
+                copy.grad = None
+            elif copy.grad is not None:
+                copy.grad.zero_()
 
     def _step_with_torch(self, groups: list[TensorGroup]) -> None:
         self.grad_norm = global_norm([grad for group in groups for grad in group.grads], self._add_up)
@@ -209,9 +231,12 @@ class Lamb(torch.optim.Optimizer):
             self._scratch = torch.zeros(largest, device=self.grad_norm.device)
         for group in reversed(groups):  # backwards: the gradients that the norm read last are still in the cache
             lamb_update(group, divisor, self.skipped, self._scratch)
+            for param, copy in zip(group.params, group.copies, strict=True):
+                if copy is not None:
+                    copy.copy_(param)
 
     def _collect(self, group: dict[str, Any]) -> TensorGroup:
-        params = _active(group)
+        params = self._active(group)
         states = [self._state_of(p) for p in params]
         device = params[0].device if params else torch.device("cpu")
         if params and group.setdefault("step", torch.zeros((), device=device)).device != device:
@@ -226,16 +251,26 @@ class Lamb(torch.optim.Optimizer):
 
         return TensorGroup(
             cut(params),
-            cut([_laid_out_like(p.grad, p) for p in params]),
+            cut([_laid_out_like(self._grad_of(p), p) for p in params]),
             cut([state["exp_avg"] for state in states]),
             cut([state["exp_avg_sq"] for state in states]),
             cut([None if self.average is None else self.average.of(p) for p in params]),
+            cut([self._copies.get(p) for p in params]),
             lr.to(device) if isinstance(lr, Tensor) else torch.full((), lr, device=device),
             group.get("step", torch.zeros(())),
             group["betas"],
             group["eps"],
             group["weight_decay"],
         )
+
+    def _active(self, group: dict[str, Any]) -> list[Any]:
+        """The parameters that a step updates."""
+        return [p for p in group["params"] if self._copies.get(p, p).grad is not None]
+
+    def _grad_of(self, param: Tensor) -> Tensor:
+        grad = self._copies.get(param, param).grad
+        assert grad is not None
+        return grad if self._kernels is not None else grad.to(param.dtype)
 
     def _parts(self, param: Tensor, tensor: Tensor | None) -> Sequence[Tensor | None]:
         """`tensor`, which is laid out like `param` or missing, as the tensors that each get a trust ratio."""
@@ -256,11 +291,6 @@ class Lamb(torch.optim.Optimizer):
         return state
 
 
-def _active(group: dict[str, Any]) -> list[Any]:
-    """The parameters that a step updates."""
-    return [p for p in group["params"] if p.grad is not None]
-
-
 def _laid_out_like(tensor: Tensor, param: Tensor) -> Tensor:
     """`tensor` with the strides of `param`, which all passes over memory rely on: a checkpoint's may differ."""
-    return tensor if tensor.stride() == param.stride() else torch.empty_like(param).copy_(tensor)
+    return tensor if tensor.stride() == param.stride() else torch.empty_like(param, dtype=tensor.dtype).copy_(tensor)

@@ -1,6 +1,7 @@
 """LAMB for all tensors of a model in five kernel launches: two passes over memory after the gradient norm's.
 
-All tensors are cut into chunks of CHUNK elements, one chunk to a program. Bytes per parameter, all fp32:
+All tensors are cut into chunks of CHUNK elements, one chunk to a program. Bytes per parameter, all fp32 but what is
+said to be bf16:
 
     _grad_norm  reads g                                                          4
     _clip       one program per group: norm, clip factor, step, bias correction  -
@@ -8,6 +9,8 @@ All tensors are cut into chunks of CHUNK elements, one chunk to a program. Bytes
     _add_up     one program per tensor: |p|^2 and |u|^2                          -
     _apply      reads p m v, computes u again, writes p                         16
                 reads and writes the moving average                              8
+    with a bf16 copy of the weights: it is written by _apply                     2
+                its gradient is bf16, which _grad_norm and _moments read        -4
 
 Sums are kept per chunk and added up in a fixed order, never by atomics: the same inputs give the same bits. Every
 number that changes from step to step (learning rate, step count, clip factor, whether to skip) is in device memory,
@@ -18,21 +21,21 @@ every tensor, the sums of _grad_norm and _add_up are added up over them.
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from deit_fast.optim.device_tables import DeviceTables
 from deit_fast.optim.lamb import TensorGroup
 from deit_fast.optim.norms import AddUp
 
 CHUNK = 4096
 WARPS = 8  # with CHUNK: four 16-byte accesses per thread and tensor
 
-# What a row of a table holds. Rows of pointers: param, grad, exp_avg, exp_avg_sq, average (0 is none).
-POINTERS = tl.constexpr(5)
+# What a row of a table holds. Rows of pointers: param, grad, exp_avg, exp_avg_sq, average, copy (0 is none).
+POINTERS = tl.constexpr(6)
 # 1 - beta1, 1 - beta2, log beta1, log beta2, eps, weight decay, as float64
 CONSTANTS = tl.constexpr(6)
 # clip factor, 1 / (1 - beta1^step), 1 / (1 - beta2^step), lr
@@ -46,17 +49,28 @@ def _locate(chunk, chunk_tensor, first_chunk, sizes, CHUNK: tl.constexpr, ALIGNE
     start = (chunk - tl.load(first_chunk + tensor)).to(tl.int64) * CHUNK
     left = tl.minimum(tl.load(sizes + tensor) - start, CHUNK).to(tl.int32)
     if ALIGNED:  # without the hint the mask would break up 16-byte accesses
-        left = tl.multiple_of(left, 4)
+        left = tl.multiple_of(left, ALIGNED)
     return tensor, start, tl.arange(0, CHUNK) < left
 
 
 @triton.jit
-def _base(pointers, tensor, column: tl.constexpr, start, ALIGNED: tl.constexpr):
-    """Address of element `start` of one of a tensor's storages."""
-    pointer = tl.load(pointers + tensor * POINTERS + column).to(tl.pointer_type(tl.float32))
+def _base(pointers, tensor, column: tl.constexpr, start, ALIGNED: tl.constexpr, dtype: tl.constexpr = tl.float32):
+    """Address of element `start` of one of a tensor's storages. ALIGNED: all lengths are multiples of it; 0 is not."""
+    pointer = tl.load(pointers + tensor * POINTERS + column).to(tl.pointer_type(dtype))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer + start
+
+
+@triton.jit
+def _gradient(pointers, tensor, start, mask, CHUNK: tl.constexpr, ALIGNED: tl.constexpr, COPIES: tl.constexpr):
+    """A chunk of the gradient as fp32: of a tensor with a copy it is bf16 in memory."""
+    lanes = tl.arange(0, CHUNK)
+    if COPIES and tl.load(pointers + tensor * POINTERS + 5) != 0:
+        g = tl.load(_base(pointers, tensor, 1, start, ALIGNED, tl.bfloat16) + lanes, mask, other=0.0).to(tl.float32)
+    else:
+        g = tl.load(_base(pointers, tensor, 1, start, ALIGNED) + lanes, mask, other=0.0)
+    return g
 
 
 @triton.jit
@@ -70,10 +84,13 @@ def _direction(p, m, v, scalars, constants, group):
 
 
 @triton.jit
-def _grad_norm(pointers, chunk_tensor, first_chunk, sizes, partials, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
+def _grad_norm(
+    pointers, chunk_tensor, first_chunk, sizes, partials,
+    CHUNK: tl.constexpr, ALIGNED: tl.constexpr, COPIES: tl.constexpr,
+):  # fmt: skip
     chunk = tl.program_id(0)
     tensor, start, mask = _locate(chunk, chunk_tensor, first_chunk, sizes, CHUNK, ALIGNED)
-    g = tl.load(_base(pointers, tensor, 1, start, ALIGNED) + tl.arange(0, CHUNK), mask, other=0.0)
+    g = _gradient(pointers, tensor, start, mask, CHUNK, ALIGNED, COPIES)
     tl.store(partials + chunk, tl.sum(g * g))
 
 
@@ -107,7 +124,7 @@ def _clip(partials, chunks, group_pointers, constants, scalars, result, max_norm
 @triton.jit
 def _moments(
     pointers, chunk_tensor, first_chunk, sizes, tensor_group, constants, scalars, result, partials,
-    CHUNK: tl.constexpr, ALIGNED: tl.constexpr,
+    CHUNK: tl.constexpr, ALIGNED: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
     if tl.load(result + 1) != 0:
         return
@@ -118,7 +135,7 @@ def _moments(
     m_pointers = _base(pointers, tensor, 2, start, ALIGNED) + lanes
     v_pointers = _base(pointers, tensor, 3, start, ALIGNED) + lanes
     p = tl.load(_base(pointers, tensor, 0, start, ALIGNED) + lanes, mask, other=0.0)
-    g = tl.load(_base(pointers, tensor, 1, start, ALIGNED) + lanes, mask, other=0.0)
+    g = _gradient(pointers, tensor, start, mask, CHUNK, ALIGNED, COPIES)
     m = tl.load(m_pointers, mask, other=0.0)
     v = tl.load(v_pointers, mask, other=0.0)
     group = tl.load(tensor_group + tensor)
@@ -160,7 +177,7 @@ def _trust_ratio(squares, constants, tensor, group):
 @triton.jit
 def _apply(
     pointers, chunk_tensor, first_chunk, sizes, tensor_group, constants, scalars, result, squares, average_gain,
-    CHUNK: tl.constexpr, ALIGNED: tl.constexpr,
+    CHUNK: tl.constexpr, ALIGNED: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
     if tl.load(result + 1) != 0:
         return
@@ -175,6 +192,8 @@ def _apply(
     scale = tl.load(scalars + group * SCALARS + 3) * _trust_ratio(squares, constants, tensor, group)
     p -= scale * _direction(p, m, v, scalars, constants, group)
     tl.store(p_pointers, p, mask)
+    if COPIES and tl.load(pointers + tensor * POINTERS + 5) != 0:
+        tl.store(_base(pointers, tensor, 5, start, ALIGNED, tl.bfloat16) + lanes, p.to(tl.bfloat16), mask)
     if tl.load(pointers + tensor * POINTERS + 4) != 0:
         average_pointers = _base(pointers, tensor, 4, start, ALIGNED) + lanes
         average = tl.load(average_pointers, mask, other=0.0)
@@ -182,16 +201,13 @@ def _apply(
 
 
 class LambKernels:
-    """The launches of one optimizer and the tables they read, built again only when tensors or constants change."""
+    """The launches of one optimizer, with tables that are built again only when tensors or constants change."""
 
     def __init__(self, device: torch.device) -> None:
         if device.type != "cuda" and not triton.knobs.runtime.interpret:
             raise ValueError(f"Lamb: fused=True with parameters on {device}: expected a CUDA device")
-        self.device = device
         self.result = torch.zeros(2, device=device)
-        self._tables: dict[str, tuple[list[Any], Tensor, Tensor]] = {}
-        self._scratch: tuple[Tensor, ...] = ()
-        self._captured: list[Any] = []
+        self._tables = DeviceTables(device)
 
     def step(
         self,
@@ -209,31 +225,34 @@ class LambKernels:
         rows = [
             address
             for group in groups
-            for tensors in zip(*group[:5], strict=True)
+            for tensors in zip(*group[:6], strict=True)
             for address in [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         ]
         first_chunk = [0, *itertools.accumulate(-(-size // CHUNK) for size in sizes)]
         chunks = first_chunk[-1]
         # Each table is named for what it holds; see the comments at the top for the rows.
-        pointers = self._table("pointers", rows, torch.int64)
-        group_pointers = self._table(
+        table = self._tables.table
+        pointers = table("pointers", rows, torch.int64)
+        group_pointers = table(
             "group_pointers", [t.data_ptr() for group in groups for t in (group.lr, group.step)], torch.int64
         )
-        constants = self._table("constants", [c for group in groups for c in _constants(group)], torch.float64)
+        constants = table("constants", [c for group in groups for c in _constants(group)], torch.float64)
         layout = (
-            self._chunk_tensor(first_chunk),
-            self._table("first_chunk", first_chunk, torch.int32),
-            self._table("sizes", sizes, torch.int64),
+            self._tables.chunk_tensor(first_chunk),
+            table("first_chunk", first_chunk, torch.int32),
+            table("sizes", sizes, torch.int64),
         )
         owners = [index for index, group in enumerate(groups) for _ in group.params]
-        tensor_group = self._table("tensor_group", owners, torch.int32)
-        partials, squares, scalars = self._buffers((2 * chunks, 2 * len(params), len(groups) * SCALARS.value))
-        if self._capturing():  # a graph reads these at every replay: they must outlive the next change
-            self._captured.append((list(self._tables.values()), self._scratch, groups))
+        tensor_group = table("tensor_group", owners, torch.int32)
+        partials, squares, scalars = self._tables.scratch((2 * chunks, 2 * len(params), len(groups) * SCALARS.value))
+        self._tables.keep_for_graph(groups)
 
+        # 16 bytes are 4 elements of fp32 or 8 of bf16.
+        width = next((width for width in (8, 4) if all(size % width == 0 for size in sizes)), 0)
         options = {
             "CHUNK": CHUNK,
-            "ALIGNED": all(address % 16 == 0 for address in rows) and all(size % 4 == 0 for size in sizes),
+            "ALIGNED": width if all(address % 16 == 0 for address in rows) else 0,
+            "COPIES": any(copy is not None for group in groups for copy in group.copies),
             "num_warps": WARPS,
         }
         max_norm = 3e38 if max_grad_norm is None else float(max_grad_norm)
@@ -254,35 +273,6 @@ class LambKernels:
             pointers, *layout, tensor_group, constants, scalars, self.result, squares, 1.0 - average_decay, **options
         )
         return self.result[0], self.result[1]
-
-    def _table(self, name: str, values: list[Any], dtype: torch.dtype) -> Tensor:
-        """`values` on the device; uploaded from pinned memory, without waiting, where they are not there yet.
-
-        A changed table is a new tensor: the old one may belong to a captured graph.
-        """
-        known = self._tables.get(name)
-        if known is None or known[0] != values:
-            host = torch.tensor(values, dtype=dtype, pin_memory=self.device.type == "cuda")
-            known = self._tables[name] = (values, host, host.to(self.device, non_blocking=True))
-        return known[2]
-
-    def _chunk_tensor(self, first_chunk: list[int]) -> Tensor:
-        """Tensor of each chunk: long, so compared by `first_chunk`, which determines it."""
-        known = self._tables.get("chunk_tensor")
-        if known is None or known[0] != first_chunk:
-            bounds = torch.tensor(first_chunk)
-            host = torch.repeat_interleave(torch.arange(len(first_chunk) - 1, dtype=torch.int32), bounds.diff())
-            host = host.pin_memory() if self.device.type == "cuda" else host
-            known = self._tables["chunk_tensor"] = (first_chunk, host, host.to(self.device, non_blocking=True))
-        return known[2]
-
-    def _buffers(self, lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
-        if tuple(map(len, self._scratch)) != lengths:
-            self._scratch = tuple(torch.empty(length, device=self.device) for length in lengths)
-        return self._scratch
-
-    def _capturing(self) -> bool:
-        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _constants(group: TensorGroup) -> list[float]:

@@ -1,0 +1,33 @@
+"""A copy of a model to compute with, whose large weights are bf16: autocast has nothing left to round at every pass."""
+
+import copy
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def copy_to_compute(model: M) -> tuple[M, dict[Tensor, nn.Parameter]]:
+    """A copy of `model` and, for each weight and bias of its Linear and Conv2d layers, what stands in its place there.
+
+    Those are what autocast rounds to bf16, so the copy's outputs have the same bits. All other parameters, and the
+    running statistics, are the model's own tensors. `write_copies` makes the copy follow weights that were loaded.
+    """
+    copies: dict[Tensor, nn.Parameter] = {
+        weight: nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=weight.requires_grad)
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+        for weight in layer.parameters(recurse=False)
+    }
+    shared = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): copies.get(tensor, tensor) for tensor in shared}), copies
+
+
+@torch.no_grad()
+def write_copies(copies: Mapping[Tensor, Tensor]) -> None:
+    """Rounds every weight to its copy."""
+    for weight, rounded in copies.items():
+        rounded.copy_(weight)

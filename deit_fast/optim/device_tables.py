@@ -1,0 +1,51 @@
+"""What a launch of kernels reads besides its tensors: small tables that are uploaded when they change, and scratch."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class DeviceTables:
+    """Tables on a device, each by its name: uploaded from pinned memory, without waiting, where not there yet.
+
+    A changed table is a new tensor: the old one may belong to a captured graph.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._tables: dict[str, tuple[list[Any], Tensor, Tensor]] = {}
+        self._scratch: tuple[Tensor, ...] = ()
+        self._captured: list[Any] = []
+
+    def table(self, name: str, values: list[Any], dtype: torch.dtype) -> Tensor:
+        """`values` on the device."""
+        known = self._tables.get(name)
+        if known is None or known[0] != values:
+            known = self._upload(name, values, torch.tensor(values, dtype=dtype))
+        return known[2]
+
+    def chunk_tensor(self, first_chunk: list[int]) -> Tensor:
+        """Tensor of each chunk, int32: long, so compared by `first_chunk`, which determines it."""
+        known = self._tables.get("chunk_tensor")
+        if known is None or known[0] != first_chunk:
+            bounds = torch.tensor(first_chunk)
+            owners = torch.repeat_interleave(torch.arange(len(first_chunk) - 1, dtype=torch.int32), bounds.diff())
+            known = self._upload("chunk_tensor", first_chunk, owners)
+        return known[2]
+
+    def scratch(self, lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """fp32 tensors of these lengths, the same ones until the lengths change."""
+        if tuple(map(len, self._scratch)) != lengths:
+            self._scratch = tuple(torch.empty(length, device=self.device) for length in lengths)
+        return self._scratch
+
+    def keep_for_graph(self, *others: Any) -> None:
+        """While a graph is recorded, keeps what is there now, and `others`, for good: every replay reads them."""
+        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            self._captured.append((list(self._tables.values()), self._scratch, others))
+
+    def _upload(self, name: str, values: list[Any], host: Tensor) -> tuple[list[Any], Tensor, Tensor]:
+        host = host.pin_memory() if self.device.type == "cuda" else host
+        self._tables[name] = (values, host, host.to(self.device, non_blocking=True))
+        return self._tables[name]
