@@ -127,6 +127,9 @@ def _measure(session: Session, recipe: Recipe, ceiling: float) -> Row:
     if recipe.run.cuda_graph:  # what the graph gains over a host that launches every kernel
         launched = recipe.override(["run.cuda_graph=false"])
         builders["ours_launched"] = lambda: add_ours("ours_launched", launched)
+    if recipe.run.compute_copy:  # what the copy gains over casts by autocast
+        cast = recipe.override(["run.compute_copy=false"])
+        builders["ours_autocast"] = lambda: add_ours("ours_autocast", cast)
     builders |= {"reference": add_reference, "timm": add_timm}
     for name, build in builders.items():
         before = torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
@@ -156,6 +159,7 @@ def _measure(session: Session, recipe: Recipe, ceiling: float) -> Row:
         "batch": batch,
         "drop_path": section.drop_path,
         "cuda_graph": recipe.run.cuda_graph,
+        "compute_copy": recipe.run.compute_copy,
         "params_m": count_parameters(section) / 1e6,
         "gmacs": forward_macs(section) / 1e9,
         "timm_compiled": compiled,

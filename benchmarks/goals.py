@@ -21,7 +21,9 @@ def _engine(model: str, size: int, *path: str) -> Callable[[Rows], float | None]
         chosen = [
             r
             for r in rows("engine", "cuda")
-            if r["model"] == model and r["resolution"] == size and not r.get("cuda_graph")
+            if r["model"] == model
+            and r["resolution"] == size
+            and not any(r.get(key) for key in ("cuda_graph", "compute_copy"))
         ]
         return _follow(chosen, path)
 

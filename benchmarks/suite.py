@@ -28,6 +28,7 @@ PARTS = {
         Part("loader", 1.0, True),
         Part("end-to-end --models deit3_base_patch16@224 deit3_small_patch16@224", 1.3, True),
         Part("engine --models deit3_small_patch16@224 --batch 256 run.cuda_graph=true", 1.2),
+        Part("engine --models deit3_base_patch16@224 run.compute_copy=true", 1.5),
         Part("engine --models deit3_large_patch16@192", 2.0),
         Part("engine --models deit3_huge_patch14@160", 2.5),
         Part("throughput --mode inference", 2.5),

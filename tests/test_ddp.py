@@ -22,6 +22,7 @@ KINDS = {
     "frozen": BCE,  # attention and head only
     "checkpointing": [*BCE, "run.grad_checkpointing=true"],
     "bf16": [*BCE, "run.reduce_dtype=bf16"],
+    "copy": ["run.compute_copy=true", "run.reduce_dtype=bf16"],
     "accumulation": [*BCE, "run.accumulation=2"],
     # At this rate the subset of 8 or 16 rows is all of them, so that Cosub's passes are the same in both runs.
     "cosub": [*BCE, "loss.cosub=true", "model.drop_path=0.01", "model.drop_path_mode=subset"],
@@ -38,7 +39,9 @@ def train(kind: str, world: World) -> dict[str, torch.Tensor]:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".attn." in name or name.startswith("head."))
     teacher = small_teacher() if kind == "distillation" else None
-    step = TrainStep(recipe, build_state(recipe, model), world, torch.float32, teacher)
+    words = recipe.override(["run.precision=bf16", "run.compute_copy=true"]) if kind == "copy" else recipe
+    dtype = torch.bfloat16 if recipe.run.compute_copy else torch.float32
+    step = TrainStep(recipe, build_state(recipe, model), world, dtype, teacher)
     for seed in range(3):
         images, labels, _, _ = batch(seed)
         parts = world.size * recipe.run.accumulation

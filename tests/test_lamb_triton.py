@@ -67,8 +67,9 @@ def test_the_cases_in_the_interpreter() -> None:
     if INTERPRETED:
         pytest.skip("this is the interpreter")
     root = Path(__file__).resolve().parents[1]
+    copy_file = str(Path(__file__).with_name("test_lamb_copy.py"))
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, copy_file]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
