@@ -113,9 +113,9 @@ def _cases(step: TrainStep) -> dict[str, Callable[[], Any]]:
         param.grad = torch.randn(param.shape, device=device, generator=generator) * 1e-3
     without_ema = build_optimizer(optim, step.state.model)
     _, copies = copy_to_compute(step.state.model)
-    for param, rounded in copies.items():
-        assert param.grad is not None
-        rounded.grad = param.grad.bfloat16()
+    for weight, rounded in copies.items():
+        assert weight.grad is not None
+        rounded.grad = weight.grad.bfloat16()
     with_copy = build_optimizer(optim, step.state.model, step.state.ema, copies=copies)
     ours = {"ours": step.state.optimizer.step, "ours_without_ema": without_ema.step, "ours_copy": with_copy.step}
     return {**ours, **_peers(step, optim.ema_decay)}

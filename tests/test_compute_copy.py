@@ -88,6 +88,7 @@ def test_logits_and_gradients_are_autocasts_bit_by_bit(words: list[str], trainin
     assert torch.equal(results[0][0], results[1][0])
     assert all(torch.equal(*pair) for pair in zip(results[0][1], results[1][1], strict=True))
     assert {c.dtype for c in copies.values()} == {torch.bfloat16}
+    assert all(ours is theirs for ours, theirs in zip(model.buffers(), compute.buffers(), strict=True))
 
 
 @pytest.mark.parametrize("words", [[], ["optim.trainable=attention"], ["run.grad_checkpointing=true"]])

@@ -22,25 +22,25 @@ KINDS = {
     "frozen": BCE,  # attention and head only
     "checkpointing": [*BCE, "run.grad_checkpointing=true"],
     "bf16": [*BCE, "run.reduce_dtype=bf16"],
-    "copy": ["run.compute_copy=true", "run.reduce_dtype=bf16"],
     "accumulation": [*BCE, "run.accumulation=2"],
     # At this rate the subset of 8 or 16 rows is all of them, so that Cosub's passes are the same in both runs.
     "cosub": [*BCE, "loss.cosub=true", "model.drop_path=0.01", "model.drop_path_mode=subset"],
     "distillation": [*BCE, "model.name=deit_tiny_distilled_patch16", "distill.kind=soft"],
 }
+AUTOCAST = ["run.precision=bf16", "run.reduce_dtype=bf16"]
+IN_BF16 = {"autocast": AUTOCAST, "copy": [*AUTOCAST, "run.compute_copy=true"]}
 
 
 def train(kind: str, world: World) -> dict[str, torch.Tensor]:
     """Weights after three steps over the same global batches, whatever the world."""
-    recipe = get_recipe("demo_pretrain", [*SMALL, *KINDS[kind]])
+    recipe = get_recipe("demo_pretrain", [*SMALL, *(KINDS | IN_BF16)[kind]])
     torch.manual_seed(0)
     model = distilled_model() if kind == "distillation" else build_model(recipe.model)
     if kind == "frozen":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".attn." in name or name.startswith("head."))
     teacher = small_teacher() if kind == "distillation" else None
-    words = recipe.override(["run.precision=bf16", "run.compute_copy=true"]) if kind == "copy" else recipe
-    dtype = torch.bfloat16 if recipe.run.compute_copy else torch.float32
+    dtype = torch.bfloat16 if kind in IN_BF16 else torch.float32
     step = TrainStep(recipe, build_state(recipe, model), world, dtype, teacher)
     for seed in range(3):
         images, labels, _, _ = batch(seed)
@@ -80,10 +80,17 @@ def test_two_processes_are_one(kind: str, together: Path) -> None:
         assert moved == {name for name in start if ".attn." in name or name.startswith("head.")}
 
 
+def test_a_compute_copy_of_several_processes_changes_no_bit(together: Path) -> None:
+    """Autocast's gradients are rounded before their average, the copy's were so from the start."""
+    results = [torch.load(together / f"{kind}{rank}.pt") for kind in IN_BF16 for rank in range(2)]
+    for other in results[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in results[0].items())
+
+
 if __name__ == "__main__":
     from deit_fast.distributed import join_world, leave_world
 
     joined = join_world()
-    for each in KINDS:
+    for each in KINDS | IN_BF16:
         torch.save(train(each, joined), Path(sys.argv[1]) / f"{each}{joined.rank}.pt")
     leave_world()
