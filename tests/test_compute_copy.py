@@ -100,6 +100,7 @@ def test_thirty_steps_are_those_without(words: list[str]) -> None:
     for ours, theirs in zip(step.state.ema.parameters(), without.state.ema.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert_rounded(step)
+    assert all(copied.requires_grad == weight.requires_grad for weight, copied in step.state.copies.items())
     assert (weights(step) - weights(make())).abs().max() > 1e-2
 
 
