@@ -1,20 +1,24 @@
 """A run with run.compute_copy against the same run without: autocast rounds the weights there, LAMB does here."""
 
 import io
+import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deit_fast.classifier import Classifier
-from deit_fast.distributed import World
+from deit_fast.distributed import World, has_bf16
 from deit_fast.errors import RecipeError
 from deit_fast.models.build import build_model
 from deit_fast.objective import MicroBatch
 from deit_fast.optim.compute_copy import copy_to_compute
 from deit_fast.recipes import get_recipe
 from deit_fast.step import TrainStep, build_state
+from deit_fast.train import train as run_recipe
 from tests.test_step import CPU, SMALL, batch, weights
 
 COPY = "run.compute_copy=true"
@@ -164,6 +168,22 @@ def test_loaded_weights_reach_the_copy() -> None:
     step.state.load_weights(other.state.model.state_dict(), other.state.model.state_dict())
     assert torch.equal(weights(step), weights(other))
     assert_rounded(step)
+
+
+@pytest.mark.skipif(not has_bf16(CPU.device), reason="a run computes in bf16 where the hardware does")
+def test_whole_runs_leave_the_same_files(folder_data: Path, tmp_path: Path) -> None:
+    words = ["model.image_size=16", "model.num_classes=3", "run.global_batch=16", "schedule.epochs=2",
+             "schedule.warmup_epochs=1", "run.precision=bf16"]  # fmt: skip
+    found = []
+    for name, more in (("with", [COPY]), ("without", [])):
+        run_recipe(get_recipe("demo_pretrain", [*words, *more]), str(folder_data), tmp_path / name, str(folder_data))
+        found.append(load_file(tmp_path / name / "checkpoints" / "last.safetensors"))
+        scores = json.loads((tmp_path / name / "result.json").read_text())
+        found[-1]["top1"] = torch.tensor(scores["best_top1"])
+    assert found[0].keys() == found[1].keys()
+    for key, value in found[0].items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, found[1][key])
 
 
 @pytest.mark.parametrize(
