@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deit_fast.optim.average import WeightAverage, sgd_update
+from deit_fast.optim.compute_copy import write_copies
 from deit_fast.optim.norms import AddUp, global_norm
 from deit_fast.optim.products import inner_product
 
@@ -196,6 +197,7 @@ class Lamb(torch.optim.Optimizer):
             self.grad_norm, self.skipped = self._kernels.step(groups, self.max_grad_norm, decay, self._add_up)
         else:
             self._step_with_torch(groups)
+            write_copies(self._copies)
         if self.average is not None:
             fused = self._kernels is not None
             done = {p for group in self.param_groups for p in self._active(group)} if fused else set()
@@ -231,9 +233,6 @@ class Lamb(torch.optim.Optimizer):
             self._scratch = torch.zeros(largest, device=self.grad_norm.device)
         for group in reversed(groups):  # backwards: the gradients that the norm read last are still in the cache
             lamb_update(group, divisor, self.skipped, self._scratch)
-            for param, copy in zip(group.params, group.copies, strict=True):
-                if copy is not None:
-                    copy.copy_(param)
 
     def _collect(self, group: dict[str, Any]) -> TensorGroup:
         params = self._active(group)
@@ -268,6 +267,7 @@ class Lamb(torch.optim.Optimizer):
         return [p for p in group["params"] if self._copies.get(p, p).grad is not None]
 
     def _grad_of(self, param: Tensor) -> Tensor:
+        """The gradient of an active parameter, as fp32 for torch's passes."""
         grad = self._copies.get(param, param).grad
         assert grad is not None
         return grad if self._kernels is not None else grad.to(param.dtype)

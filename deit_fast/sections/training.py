@@ -86,7 +86,7 @@ class Run(Section):
     process, run.accumulation=1 and LAMB; the memory of a step stays taken during evaluation."""
     compute_copy: bool = False
     """Compute with a bf16 copy of the matrices, which LAMB writes beside the fp32 weights, where autocast would round
-    them at every pass. Same bits in one process; several have to average gradients in bf16. run.accumulation=1."""
+    them at every pass. LAMB and run.accumulation=1; several processes have to average gradients in bf16."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """ddp: every process has all weights. fsdp: each has a share of them, of their moments and of their average, for
     models that are too large: FSDP2. The results are the same; a run may change between the two when it goes on."""
