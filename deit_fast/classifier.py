@@ -49,11 +49,14 @@ class Classifier(nn.Module):
 
     def run(self, model: nn.Module, images: Tensor) -> Any:
         """Whatever `model` makes of normalised images, in the run's type."""
-        # On CPUs the fused attention's bf16 backward is slow: 22 ms against 5 ms for 64 x 4 heads of 37 tokens.
-        plain = images.device.type == "cpu" and self.dtype == torch.bfloat16
-        attention = sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
-        with attention, torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.attention(), torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return model(images)
+
+    def attention(self) -> contextlib.AbstractContextManager[None]:
+        """Chooses the kernels of attention; around the backward pass too, which may compute a block again."""
+        # On CPUs the fused attention's bf16 backward is slow: 22 ms against 5 ms for 64 x 4 heads of 37 tokens.
+        plain = self.mean.device.type == "cpu" and self.dtype == torch.bfloat16
+        return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K] of uint8 images [B, 3, S, S]."""

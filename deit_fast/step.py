@@ -198,7 +198,8 @@ class TrainStep:
                 sync_gradients(self.state.model, last)
             with contextlib.nullcontext() if last or self.ddp is None else self.ddp.no_sync():
                 loss = self._loss(*batch) / len(batches)
-                loss.backward()
+                with self.classifier.attention():
+                    loss.backward()
             total += loss.detach()
         return total
 

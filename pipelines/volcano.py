@@ -63,7 +63,7 @@ def read_log(handle: str, role: str, replica: int) -> list[str]:
     namespace, name = _find(handle)
     pod = normalize_str(f"{name}-{role}-{replica}-0")
     api = client.CoreV1Api(_connect())
-    answer = api.read_namespaced_pod_log(pod, namespace, timestamps=True, _preload_content=False)
+    answer: Any = api.read_namespaced_pod_log(pod, namespace, timestamps=True, _preload_content=False)
     return answer.data.decode(errors="replace").splitlines()
 
 
