@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -224,5 +225,15 @@ def _refuse_truncated(shard: Path, descriptor: int, end: int, complete: bool) ->
     size = os.fstat(descriptor).st_size
     after = os.pread(descriptor, _BLOCK, _whole_blocks(end))
     last = os.pread(descriptor, _BLOCK, max(size - _BLOCK, 0))
-    if end > size or not (after == bytes(_BLOCK) or (complete and last == bytes(_BLOCK))):
+    ends = after == bytes(_BLOCK) or (complete and _is_header(after) and last == bytes(_BLOCK))
+    if end > size or not ends:
         raise ValueError(f"{shard}: expected a whole tar file, found it cut off at {size} bytes")
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether a block is the header of a member, by its checksum."""
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
