@@ -105,6 +105,8 @@ def _script(words: list[str], where: Where, cpu: int) -> str:
 
     It ends in `exec`, so the scheduler's signals reach torchrun, which passes TERM on and waits for the workers. Slurm
     sends USR1 to every process of the job: torchrun would die of it, so it is ignored until a worker handles it.
+    In a pod the shell is process 1 and stays: for that one Linux drops a TERM that nobody handles, and until torchrun
+    does, a pod that is to end would join the pods that take its place.
     """
     nodes, processes = where.layout
     # torchrun sets one thread per process where it is told nothing, which idles the cores of a machine without GPUs.
@@ -124,11 +126,22 @@ def _script(words: list[str], where: Where, cpu: int) -> str:
     endpoint = "localhost:0" if nodes == 1 else f'"$${{{macros.rank0_env}:=localhost}}:{port}"'
     # One process writes its log as it is; of several, every line carries its rank.
     tee = "" if nodes * processes == 1 else "--tee 3 --role rank "
-    launch = (
-        f'exec "$$torchrun" --nnodes {nodes} --nproc-per-node {processes} --max-restarts 0 {tee}'
+    command = (
+        f'"$$torchrun" --nnodes {nodes} --nproc-per-node {processes} --max-restarts 0 {tee}'
         f"--rdzv-backend c10d --rdzv-endpoint {endpoint} --rdzv-id {macros.app_id} -m deit_fast.cli "
     )
-    return "; ".join([*setup, launch + " ".join(_quote(word) for word in words)])
+    launch = [
+        f"launch() {{ exec {command}{' '.join(_quote(word) for word in words)}; }}",
+        "[ $$BASHPID = 1 ] || launch",  # Kubernetes makes one dollar of two
+        "trap 'kill -TERM $$child' TERM",
+        "launch & child=$$!",
+        # A signal ends the wait, and not the child.
+        "wait $$child",
+        "status=$$?",
+        "while kill -0 $$child 2>/dev/null; do wait $$child; status=$$?; done",
+        "exit $$status",
+    ]
+    return "; ".join([*setup, *launch])
 
 
 def _quote(word: str) -> str:

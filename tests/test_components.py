@@ -99,9 +99,9 @@ def test_layout_and_resources() -> None:
     assert ":29511" in pretrain(j="2x8", rdzv_port=29511).args[1]
     assert "--nnodes 1 --nproc-per-node 2" in pretrain(j="2").args[1]
     evaluation = deit.evaluate("model.image_size=384", checkpoint="c.pt", data="d", out="s.json").roles[0]
-    assert evaluation.args[1].endswith("deit_fast.cli evaluate c.pt --data d --json s.json model.image_size=384")
+    assert "deit_fast.cli evaluate c.pt --data d --json s.json model.image_size=384; }" in evaluation.args[1]
     evaluation = deit.evaluate("optim.lr=1", checkpoint="c", data="d", flip=True, real="r", report="f").roles[0]
-    assert evaluation.args[1].endswith("deit_fast.cli evaluate c --data d --real r --report f --flip optim.lr=1")
+    assert "deit_fast.cli evaluate c --data d --real r --report f --flip optim.lr=1; }" in evaluation.args[1]
     assert deit.pretrain(recipe="demo_pretrain", data="d", out="o").name == "demo-pretrain"
 
 

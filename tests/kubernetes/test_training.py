@@ -71,7 +71,8 @@ def test_a_disturbed_run_ends_with_the_same_weights(
     job.wait_for_checkpoint()
     pod = disturb(job)
     assert job.wait() == "Completed", job.log()
-    assert job.status()["retryCount"] == 1
+    # A new pod may still find the first pod of before, which is ending, and fail with it: one more start.
+    assert job.status()["retryCount"] in (1, 2)
     assert job.restarts() == 1
     assert len(job.pods()) == 4
     if disturb is evict:

@@ -9,8 +9,9 @@ import torch
 
 from deit_fast import checkpoint
 from deit_fast.checkpoint import load_checkpoint, load_weights, verify_checkpoint, write_checkpoint
+from deit_fast.data import loader
 from deit_fast.data import shards as shards_module
-from deit_fast.data.producer import Producer
+from deit_fast.data.sampler import TrainSampler
 from deit_fast.errors import RunError
 from deit_fast.models.build import build_model
 from deit_fast.recipes import get_recipe
@@ -27,8 +28,14 @@ SUFFIXES = (".pt", ".safetensors", ".sha256")
 def images(folder: Path, count: int, seed: int, plant: str) -> Found:
     """mislabelled: a substitute keeps the name and the label of the image whose place it took."""
     if plant == "mislabelled":
-        prepare = Producer._prepare
-        Producer._prepare = lambda self, plan: prepare(self, plan)._replace(indices=plan.indices)  # type: ignore[method-assign]
+
+        class Mislabelled(loader.Batch):
+            def __init__(self, *fields: Any, **named: Any) -> None:
+                super().__init__(*fields, **named)
+                planned = TrainSampler(48, 1, len(self.indices), 0).batch(self.step).indices
+                vars(self).update(indices=planned, labels=torch.from_numpy(planned % 3))
+
+        loader.Batch = Mislabelled  # type: ignore[misc]
     damaged, bad, wrong = 0, 0, list[str]()
     for number in rounds(-(-count // PER_EPOCH), "epochs of fuzzed images"):
         try:
