@@ -1,6 +1,7 @@
 """Trainings on the stand-in for Kubernetes: whatever happens to the pods, the run ends with the same weights."""
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ def undisturbed(cluster: Cluster) -> Job:
     job = submit(cluster, "undisturbed", *WORDS)
     job.wait_for_checkpoint()
     assert "State: RUNNING" in torchx(cluster, "status", job.handle)
-    assert f"{job.handle}  RUNNING" in torchx(cluster, "list", "-s", "kubernetes")
+    assert re.search(rf"{job.handle} +RUNNING", torchx(cluster, "list", "-s", "kubernetes"))
     assert "[rank0]:step 10 " in torchx(cluster, "log", f"{job.handle}/train/0")  # as it is written
     assert job.wait() == "Completed", job.log()
     assert job.restarts() == 0
@@ -37,7 +38,7 @@ def undisturbed(cluster: Cluster) -> Job:
 
 def test_torchx_commands(cluster: Cluster, undisturbed: Job) -> None:
     assert "State: SUCCEEDED" in torchx(cluster, "status", undisturbed.handle)
-    assert f"{undisturbed.handle}  SUCCEEDED" in torchx(cluster, "list", "-s", "kubernetes")
+    assert re.search(rf"{undisturbed.handle} +SUCCEEDED", torchx(cluster, "list", "-s", "kubernetes"))
     log = torchx(cluster, "log", undisturbed.handle)
     assert '"top1"' in log
     assert undisturbed.result()["checkpoint"] == "/runs/undisturbed/checkpoints/last.pt"
