@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 
 from deit_fast.checkpoint import load_weights
-from deit_fast.errors import RecipeError, RunError
+from deit_fast.errors import RunError
 from deit_fast.inference import load_model
 from deit_fast.recipes import get_recipe
 from tests.malicious import legacy, torch_zip
@@ -181,7 +181,7 @@ def test_a_recipe_is_its_weights(tmp_path: Path, words: list[str], message: str)
         load_model(tmp_path / "x")
     assert any(part in str(error.value) for part in message.split("|"))
     (tmp_path / "x").write_bytes(save(tensors, {"recipe": json.dumps({**recipe, "model": {"name": [0] * 9}})}))
-    with pytest.raises(RecipeError, match=r"x: model\.name"):
+    with pytest.raises(RunError, match=r"x: model\.name"):
         load_model(tmp_path / "x")
 
 

@@ -22,7 +22,7 @@ from deit_fast.convert.mmpretrain import from_mmpretrain, is_mmpretrain
 from deit_fast.convert.passl import from_passl, passl_arrays
 from deit_fast.convert.stored import BadFileError, Stored
 from deit_fast.convert.torch_files import map_file, read_pickles, read_zip
-from deit_fast.errors import RunError, one_line
+from deit_fast.errors import RecipeError, RunError, one_line
 from deit_fast.recipe import Recipe, parse_recipe
 from deit_fast.sections import Data, Model, Optim, Run
 
@@ -69,7 +69,10 @@ def read_weights(path: Path, ema: bool = False) -> Weights:
     """
     named = read_named(path, ema)
     if named.recipe is not None:
-        recipe = parse_recipe(named.recipe, source=str(path))
+        try:
+            recipe = parse_recipe(named.recipe, source=str(path))
+        except RecipeError as error:
+            raise RunError(str(error)) from None
         with _in_one_line(path):
             _check_declared(recipe.model, read_shapes(named.tensors))
         return Weights(named.tensors, recipe, named.classes)
