@@ -17,16 +17,23 @@ TYPES = {
 @pytest.mark.parametrize(
     ("name", "constants", "wide"),
     [
-        ("_grad_norm", {"CHUNK": 4096, "ALIGNED": True}, 4),
-        ("_grad_norm", {"CHUNK": 4096, "ALIGNED": False}, 0),
+        ("_grad_norm", {"CHUNK": 4096, "ALIGNED": 4, "COPIES": False}, 4),
+        ("_grad_norm", {"CHUNK": 4096, "ALIGNED": 0, "COPIES": False}, 0),
+        ("_grad_norm", {"CHUNK": 4096, "ALIGNED": 8, "COPIES": True}, 6),
         ("_clip", {"BLOCK": 4096}, 0),
-        ("_moments", {"CHUNK": 4096, "ALIGNED": True}, 24),
+        ("_moments", {"CHUNK": 4096, "ALIGNED": 4, "COPIES": False}, 24),
+        ("_moments", {"CHUNK": 4096, "ALIGNED": 8, "COPIES": True}, 26),
         ("_add_up", {"BLOCK": 1024}, 0),
-        ("_apply", {"CHUNK": 4096, "ALIGNED": True}, 24),
+        ("_apply", {"CHUNK": 4096, "ALIGNED": 4, "COPIES": False}, 24),
+        ("_apply", {"CHUNK": 4096, "ALIGNED": 8, "COPIES": True}, 26),
     ],
 )
 def test_compiles(name: str, constants: dict, wide: int) -> None:
-    """`wide`: accesses of 16 bytes per thread, of 256 threads, for the tensors that the kernel passes over."""
+    """`wide`: accesses of 16 bytes per thread, of 256 threads, for the tensors that the kernel passes over.
+
+    With copies there is one more way through: a gradient that is read, or a copy that is written, of 2 bytes an element,
+    half as many accesses as fp32's 4.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
