@@ -31,8 +31,8 @@ TYPES = {
 def test_compiles(name: str, constants: dict, wide: int) -> None:
     """`wide`: accesses of 16 bytes per thread, of 256 threads, for the tensors that the kernel passes over.
 
-    With copies there is one more way through: a gradient that is read, or a copy that is written, of 2 bytes an element,
-    half as many accesses as fp32's 4.
+    With copies there is one more way through: a gradient that is read, or a copy that is written, of 2 bytes an
+    element, half as many accesses as for fp32.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
