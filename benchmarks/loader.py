@@ -11,7 +11,7 @@ from torch import nn
 
 from deit_fast.classifier import Classifier
 from deit_fast.data.loader import EvalLoader, TrainLoader
-from deit_fast.data.pipeline import Pipeline, _decode, import_dali
+from deit_fast.data.pipeline import Pipeline, decode_images, import_dali
 from deit_fast.data.sampler import TrainSampler
 from deit_fast.data.source import Source
 from deit_fast.data.sources import open_source
@@ -151,7 +151,7 @@ class LoaderBench:
 
         def graph(encoded: Any, _: dict[str, Any]) -> Any:
             pixel = {"start": [0, 0], "shape": [1, 1], "axis_names": "HW"}
-            return import_dali().fn.slice(_decode(encoded, on_gpu), **pixel)
+            return import_dali().fn.slice(decode_images(encoded, on_gpu), **pixel)
 
         pipeline = Pipeline(graph, [], feed, self.batch, self.device, cpu_threads())
 

@@ -1,13 +1,19 @@
 """A training on a cluster as its files and its log show it, whichever scheduler runs it."""
 
 import json
+import subprocess
+import sys
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
+from tests.conftest import ROOT
+
+COMPONENTS = ROOT / "components" / "deit.py"
 
 
 class Run:
@@ -59,3 +65,11 @@ def check_same(run: Run, undisturbed: Run) -> None:
     assert not different, f"{len(different)} of {len(expected)} tensors differ"
     steps = [line for line in (run.out / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
     assert len(steps) == len(set(steps)) == len((undisturbed.out / "metrics.jsonl").read_text().split('"train"')) - 1
+
+
+def run_torchx(*words: str, cwd: Path, environment: Mapping[str, str]) -> str:
+    """What the command line of TorchX prints; it has to succeed."""
+    command = [str(Path(sys.executable).with_name("torchx")), *words]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr  # logs go to the latter

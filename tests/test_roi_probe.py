@@ -37,12 +37,12 @@ def test_a_window_is_the_cut_one_on_cpus(monkeypatch: pytest.MonkeyPatch) -> Non
     """Right windows differ by nothing; decoded at another place, they do."""
     monkeypatch.setattr(roi_probe, "_BATCHES", 1)
     assert roi_probe.largest_difference(CPU) == 0
-    decode = roi_probe._decode_window
+    decode = roi_probe.decode_window
 
     def shifted(images: Any, window: Any, on_gpu: bool, region: bool) -> Any:
         return decode(images, window * np.int32([0, 0, 1, 1]), on_gpu, region=region)
 
-    monkeypatch.setattr(roi_probe, "_decode_window", shifted)
+    monkeypatch.setattr(roi_probe, "decode_window", shifted)
     assert roi_probe.largest_difference(CPU) > roi_probe._MEAN
 
 

@@ -105,7 +105,7 @@ def train_pipeline(
     on_gpu = device.type == "cuda"
 
     def decode(encoded: Any, parameters: dict[str, Any]) -> Any:
-        images = _decode(encoded, on_gpu, hw_decoder_load)
+        images = decode_images(encoded, on_gpu, hw_decoder_load)
         # The places of an image's other views have held a small image until here.
         return fn.permute_batch(images, indices=parameters["first_view"]) if decode_once else images
 
@@ -115,7 +115,7 @@ def train_pipeline(
         if augment.interpolation == "random":
             kernel = parameters["kernel"]
         if decodes_windows(augment, decode_once):
-            windows = _decode_window(encoded, geometry, on_gpu, hw_decoder_load, roi_decode)
+            windows = decode_window(encoded, geometry, on_gpu, hw_decoder_load, roi_decode)
             views = resized_crop(windows, image_size, kernel)
         elif crops_first(augment):
             views = resized_crop(_window(decode(encoded, parameters), geometry), image_size, kernel)
@@ -137,7 +137,7 @@ def eval_pipeline(image_size: int, feed: Feed, batch: int, device: torch.device,
     on_gpu = device.type == "cuda"
 
     def graph(encoded: Any, parameters: dict[str, Any]) -> Any:
-        return resize_and_window(_decode(encoded, on_gpu), parameters["geometry"], image_size)
+        return resize_and_window(decode_images(encoded, on_gpu), parameters["geometry"], image_size)
 
     return Pipeline(graph, ["geometry"], feed, batch, device, threads)
 
@@ -189,7 +189,7 @@ def decodes(
 
     def graph(data: Any, parameters: dict[str, Any]) -> Any:
         on_gpu = device.type == "cuda"
-        images = _decode(data, on_gpu) if windows is None else _decode_window(data, parameters["window"], on_gpu)
+        images = decode_images(data, on_gpu) if windows is None else decode_window(data, parameters["window"], on_gpu)
         return dali.fn.resize(images, size=[1, 1])
 
     names, inputs = ([], [encoded]) if windows is None else (["window"], [encoded, windows])
@@ -231,12 +231,12 @@ def _train_names(augment: Augment, decode_once: bool) -> list[str]:
     return names
 
 
-def _decode(encoded: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD) -> Any:
+def decode_images(encoded: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD) -> Any:
     """RGB as stored: like PIL, and unlike DALI's default, an EXIF rotation is not applied."""
     return import_dali().fn.decoders.image(encoded, **_decoder_arguments(on_gpu, hw_decoder_load))
 
 
-def _decode_window(
+def decode_window(
     encoded: Any, geometry: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD, region: bool = False
 ) -> Any:
     """The window geometry (top, left, height, width) of the image.
@@ -244,9 +244,9 @@ def _decode_window(
     region: on GPUs, decode no more than that. It crashes in some versions of nvImageCodec (its issue 55): `roi_probe`.
     """
     if on_gpu and not region:
-        return _window(_decode(encoded, on_gpu, hw_decoder_load), geometry)
+        return _window(decode_images(encoded, on_gpu, hw_decoder_load), geometry)
     return import_dali().fn.decoders.image_slice(
-        encoded, **_decoder_arguments(on_gpu, hw_decoder_load), **_named_window(geometry)
+        encoded, **_decoder_arguments(on_gpu, hw_decoder_load), **named_window(geometry)
     )
 
 
@@ -257,10 +257,10 @@ def _decoder_arguments(on_gpu: bool, hw_decoder_load: float) -> dict[str, Any]:
 
 
 def _window(images: Any, geometry: Any) -> Any:
-    return import_dali().fn.slice(images, **_named_window(geometry))
+    return import_dali().fn.slice(images, **named_window(geometry))
 
 
-def _named_window(geometry: Any) -> dict[str, Any]:
+def named_window(geometry: Any) -> dict[str, Any]:
     return {"start": geometry[0:2], "shape": geometry[2:4], "axis_names": "HW"}
 
 

@@ -15,7 +15,7 @@ from nvidia.dali import fn, types
 from nvidia.dali import math as dali_math
 from PIL import Image
 
-from deit_fast.data.pipeline import Pipeline, _decode, _decode_window, _named_window
+from deit_fast.data.pipeline import Pipeline, decode_images, decode_window, named_window
 
 _BATCH, _BATCHES = 64, 8
 _SECONDS = 300.0
@@ -56,8 +56,8 @@ def largest_difference(device: torch.device) -> float:
 
     def graph(images: Any, parameters: dict[str, Any]) -> Any:
         on_gpu = device.type == "cuda"
-        regions = _decode_window(images, parameters["window"], on_gpu, region=True)
-        cut = fn.slice(_decode(images, on_gpu), **_named_window(parameters["window"]))
+        regions = decode_window(images, parameters["window"], on_gpu, region=True)
+        cut = fn.slice(decode_images(images, on_gpu), **named_window(parameters["window"]))
         difference = fn.cast(cut, dtype=types.FLOAT) - regions
         return fn.reductions.mean(dali_math.abs(difference), axes=[0, 1, 2], keep_dims=True)
 

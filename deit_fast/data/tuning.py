@@ -5,13 +5,12 @@ nvJPEG's engines and the CPU's threads decode JPEGs side by side; which share th
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deit_fast.files import write_json
+from deit_fast.files import cache_folder, write_json
 
 HW_DECODER_LOAD = 0.65
 """DALI's default."""
@@ -48,8 +47,8 @@ def _fastest(seconds: Mapping[Any, float], preferred: list[Any]) -> Any:
 
 
 def cache_file() -> Path:
-    """Where settings are kept, for all runs of this user: $XDG_CACHE_HOME/deit_fast/loader.json, or ~/.cache/..."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit_fast" / "loader.json"
+    """Where settings are kept, for all runs of this user."""
+    return cache_folder() / "loader.json"
 
 
 def machine_key(gpu: str, cores: int, dali: str, pixels: float) -> str:

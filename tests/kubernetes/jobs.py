@@ -1,8 +1,6 @@
 """Jobs of the TorchX components on the test cluster: submitted, watched, disturbed."""
 
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +10,8 @@ from tests.conftest import ROOT
 from tests.kubernetes.cluster import NAMESPACE, QUEUE, Cluster
 from tests.kubernetes.pods import Pod
 from tests.kubernetes.volcano import FINISHED
-from tests.runs import Run
+from tests.runs import COMPONENTS, Run, run_torchx
 
-COMPONENTS = ROOT / "components" / "deit.py"
 CFG = f"namespace={NAMESPACE},queue={QUEUE},service_account=trainer,priority_class=high"
 MOUNTS = "type=volume,src=imagenet,dst=/data,readonly,type=volume,src=runs,dst=/runs"
 
@@ -78,11 +75,7 @@ class Job(Run):
 
 
 def torchx(cluster: Cluster, *words: str) -> str:
-    command = [str(Path(sys.executable).with_name("torchx")), *words]
-    environment = cluster.image | {"KUBECONFIG": str(cluster.kubeconfig)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr  # logs go to the latter
+    return run_torchx(*words, cwd=ROOT, environment=cluster.image | {"KUBECONFIG": str(cluster.kubeconfig)})
 
 
 def submit(

@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +9,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.runs import Run
+from tests.runs import COMPONENTS, Run, run_torchx
 from tests.slurm.cluster import Cluster
 
-TORCHX = str(Path(sys.executable).with_name("torchx"))
-COMPONENTS = ROOT / "components" / "deit.py"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
 
@@ -83,9 +79,7 @@ class Job(Run):
 def torchx(cluster: Cluster, *words: str, cwd: Path) -> str:
     path = os.pathsep.join([cluster.environment.get("PYTHONPATH", ""), str(ROOT)])
     environment = {**cluster.environment, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run([TORCHX, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return finished.stdout + finished.stderr  # logs go to the latter
+    return run_torchx(*words, cwd=cwd, environment=environment)
 
 
 def submit(cluster: Cluster, data: Path, out: Path, *words: str, cfg: str = "partition=main", nodes: int = 2) -> Job:
