@@ -40,8 +40,7 @@ $(NIGHTLY_PATH): | install
 nightly: export PYTHONPATH := $(NIGHTLY_PATH)
 nightly: torchx-nightly
 	$(BIN)/python -c "import torchx; assert 'torchx-nightly==' + torchx.__version__ == '$(NIGHTLY)', torchx"
-	$(BIN)/python -m pytest tests/test_components.py tests/test_pipelines.py tests/test_dag.py \
-		tests/test_queue.py tests/test_kubernetes.py
+	$(BIN)/python -m pytest tests/components tests/pipelines
 	$(BIN)/python -m pytest -m slurm tests/slurm/test_pipeline.py
 
 check: install

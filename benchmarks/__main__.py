@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deit_fast.errors import DataError, RecipeError, RunError
+from deit_fast.runtime.errors import DataError, RecipeError, RunError
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

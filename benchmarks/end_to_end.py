@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deit_fast.distributed import World, cpu_threads
-from deit_fast.objective import build_micro_batch
-from deit_fast.trainer import Trainer
+from deit_fast.runtime.world import World, cpu_threads
+from deit_fast.training.loop import Trainer
+from deit_fast.training.objective import build_micro_batch
 
 from .engine import LR, default_batch
 from .images import open_images

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from deit_fast.captured import EAGER_STEPS
-from deit_fast.profile import StepProfile
-from deit_fast.recipe import Recipe
-from deit_fast.sections import Model
+from deit_fast.recipe.schema import Recipe
+from deit_fast.recipe.sections import Model
+from deit_fast.runtime.profile import StepProfile
+from deit_fast.training.cuda_graph import EAGER_STEPS
 from deit_fast.zoo import find_architecture
 
 from .measure import (

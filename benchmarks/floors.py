@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from deit_fast.data.source import Source
-from deit_fast.distributed import cpu_threads
-from deit_fast.files import write_json
-from deit_fast.step import TrainStep
+from deit_fast.data.sources.base import Source
+from deit_fast.runtime.files import write_json
+from deit_fast.runtime.world import cpu_threads
+from deit_fast.training.step import TrainStep
 
 from . import loader, optimizer
 from .engine import LR

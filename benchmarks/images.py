@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_fast.data.source import Source
-from deit_fast.data.sources import open_source
+from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.open import open_source
 
 CLASSES = 4
 GENERATED = {True: 96, False: 512}  # with --quick and without

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from deit_fast.classifier import Classifier
-from deit_fast.data.loader import EvalLoader, TrainLoader
-from deit_fast.data.pipeline import Pipeline, decode_images, import_dali
-from deit_fast.data.sampler import TrainSampler
-from deit_fast.data.source import Source
-from deit_fast.data.sources import open_source
-from deit_fast.data.write_shards import write_shards
-from deit_fast.distributed import cpu_threads
-from deit_fast.recipe import Recipe
+from deit_fast.data.loader.loaders import EvalLoader, TrainLoader
+from deit_fast.data.loader.pipeline import Pipeline, decode_images, import_dali
+from deit_fast.data.loader.sampler import TrainSampler
+from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.open import open_source
+from deit_fast.data.tools.write_shards import write_shards
+from deit_fast.infer.precision import Classifier
+from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.world import cpu_threads
 
 from .images import Sample, open_images
 from .measure import Row, Session, interleave, rate

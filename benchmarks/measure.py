@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from deit_fast.distributed import cpu_threads, has_bf16
-from deit_fast.errors import one_line
-from deit_fast.files import write_json
+from deit_fast.runtime.errors import one_line
+from deit_fast.runtime.files import write_json
+from deit_fast.runtime.world import cpu_threads, has_bf16
 
 from .cpu_time import cpu_seconds
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from deit_fast.optim.build import build_optimizer
 from deit_fast.optim.compute_copy import copy_to_compute
-from deit_fast.recipe import Recipe
-from deit_fast.step import TrainStep
+from deit_fast.recipe.schema import Recipe
+from deit_fast.training.step import TrainStep
 
 from .measure import Row, Session, Timing, copy_case, free_memory, interleave
 from .peers import timm_lamb

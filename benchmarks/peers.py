@@ -19,11 +19,11 @@ from timm.task import ClassificationTask
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from deit_fast.data.mix import mix_images
-from deit_fast.errors import RecipeError
-from deit_fast.objective import MicroBatch
-from deit_fast.recipe import Recipe
-from deit_fast.sections import Data, Loss, Optim
+from deit_fast.data.augment.mix_apply import mix_images
+from deit_fast.recipe.schema import Recipe
+from deit_fast.recipe.sections import Data, Loss, Optim
+from deit_fast.runtime.errors import RecipeError
+from deit_fast.training.objective import MicroBatch
 from deit_fast.zoo import find_architecture
 
 PLAIN = {

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from deit_fast.data.source import Source
-from deit_fast.sections import Data
+from deit_fast.data.sources.base import Source
+from deit_fast.recipe.sections import Data
 
 WORKER_TIMEOUT = 120  # seconds; a worker that hangs is an error, not a benchmark that never ends
 

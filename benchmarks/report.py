@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from deit_fast.files import atomic_path
+from deit_fast.runtime.files import atomic_path
 
 from .goals import GOALS, NOT_TIMED
 from .measure import SCHEMA

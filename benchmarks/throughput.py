@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from deit_fast.errors import RecipeError, one_line
-from deit_fast.recipe import Recipe
+from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.errors import RecipeError, one_line
 
 from .engine import LR, default_batch
 from .measure import (

@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from deit_fast.classifier import choose_dtype
-from deit_fast.data.loader import Batch
-from deit_fast.distributed import World
+from deit_fast.data.loader.loaders import Batch
+from deit_fast.infer.precision import choose_dtype
 from deit_fast.models.build import build_model
-from deit_fast.objective import MicroBatch, build_micro_batch
-from deit_fast.recipe import Recipe
-from deit_fast.recipes import RECIPES
-from deit_fast.sections import Model
-from deit_fast.step import TrainStep, build_state
+from deit_fast.recipe.schema import Recipe
+from deit_fast.recipe.sections import Model
+from deit_fast.recipe.table import RECIPES
+from deit_fast.runtime.world import World
+from deit_fast.training.objective import MicroBatch, build_micro_batch
+from deit_fast.training.step import TrainStep, build_state
 from deit_fast.zoo import ARCHITECTURES, PUBLISHED, resolve_name
 
 from .measure import Row, Session, free_memory, is_out_of_memory
@@ -102,7 +102,7 @@ def _count_flops(section: Model, batch: int, backward: bool) -> float:
 
 
 def build_step(recipe: Recipe, device: torch.device) -> TrainStep:
-    """The training step as `deit_fast.trainer.Trainer` builds it."""
+    """The training step as `deit_fast.training.loop.Trainer` builds it."""
     torch.manual_seed(recipe.run.seed_of("init"))
     model = build_model(recipe.model).to(device).to(memory_format=torch.channels_last)
     return TrainStep(recipe, build_state(recipe, model), World(0, 1, device), choose_dtype(recipe.run, device))

@@ -16,7 +16,7 @@ from typing import Dict, List, Optional
 from deit_fast.components.launch import Where, build_role, check_recipe, job_name, refuse
 from torchx import specs
 
-from deit_fast.errors import RecipeError
+from deit_fast.runtime.errors import RecipeError
 
 
 def pretrain(

@@ -12,9 +12,9 @@ import yaml
 from torchx import specs
 from torchx.specs import macros
 
-from deit_fast.errors import RecipeError, one_line
-from deit_fast.recipe import Recipe
-from deit_fast.recipes import get_recipe
+from deit_fast.recipe.schema import Recipe
+from deit_fast.recipe.table import get_recipe
+from deit_fast.runtime.errors import RecipeError, one_line
 
 SHUTDOWN_SECONDS = 100  # for the last checkpoint, before torchrun kills
 

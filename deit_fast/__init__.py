@@ -6,12 +6,12 @@ The names below load torch, and DALI where images are read, only when they are u
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from deit_fast.recipes import get_recipe, list_recipes
+from deit_fast.recipe.table import get_recipe, list_recipes
 from deit_fast.zoo import list_models
 
 if TYPE_CHECKING:
-    from deit_fast.create import create_model
-    from deit_fast.inference import LoadedModel, Prediction, extract_features, load_model, predict
+    from deit_fast.infer.create import create_model
+    from deit_fast.infer.predict import LoadedModel, Prediction, extract_features, load_model, predict
 
 __all__ = [
     "LoadedModel",
@@ -25,13 +25,13 @@ __all__ = [
     "predict",
 ]
 
-_HOMES = {"create_model": "deit_fast.create"}
+_HOMES = {"create_model": "deit_fast.infer.create"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'deit_fast' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "deit_fast.inference")), name)
+    return getattr(import_module(_HOMES.get(name, "deit_fast.infer.predict")), name)
 
 
 def __dir__() -> list[str]:

@@ -18,7 +18,7 @@ from torchx.runner import Runner
 from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppDryRunInfo, AppState, CfgVal, is_terminal
 
-from deit_fast.files import locked
+from deit_fast.runtime.files import locked
 
 from . import slurm
 from .jobs import find_jobs, job_state, prepare_job

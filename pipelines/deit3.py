@@ -24,8 +24,8 @@ from torchx.schedulers import get_scheduler_factories
 from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import CfgVal
 
-from deit_fast.errors import RunError
-from deit_fast.objects import is_remote
+from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.object_store import is_remote
 
 from .dag import run_stages
 from .stages import Stage, dryrun_stage, get_app, sort_stages

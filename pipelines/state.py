@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from deit_fast.errors import RunError, one_line
-from deit_fast.files import write_json
+from deit_fast.runtime.errors import RunError, one_line
+from deit_fast.runtime.files import write_json
 
 
 class PipelineError(RunError):

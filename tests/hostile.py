@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_fast.data.list_shards import ListedShards
-from deit_fast.data.loader import Batch, TrainLoader
-from deit_fast.data.salvage import SalvagedShards
-from deit_fast.data.sampler import TrainSampler
-from deit_fast.data.source import Source
-from deit_fast.data.sources import open_source
-from deit_fast.errors import DataError, printable
-from deit_fast.sections import Augment
+from deit_fast.data.loader.loaders import Batch, TrainLoader
+from deit_fast.data.loader.sampler import TrainSampler
+from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.list_shards import ListedShards
+from deit_fast.data.sources.open import open_source
+from deit_fast.data.sources.salvage import SalvagedShards
+from deit_fast.recipe.sections import Augment
+from deit_fast.runtime.errors import DataError, printable
 from tests.image_files import encode, write_tar
 
 SIZE = 16

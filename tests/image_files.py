@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_fast.data.sources import open_source
-from deit_fast.errors import DataError
+from deit_fast.data.sources.open import open_source
+from deit_fast.runtime.errors import DataError
 
 
 def encode(height: int = 12, width: int = 17, kind: str = "JPEG", mode: str = "RGB", **options: object) -> bytes:

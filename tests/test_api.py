@@ -10,14 +10,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import deit_fast
-from deit_fast.checkpoint import save_checkpoint
-from deit_fast.cli import main
-from deit_fast.convert.facebook import to_facebook
-from deit_fast.errors import RecipeError, RunError
-from deit_fast.recipes import get_recipe
+from deit_fast.checkpoint.format import save_checkpoint
+from deit_fast.cli.main import main
+from deit_fast.convert.names.facebook import to_facebook
+from deit_fast.recipe.table import get_recipe
+from deit_fast.runtime.errors import RecipeError, RunError
 from deit_fast.zoo import ARCHITECTURES
+from tests.models.test_families import TOYS
 from tests.oracles import foreign_checkpoints as oracle
-from tests.test_families import TOYS
 
 PICTURES = [Image.radial_gradient("L").resize((32, 32)).rotate(90 * turn).convert("RGB") for turn in range(2)]
 PICTURES[1] = PICTURES[1].transform((32, 32), Image.Transform.AFFINE, (1, 0, 9, 0, 1, 4))

@@ -79,7 +79,7 @@ def test_no_file_does_too_much(path: Path) -> None:
     "statement",
     [
         "import deit_fast; deit_fast.list_recipes()",
-        "import deit_fast.cli",
+        "import deit_fast.cli.main",
         "import components.deit",
         "import pipelines.dag, pipelines.deit3",
     ],

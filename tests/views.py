@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_fast.data.params import ViewParams, draw_views
-from deit_fast.data.pipeline import train_inputs, train_pipeline
-from deit_fast.sections import Augment
+from deit_fast.data.augment.view_params import ViewParams, draw_views
+from deit_fast.data.loader.pipeline import train_inputs, train_pipeline
+from deit_fast.recipe.sections import Augment
 
 SIZE = 64
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deit_fast.convert.labels import cut_head, maps_to_1k, pairs_to_1k
-from deit_fast.errors import RunError
+from deit_fast.convert.heads import cut_head, maps_to_1k, pairs_to_1k
+from deit_fast.runtime.errors import RunError
 
 
 class Change(NamedTuple):

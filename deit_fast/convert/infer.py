@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from deit_fast.convert.stored import BadFileError
-from deit_fast.sections import Model
+from deit_fast.convert.formats.lazy_tensor import BadFileError
+from deit_fast.recipe.sections import Model
 from deit_fast.zoo import ARCHITECTURES, Architecture
 
 EVAL_CROP_RATIO = {"deit": 0.875, "resmlp": 0.875}

@@ -6,13 +6,13 @@ from timm.models.cait import Cait
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.vision_transformer import VisionTransformer
 
-from deit_fast.errors import RecipeError
 from deit_fast.models.cait import build_cait
 from deit_fast.models.patchconvnet import PatchConvNet, build_patchconvnet
 from deit_fast.models.resmlp import build_resmlp
 from deit_fast.models.stochastic_depth import keep_count
 from deit_fast.models.vit import build_vit
-from deit_fast.sections import Model
+from deit_fast.recipe.sections import Model
+from deit_fast.runtime.errors import RecipeError
 from deit_fast.zoo import Architecture, Family, find_architecture
 
 ImageModel = VisionTransformer | Cait | MlpMixer | PatchConvNet

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from deit_fast.models.initialise import draw_weights
 from deit_fast.models.stochastic_depth import drop_path_rates, rate_of, residual_subset
-from deit_fast.sections import Model
+from deit_fast.recipe.sections import Model
 from deit_fast.zoo import Architecture
 
 EPS = 1e-6  # of layer norms

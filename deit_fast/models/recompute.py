@@ -6,7 +6,7 @@ import torch
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from deit_fast.models.build import ImageModel
-from deit_fast.sections import Run
+from deit_fast.recipe.sections import Run
 
 _ATEN = torch.ops.aten
 # Costly to compute: matrix products, convolutions and attention. Everything else is a pass over memory.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deit_fast.models.initialise import draw_weights
 from deit_fast.models.stochastic_depth import rate_of, residual_subset
-from deit_fast.sections import Model
+from deit_fast.recipe.sections import Model
 from deit_fast.zoo import Architecture
 
 

@@ -14,7 +14,7 @@ from timm.layers import DropPath
 from timm.models.vision_transformer import Block, ParallelThingsBlock
 from torch import Tensor, nn
 
-from deit_fast.sections import Model
+from deit_fast.recipe.sections import Model
 
 
 def keep_count(batch: int, rate: float) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deit_fast.models.initialise import draw_weights
 from deit_fast.models.stem import MLPStem
 from deit_fast.models.stochastic_depth import SubsetBlock, SubsetParallelBlock, drop_path_rates
-from deit_fast.sections import Model
+from deit_fast.recipe.sections import Model
 from deit_fast.zoo import Architecture
 
 

@@ -8,11 +8,11 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from deit_fast.optim.adamw_sgd import ClippedAdamW, ClippedSGD
 from deit_fast.optim.average import WeightAverage
-from deit_fast.optim.clipped import ClippedAdamW, ClippedSGD
 from deit_fast.optim.lamb import Lamb
-from deit_fast.sections import Optim
-from deit_fast.sharding import Shards, local
+from deit_fast.optim.sharding import Shards, local
+from deit_fast.recipe.sections import Optim
 
 UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token", "alpha", "beta")  # the last are ResMLP's norms
 TRAINED_WITH_ATTENTION = ("head.weight", "head.bias", "pos_embed")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from deit_fast.errors import RecipeError, suggest
+from deit_fast.runtime.errors import RecipeError, suggest
 
 Family = Literal["deit3", "deit", "cait", "resmlp", "patchconvnet"]
 

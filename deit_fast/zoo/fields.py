@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from deit_fast.errors import RecipeError
+from deit_fast.runtime.errors import RecipeError
 from deit_fast.zoo.architectures import Family, find_architecture
 
 _PLAIN = {"position": "learned", "pool": "token", "stem": "patch"}

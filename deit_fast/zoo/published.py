@@ -1,7 +1,7 @@
 """What was published of the zoo's models: sizes, speed, accuracy, and where the weights are.
 
 Parameters and multiply-accumulates (which the papers call FLOPs) are counted, the latter in convolutions and matrix
-products, and tests/test_zoo.py counts them again, and compares them with what facebookresearch/deit's tables print.
+products, and tests/zoo/test_zoo.py counts them again, and compares them with what facebookresearch/deit's tables print.
 All other figures are those tables' (`Published.source`): None is what they do not say. Addresses that they lack
 (CaiT-XXS, ResMLP without distillation) are timm's. Speed and memory are the authors', on their machines.
 """

@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from deit_fast.data.demo import write_demo
+from deit_fast.data.tools.demo import write_demo
 from tests.kubernetes.cluster import image_environment, running
 from tests.kubernetes.pods import missing
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deit_fast.data.demo import write_demo
+from deit_fast.data.tools.demo import write_demo
 
 pytest.importorskip("kubernetes", reason="needs the client of Kubernetes, from the extra: test")
 pytest.importorskip("kubernetes_validate", reason="needs the extra: test")

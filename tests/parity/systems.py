@@ -7,15 +7,15 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from deit_fast.data.loader import Batch
-from deit_fast.data.sampler import build_samplers
-from deit_fast.distributed import World
+from deit_fast.data.loader.loaders import Batch
+from deit_fast.data.loader.sampler import build_samplers
 from deit_fast.models.build import build_model
-from deit_fast.objective import MicroBatch, build_micro_batch
-from deit_fast.recipe import Recipe
-from deit_fast.recipes import get_recipe
-from deit_fast.schedule import learning_rate
-from deit_fast.step import TrainStep, build_state
+from deit_fast.recipe.schema import Recipe
+from deit_fast.recipe.table import get_recipe
+from deit_fast.runtime.world import World
+from deit_fast.training.objective import MicroBatch, build_micro_batch
+from deit_fast.training.schedule import learning_rate
+from deit_fast.training.step import TrainStep, build_state
 from deit_fast.zoo import find_architecture
 from tests.oracles.reference.mixing import Draw
 from tests.oracles.reference.optimizers import AdamW, Lamb

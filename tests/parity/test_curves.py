@@ -18,11 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-from deit_fast.checkpoint import save_checkpoint
-from deit_fast.metrics import read_metrics
+from deit_fast.checkpoint.format import save_checkpoint
 from deit_fast.models.build import build_model
-from deit_fast.recipes import get_recipe
-from deit_fast.train import train
+from deit_fast.recipe.table import get_recipe
+from deit_fast.runtime.metrics_log import read_metrics
+from deit_fast.training.run import train
 from tests.oracles.reference import mixing, schedule
 from tests.oracles.reference.images import repeated_order, three_augment_chain
 from tests.oracles.reference.mixing import draw_mixing

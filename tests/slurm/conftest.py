@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast.data.demo import write_demo
+from deit_fast.data.tools.demo import write_demo
 from tests.slurm.cluster import Cluster, missing, running
 
 

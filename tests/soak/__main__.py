@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from deit_fast.errors import one_line
+from deit_fast.runtime.errors import one_line
 from tests.soak import crashes, damages, fuzz, fuzz_recipes, hangs, hostile_files, schedules, stalls
 from tests.soak.rounds import Found
 

@@ -23,11 +23,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from deit_fast import checkpoint, resuming, saving, train, trainer
-from deit_fast.data.loader import Batch
-from deit_fast.data.pipeline import eval_pipeline, train_pipeline
-from deit_fast.errors import RunError
-from deit_fast.recipes import get_recipe
+from deit_fast.checkpoint import format as checkpoint
+from deit_fast.checkpoint import resume as resuming
+from deit_fast.checkpoint import save as saving
+from deit_fast.data.loader.loaders import Batch
+from deit_fast.data.loader.pipeline import eval_pipeline, train_pipeline
+from deit_fast.recipe.table import get_recipe
+from deit_fast.runtime.errors import RunError
+from deit_fast.training import loop as trainer
+from deit_fast.training import run as train
 from tests.soak.images import write_images
 from tests.soak.rounds import Found, tell
 

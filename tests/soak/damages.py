@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from deit_fast import checkpoint
-from deit_fast.checkpoint import link_checkpoint, seal_checkpoint, write_checkpoint
-from deit_fast.distributed import World
-from deit_fast.resuming import agree_on_checkpoint
-from deit_fast.saving import step_path
+from deit_fast.checkpoint import format as checkpoint
+from deit_fast.checkpoint.format import link_checkpoint, seal_checkpoint, write_checkpoint
+from deit_fast.checkpoint.resume import agree_on_checkpoint
+from deit_fast.checkpoint.save import step_path
+from deit_fast.runtime.world import World
 from tests.soak.rounds import Found, rounds
 
 SUFFIXES = (".pt", ".safetensors", ".sha256")

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from deit_fast import checkpoint
-from deit_fast.checkpoint import load_checkpoint, load_weights, verify_checkpoint, write_checkpoint
-from deit_fast.data import loader
-from deit_fast.data import shards as shards_module
-from deit_fast.data.sampler import TrainSampler
-from deit_fast.errors import RunError
+from deit_fast.checkpoint import format as checkpoint
+from deit_fast.checkpoint.format import load_checkpoint, load_weights, verify_checkpoint, write_checkpoint
+from deit_fast.data.loader import loaders as loader
+from deit_fast.data.loader.sampler import TrainSampler
+from deit_fast.data.sources import tar_shards as shards_module
 from deit_fast.models.build import build_model
-from deit_fast.recipes import get_recipe
+from deit_fast.recipe.table import get_recipe
+from deit_fast.runtime.errors import RunError
 from tests.hostile import check_shard, check_training
 from tests.soak.crashes import equal
 from tests.soak.damages import plant_short_hash

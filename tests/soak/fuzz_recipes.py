@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
 from hypothesis import strategies as st
 
-from deit_fast import recipe as recipe_module
-from deit_fast.errors import RecipeError
-from deit_fast.recipe import SECTIONS, parse_recipe
-from deit_fast.recipes import RECIPES, get_recipe
+from deit_fast.recipe import schema as recipe_module
+from deit_fast.recipe.schema import SECTIONS, parse_recipe
+from deit_fast.recipe.table import RECIPES, get_recipe
+from deit_fast.runtime.errors import RecipeError
 from tests.soak.rounds import Found, tell
 
 SECONDS, SPARE_BYTES, LINE = 1.0, 1 << 30, 2000

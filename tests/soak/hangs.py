@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from deit_fast.watchdog import EXIT_HUNG
+from deit_fast.runtime.watchdog import EXIT_HUNG
 from tests.soak.crashes import WORDS
 from tests.soak.images import write_images
 from tests.soak.rounds import Found, rounds
-from tests.test_train import environment
+from tests.training.test_train import environment
 
 SECONDS = 30.0  # from the hang to its being told
 TIMEOUT = 10  # run.hang_timeout
@@ -27,8 +27,9 @@ HUNG_RUN = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
-from deit_fast import cli, trainer
-from deit_fast.data import folder
+from deit_fast.cli import main as cli
+from deit_fast.training import loop as trainer
+from deit_fast.data.sources import folder
 
 out, kind, when = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 count = [0]

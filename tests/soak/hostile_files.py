@@ -3,12 +3,12 @@
 import time
 from pathlib import Path
 
-from deit_fast.checkpoint import load_weights
-from deit_fast.convert import constructors
-from deit_fast.errors import RunError
+from deit_fast.checkpoint.format import load_weights
+from deit_fast.convert.formats import constructors
+from deit_fast.runtime.errors import RunError
+from tests.convert.test_convert_safety import BOMBS
 from tests.malicious import NO_PROOF, ROUTES, hostile_files
 from tests.soak.rounds import Found, rounds
-from tests.test_convert_safety import BOMBS
 
 SECONDS = 1.0
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deit_fast.data.loader import Batch, TrainLoader
-from deit_fast.data.sampler import TrainSampler
-from deit_fast.data.source import Source
-from deit_fast.data.sources import open_source
-from deit_fast.sections import Augment
+from deit_fast.data.loader.loaders import Batch, TrainLoader
+from deit_fast.data.loader.sampler import TrainSampler
+from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.open import open_source
+from deit_fast.recipe.sections import Augment
 from tests.soak.images import write_images
 from tests.soak.rounds import Found, rounds
 

@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deit_fast import saving
-from deit_fast.checkpoint import load_checkpoint
-from deit_fast.distributed import World
+from deit_fast.checkpoint import save as saving
+from deit_fast.checkpoint.format import load_checkpoint
+from deit_fast.checkpoint.save import Saver, Snapshot, step_path
 from deit_fast.models.build import build_model
-from deit_fast.objective import MicroBatch
-from deit_fast.recipes import get_recipe
-from deit_fast.saving import Saver, Snapshot, step_path
-from deit_fast.step import TrainStep, build_state
+from deit_fast.recipe.table import get_recipe
+from deit_fast.runtime.world import World
+from deit_fast.training.objective import MicroBatch
+from deit_fast.training.step import TrainStep, build_state
+from tests.checkpoint.test_save import clone
 from tests.soak.crashes import equal
 from tests.soak.rounds import Found, rounds
-from tests.test_saving import clone
 
 WORDS = ["model.image_size=32", "run.global_batch=128", "run.precision=fp32"]
 EVERY = 2  # steps between two checkpoints

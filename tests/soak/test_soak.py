@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.soak.__main__ import KINDS
-from tests.test_train import environment
+from tests.training.test_train import environment
 
 pytestmark = pytest.mark.soak
 

@@ -1,0 +1,81 @@
+"""Which checkpoint a run goes on from: the newest that is whole, and the same on every process."""
+
+from pathlib import Path
+
+from deit_fast.checkpoint.format import SEAL, verify_checkpoint
+from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.world import World
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The sealed checkpoints of a run: the steps' from the newest down, then last.pt and best.pt where they are not
+    links to one of those. None where there is no checkpoint yet; RunError where last.pt has no seal."""
+    steps = sorted(folder.glob(f"step-*{SEAL}"), key=step_of, reverse=True)
+    found: list[Path] = []
+    for seal in [*steps, folder / f"last{SEAL}", folder / f"best{SEAL}"]:
+        path = seal.with_suffix(".pt")
+        if seal.exists() and not any(_same(path, other) for other in found):
+            found.append(path)
+    if not found and (folder / "last.pt").exists():
+        raise RunError(f"{folder / 'last.pt'}: expected its checksums beside it, in last{SEAL}")
+    return found
+
+
+def kept_steps(folder: Path, last: int) -> list[int]:
+    """The steps up to `last` of which the folder has a sealed checkpoint."""
+    return sorted(step for step in map(step_of, folder.glob(f"step-*{SEAL}")) if 0 < step <= last)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint's file; -1 of another file."""
+    number = path.stem.removeprefix("step-")
+    return int(number) if number.isdecimal() else -1
+
+
+def agree_on_checkpoint(folder: Path, resume: str, world: World) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, the same on every process, and a line for each that was passed over.
+
+    resume: a path, "auto" for the newest whole one in `folder`, or "never". The main process finds them, and every
+    process verifies what it would read itself: file systems may show them another state. None to start afresh.
+    Raises RunError, on every process, where there are checkpoints and none is whole.
+    """
+    found: list[Path] = []
+    error = ""
+    if world.is_main and resume != "never":
+        try:
+            found = find_checkpoints(folder) if resume == "auto" else [Path(resume)]
+        except RunError as reason:
+            error = str(reason)
+    found, error = world.broadcast((found, error))
+    if error:
+        raise RunError(error)
+    damaged: list[str] = []
+    for path in found:
+        seen = world.gather(_inspect(path))
+        wrong = [f"{reason} (rank {rank})" if rank else reason for rank, (_, reason) in enumerate(seen) if reason]
+        if not wrong and len({digest for digest, _ in seen}) > 1:
+            wrong = [f"{path}: not the same file on every process"]
+        if not wrong:
+            return path, damaged
+        damaged.append(wrong[0])
+    if not found:
+        return None, []
+    advice = (
+        "; no checkpoint there is whole: restore one, or start over with --resume never" if resume == "auto" else ""
+    )
+    raise RunError(f"{damaged[0]}{advice}")
+
+
+def _inspect(path: Path) -> tuple[str, str]:
+    """The digest of the checkpoint, or what is wrong with it."""
+    try:
+        return verify_checkpoint(path), ""
+    except RunError as error:
+        return "", str(error)
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False

@@ -1,0 +1,211 @@
+"""Checkpoints written while training goes on: a copy of the state first, then a thread that writes, syncs and renames.
+
+A thread, not torch.distributed.checkpoint's async_save: the state is a few tensors per weight that every process has
+whole, and async_save writes a folder that neither timm nor `load_weights` reads, where one file with the weights alone
+and one that loads with weights_only are wanted. torch's and safetensors' writers release the interpreter's lock.
+
+The files are the same where a run shards its weights: the main process gathers them tensor by tensor, 16 bytes per
+parameter with moments and average, which a host has room for up to the largest model here. Any number of processes,
+sharding or not, goes on from them, each reading its rows alone; checksums, keeping and agreement are of whole files.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from deit_fast.checkpoint.format import SEAL, SUFFIXES, link_checkpoint, seal_checkpoint, write_checkpoint
+from deit_fast.runtime.errors import RunError
+from deit_fast.training.step import TrainState
+
+
+class Snapshot:
+    """A copy of a state in host memory, pinned where the state is on a GPU, which the next copy reuses."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._buffers: list[Tensor] = []
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def begin(self, content: Any, later: set[int]) -> Any:
+        """`content`, nested dicts and lists, with a buffer in the place of each tensor, to be filled by `copy`.
+
+        A tensor whose address is not in `later` may change before that, and is copied here and now. So is one that is
+        sharded, of which every other process has to give its rows: with `gather` of the same content.
+        """
+        before, self._buffers, self._pairs = iter(self._buffers), [], []
+
+        def visit(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: visit(each) for key, each in value.items()}
+            if isinstance(value, list | tuple):
+                return type(value)(visit(each) for each in value)
+            if not isinstance(value, Tensor):
+                return value
+            sharded = isinstance(value, DTensor)
+            if isinstance(value, DTensor):
+                value = value.full_tensor()
+            buffer = next(before, None)
+            if buffer is None or (buffer.shape, buffer.dtype, buffer.stride()) != (
+                value.shape, value.dtype, value.stride(),
+            ):  # fmt: skip
+                buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+            self._buffers.append(buffer)
+            if sharded:  # at once: the device has no room for more than a few whole tensors
+                buffer.copy_(value, non_blocking=True)
+            else:
+                self._pairs.append((buffer, value if value.data_ptr() in later else value.clone()))
+            return buffer
+
+        rebuilt = visit(content)
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        return rebuilt
+
+    @torch.no_grad()
+    def copy(self) -> None:
+        """Fills the buffers; returns when they are full. For another thread than the one that trains."""
+        with torch.cuda.stream(self._stream):
+            for buffer, value in self._pairs:
+                buffer.copy_(value, non_blocking=True)
+        if self._stream is not None:
+            self._stream.synchronize()
+        self._pairs = []
+
+
+class Saver:
+    """Checkpoints of a run's state, in the main process: `step-0001000.pt` and so on, of which `keep` stay.
+
+    last.pt and best.pt, with what belongs to them, are links to the files of their steps. At most one checkpoint is
+    being written. A save that fails is told once, by whichever method is called next; what was there before it is
+    whole. kept: the steps of the checkpoints in the folder that the state descends from; others go with the next save.
+    publish: called in the thread after each checkpoint; its RunError is told like a save that fails.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        state: TrainState,
+        device: torch.device,
+        kept: Iterable[int],
+        publish: Callable[[], None] | None = None,
+    ) -> None:
+        self._folder, self._keep, self._state, self._kept = folder, keep, state, sorted(kept)
+        self._publish = publish
+        self._snapshot = Snapshot(device)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="deit-fast-save")
+        self._pending: Future[list[str]] | None = None
+        self._best_before = state.best_top1
+        # Between two updates nothing but an update changes a weight, so that the copy has a forward and a backward
+        # pass's time, and the update waits for the rest of it.
+        self._copied = threading.Event()
+        self._copied.set()
+        self._hook = state.optimizer.register_step_pre_hook(lambda *_: self._wait_for_copy())
+        for file in folder.glob(".*.tmp"):  # of a process killed while it wrote
+            file.unlink()
+        for file in folder.glob("step-*.*"):
+            if not file.with_suffix(SEAL).exists():
+                file.unlink()
+
+    def save(self, beside: dict[str, Any], top1: float | None) -> list[str]:
+        """Starts to write the state, and `beside`; waits for the checkpoint before it. Returns what failed of that.
+
+        top1: the state's score where it was just evaluated; the highest so far makes it best.pt as well.
+        """
+        failures = self.finish()
+        self._best_before = self._state.best_top1
+        is_best = top1 is not None and top1 > self._best_before
+        if top1 is not None and is_best:
+            self._state.best_top1 = top1
+        content = self._snapshot.begin(self._state.state_dict() | beside, _moved_by_updates(self._state))
+        self._copied.clear()
+        self._pending = self._thread.submit(self._work, content, is_best)
+        return failures
+
+    def report(self) -> list[str]:
+        """What failed of the last save, in a line, where it is done; does not wait."""
+        return self.finish() if self._pending is not None and self._pending.done() else []
+
+    def finish(self) -> list[str]:
+        """Waits for the checkpoint that is being written; returns what failed of it, in a line."""
+        pending, self._pending = self._pending, None
+        try:
+            if pending is not None:
+                return pending.result()
+        except RunError as error:
+            self._state.best_top1 = self._best_before  # a lower score may still be the best that is on the disk
+            return [f"no checkpoint this time: {error}; the one before it is whole"]
+        return []
+
+    def close(self) -> list[str]:
+        """`finish`, and the end of the thread."""
+        failures = self.finish()
+        self._thread.shutdown()
+        self._hook.remove()
+        return failures
+
+    def _wait_for_copy(self) -> None:
+        self._copied.wait()
+
+    def _work(self, content: dict[str, Any], is_best: bool) -> list[str]:
+        """Writes the checkpoint; returns a line where it is here, whole, but could not be published."""
+        try:
+            self._snapshot.copy()
+        finally:
+            self._copied.set()
+        step: int = content["step"]
+        path = step_path(self._folder, step)
+        try:
+            digests = write_checkpoint(path, content)
+            # The best before the seal: a crash in between loses neither, for the step is trained and found best again.
+            if is_best:
+                link_checkpoint(path, self._folder / "best.pt", digests)
+            seal_checkpoint(path, digests)
+        except RunError:
+            for suffix in (SEAL, *SUFFIXES):
+                _ignore_errors(path.with_suffix(suffix).unlink)
+            raise
+        self._kept = [*(kept for kept in self._kept if kept < step), step][-self._keep :]
+        link_checkpoint(path, self._folder / "last.pt", digests)
+        self._prune()
+        try:
+            if self._publish is not None:
+                self._publish()
+        except RunError as error:
+            return [f"the checkpoint of step {step} is in {self._folder} only: {error}"]
+        return []
+
+    def _prune(self) -> None:
+        for file in sorted(self._folder.glob("step-*.*"), key=lambda file: file.suffix != SEAL):  # seals first
+            if file.stem not in {step_path(self._folder, step).stem for step in self._kept}:
+                _ignore_errors(file.unlink)
+
+
+def step_path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:07}.pt"
+
+
+def _moved_by_updates(state: TrainState) -> set[int]:
+    """Addresses of the tensors that nothing but the optimizer's step changes: no running statistics, no rates."""
+    if state.shards is not None:
+        return set()  # sharded tensors are copied at once, and the rest is counts and rates
+    tensors = list(state.model.parameters())
+    if state.ema is not None:
+        tensors += list(state.ema.parameters())
+    moments = [value for values in state.optimizer.state.values() for value in values.values()]
+    return {tensor.data_ptr() for tensor in [*tensors, *moments] if isinstance(tensor, Tensor)}
+
+
+def _ignore_errors(action: Callable[[], Any]) -> None:
+    """For tidying up on a disk that may be full or gone."""
+    try:
+        action()
+    except OSError:
+        return

@@ -1,0 +1,177 @@
+"""What the commands do: arguments in, printed results out. torch and DALI are imported only where needed."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from deit_fast.cli.show import list_as_text, recipe_as_text
+from deit_fast.cli.zoo_table import zoo_as_json, zoo_as_text
+from deit_fast.recipe.table import RECIPES, get_recipe
+from deit_fast.runtime.errors import RecipeError, RunError, printable
+from deit_fast.runtime.files import write_json
+from deit_fast.runtime.object_store import fetch_file, is_remote
+from deit_fast.zoo import find_architecture, list_models
+
+EXIT_INCOMPLETE = 1  # some images could not be read; the others are done
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    recipe = get_recipe(arguments.recipe, arguments.overrides)
+    recipe.check_teacher(arguments.teacher)
+    resume = arguments.resume if arguments.resume not in ("auto", "never") else None
+    _check_there(arguments.init, resume, arguments.teacher)
+    from deit_fast.training.run import train
+
+    result = train(
+        recipe, arguments.data, arguments.out, arguments.val, arguments.init, arguments.resume, arguments.teacher
+    )
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(result, indent=2))
+    return 0
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    _check_there(arguments.checkpoint)
+    from deit_fast.infer.evaluate import evaluate_checkpoint
+
+    scores = evaluate_checkpoint(
+        arguments.checkpoint, arguments.data, arguments.overrides,
+        arguments.ema, arguments.flip, arguments.real, arguments.report,
+    )  # fmt: skip
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(scores, indent=2))
+        if arguments.json:
+            write_json(arguments.json, scores)
+    return 0
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    _check_there(arguments.source)
+    from deit_fast.convert.export import export_checkpoint
+    from deit_fast.convert.fit import format_changes
+
+    written = export_checkpoint(
+        fetch_file(arguments.source), arguments.destination, arguments.format, arguments.overrides, arguments.ema
+    )
+    print(f"{written.path}: {written.format}, from {written.source}", *format_changes(written.changes), sep="\n")
+    print(f"max difference of logits {written.difference:.1g}", *written.notes, sep="\n")
+    return 0
+
+
+def run_predict(arguments: argparse.Namespace) -> int:
+    _check_there(arguments.checkpoint)
+    from deit_fast.infer.images import find_images
+    from deit_fast.infer.predict import load_model, predict, print_predictions
+
+    images = find_images(arguments.images)
+    model = load_model(arguments.checkpoint, arguments.ema)
+    found = predict(
+        model, images, arguments.top, batch=arguments.batch, flip=arguments.flip, allow_urls=arguments.allow_urls
+    )
+    print_predictions(found, arguments.kind)
+    unread = [each.error for each in found if each.error]
+    for error in unread:
+        complain(error)
+    return EXIT_INCOMPLETE if unread else 0
+
+
+def run_show(arguments: argparse.Namespace) -> int:
+    if arguments.images is not None and (arguments.recipe is None or arguments.json):
+        raise RecipeError(f"--images {arguments.images}: expected with a recipe's name and without --json")
+    if arguments.recipe is None:
+        table = {name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}
+        return _print_page(json.dumps(table, indent=2) if arguments.json else list_as_text())
+    recipe = get_recipe(arguments.recipe, arguments.overrides)
+    content = recipe.model_dump(mode="json")
+    return _print_page(json.dumps(content, indent=2) if arguments.json else recipe_as_text(recipe, arguments.images))
+
+
+def run_zoo(arguments: argparse.Namespace) -> int:
+    names = list_models(arguments.pattern)
+    if not names:
+        find_architecture(arguments.pattern)  # says which name is near
+    return _print_page(zoo_as_json(names) if arguments.json else zoo_as_text(names))
+
+
+def run_data_demo(arguments: argparse.Namespace) -> int:
+    from deit_fast.data.tools.demo import write_demo
+
+    print(write_demo(arguments.folder))
+    return 0
+
+
+def run_data_preview(arguments: argparse.Namespace) -> int:
+    recipe = get_recipe(arguments.recipe, arguments.overrides)
+    if arguments.out.suffix.lower() != ".png":
+        raise RunError(f"--out {arguments.out}: expected a name that ends in .png")
+    from deit_fast.data.sources.open import open_source
+    from deit_fast.data.tools.preview import preview
+
+    source = open_source(arguments.data, "train", recipe.data.category)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    preview(recipe, source, arguments.out)
+    print(arguments.out)
+    return 0
+
+
+def run_data_check(arguments: argparse.Namespace) -> int:
+    from deit_fast.data.sources.open import find_validation
+    from deit_fast.data.sources.shard_names import Split
+    from deit_fast.data.tools.check import check_source, open_to_check, write_bad
+
+    uris: dict[Split, str] = {"train": arguments.data}
+    if (val := find_validation(arguments.data)) is not None:
+        uris["val"] = val
+    bad = []
+    for split, uri in uris.items():
+        checked = check_source(open_to_check(uri, split), arguments.threads)
+        print(f"{uri}, {split}: {checked.as_text()}", flush=True)
+        bad += checked.bad
+    if arguments.out:
+        write_bad(arguments.out, bad)
+    return EXIT_INCOMPLETE if bad else 0
+
+
+def run_data_shard(arguments: argparse.Namespace) -> int:
+    from deit_fast.data.sources.base import Source
+    from deit_fast.data.sources.open import find_validation, open_source
+    from deit_fast.data.sources.shard_names import Split
+    from deit_fast.data.tools.write_shards import describe_effect, write_shards
+
+    sources: dict[Split, Source] = {"train": open_source(arguments.source, "train")}
+    if (val := find_validation(arguments.source)) is not None:
+        sources["val"] = open_source(val, "val")
+    if arguments.size is not None:
+        print(describe_effect(sources["train"], arguments.size), flush=True)
+    for split, source in sources.items():
+        written = write_shards(
+            source, arguments.folder, split, arguments.size, arguments.per_shard, arguments.workers
+        )  # fmt: skip
+        print(
+            f"{split}: {written.images} images in {written.shards} shards of {arguments.folder}; "
+            f"{written.resized} resized, {written.kept_shards} shards were there already"
+        )
+    return 0
+
+
+def _check_there(*checkpoints: str | Path | None) -> None:
+    """Raises RunError for one that is missing, before torch is imported; what it is, its reader says."""
+    for path in checkpoints:
+        if path is not None and not is_remote(path) and not Path(path).exists():
+            raise RunError(f"{path}: no such checkpoint")
+
+
+def complain(message: object) -> None:
+    """One line on stderr, with the rank where there are several processes."""
+    rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    print(f"deit-fast: {rank}{printable(str(message))}", file=sys.stderr)
+
+
+def _print_page(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `deit-fast show NAME | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush complains
+    return 0

@@ -1,0 +1,201 @@
+"""The command line: `deit-fast train | evaluate | predict | convert | data | show | zoo`."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from deit_fast.cli import commands
+from deit_fast.cli.commands import complain
+from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError
+from deit_fast.runtime.object_store import is_remote
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL: work is left, run it again
+OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="deit-fast",
+        description="Train DeiT III vision transformers.",
+        epilog="Example: deit-fast data demo digits && deit-fast train demo_pretrain --data digits --out runs/digits",
+    )
+    subcommands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    train = subcommands.add_parser(
+        "train",
+        help="train a recipe; run again in the same folder, it resumes",
+        epilog="Example: deit-fast train deit3_small_1k_224 --data /imagenet --out runs/small schedule.epochs=400",
+    )
+    train.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
+    train.add_argument("--data", required=True, help="image folder, or tar shards such as train-{0000..0009}.tar")
+    train.add_argument("--val", help="validation data; default: the val split beside the training split")
+    train.add_argument("--out", required=True, help="run folder, which may be in an object store")
+    train.add_argument("--init", help="weights to start from (finetuning), in any known format")
+    train.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto, from the run folder")
+    train.add_argument("--teacher", help="weights of distill.teacher (.pth, .safetensors), for distillation")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    train.set_defaults(run=commands.run_train)
+
+    evaluate = subcommands.add_parser(
+        "evaluate",
+        help="top-1 and top-5 of a checkpoint",
+        epilog="Example: deit-fast evaluate runs/small/checkpoints/last.pt --data /imagenet --json scores.json",
+    )
+    evaluate.add_argument("checkpoint", help="weights of a run, or in another known format")
+    evaluate.add_argument("--data", required=True, help="image folder or tar shards; its val split, if it has one")
+    evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
+    evaluate.add_argument("--flip", action="store_true", help="average the logits of each image and its mirror image")
+    evaluate.add_argument("--real", type=_path, metavar="real.json", help="score by the labels of ImageNet-ReaL too")
+    evaluate.add_argument(
+        "--report", type=_path, metavar="FOLDER", help="write accuracy per class, confusion matrix and worst mistakes"
+    )
+    evaluate.add_argument("--json", type=_path, metavar="FILE", help="write the scores to a file too")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    evaluate.set_defaults(run=commands.run_evaluate)
+
+    convert = subcommands.add_parser(
+        "convert",
+        help="write a checkpoint in another format, and compare the logits",
+        epilog="Example: deit-fast convert deit_3_base_224_1k.pth base.onnx",
+    )
+    convert.add_argument("source", help="weights of a run, facebookresearch/deit, deit3-jax, ...")
+    convert.add_argument("destination", type=_path, help="a folder, or a .safetensors (timm), .pth (facebookresearch/"
+                         "deit), .msgpack (deit3-jax), .onnx or .pt2 file")  # fmt: skip
+    convert.add_argument("--format", metavar="NAME", help="timm, facebook, deit3-jax, onnx or program")
+    convert.add_argument("--ema", action="store_true", help="take the moving average of the weights")
+    convert.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    convert.set_defaults(run=commands.run_convert)
+
+    predict = subcommands.add_parser(
+        "predict",
+        help="the most likely classes of images",
+        epilog="Example: deit-fast predict runs/small/checkpoints/last.pt photos 'more/*.jpg' --top 3",
+    )
+    predict.add_argument("checkpoint", help="a checkpoint")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="images, folders of them, globs")
+    predict.add_argument("--top", type=_positive, default=5, metavar="K", help="classes for each image; default: 5")
+    kind = predict.add_mutually_exclusive_group()
+    kind.add_argument("--json", dest="kind", action="store_const", const="json", help="print JSON")
+    kind.add_argument("--csv", dest="kind", action="store_const", const="csv", help="print CSV, a line for each class")
+    predict.add_argument("--ema", action="store_true", help="use the moving average of the weights")
+    predict.add_argument("--flip", action="store_true", help="average each image with its mirror image")
+    predict.add_argument("--batch", type=_positive, default=64, metavar="B", help="images at a time; default: 64")
+    predict.add_argument("--allow-urls", action="store_true", help="fetch http:// and https:// images")
+    predict.set_defaults(run=commands.run_predict)
+
+    show = subcommands.add_parser(
+        "show",
+        help="list the recipes, or print one: where it is from, what it amounts to, every value",
+        epilog="Example: deit-fast show deit3_base_1k_192 optim.lr=1e-3 --json > mine.json",
+    )
+    show.add_argument("recipe", nargs="?", help="name in the recipe table, or a .toml or .json file")
+    show.add_argument("--json", action="store_true", help="as JSON, which deit-fast train also takes")
+    show.add_argument(
+        "--images", type=_positive, metavar="N", help="training images to count steps for; default: the named data's"
+    )
+    show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    show.set_defaults(run=commands.run_show)
+
+    zoo = subcommands.add_parser(
+        "zoo",
+        help="list the models: size, published speed and accuracy, where the weights are",
+        epilog="Example: deit-fast zoo 'deit3_*'",
+    )
+    zoo.add_argument("pattern", nargs="?", default="*", help="shell pattern of names, ours, timm's or the reference's")
+    zoo.add_argument("--json", action="store_true", help="as JSON, with the architectures")
+    zoo.set_defaults(run=commands.run_zoo)
+
+    data = subcommands.add_parser(
+        "data",
+        help="make the demo data, check or shard a data set, look at augmented images",
+        epilog="Example: deit-fast data demo digits",
+    )
+    kinds = data.add_subparsers(dest="kind", required=True, parser_class=_Parser)
+    demo = kinds.add_parser(
+        "demo",
+        help="write 1,797 handwritten digits as an image folder with train/ and val/",
+        epilog="Example: deit-fast data demo digits",
+    )
+    demo.add_argument("folder", type=_path)
+    demo.set_defaults(run=commands.run_data_demo)
+    preview = kinds.add_parser(
+        "preview",
+        help="a picture of what a recipe's augmentation does",
+        epilog="Example: deit-fast data preview deit3_small_1k_224 --data /imagenet --out views.png",
+    )
+    preview.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
+    preview.add_argument("--data", required=True, help="image folder or tar shards")
+    preview.add_argument("--out", required=True, type=_path, metavar="FILE.png")
+    preview.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    preview.set_defaults(run=commands.run_data_preview)
+    check = kinds.add_parser(
+        "check",
+        help="read and decode every image; status 1 where some cannot be used",
+        epilog="Example: deit-fast data check /imagenet --out bad.txt",
+    )
+    check.add_argument("data", help="image folder or tar shards; both splits, if it has train/ and val/")
+    check.add_argument("--out", type=_path, metavar="FILE", help="write the names and reasons, separated by a tab")
+    check.add_argument("--threads", type=_positive, default=os.cpu_count(), metavar="N", help="default: the cores")
+    check.set_defaults(run=commands.run_data_check)
+    shard = kinds.add_parser(
+        "shard",
+        help="write a data set as tar shards, smaller ones if asked for; run again, it goes on",
+        epilog="Example: deit-fast data shard /imagenet /fast/imagenet-256 --size 256",
+    )
+    shard.add_argument("source", help="image folder or tar shards; both splits, if it has train/ and val/")
+    shard.add_argument("folder", type=_path)
+    shard.add_argument(
+        "--size", type=_positive, metavar="PX", help="shorter side of larger images; default: as they are"
+    )
+    shard.add_argument(
+        "--per-shard", type=_positive, default=2000, metavar="N", help="images in a shard; default: 2000"
+    )
+    shard.add_argument(
+        "--workers", type=_positive, default=os.cpu_count(), metavar="N", help="processes; default: the cores"
+    )
+    shard.set_defaults(run=commands.run_data_shard)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one line on a usage error."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 on success, 2 and one line on stderr for what the user can mend, 75 stopped by a signal."""
+    arguments, words = build_parser().parse_known_args(argv)
+    status = 2
+    try:
+        # argparse takes positional words only in one place; key=value words may stand anywhere.
+        for word in words:
+            if word.startswith("-") or not hasattr(arguments, "overrides"):
+                raise RecipeError(f"{word}: no such option of this command (see --help)")
+            arguments.overrides.append(word)
+        return arguments.run(arguments)
+    except (RecipeError, DataError, RunError) as error:
+        complain(error)
+    except OSError as error:  # a full disk, a path that cannot be written
+        complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except StoppedError as error:
+        complain(error)
+        status = EXIT_STOPPED
+    except KeyboardInterrupt:
+        complain("interrupted")
+        status = 130
+    return status
+
+
+def _path(text: str) -> Path:
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"expected a path on this machine, got {text}")
+    return Path(text)
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
+    return int(text)

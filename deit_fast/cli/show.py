@@ -1,0 +1,129 @@
+"""What `deit-fast show` prints: the recipe table, one recipe with every value, and what these values amount to."""
+
+import json
+import math
+import re
+import textwrap
+
+from deit_fast.data.loader.sampler import epoch_views, steps_per_epoch
+from deit_fast.recipe.schema import SECTIONS, Recipe
+from deit_fast.recipe.sections import Model, Schedule
+from deit_fast.recipe.table import GROUPS, RECIPES, training_images
+from deit_fast.training.schedule import learning_rate, total_steps
+from deit_fast.zoo import find_architecture
+
+WIDTH = 100
+GPUS = 8  # of the usual node, over which the batch is divided here
+_COMMENT = 44  # column where a value's meaning begins
+_FACT = 18
+_CELLS = 4  # learning rates per line
+
+
+def list_as_text() -> str:
+    """The recipe table: a heading per source, a line per recipe."""
+    width = max(map(len, RECIPES))
+    blocks = []
+    for source, rows in GROUPS.items():
+        lines = (f"  {recipe.name:{width}}  {recipe.description.splitlines()[0]}" for recipe in rows)
+        blocks.append("\n".join([source, *lines]))
+    return "\n\n".join(blocks)
+
+
+def recipe_as_text(recipe: Recipe, num_images: int | None = None) -> str:
+    """Description, facts and every value of a recipe, each as a line that can be given back as an override."""
+    lines = [recipe.name, ""]
+    for paragraph in recipe.description.splitlines():
+        lines += _wrap(paragraph.lstrip(), " " * (len(paragraph) - len(paragraph.lstrip())))
+    lines += ["", "What it amounts to"]
+    for name, fact in derive_facts(recipe, num_images).items():
+        first, *others = fact.splitlines()
+        lines += [*_wrap(first, f"  {name:{_FACT}}"), *(f"  {'':{_FACT}}{line}" for line in others)]
+    values = recipe.model_dump(mode="json")
+    for name, section in SECTIONS.items():
+        lines.append("")
+        for key, field in section.model_fields.items():
+            value = values[name][key]
+            word = f"{name}.{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+            meaning = " ".join(str(field.description).split())
+            lines += _wrap(meaning, f"{word:{_COMMENT}}  # ", f"{'':{_COMMENT}}  # ")
+    return "\n".join(lines)
+
+
+def derive_facts(recipe: Recipe, num_images: int | None = None) -> dict[str, str]:
+    """What follows from a recipe's values, by name; `num_images` training images instead of the named data's."""
+    model, run, repeats = recipe.model, recipe.run, recipe.data.repeats
+    data, known = training_images(recipe)
+    images = known if num_images is None else num_images
+    views, steps = epoch_views(images, repeats), steps_per_epoch(images, repeats, run.global_batch)
+    total = total_steps(recipe.schedule, steps)
+    seen = total * run.global_batch
+    of = f"{views:,} views of {math.ceil(views / repeats):,} images" if repeats > 1 else f"{views:,} images"
+    facts = {
+        "training images": f"{images:,}" + (f" ({data}; --images N for another number)" if num_images is None else ""),
+        "epoch": f"{of}; {steps:,} steps of {run.global_batch:,} views",
+        "run": f"{total:,} steps, {seen:,} views, {seen / repeats / images:,.1f} passes over the images",
+        f"{GPUS} GPUs": _share(run.global_batch, run.accumulation),
+        "patches": _patches(model),
+        "evaluation": f"shorter side to {int(model.image_size / recipe.data.eval_crop_ratio)} px, "
+        f"centre crop {model.image_size} px",
+        "stochastic depth": _drop_rates(model),
+    }
+    if not steps:
+        return {**facts, "run": f"none: expected run.global_batch={run.global_batch} to be at most {views}, an epoch"}
+    last = learning_rate(recipe.schedule, recipe.optim.lr, total - 1, steps)
+    cells = [f"{epoch:>4} {rate:8.2e}" for epoch, rate in _rates(recipe, steps)] + [f"last {last:8.2e}"]
+    table = ["    ".join(cells[row : row + _CELLS]) for row in range(0, len(cells), _CELLS)]
+    return {**facts, "learning rate": "\n".join(["at the start of epoch", *table])}
+
+
+def _rates(recipe: Recipe, steps: int) -> list[tuple[int, float]]:
+    """Learning rates at the starts of the warmup's epochs, and of every tenth of the run where they have changed."""
+    shown: list[tuple[int, float]] = []
+    schedule = recipe.schedule
+    for epoch in _milestones(schedule):
+        rate = learning_rate(schedule, recipe.optim.lr, epoch * steps, steps)
+        if epoch <= schedule.warmup_epochs + 1 or not math.isclose(rate, shown[-1][1], rel_tol=0.01):
+            shown.append((epoch, rate))
+    return shown
+
+
+def _milestones(schedule: Schedule) -> list[int]:
+    warmup = math.ceil(schedule.warmup_epochs)
+    first = range(0, warmup + 2, max(1, warmup // 5))
+    tenths = (math.floor(schedule.epochs * part / 10) for part in range(1, 10))
+    return sorted({0, *(epoch for epoch in (*first, *tenths) if epoch < schedule.epochs)})
+
+
+def _share(global_batch: int, accumulation: int) -> str:
+    views, rest = divmod(global_batch, GPUS * accumulation)
+    if rest:
+        return f"{global_batch:,} views cannot be divided over {GPUS} GPUs and run.accumulation={accumulation}"
+    return f"{views:,} views on each" + (f", in {accumulation} passes a step" if accumulation > 1 else "")
+
+
+def _patches(model: Model) -> str:
+    size = find_architecture(model.name).patch_size
+    side = model.image_size // size
+    used = side * size
+    border = "" if used == model.image_size else f": {used} px of {model.image_size}, the rest is not seen"
+    return f"{side} x {side} of {size} px{border}"
+
+
+def _drop_rates(model: Model) -> str:
+    depth = find_architecture(model.name).depth
+    if not model.drop_path or not model.train_mode:
+        return "none" + ("" if model.train_mode else ", with model.train_mode=false")
+    if model.drop_path_decay == "constant":
+        return f"{model.drop_path:g} in each of {depth} blocks"
+    rates = (model.drop_path * block / (depth - 1) for block in range(depth))
+    return f"{', '.join(f'{rate:.3g}' for rate in rates)} in {depth} blocks"
+
+
+def _wrap(text: str, first: str, rest: str | None = None) -> list[str]:
+    """`text` in lines of WIDTH, `first` before the first one and `rest`, or as many blanks, before the others."""
+    bound = re.sub(r"(--[\w-]+) (?=[^-])", r"\1\0", text)  # a flag stays with its value
+    wrapped = textwrap.wrap(
+        bound, WIDTH, initial_indent=first, subsequent_indent=" " * len(first) if rest is None else rest,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return [line.replace("\0", " ") for line in wrapped] or [first.rstrip()]

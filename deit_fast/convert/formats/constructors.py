@@ -1,0 +1,151 @@
+"""What the names in a pickle stand for: constructors of plain data, none of which touches more than its arguments."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from deit_fast.convert.formats.lazy_tensor import DTYPES, BadFileError, Storage, Stored, stored_array
+
+
+class Namespace(dict[str, Any]):
+    """An argparse.Namespace, as plain data."""
+
+
+@dataclass(frozen=True)
+class Constructor:
+    name: str
+    make: Callable[..., Any]
+
+
+@dataclass
+class NumpyType:
+    dtype: torch.dtype | None
+    name: str
+
+    def build(self, state: tuple[Any, ...]) -> None:
+        if state[1] not in ("<", "|", "="):
+            raise BadFileError("has big-endian arrays: expected little-endian ones")
+
+
+@dataclass
+class NumpyArray:
+    """numpy pickles an empty array, then its contents; `stored` is None in between."""
+
+    stored: Stored | None = None
+
+    def build(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, raw = state
+        if not isinstance(dtype, NumpyType) or dtype.dtype is None or not isinstance(raw, bytes):
+            raise BadFileError(f"has an array of {getattr(dtype, 'name', 'objects')!r}: expected plain numbers")
+        self.stored = stored_array(raw, dtype.dtype, shape, bool(fortran))
+
+
+@dataclass
+class Inert:
+    """A class of another package, of which nothing is used."""
+
+    state: Any = field(default=None, repr=False)
+
+
+def text(value: Any) -> str:
+    """A text or a number as text. Raises BadFileError for all else: that of nested tuples can take forever to write."""
+    if type(value) not in (str, int):
+        raise BadFileError(f"has a {type(value).__name__}: expected a text")
+    return str(value)
+
+
+def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> Stored:
+    if not isinstance(storage, Storage):
+        raise BadFileError("has a tensor without a storage")
+    return Stored(storage, offset, tuple(shape), tuple(stride))
+
+
+def _numpy_type(name: Any, *_: Any) -> NumpyType:
+    code = text(name)
+    try:
+        known = DTYPES.get(np.dtype(code).name) if len(code) < 8 else None
+    except TypeError:
+        known = None
+    return NumpyType(known, code[:20])
+
+
+def _numpy_scalar(dtype: NumpyType, raw: bytes = b"") -> Any:
+    if dtype.dtype is None:
+        return None
+    return stored_array(raw, dtype.dtype, (1,)).tensor()[0].item()
+
+
+def _frombuffer(raw: bytes, dtype: NumpyType, shape: tuple[int, ...], order: str) -> NumpyArray:
+    if not isinstance(raw, bytes | bytearray):  # bytes(n) would be n bytes of zeros
+        raise BadFileError(f"has an array of a {type(raw).__name__}: expected bytes")
+    array = NumpyArray()
+    array.build((1, shape, dtype, order == "F", bytes(raw)))
+    return array
+
+
+def _encode(content: str, encoding: str = "latin1") -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise BadFileError(f"has text in {text(encoding)[:20]!a}: expected latin1")
+    return content.encode("latin1")
+
+
+def mapping(items: Any = ()) -> dict[Any, Any]:
+    result: dict[Any, Any] = {}
+    for key, value in items:
+        set_item(result, key, value)
+    return result
+
+
+def _attribute(owner: Any, name: str) -> None:
+    """mmengine's history pickles references to its own methods, which are not needed."""
+    if not isinstance(owner, Constructor) or owner.make is not Inert:
+        raise BadFileError("asks for builtins.getattr")
+
+
+_PLACES = ("", "._local")
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
+_ALLOWED: dict[str, Any] = {
+    "collections.OrderedDict": mapping,
+    "argparse.Namespace": Namespace,
+    "torch.Size": lambda *items: tuple(*items),
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": lambda stored, *_: stored,
+    "torch.device": lambda *_: Inert(),
+    "numpy.ndarray": NumpyArray,
+    "numpy.dtype": _numpy_type,
+    "_codecs.encode": _encode,
+    "builtins.tuple": lambda items=(): tuple(items),
+    "builtins.set": lambda items=(): list(items),
+    "builtins.getattr": _attribute,
+    "mmengine.logging.history_buffer.HistoryBuffer": Inert,
+    **{f"pathlib{part}.{name}": lambda *_: Inert() for name in _PATHS for part in _PLACES},
+    **{f"numpy.{core}.multiarray._reconstruct": lambda *_: NumpyArray() for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": _numpy_scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _frombuffer for core in ("core", "_core")},
+}  # fmt: skip
+_STORAGES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
+             "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}  # fmt: skip
+_CONSTANTS: dict[str, torch.dtype] = {
+    **{f"torch.{name}Storage": DTYPES[dtype] for name, dtype in _STORAGES.items()},
+    **{f"torch.{name}": dtype for name, dtype in DTYPES.items()},
+}
+
+
+def find(module: str, name: str) -> Any:
+    """What a pickle's name stands for. Raises BadFileError for all but the names of the table."""
+    path = f"{module.replace('__builtin__', 'builtins')}.{name}"
+    if path in _CONSTANTS:
+        return _CONSTANTS[path]
+    if path not in _ALLOWED:
+        raise BadFileError(f"asks for {ascii(path)[1:101].rstrip(chr(39))}, which a checkpoint has no need of")
+    return Constructor(path, _ALLOWED[path])
+
+
+def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
+    if type(key) not in (str, int, bytes, float, bool, type(None)):  # nested tuples can take forever to hash
+        raise BadFileError(f"has a dictionary with a {type(key).__name__} as key")
+    target[key] = value

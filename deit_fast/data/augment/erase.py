@@ -1,0 +1,107 @@
+"""Random erasing (arXiv:1708.04896), as timm's: boxes drawn on the host, filled on the device after normalisation.
+
+Both are pure functions of (seed, epoch, index, view). The normal noise is a function of a view's key and a pixel's
+position, so the number of processes and what else is in the batch change none of it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deit_fast.data.augment.philox import Stream, uniform
+from deit_fast.recipe.sections import Augment
+
+_TRIES = 10
+_AREA = 0.02, 1 / 3  # of the image's, all boxes together
+_LOG_RATIO = math.log(0.3), math.log(1 / 0.3)
+_WORD = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class EraseParams:
+    """What is erased of B views."""
+
+    boxes: NDArray[np.int32]
+    """[B, n, 4]. top, left, bottom, right of each box, px; zeros for none. Later boxes cover earlier ones."""
+    keys: NDArray[np.int64]
+    """[B, 2]. Keys of the noise, two words below 2^32."""
+
+
+def draw_erasing(
+    augment: Augment, image_size: int, seed: int, epoch: int, indices: NDArray[np.int64], views: NDArray[np.int64]
+) -> EraseParams:
+    """Boxes and keys of B views whose sides are S px: view views[b] of image indices[b].
+
+    A view is erased with probability augment.erase, by 1 to augment.erase_count boxes. They share an area of 2 % to a
+    third of the view, each with its own draw, at a log-uniform aspect ratio of 0.3 to 1 / 0.3; a box that does not fit
+    in ten tries is left out. The facts are timm's `data/random_erasing.py`.
+    """
+    count, most = len(indices), augment.erase_count
+    draws = uniform(seed, Stream.ERASE, epoch, indices, views, 4 + most * (2 * _TRIES + 2))
+    boxes_of = 1 + (draws[:, 1] * most).astype(np.int64)[:, None]
+    box = draws[:, 4:].reshape(count, most, 2 * _TRIES + 2)
+    low, high = _AREA
+    area = image_size**2 * (low + (high - low) * box[:, :, :_TRIES]) / boxes_of[..., None]
+    ratio = np.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * box[:, :, _TRIES : 2 * _TRIES])
+    sides = np.rint(np.sqrt((area * ratio, area / ratio))).astype(np.int64)  # [2, B, n, tries]: height, width
+    fits = np.max(sides, axis=0) < image_size
+    size = np.take_along_axis(sides, np.argmax(fits, axis=2)[None, :, :, None], 3)[..., 0]  # [2, B, n]
+    corner = np.floor(np.moveaxis(box[:, :, 2 * _TRIES :], 2, 0) * (image_size - size + 1)).astype(np.int64)
+    erased = (draws[:, :1] < augment.erase) & (np.arange(most) < boxes_of) & fits.any(axis=2)
+    edges = np.stack((*corner, *(corner + size)), axis=-1)
+    return EraseParams(
+        boxes=np.where(erased[..., None], edges, 0).astype(np.int32),
+        keys=(draws[:, 2:4] * 2.0**32).astype(np.int64),
+    )
+
+
+def erase(images: Tensor, boxes: Tensor, keys: Tensor, mode: Literal["pixel", "rand", "const"]) -> Tensor:
+    """Normalised images [B, C, S, S] with their boxes [B, n, 4] filled; keys [B, 2] int64. No branch on the data.
+
+    pixel: normal noise per value. rand: one normal value per box and channel. const: zeros.
+    """
+    channels, height, width = images.shape[1:]
+    place = torch.arange(channels * height * width, device=images.device).view(channels, height, width)
+    row, column = place[0] // width, place[0] % width
+    noise = normal_noise(keys, place) if mode == "pixel" else torch.zeros((), device=images.device)
+    for number, box in enumerate(boxes.unbind(1)):
+        if mode == "rand":
+            noise = normal_noise(keys, place[:, :1, :1] + number)  # B C 1 1, apart by H W > n
+        top, left, bottom, right = box.view(-1, 4, 1, 1, 1).unbind(1)  # each B 1 1 1
+        inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)  # B 1 H W
+        images = torch.where(inside, noise.to(images.dtype), images)
+    return images
+
+
+def normal_noise(keys: Tensor, counter: Tensor) -> Tensor:
+    """Standard normal numbers, fp32 [B, *counter.shape], each a function of (key, counter) alone.
+
+    keys [B, 2], counter [...]: int64, the words below 2^32, the counters below 2^31. Box and Muller's transform of two
+    hashes, whose integers stay within 32 bits and so are the same on every device; the floating-point part differs
+    in the last bits.
+    """
+    first, second = keys.view(-1, 2, *(1 for _ in counter.shape)).unbind(1)
+
+    def uniform_at(counter: Tensor) -> Tensor:
+        word = _scramble(_scramble((counter + first) & _WORD) ^ second)
+        return (word.float() + 0.5) * 2.0**-32  # never zero, and one only rounds to a radius of zero
+
+    radius = torch.sqrt(-2.0 * torch.log(uniform_at(2 * counter)))
+    return radius * torch.cos(2.0 * math.pi * uniform_at(2 * counter + 1))
+
+
+def _scramble(word: Tensor) -> Tensor:
+    """A bijection of 32-bit words, each of whose bits depends on all: multiply and shift ("lowbias32", C. Wellons).
+
+    The second factor is 0x846CA68B - 2^32, the same modulo 2^32, so that no product leaves int64.
+    """
+    word = word ^ (word >> 16)
+    word = (word * 0x7FEB352D) & _WORD
+    word = word ^ (word >> 15)
+    word = (word * (0x846CA68B - 2**32)) & _WORD
+    return word ^ (word >> 16)

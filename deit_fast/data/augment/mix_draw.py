@@ -1,0 +1,89 @@
+"""The random parameters of mixup and CutMix: drawn on the host, applied to the batch by mix_apply.py on the device.
+
+Pure functions of (seed, step, place in the global batch), so the number of processes changes no pixel and no target.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deit_fast.data.augment.philox import Stream, generator
+from deit_fast.recipe.sections import Mix
+
+_NOTHING = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class MixParams:
+    """Mixing parameters of b images of a global batch; the partner of position i is global_batch - 1 - i."""
+
+    lam: NDArray[np.float32]
+    """[b]. Share of the image itself, in image and target; the partner has 1 - lam."""
+    box: NDArray[np.int32]
+    """[b, 4]. top, left, bottom, right of what CutMix pastes from the partner, px; zeros where it pastes nothing."""
+    cutmix: NDArray[np.bool_]
+    """[b]. Whether the draw was CutMix."""
+
+
+def draw_mix(
+    mix: Mix, seed: int, step: int, positions: NDArray[np.int64], global_batch: int, image_size: int
+) -> MixParams:
+    """Mixup or CutMix for `positions` (int64 [b]) of the global batch of one step, whose images are S x S.
+
+    timm's Mixup, with the partner found by reversing the batch. What shares a draw of operation, lambda and box is
+    mix.mode's: mix.group images that are paired with each other (timm's batch per GPU), one pair, or one image, whose
+    partner then takes another share of it than it takes of its partner. The outcome depends on (seed, step, position)
+    only, not on who asks for it.
+    """
+    shared = positions
+    if mix.mode != "elem":
+        shared = np.minimum(positions, global_batch - 1 - positions)
+    if mix.mode == "batch":
+        shared = shared // (mix.group // 2)
+    units, member = np.unique(shared, return_inverse=True)
+    drawn = [_draw(mix, generator(seed, Stream.MIX, int(unit), step), image_size) for unit in units]
+    lam, box, cutmix = zip(*drawn, strict=True) if drawn else ((), (), ())
+    return MixParams(
+        lam=np.array(lam, np.float32)[member],
+        box=np.array(box, np.int32).reshape(-1, 4)[member],
+        cutmix=np.array(cutmix, np.bool_)[member],
+    )
+
+
+def _draw(mix: Mix, draws: np.random.RandomState, image_size: int) -> tuple[float, tuple[int, int, int, int], bool]:
+    """lam, box (top, left, bottom, right) and whether it is CutMix."""
+    if not mix.active or draws.random() >= mix.prob:
+        return 1.0, _NOTHING, False
+    can_cut = mix.cutmix > 0 or mix.cutmix_minmax is not None
+    if not can_cut or (mix.mixup > 0 and draws.random() >= mix.switch_prob):
+        return float(draws.beta(mix.mixup, mix.mixup)), _NOTHING, False
+    if mix.cutmix_minmax is None:
+        box = _draw_square(mix.cutmix, draws, image_size)
+    else:
+        box = _draw_rectangle(mix.cutmix_minmax, draws, image_size)
+    top, left, bottom, right = box
+    area = (bottom - top) * (right - left)
+    return 1 - area / image_size**2, box if area else _NOTHING, True
+
+
+def _draw_square(alpha: float, draws: np.random.RandomState, image_size: int) -> tuple[int, int, int, int]:
+    """A square of 1 - lambda of the image, lambda from Beta(alpha, alpha), around any pixel, cut off at the border."""
+    side = int(image_size * np.sqrt(1 - draws.beta(alpha, alpha)))
+    row, column = (int(centre) for centre in draws.randint(image_size, size=2))
+    return (
+        max(row - side // 2, 0),
+        max(column - side // 2, 0),
+        min(row + (side + 1) // 2, image_size),
+        min(column + (side + 1) // 2, image_size),
+    )
+
+
+def _draw_rectangle(
+    minmax: tuple[float, float], draws: np.random.RandomState, image_size: int
+) -> tuple[int, int, int, int]:
+    """A rectangle inside the image whose sides are within minmax of the image's, the upper bound excluded as timm's."""
+    low, high = (int(image_size * share) for share in minmax)
+    height, width = (int(side) for side in draws.randint(low, high, size=2))
+    top, left = int(draws.randint(image_size - height + 1)), int(draws.randint(image_size - width + 1))
+    return top, left, top + height, left + width

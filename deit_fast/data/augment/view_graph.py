@@ -1,0 +1,139 @@
+"""DALI graph functions of the crops, the flip, 3-Augment and the colour jitter.
+
+Nothing here is random: every function is a pure function of images and of parameters drawn by `view_params.py`. The
+same functions build the CPU and the GPU graph. Images are uint8 HWC, RGB. Parameters are CPU nodes, because DALI takes
+predicates of conditionals and named arguments from the CPU only; `beside` moves those used in arithmetic.
+
+Rounding follows PIL, which truncates where DALI rounds; `truncate` explains how.
+"""
+
+from typing import Any, Literal
+
+from nvidia.dali import fn, types
+from nvidia.dali import math as dali_math
+from nvidia.dali.data_node import DataNode
+
+from deit_fast.data.augment.policies import count_operations
+from deit_fast.data.augment.resize import resize
+from deit_fast.data.augment.view_params import GREYSCALE, SOLARISE
+from deit_fast.recipe.sections import Augment
+
+BRIGHTNESS, CONTRAST, SATURATION = range(3)
+
+# Rounding v - 0.498 to the nearest integer is truncating v + 0.002: exact for PIL's values but where float32 noise
+# puts one just below an integer. In brightness_contrast's unit, the fraction of the output range.
+_TRUNCATE = -0.498 / 255
+
+
+def truncate(values: DataNode) -> DataNode:
+    """Float HWC -> uint8 HWC, clamped and truncated as PIL does. brightness_contrast is DALI's fastest such cast."""
+    return fn.brightness_contrast(values, brightness_shift=_TRUNCATE, dtype=types.UINT8)
+
+
+def beside(parameter: DataNode, images: DataNode) -> DataNode:
+    """The parameter on the images' device, as arithmetic needs it."""
+    return parameter.gpu() if images.device == "gpu" else parameter
+
+
+def resized_crop(images: DataNode, image_size: int, kernel: Any = types.INTERP_CUBIC) -> DataNode:
+    """RandomResizedCrop's second half: HWC crops of any size -> [S, S, 3], with antialiasing as in PIL.
+
+    kernel: INTERP_CUBIC, INTERP_LINEAR or a node of them, here and below.
+    """
+    return resize(images, [image_size, image_size], kernel)
+
+
+def resize_and_window(
+    images: DataNode,
+    geometry: DataNode,
+    image_size: int,
+    kernel: Any = types.INTERP_CUBIC,
+    border: Literal["reflect_101", "pad"] = "reflect_101",
+) -> DataNode:
+    """Resize to geometry[0:2] (height, width), then cut the SxS window at geometry[2:4] (top, left).
+
+    A random window may hang over the border by 4 pixels. reflect_101: these are reflected without repeating the edge,
+    as Simple Random Crop does with torchvision's padding_mode "reflect". pad: they are black.
+    """
+    return fn.slice(
+        resize(images, geometry[0:2], kernel),
+        start=geometry[2:4],
+        shape=[image_size, image_size],
+        axis_names="HW",
+        out_of_bounds_policy=border,
+    )
+
+
+def flip(images: DataNode, horizontal: DataNode) -> DataNode:
+    """Mirror left to right where `horizontal` is 1."""
+    return fn.flip(images, horizontal=horizontal, vertical=0)
+
+
+def luma(images: DataNode) -> DataNode:
+    """uint8 [H, W, 3] -> uint8 [H, W, 1], PIL's convert("L")."""
+    return fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
+
+
+def three_augment(images: DataNode, operation: DataNode, sigma: DataNode) -> DataNode:
+    """Exactly one of greyscale, solarise (threshold 128) and Gaussian blur per image: DeiT III, arXiv:2204.07118.
+
+    PIL's blur is three box passes that approximate the Gaussian, DALI's is the Gaussian itself.
+    """
+    if operation == GREYSCALE:
+        grey = luma(images)
+        images = fn.cat(grey, grey, grey, axis=2)
+    elif operation == SOLARISE:
+        images = dali_math.min(images, ~images)  # below 128 v < 255 - v, from 128 on it is the other way round
+    else:
+        images = fn.gaussian_blur(images, sigma=sigma)
+    return images
+
+
+def enhance(images: DataNode, kind: DataNode, factor: DataNode) -> DataNode:
+    """One of PIL's ImageEnhance operations per image, `degenerate + (image - degenerate) * factor` in uint8.
+
+    The degenerate image is black (BRIGHTNESS), the rounded mean luma (CONTRAST) or the greyscale image (SATURATION).
+    """
+    if kind == SATURATION:
+        weight = beside(factor, images)
+        images = truncate(images * weight + luma(images) * (1.0 - weight))
+    else:
+        centre = dali_math.floor(fn.reductions.mean(luma(images)) + 0.5) * beside(kind == CONTRAST, images)
+        images = _scale_about(images, centre, factor)
+    return images
+
+
+def _scale_about(images: DataNode, centre: DataNode, factor: DataNode) -> DataNode:
+    if images.device == "cpu":
+        scaled = fn.brightness_contrast(
+            images, contrast=factor, contrast_center=centre, brightness_shift=_TRUNCATE, dtype=types.UINT8
+        )
+    else:  # the centre lives on the GPU, and a named argument would cost a copy back and a wait
+        scaled = truncate((images - centre) * factor.gpu() + centre)
+    return scaled
+
+
+def color_jitter(images: DataNode, order: DataNode, factors: DataNode) -> DataNode:
+    """Brightness, contrast and saturation, each once, in the order given per image.
+
+    order: int32 [3], the kind of each step. factors: float32 [3], the factor of each step (not of each kind).
+    """
+    for step in range(3):
+        images = enhance(images, order[step], factors[step])
+    return images
+
+
+def augment_views(
+    images: DataNode, augment: Augment, horizontal: DataNode, parameters: dict[str, DataNode], image_size: int
+) -> DataNode:
+    """All that follows the crop: flip, policy, jitter. What the recipe does not ask for is not in the graph."""
+    images = flip(images, horizontal)
+    if augment.policy == "three_augment":
+        images = three_augment(images, parameters["operation"], parameters["sigma"])
+    if count_operations(augment):
+        from deit_fast.data.augment.policy_graph import apply_operations
+
+        images = apply_operations(images, count_operations(augment), parameters, image_size)
+    if augment.color_jitter:
+        images = color_jitter(images, parameters["order"], parameters["factors"])
+    return images

@@ -1,0 +1,87 @@
+"""Images that cannot be used: by their first and last bytes, and the ones among a batch that DALI refused."""
+
+from typing import NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
+
+from deit_fast.data.loader.pipeline import decodes, small_image
+from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.header import UNIDENTIFIED, open_image
+from deit_fast.runtime.errors import DataError, one_line, printable
+
+MAX_PIXELS = 178_956_970
+"""Largest image taken, pixels: what PIL calls a decompression bomb."""
+
+_CPU = torch.device("cpu")
+
+
+def check_image(source: Source, index: int, encoded: NDArray[np.uint8]) -> tuple[int, int]:
+    """Height and width by the image's header, before anything is allocated. Raises DataError beyond MAX_PIXELS, and for
+    what `image_size` does not take.
+    """
+    height, width = source.size(index, encoded)
+    if height * width > MAX_PIXELS:
+        raise DataError(
+            f"{printable(source.name(index))}: expected at most {MAX_PIXELS} pixels, its header says {height} x {width}"
+        )
+    return height, width
+
+
+def raise_culprit(
+    source: Source, indices: NDArray[np.int64], encoded: list[NDArray[np.uint8]], error: RuntimeError
+) -> NoReturn:
+    """Raise DataError for the first image of the failed batch that cannot be decoded alone, else DALI's own error."""
+    for index, data in zip(indices.tolist(), encoded, strict=True):
+        if pil_complaint(data) or not decodes([data], _CPU):
+            raise DataError(describe_refusal(source, index, data)) from error
+    raise error
+
+
+def find_refused(
+    encoded: list[NDArray[np.uint8]], windows: NDArray[np.int32] | None, device: torch.device, threads: int = 1
+) -> list[int]:
+    """Places of the images, or of those whose windows [B, 4], DALI cannot decode on the device; by halving.
+
+    None where the device cannot decode anything: then it is not the images.
+    """
+    if not encoded or decodes(encoded, device, windows, threads) or not decodes([small_image()], device):
+        return []
+
+    def search(places: list[int]) -> list[int]:
+        """Of places among which there is a refused one."""
+        if len(places) == 1:
+            return places
+        middle = len(places) // 2
+        return [place for half in (places[:middle], places[middle:]) if fails(half) for place in search(half)]
+
+    def fails(places: list[int]) -> bool:
+        chosen = None if windows is None else windows[places]
+        return not decodes([encoded[place] for place in places], device, chosen, threads)
+
+    return search(list(range(len(encoded))))
+
+
+def describe_refusal(source: Source, index: int, encoded: NDArray[np.uint8]) -> str:
+    """What to say of an image that cannot be decoded, in one line."""
+    reason = pil_complaint(encoded) or "DALI refuses it"
+    return f"{printable(source.name(index))}: expected an image that can be decoded ({reason})"
+
+
+def without_name(source: Source, index: int, error: DataError) -> str:
+    """The reason in an image's DataError, without the name that it starts with."""
+    return str(error).removeprefix(f"{printable(source.name(index))}: ")
+
+
+def pil_complaint(encoded: NDArray[np.uint8]) -> str:
+    """Why PIL cannot decode the image, in its words; empty where it can."""
+    try:
+        with open_image(encoded) as image:
+            image.load()
+    except UnidentifiedImageError:  # whose text has an address in it
+        return UNIDENTIFIED
+    except Exception as error:  # PIL's decoders raise what they like
+        return one_line(error) or type(error).__name__
+    return ""

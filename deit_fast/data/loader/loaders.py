@@ -1,0 +1,225 @@
+"""Batches in the sampler's order: a thread reads and draws ahead, DALI decodes and augments, nothing else has a state.
+
+sampler -> read bytes, draw parameters (producer thread) -> bounded queue -> DALI -> Batch
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deit_fast.data.augment.crops import eval_geometry
+from deit_fast.data.augment.erase import EraseParams, draw_erasing
+from deit_fast.data.augment.view_params import draw_views
+from deit_fast.data.loader.pipeline import Pipeline, decodes_windows, eval_pipeline, train_inputs, train_pipeline
+from deit_fast.data.loader.producer import Plan, Prepared, Producer
+from deit_fast.data.loader.sampler import StepIndices, TrainSampler, eval_indices
+from deit_fast.data.loader.substitute import Substitutes
+from deit_fast.data.loader.tuning import HW_DECODER_LOAD
+from deit_fast.data.sources.base import Source
+from deit_fast.recipe.sections import Augment, Data
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b images on the device. In evaluation the last `b - valid` images are padding."""
+
+    images: torch.Tensor
+    """uint8 [b, 3, S, S] in channels_last memory, RGB, not normalised."""
+    labels: torch.Tensor
+    """int64 [b]."""
+    indices: NDArray[np.int64]
+    """[b], images of the source; in training those whose pixels and labels these are, after substitution."""
+    positions: NDArray[np.int64] | None
+    """[b], places in the global batch; None in evaluation."""
+    epoch: int
+    step: int
+    """Optimizer step in training, number of the batch in evaluation."""
+    valid: int
+    erasing: EraseParams | None = None
+    """Where the recipe erases: what the step has to, after normalisation."""
+    bad: Mapping[int, str] = field(default_factory=dict)
+    """Images that could not be used, and why, in words; others took their places."""
+
+
+class _Loader(ABC):
+    """What training and evaluation share. One iteration is open at a time: starting another ends the one before."""
+
+    def __init__(self, source: Source, device: torch.device, substitutes: Substitutes | None = None) -> None:
+        self._source, self._device, self._substitutes = source, device, substitutes
+        self._producer: Producer | None = None
+        self._pipeline: Pipeline | None = None
+
+    @abstractmethod
+    def _plans(self) -> Iterator[Plan]: ...
+
+    @abstractmethod
+    def _build_pipeline(self) -> Pipeline: ...
+
+    def _feed(self) -> list[Any]:
+        assert self._producer is not None
+        return self._producer.next_inputs()
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._stop()
+        # Taken out while it runs and put back at the end: one left midway holds batches that nobody will fetch.
+        pipeline, self._pipeline = self._pipeline or self._build_pipeline(), None
+        producer = self._producer = Producer(self._source, self._plans(), self._substitutes)
+        try:
+            while self._producer is producer:
+                try:
+                    images = pipeline.run()
+                except StopIteration:
+                    pipeline.reset()
+                    self._pipeline = pipeline
+                    break
+                except RuntimeError as error:
+                    producer.recover(error)
+                    del pipeline  # nobody promises that it works after an error
+                    pipeline = self._build_pipeline()
+                    continue
+                yield self._batch(producer.in_flight.popleft(), images)
+            if producer.error is not None:
+                raise producer.error
+        finally:
+            producer.close()
+
+    def close(self) -> None:
+        """End the open iteration, its threads and its pipeline. Iterating again starts afresh."""
+        self._stop()
+        self._pipeline = None
+
+    def _stop(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.close()
+
+    def _batch(self, prepared: Prepared, images: torch.Tensor) -> Batch:
+        plan = prepared.plan
+        labels = torch.from_numpy(self._source.labels[prepared.indices])
+        if self._device.type == "cuda":
+            labels = labels.pin_memory()
+        return Batch(
+            images=images.to(self._device, non_blocking=True),
+            labels=labels.to(self._device, non_blocking=True),
+            indices=prepared.indices,
+            positions=plan.positions,
+            epoch=plan.epoch,
+            step=plan.step,
+            valid=plan.valid,
+            erasing=plan.erasing,
+            bad=prepared.bad,
+        )
+
+
+class TrainLoader(_Loader):
+    """Augmented batches of the steps start_step to stop_step - 1, across epochs without a gap.
+
+    samplers: one per gradient-accumulation pass of this process; a step's passes come one after the other. Batches
+    depend on the step and the seed only, so any step can be the first and the number of threads changes no pixel.
+
+    An image that cannot be read or decoded is replaced by another one, pixels and label (Substitutes), and named in the
+    batch's `bad`; no other sample changes.
+
+    decode_once: decode an image for all of its views in a batch. It costs an image with one view the decoding of what
+    its crop leaves out, on CPUs; the pixels are the same.
+
+    threads: DALI's CPU threads. hw_decoder_load: share of the images that a GPU's decoding engines get.
+    roi_decode: on GPUs decode no more than a view's window, where `roi_probe` has found that sound.
+
+    Iterating raises DataError where nearly no image can be used, RunError where DALI is missing, RuntimeError where it
+    fails. Iterating again starts at start_step again.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        augment: Augment,
+        image_size: int,
+        samplers: Sequence[TrainSampler],
+        seed: int,
+        device: torch.device,
+        threads: int,
+        *,
+        stop_step: int,
+        start_step: int = 0,
+        decode_once: bool = False,
+        hw_decoder_load: float = HW_DECODER_LOAD,
+        roi_decode: bool = False,
+    ) -> None:
+        windows = decodes_windows(augment, decode_once)
+        super().__init__(source, device, Substitutes(len(source), seed, device, windows))
+        self._decode_once, self._hw_decoder_load, self._roi_decode = decode_once, hw_decoder_load, roi_decode
+        self._augment, self._image_size, self._samplers, self._seed = augment, image_size, samplers, seed
+        self._threads, self._steps = threads, range(start_step, stop_step)
+
+    def _plans(self) -> Iterator[Plan]:
+        for step in self._steps:
+            for sampler in self._samplers:
+                chosen = sampler.batch(step)
+                count, draw = len(chosen.indices), self._drawer(chosen)
+                yield Plan(chosen.indices, chosen.positions, chosen.epoch, step, count, draw, self._erasing(chosen))
+
+    def _erasing(self, chosen: StepIndices) -> EraseParams | None:
+        if not self._augment.erase:
+            return None
+        place = self._seed, chosen.epoch, chosen.indices, chosen.views
+        return draw_erasing(self._augment, self._image_size, *place)
+
+    def _drawer(self, chosen: StepIndices) -> Callable[[list[NDArray[np.uint8]], NDArray[np.int32]], list[Any]]:
+        def draw(encoded: list[NDArray[np.uint8]], sizes: NDArray[np.int32]) -> list[Any]:
+            params = draw_views(
+                self._augment, self._image_size, self._seed, chosen.epoch, chosen.indices, chosen.views, sizes
+            )
+            return train_inputs(self._augment, self._image_size, encoded, params, self._decode_once)
+
+        return draw
+
+    def _build_pipeline(self) -> Pipeline:
+        batch = len(self._samplers[0].batch(self._steps.start).indices)
+        return train_pipeline(
+            self._augment, self._image_size, self._feed, batch, self._device, self._threads, self._decode_once,
+            self._hw_decoder_load, self._roi_decode,
+        )  # fmt: skip
+
+
+class EvalLoader(_Loader):
+    """Every image of this rank once, in order, in batches of one size: short ones are padded with repeats.
+
+    All ranks have the same number of batches; `valid` is 0 where a rank has nothing left. Iterating raises DataError,
+    naming the file, for an image that cannot be read or decoded: a score of other images would be another score. Other
+    errors as TrainLoader's.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        data: Data,
+        image_size: int,
+        batch: int,
+        device: torch.device,
+        threads: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(source, device)
+        self._crop_ratio, self._image_size, self._size, self._threads = data.eval_crop_ratio, image_size, batch, threads
+        self._indices = eval_indices(len(source), rank, world_size, batch)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def _plans(self) -> Iterator[Plan]:
+        for step, indices in enumerate(self._indices):
+            padding = np.full(self._size - len(indices), indices[0] if len(indices) else 0)
+            yield Plan(np.concatenate((indices, padding)), None, 0, step, len(indices), self._draw)
+
+    def _draw(self, encoded: list[NDArray[np.uint8]], sizes: NDArray[np.int32]) -> list[Any]:
+        return [encoded, eval_geometry(sizes, self._image_size, self._crop_ratio)]
+
+    def _build_pipeline(self) -> Pipeline:
+        return eval_pipeline(self._image_size, self._feed, self._size, self._device, self._threads)

@@ -1,0 +1,171 @@
+"""Batches made ready ahead of DALI in a thread: images read, bad ones substituted, parameters drawn."""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deit_fast.data.augment.erase import EraseParams
+from deit_fast.data.loader.broken import check_image, describe_refusal, raise_culprit, without_name
+from deit_fast.data.loader.substitute import Substitutes
+from deit_fast.data.sources.base import Source
+from deit_fast.runtime.errors import DataError
+
+_QUEUED = 3  # host batches ready before DALI asks for them
+_READERS = 8  # concurrent reads; they wait for disks more than they compute
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A batch of b images before anything is read."""
+
+    indices: NDArray[np.int64]
+    positions: NDArray[np.int64] | None
+    epoch: int
+    step: int
+    valid: int
+    draw: Callable[[list[NDArray[np.uint8]], NDArray[np.int32]], list[Any]]
+    """Encoded images and their sizes [b, 2] -> the pipeline's inputs: the encoded images, geometry [b, 4], the rest."""
+    erasing: EraseParams | None = None
+
+
+class Prepared(NamedTuple):
+    """A batch as DALI gets it."""
+
+    plan: Plan
+    indices: NDArray[np.int64]
+    """[b], the images that are used: the plan's, but for substitutes."""
+    inputs: list[Any]
+    bad: dict[int, str]
+    """Images, the plan's or candidates for their places, that cannot be used, and why."""
+
+
+_Loaded = tuple[NDArray[np.uint8], tuple[int, int]] | DataError  # bytes, height and width
+
+
+class Producer:
+    """Prepares planned batches ahead in a thread of its own; `next_inputs` is the pipeline's feed.
+
+    Without substitutes an image that cannot be used is an error. What goes wrong in the thread is kept until the
+    batches before it are consumed.
+    """
+
+    def __init__(self, source: Source, plans: Iterator[Plan], substitutes: Substitutes | None = None) -> None:
+        self.in_flight: deque[Prepared] = deque()
+        """Batches that DALI has and the consumer has not, oldest first."""
+        self.error: BaseException | None = None
+        self._source, self._plans, self._substitutes = source, plans, substitutes
+        self._again: deque[Prepared] = deque()
+        self._ended = False
+        self._ready: queue.Queue[Prepared | None] = queue.Queue(_QUEUED)
+        self._stopped = threading.Event()
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="deit-fast-read")
+        self._thread = threading.Thread(target=self._work, name="deit-fast-loader", daemon=True)
+        self._thread.start()
+
+    def next_inputs(self) -> list[Any]:
+        prepared = self._again.popleft() if self._again else self._next_ready()
+        if prepared is None:
+            raise StopIteration
+        self.in_flight.append(prepared)
+        return prepared.inputs
+
+    def recover(self, error: RuntimeError) -> None:
+        """After DALI failed: gives all batches in flight again, to a new pipeline, with the images that it refuses
+        substituted. Raises DataError where nothing may be substituted, DALI's own error where no image explains it.
+        """
+        if self._substitutes is None:
+            if self.in_flight:
+                raise_culprit(self._source, self.in_flight[0].indices, self.in_flight[0].inputs[0], error)
+            raise error
+        for number, failed in enumerate(self.in_flight):
+            refused = self._substitutes.refused(failed.inputs, np.arange(len(failed.indices)))
+            if refused:
+                self._substitutes.suspects.update(failed.indices[refused].tolist())
+                self.in_flight[number] = self._prepare(failed.plan)
+                break
+        else:
+            raise error
+        self._again.extendleft(reversed(self.in_flight))
+        self.in_flight.clear()
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._readers.shutdown()
+
+    def _next_ready(self) -> Prepared | None:
+        while not (self._stopped.is_set() or self._ended):  # polled: closing from another thread ends the wait
+            try:
+                prepared = self._ready.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
+            self._ended = prepared is None
+            return prepared
+        return None
+
+    def _work(self) -> None:
+        try:
+            for plan in self._plans:
+                if not self._put(self._prepare(plan)):
+                    return
+        except BaseException as error:
+            self.error = error
+        self._put(None)
+
+    def _prepare(self, plan: Plan) -> Prepared:
+        indices, attempts = plan.indices.copy(), np.zeros(len(plan.indices), int)
+        loaded: dict[int, _Loaded] = {}
+        bad: dict[int, str] = {}
+        while True:
+            missing = [image for image in np.unique(indices).tolist() if image not in loaded]  # views are read once
+            loaded.update(zip(missing, self._readers.map(self._load, missing), strict=True))
+            found = [loaded[image] for image in indices.tolist()]
+            unusable = {place: each for place, each in enumerate(found) if isinstance(each, DataError)}
+            if not unusable:
+                usable = [each for each in found if not isinstance(each, DataError)]
+                encoded = [each[0] for each in usable]
+                inputs = plan.draw(encoded, np.array([each[1] for each in usable], np.int32))
+                unusable = self._refused(indices, inputs)
+                if not unusable:
+                    return Prepared(plan, indices, inputs, bad)
+            if self._substitutes is None:
+                raise next(iter(unusable.values()))
+            for place, error in unusable.items():
+                bad[int(indices[place])] = without_name(self._source, int(indices[place]), error)
+                index, attempt = int(plan.indices[place]), int(attempts[place])
+                indices[place] = self._substitutes.choose(plan.epoch, index, attempt, error)
+                attempts[place] += 1
+
+    def _load(self, index: int) -> _Loaded:
+        try:
+            encoded = self._source.read(index)
+            return encoded, check_image(self._source, index, encoded)
+        except DataError as error:
+            return error
+
+    def _refused(self, indices: NDArray[np.int64], inputs: list[Any]) -> dict[int, DataError]:
+        """Places whose image DALI refuses, among images that it refused before."""
+        if self._substitutes is None or not self._substitutes.suspects:
+            return {}
+        places = np.flatnonzero(np.isin(indices, list(self._substitutes.suspects)))
+        return {
+            place: DataError(describe_refusal(self._source, int(indices[place]), inputs[0][place]))
+            for place in self._substitutes.refused(inputs, places)
+        }
+
+    def _put(self, item: Prepared | None) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._ready.put(item, timeout=_POLL_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False

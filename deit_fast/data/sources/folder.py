@@ -1,0 +1,57 @@
+"""A folder of images for every class."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deit_fast.data.sources.base import Source, read_bytes
+from deit_fast.data.sources.classes import order_classes
+from deit_fast.data.sources.header import IMAGE_SUFFIXES
+from deit_fast.runtime.errors import DataError
+
+
+class ImageFolder(Source):
+    """folder/class/**/image.jpg, in torchvision's order: classes by name, then images by folder and name.
+
+    Class folders named 0 to K - 1 are in the order of the numbers.
+    """
+
+    def __init__(self, uri: str, folder: Path) -> None:
+        classes = order_classes(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        if not classes:
+            raise DataError(f"{folder}: expected a folder of images for every class, or .tar shards; found neither")
+        self._paths: list[str] = []
+        counts = []
+        for name in classes:
+            paths = list_images(os.path.join(folder, name))
+            if not paths:
+                raise DataError(
+                    f"{folder / name}: expected images ({', '.join(IMAGE_SUFFIXES)}) in every class folder, none found"
+                )
+            self._paths += paths
+            counts.append(len(paths))
+        super().__init__(uri, classes, np.repeat(np.arange(len(classes)), counts))
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return read_bytes(self._paths[index])
+
+    def name(self, index: int) -> str:
+        return self._paths[index]
+
+
+def list_images(folder: str) -> list[str]:
+    """Paths of the images below a folder, by folder and then by name. Raises OSError where one cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    # os.walk, unlike Path.stat, learns what an entry is from its directory: no call per file.
+    walked = sorted((root, files) for root, _, files in os.walk(folder, onerror=refuse, followlinks=True))
+    return [
+        os.path.join(root, name)
+        for root, files in walked
+        for name in sorted(files)
+        if name.lower().endswith(IMAGE_SUFFIXES)
+    ]

@@ -1,0 +1,96 @@
+"""iNaturalist 2018 and 2019 as published: train2018.json, val2018.json and the images they list, at a taxonomic level.
+
+facebookresearch/deit's INatDataset, but classes in the order of their names (of their ids, for species), where the
+reference numbers them as they first occur among the training annotations.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deit_fast.data.sources.base import Source, read_bytes
+from deit_fast.runtime.errors import DataError, one_line
+
+_ANNOTATIONS = re.compile(r"train(20\d\d)\.json")
+
+
+class INaturalist(Source):
+    """The images that SPLIT{year}.json lists; the classes of every split are those of the training annotations.
+
+    category: "name", a class per species, or a level such as "genus", whose distinct names are the classes. Its
+    taxonomy is categories.json where there is one (the names in train2018.json are obfuscated), else the annotations'.
+    """
+
+    def __init__(self, uri: str, folder: Path, year: str, split: str, category: str) -> None:
+        path = folder / f"{split}{year}.json"
+        training = _read(folder / f"train{year}.json")
+        listed = training if split == "train" else _read(path)
+        taxonomy = folder / "categories.json"
+        try:
+            categories = _read(taxonomy) if taxonomy.is_file() else training["categories"]
+            classes, label_of = _number_classes(categories, training["annotations"], category)
+            category_of = {each["image_id"]: each["category_id"] for each in listed["annotations"]}
+            names = [str(each["file_name"]) for each in listed["images"]]
+            ids = [category_of[each["id"]] for each in listed["images"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path}: expected images with annotations whose categories have id and {category!r}, "
+                f"in it or in categories.json ({type(error).__name__} {one_line(error)})"
+            ) from None
+        if not names:
+            raise DataError(f"{path}: expected images, it lists none")
+        unknown = next((each for each in ids if each not in label_of), None)
+        if unknown is not None:
+            raise DataError(f"{path}: category {unknown}: expected one with images in train{year}.json")
+        self._paths = _place_images(folder, names)
+        super().__init__(uri, classes, np.array([label_of[each] for each in ids], np.int64))
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return read_bytes(self._paths[index])
+
+    def name(self, index: int) -> str:
+        return self._paths[index]
+
+
+def find_year(names: set[str], folder: Path) -> str | None:
+    """The year of the train{year}.json among the names of a folder's files. Raises DataError where there are two."""
+    years = sorted(match[1] for name in names if (match := _ANNOTATIONS.fullmatch(name)))
+    if len(years) > 1:
+        raise DataError(f"{folder}: expected the annotations of one year, found train{years[0]}.json and others")
+    return years[0] if years else None
+
+
+def _number_classes(
+    categories: list[dict[str, Any]], annotations: list[dict[str, Any]], category: str
+) -> tuple[list[str], dict[int, int]]:
+    """Names of the classes that the annotations have, and the class of every such category's id."""
+    trained = sorted({each["category_id"] for each in annotations})
+    value_of = {each["id"]: str(each[category]) for each in categories}
+    if category == "name":
+        return [value_of[each] for each in trained], {each: label for label, each in enumerate(trained)}
+    classes = sorted({value_of[each] for each in trained})
+    label_of = {value: label for label, value in enumerate(classes)}
+    return classes, {each: label_of[value_of[each]] for each in trained}
+
+
+def _place_images(folder: Path, names: list[str]) -> list[str]:
+    """Paths of the files listed: as the archives have them, or without the folders of supercategories.
+
+    The second is what the reference reads: train_val2018/Plantae/7477/x.jpg at train_val2018/7477/x.jpg.
+    """
+    for shorten in (False, True):
+        paths = [str(folder / (re.sub(r"^([^/]+)/[^/]+/", r"\1/", name) if shorten else name)) for name in names]
+        if Path(paths[0]).is_file():
+            return paths
+    raise DataError(f"{folder / names[0]}: expected the first image that the annotations list, found none")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected readable annotations ({one_line(error)})") from None

@@ -1,0 +1,45 @@
+"""Encoded images kept in memory, so that each is read from its disk or file system once."""
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deit_fast.data.sources.base import Source
+
+_ENTRY_BYTES = 256  # of an array, its bytes object and its place in the table, beside the content
+
+
+def keep_in_memory(source: Source, gib: float) -> Source:
+    """`source` with a cache of that many GiB; itself at 0."""
+    return CachedSource(source, int(gib * 2**30)) if gib else source
+
+
+class CachedSource(Source):
+    """A source whose images stay in this process's memory once they were read, up to a number of bytes.
+
+    What is in stays in: training shows the images in a new random order each epoch, where throwing out the least
+    recently used would throw out those that come soonest. Above the limit the rest is read anew each time.
+    """
+
+    def __init__(self, source: Source, limit: int) -> None:
+        super().__init__(source.uri, source.classes, source.labels)
+        self.counted = source.counted
+        self._source, self._left = source, limit
+        self._kept: dict[int, NDArray[np.uint8]] = {}
+        self._lock = threading.Lock()
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        found = self._kept.get(index)
+        if found is not None:
+            return found
+        data = self._source.read(index)
+        size = data.nbytes + _ENTRY_BYTES
+        with self._lock:  # two threads may have read the same image
+            if index not in self._kept and size <= self._left:
+                self._kept[index] = data
+                self._left -= size
+        return data
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)

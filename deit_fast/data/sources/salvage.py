@@ -1,0 +1,90 @@
+"""Tar shards that are damaged, for training: what is whole is used, what is lost is bad as a broken image is.
+
+A lost sample keeps a place in the numbering, and reading it fails, so that another image takes its place in a batch and
+it is named and counted like any other that cannot be used.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deit_fast.data.sources.list_shards import Listing, list_samples
+from deit_fast.data.sources.tar_shards import MAX_CLASSES, OPENING_THREADS, Shard, TarShards, indexed_names, open_shard
+from deit_fast.runtime.errors import DataError, printable
+from deit_fast.runtime.progress import progress
+
+_LOST = -1  # the offset of a sample that is not there
+_SHOWN = 3
+
+
+class SalvagedShards(TarShards):
+    """As TarShards, but a shard that is cut off or lacks members gives the samples that are whole.
+
+    Those lost are as many, and in the places, that the index beside the shard says, where it is one of this shard from
+    before. Without one they come last: one for each fault, and of a shard without an end as many more as the largest
+    shard has. Raises DataError where no shard has a whole sample, and for one that cannot be read or indexed at all.
+    """
+
+    def __init__(self, uri: str, shards: Sequence[Path]) -> None:
+        self.damaged: dict[int, str] = {}
+        """What is wrong, in words, by the number of the shard."""
+        super().__init__(uri, shards)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        if self._places[index, 0] == _LOST:
+            reason = self.damaged[int(self._shard_of[index])]
+            raise DataError(f"{printable(self.name(index))}: lost with its shard: {reason}")
+        return super().read(index)
+
+    def describe(self) -> list[str]:
+        """A line for each damaged shard."""
+        lost = np.bincount(self._shard_of[self._places[:, 0] == _LOST], minlength=len(self._shards))
+        return [
+            f"{printable(self._shards[number])}: {reason}; {lost[number]} of its images are lost"
+            for number, reason in self.damaged.items()
+        ]
+
+    def _open(self, shards: Sequence[Path]) -> list[Shard]:
+        with ThreadPoolExecutor(OPENING_THREADS) as pool:
+            found = list(progress(pool.map(_open_or_list, shards), len(shards), "open shards"))
+        counts = [len(each.members if isinstance(each, Shard) else each.samples) for each in found]
+        if not any(counts):
+            first = next(each for each in found if isinstance(each, Listing))
+            raise DataError(f"{shards[0]}: expected KEY.jpg and KEY.cls in a whole tar file: {first.faults[0]}")
+        opened = []
+        for number, each in enumerate(found):
+            if isinstance(each, Listing):
+                more = len(each.faults) - _SHOWN
+                self.damaged[number] = ", ".join(each.faults[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+                each = _fill(each, indexed_names(shards[number]), max(counts))
+            opened.append(each)
+        return opened
+
+
+def _open_or_list(shard: Path) -> Shard | Listing:
+    try:
+        return open_shard(shard)
+    except ValueError as error:
+        if shard.is_file() and os.access(shard, os.R_OK):
+            listing = list_samples(shard, MAX_CLASSES)
+            if listing.faults:
+                return listing
+            if not listing.samples:
+                return Listing([], ["no members"], ends=False)
+        raise DataError(str(error)) from None
+
+
+def _fill(listing: Listing, names: list[str], largest: int) -> Shard:
+    """The samples with lost ones among them."""
+    samples = {sample.member: sample for sample in listing.samples}
+    if not names or not samples.keys() <= set(names):
+        lost = max(len(listing.faults), 0 if listing.ends else largest - len(samples))
+        names = [*samples, *(f"lost {number}" for number in range(1, lost + 1))]
+    found = [samples.get(name) for name in names]
+    places = [(sample.offset, sample.size) if sample else (_LOST, 0) for sample in found]
+    labels = [sample.label if sample else 0 for sample in found]
+    return Shard(names, np.array(places, np.int64), np.array(labels, np.int64))

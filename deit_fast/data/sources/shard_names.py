@@ -1,0 +1,64 @@
+"""Which shards a data set is made of: ranges in braces, splits by name, and none missing in between."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from deit_fast.runtime.errors import DataError
+
+Split = Literal["train", "val"]
+
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_SHARD_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\.tar)")
+
+
+def has_braces(uri: str) -> bool:
+    return _BRACES.search(uri) is not None
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """The names that a pattern with ranges such as {0000..0009} stands for, in order. Raises DataError."""
+    names = [pattern]
+    while match := _BRACES.search(names[0]):
+        first, last = match.groups()
+        if int(first) > int(last):
+            raise DataError(f"{pattern}: expected a range that counts up, got {match[0]}")
+        numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+        names = [_BRACES.sub(number, name, count=1) for name in names for number in numbers]
+    return names
+
+
+def refuse_missing(uri: str, names: Sequence[str], missing: Sequence[str]) -> None:
+    if missing:
+        raise DataError(f"{uri}: expected {len(names)} shards, {len(missing)} missing, {missing[0]} first")
+
+
+def choose_shards(uri: str, shards: list[Path], split: Split | None) -> list[Path]:
+    """Those of a folder's shards that are of the split, where their names say so. Raises DataError."""
+    if split is not None:
+        chosen = [shard for shard in shards if shard.name.startswith(f"{split}-")]
+        if not chosen:
+            raise DataError(f"{uri}: expected {split}-*.tar, found {len(shards)} other shards, {shards[0].name} first")
+        shards = chosen
+    elif len({shard.name.partition("-")[0] for shard in shards} & {"train", "val"}) == 2:
+        raise DataError(
+            f"{uri}: expected one split, found train-*.tar and val-*.tar; name {uri.rstrip('/')}/train-*.tar"
+        )
+    refuse_gaps(shards)
+    return shards
+
+
+def refuse_gaps(shards: Sequence[Path]) -> None:
+    """A shard lost in copying would otherwise only show as a smaller data set."""
+    numbered: dict[tuple[str, str], dict[int, Path]] = {}
+    for shard in shards:
+        if match := _SHARD_NUMBER.fullmatch(shard.name):
+            numbered.setdefault((match[1], match[3]), {})[int(match[2])] = shard
+    for present in numbered.values():
+        missing = sorted(set(range(min(present), max(present))) - set(present))
+        if missing:
+            raise DataError(
+                f"{shards[0].parent}: expected every shard from {present[min(present)].name} to "
+                f"{present[max(present)].name}, number {missing[0]} is missing"
+            )

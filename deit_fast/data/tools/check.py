@@ -1,0 +1,114 @@
+"""A look at every image of a data set before a run: what is there, and what a run could not use."""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deit_fast.data.loader.broken import check_image, describe_refusal, find_refused, without_name
+from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.header import image_format
+from deit_fast.data.sources.list_shards import ListedShards
+from deit_fast.data.sources.open import open_source
+from deit_fast.data.sources.shard_names import Split
+from deit_fast.runtime.errors import DataError, printable
+from deit_fast.runtime.progress import progress
+
+_CHUNK = 256  # images read ahead while as many are decoded
+_DECODED_PIXELS = 2**28  # decoded at a time, so that large images do not add up
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check_source` found among N images."""
+
+    images: int
+    classes: int
+    bytes: int
+    formats: dict[str, int]
+    """Images of each format, by their first bytes."""
+    sizes: NDArray[np.int32]
+    """[n, 2], height and width of those with a readable header."""
+    bad: list[tuple[str, str]]
+    """Images and shards that cannot be used: name, printable, and reason."""
+
+    def as_text(self) -> str:
+        lines = [f"{self.images} images of {self.classes} classes, {self.bytes / 2**20:.1f} MiB"]
+        lines.append(", ".join(f"{count} {name}" for name, count in sorted(self.formats.items())) or "no formats")
+        if len(self.sizes):
+            sides = ((name, np.percentile(self.sizes[:, side], (0, 50, 100))) for side, name in enumerate(_SIDES))
+            lines += [f"{name}: {low:.0f} to {high:.0f} px, median {middle:.0f}" for name, (low, middle, high) in sides]
+        lines.append(f"{len(self.bad)} cannot be used" + (":" if self.bad else ""))
+        return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.bad])
+
+
+_SIDES = ("height", "width")
+
+
+def open_to_check(uri: str, split: Split) -> Source:
+    """As open_source, but shards that it refuses are opened as far as they go, with what is wrong in their `faults`."""
+    return open_source(uri, split, open_shards=ListedShards)
+
+
+def check_source(source: Source, threads: int) -> Checked:
+    """Reads every image and decodes it on the CPU, whole, as DALI does it in training and evaluation."""
+    bad = list(source.faults) if isinstance(source, ListedShards) else []
+    formats: Counter[str] = Counter()
+    sizes, size = [], 0
+    for index, encoded, found in progress(_decode_all(source, threads), len(source), f"check {source.uri}"):
+        size += len(encoded)
+        formats[image_format(encoded) or "unknown"] += 1
+        if isinstance(found, DataError):
+            bad.append((printable(source.name(index)), without_name(source, index, found)))
+        else:
+            sizes.append(found)
+    shapes = np.array(sizes, np.int32).reshape(-1, 2)
+    return Checked(len(source), len(source.classes), size, dict(formats), shapes, bad)
+
+
+_Loaded = tuple[int, NDArray[np.uint8], tuple[int, int] | DataError]  # index, bytes, height and width
+
+
+def _decode_all(source: Source, threads: int) -> Iterator[_Loaded]:
+    """All images in order, with a DataError in the place of the size of those that cannot be used."""
+
+    def load(index: int) -> _Loaded:
+        encoded = np.empty(0, np.uint8)
+        try:
+            encoded = source.read(index)
+            return index, encoded, check_image(source, index, encoded)
+        except DataError as error:
+            return index, encoded, error
+
+    chunks = [range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
+    with ThreadPoolExecutor(threads) as pool:
+        coming = pool.map(load, chunks[0]) if chunks else iter(())
+        for following in (*chunks[1:], range(0)):
+            loaded, coming = list(coming), pool.map(load, following)
+            yield from _decode(source, loaded, threads)
+
+
+def _decode(source: Source, loaded: list[_Loaded], threads: int) -> Iterator[_Loaded]:
+    pixels = np.cumsum([0 if isinstance(found, DataError) else found[0] * found[1] for _, _, found in loaded])
+    edges = np.flatnonzero(np.diff(pixels // _DECODED_PIXELS, prepend=-1, append=-1))
+    for start, stop in pairwise(edges.tolist()):
+        part = loaded[start:stop]
+        sound = [place for place, (_, _, found) in enumerate(part) if not isinstance(found, DataError)]
+        refused = {sound[each] for each in find_refused([part[place][1] for place in sound], None, _CPU, threads)}
+        for place, (index, encoded, found) in enumerate(part):
+            if place in refused:
+                found = DataError(describe_refusal(source, index, encoded))
+            yield index, encoded, found
+
+
+def write_bad(path: Path, bad: list[tuple[str, str]]) -> None:
+    """A line for each: name, tab, reason."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{name}\t{reason}\n" for name, reason in bad), encoding="utf-8")

@@ -1,0 +1,61 @@
+"""A picture of what training sees: rows of images, the evaluation view first, then augmented ones."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from deit_fast.data.augment.crops import eval_geometry
+from deit_fast.data.augment.erase import EraseParams, draw_erasing, erase
+from deit_fast.data.augment.view_params import draw_views
+from deit_fast.data.loader.broken import check_image, raise_culprit
+from deit_fast.data.loader.pipeline import eval_pipeline, train_inputs, train_pipeline
+from deit_fast.data.sources.base import Source
+from deit_fast.recipe.schema import Recipe
+
+_GAP = 4  # white pixels between the pictures
+_CPU = torch.device("cpu")
+
+
+def preview_grid(recipe: Recipe, source: Source, count: int = 8, views: int = 6) -> NDArray[np.uint8]:
+    """The grid as uint8 [height, width, 3]: `count` images spread over the source, each its evaluation view and
+    `views` augmented ones, from the pipelines that train and evaluate.
+
+    Raises DataError, naming the file, for an image that cannot be read or decoded, RunError where DALI is missing.
+    """
+    size = recipe.model.image_size
+    indices = np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64))
+    encoded = [source.read(index) for index in indices.tolist()]
+    sizes = np.array([check_image(source, *image) for image in zip(indices.tolist(), encoded, strict=True)], np.int32)
+    plain = [encoded, eval_geometry(sizes, size, recipe.data.eval_crop_ratio)]
+    originals = eval_pipeline(size, lambda: plain, len(indices), _CPU, threads=2)
+    repeated, numbers = np.repeat(indices, views), np.tile(np.arange(views), len(indices))
+    place = size, recipe.run.seed, 0, repeated, numbers
+    params = draw_views(recipe.augment, *place, np.repeat(sizes, views, axis=0))
+    inputs = train_inputs(recipe.augment, size, [image for image in encoded for _ in range(views)], params)
+    augmented = train_pipeline(recipe.augment, size, lambda: inputs, len(repeated), _CPU, threads=2)
+    try:
+        pictures = originals.run(), augmented.run()
+    except RuntimeError as error:
+        raise_culprit(source, indices, encoded, error)
+    if recipe.augment.erase:
+        pictures = pictures[0], _erase_pixels(recipe, pictures[1], draw_erasing(recipe.augment, *place))
+    rows = torch.cat([pictures[0][:, None], pictures[1].reshape(len(indices), views, 3, size, size)], dim=1)
+    framed = torch.nn.functional.pad(rows, (_GAP, 0, _GAP, 0), value=255)  # left and top of every picture
+    grid = framed.permute(0, 3, 1, 4, 2).reshape(len(indices) * (size + _GAP), -1, 3)
+    return np.pad(grid.numpy(), ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
+
+
+def preview(recipe: Recipe, source: Source, path: Path, count: int = 8, views: int = 6) -> None:
+    """Write `preview_grid` as a PNG to `path`. Raises what it raises, and OSError where the path cannot be written."""
+    Image.fromarray(preview_grid(recipe, source, count, views)).save(path, format="PNG")
+
+
+def _erase_pixels(recipe: Recipe, images: torch.Tensor, drawn: EraseParams) -> torch.Tensor:
+    """What the training step erases of uint8 views [B, 3, S, S], in their own range: the noise is cut off at it."""
+    mean, std = (255 * torch.tensor(each).view(1, 3, 1, 1) for each in (recipe.data.mean, recipe.data.std))
+    boxes, keys = torch.from_numpy(drawn.boxes), torch.from_numpy(drawn.keys)
+    erased = erase((images.float() - mean) / std, boxes, keys, recipe.augment.erase_mode)
+    return (erased * std + mean).round().clamp(0, 255).byte()

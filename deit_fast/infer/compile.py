@@ -1,0 +1,115 @@
+"""torch.compile, tried out before a run relies on it: where it fails, every process goes on eagerly and one says so."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from deit_fast.models.build import ImageModel, build_model
+from deit_fast.models.recompute import recompute
+from deit_fast.recipe.schema import Recipe
+from deit_fast.recipe.sections import Run
+from deit_fast.runtime.errors import RunError, one_line
+from deit_fast.runtime.world import World
+
+
+def wants_compile(run: Run, device: torch.device) -> bool:
+    return run.compile == "on" or (run.compile == "auto" and device.type == "cuda")
+
+
+def compile_or_stay(module: nn.Module, attempt: Callable[[nn.Module], object], run: Run, world: World) -> nn.Module:
+    """`module` compiled, where the run wants that and `attempt` succeeds with it on every process; else as it is.
+
+    torch.compile works at the first call only, so `attempt` makes one, with the shapes that will come. All processes
+    have to call this together, and all get the same kind of module. Where it fails, the main process prints why.
+    Raises RunError on all of them where run.compile is "on", and what is no failure of the compiler: out of memory.
+    """
+    if not wants_compile(run, world.device):
+        return module
+    compiled = cast(nn.Module, torch.compile(module))
+    reason = ""
+    try:
+        attempt(compiled)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # compilers and their tools raise what they like
+        reason = f"{type(error).__name__}: {one_line(error)}"[:200]
+    failed = [f"rank {rank}, {found}" if rank else found for rank, found in enumerate(world.gather(reason)) if found]
+    if not failed:
+        return compiled
+    torch._dynamo.reset()  # what was half compiled
+    if run.compile == "on":
+        raise RunError(f"run.compile='on': expected a machine where torch.compile works ({failed[0]})")
+    if world.is_main:
+        print(f"torch.compile failed ({failed[0]}): running eagerly", flush=True)
+    return module
+
+
+def compile_blocks(
+    models: Sequence[ImageModel], recipe: Recipe, compute: Callable[[nn.Module, Tensor], Tensor], world: World
+) -> None:
+    """Compiles each block of sharded models by itself, where the run wants that and a trial succeeds.
+
+    Between the blocks FSDP frees and gathers weights, where no graph can go through. The trial is a block of its own:
+    a process on which it failed amid a step would leave the others waiting for it. compute: how a module is called.
+    Raises as `compile_or_stay`.
+    """
+    if not wants_compile(recipe.run, world.device):
+        return
+    size = recipe.model.image_size
+    with torch.device("meta"):
+        like = build_model(recipe.model)
+        inputs: list[Tensor] = []
+        hook = like.blocks[0].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+        like(torch.empty(recipe.pass_size(world.size), 3, size, size))
+        hook.remove()
+    recompute(like, recipe.run)
+    trial = cast(nn.Module, like.blocks[0]).to_empty(device=world.device)
+    tokens = torch.zeros(inputs[0].shape, device=world.device, requires_grad=True)
+
+    def attempt(block: nn.Module) -> None:
+        with _own_random_state(world.device):
+            torch.autograd.backward(compute(block, tokens).sum())
+
+    if compile_or_stay(trial, attempt, recipe.run, world) is trial:
+        return
+    for model in models:
+        for block in model.blocks:
+            # Training and evaluation, and each rate of stochastic depth, are graphs of their own.
+            options: Any = {"fullgraph": True, "dynamic": False, "recompile_limit": 4 * len(model.blocks)}
+            block.forward = torch.compile(block.forward, **options)
+
+
+def try_gradient(objective: nn.Module, batch: tuple[Any, ...], device: torch.device) -> None:
+    """A forward and backward pass that leaves no trace: no gradients, random state and running statistics as before."""
+    buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
+    with _own_random_state(device):
+        try:
+            loss = objective(*batch)
+            # Not backward(): it would call the hooks that DDP puts on the parameters, and fill their gradients.
+            torch.autograd.grad(loss, [p for p in objective.parameters() if p.requires_grad], allow_unused=True)
+        finally:
+            with torch.no_grad():
+                for name, buffer in objective.named_buffers():
+                    buffer.copy_(buffers[name])
+
+
+def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Leaves torch's generators as they were."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [], device_type=device.type)
+
+
+class CompiledPredictor:
+    """A classifier in evaluation, compiled at its first batch or, where that fails, eager."""
+
+    def __init__(self, classifier: nn.Module, run: Run, world: World) -> None:
+        self._classifier, self._run, self._world = classifier, run, world
+        self._chosen: nn.Module | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits [B, K] of uint8 images [B, 3, S, S]; all processes make their first call together."""
+        if self._chosen is None:
+            self._chosen = compile_or_stay(self._classifier, lambda module: module(images), self._run, self._world)
+        return cast(Tensor, self._chosen(images))

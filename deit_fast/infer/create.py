@@ -1,0 +1,62 @@
+"""Models by name, as timm's users make them: with or without the weights of a checkpoint."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from deit_fast.checkpoint.format import build_initialised, load_weights
+from deit_fast.convert.fit import Change, format_changes
+from deit_fast.models.build import ImageModel, build_model
+from deit_fast.recipe.schema import parse_model
+from deit_fast.recipe.sections import Model
+from deit_fast.runtime.object_store import fetch_file
+from deit_fast.zoo import ARCHITECTURES, resolve_name
+
+
+def create_model(
+    name: str,
+    pretrained: str | Path | None = None,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    *,
+    ema: bool = False,
+    **fields: Any,
+) -> ImageModel:
+    """A model by name, for images [B, 3, img_size, img_size] -> logits [B, num_classes], with timm's state dict.
+
+    pretrained: a checkpoint in any format that `load_weights` reads; `ema` takes its moving average. Positions are
+    resampled and a head of other classes is cut down or initialised anew; a warning says so, and so does the list
+    `changes` of the model, of `convert.fit.Change`, which is empty where every weight was taken as it is.
+    num_classes: by default the checkpoint's, else 1000. img_size: by default what the name says (384 in
+    "deit3_base_patch16_384"), else the checkpoint's, else 224. fields: others of a recipe's model section, such as
+    drop_path; those that say what the weights compute (activation, pool, ...) are the checkpoint's by default.
+    Raises RecipeError for an unknown name and for fields that the model cannot have, RunError for a checkpoint that
+    cannot be read or is of another architecture. Example: `create_model("deit3_base_patch16", img_size=192)`.
+    """
+    resolution = resolve_name(name)[1]
+    if pretrained is None:
+        section = _section(name, num_classes or 1000, img_size or resolution, fields)
+        model, changes = build_model(section), list[Change]()
+    else:
+        weights = load_weights(fetch_file(pretrained), ema)
+        theirs = weights.recipe.model
+        if name in ARCHITECTURES:  # the name of an entry says no resolution
+            resolution = theirs.image_size
+        section = _section(
+            name, num_classes or theirs.num_classes or 1000, img_size or resolution, _computed(theirs) | fields
+        )
+        model, changes = build_initialised(section, weights)
+        if changes:
+            warnings.warn("\n".join([f"{pretrained}: fitted to {name}:", *format_changes(changes)]), stacklevel=2)
+    model.changes = changes  # type: ignore[assignment]
+    return model
+
+
+def _section(name: str, num_classes: int, image_size: int, fields: dict[str, Any]) -> Model:
+    return parse_model({"name": name, "image_size": image_size, "num_classes": num_classes, **fields})
+
+
+def _computed(section: Model) -> dict[str, Any]:
+    """The fields of a model section without which its weights would compute something else."""
+    kept = {key: getattr(section, key) for key in ("position", "pool", "stem", "activation")}
+    return {**kept, "layer_scale": section.initial_layer_scale}

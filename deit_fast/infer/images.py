@@ -1,0 +1,141 @@
+"""Images given one by one, by path or as pixels, as a source without classes; and batches of those that can be read."""
+
+import io
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from glob import glob
+from itertools import islice
+from urllib.request import urlopen
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from deit_fast.data.loader.broken import check_image, describe_refusal
+from deit_fast.data.loader.loaders import EvalLoader
+from deit_fast.data.loader.pipeline import decodes
+from deit_fast.data.sources.base import Source, read_bytes
+from deit_fast.data.sources.folder import list_images
+from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.errors import DataError, RunError
+from deit_fast.runtime.progress import progress
+
+GivenImage = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+
+_MAX_DOWNLOAD = 64 * 2**20
+_DOWNLOAD_SECONDS = 30
+
+
+class ImageList(Source):
+    """N images: paths, PIL images, or uint8 arrays [H, W, 3] or [H, W]. URLs are fetched only with `allow_urls`.
+
+    Raises RunError for a URL that is not allowed, and for an array of another kind.
+    """
+
+    def __init__(self, images: Sequence[GivenImage], allow_urls: bool = False) -> None:
+        super().__init__("images", [], np.zeros(len(images), np.int64))
+        self._images = list(images)
+        for index, image in enumerate(self._images):
+            if isinstance(image, str) and _is_url(image) and not allow_urls:
+                raise RunError(f"{image}: expected a file; URLs are fetched only when asked for (allow_urls=True)")
+            if isinstance(image, np.ndarray) and (image.dtype != np.uint8 or image.shape[2:] not in ((), (3,))):
+                raise RunError(
+                    f"{self.name(index)}: expected uint8 [H, W, 3] or [H, W], got {image.dtype} {list(image.shape)}"
+                )
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        image = self._images[index]
+        if isinstance(image, str | os.PathLike):
+            path = os.fspath(image)
+            return _download(path) if _is_url(path) else read_bytes(path)
+        # Without loss, so that pixels take the way that files take.
+        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        stored = io.BytesIO()
+        picture.convert("RGB").save(stored, "BMP")
+        return np.frombuffer(stored.getvalue(), np.uint8)
+
+    def name(self, index: int) -> str:
+        image = self._images[index]
+        return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
+
+    def only(self, indices: Sequence[int]) -> "ImageList":
+        """A list of some of the images."""
+        return ImageList([self._images[index] for index in indices], allow_urls=True)  # they were allowed already
+
+
+def find_images(words: Iterable[str]) -> list[str]:
+    """Paths that words stand for: files and URLs themselves, the images below folders, the matches of globs.
+
+    Raises RunError for a word that stands for nothing.
+    """
+    found: list[str] = []
+    for word in words:
+        if os.path.isdir(word):
+            matches = list_images(word)
+        elif os.path.exists(word) or _is_url(word):
+            matches = [word]
+        else:
+            matches = sorted(glob(word, recursive=True))
+        if not matches:
+            raise RunError(f"{word}: expected an image, a folder of images or a glob of them, found none")
+        found += matches
+    return found
+
+
+def readable_batches(
+    images: ImageList, recipe: Recipe, batch: int, device: torch.device, threads: int
+) -> Iterator[tuple[list[int], torch.Tensor | str]]:
+    """Indices and pixels, uint8 [b, 3, S, S] as in evaluation, of all images that can be decoded, in their order.
+
+    An image that cannot be comes alone, with the reason in the place of its pixels.
+    """
+    waiting = list(range(len(images)))
+    counter = progress(range(len(images)), len(images), "images")  # moved on by hand, an image at a time
+    while waiting:
+        loader = EvalLoader(
+            images.only(waiting), recipe.data, recipe.model.image_size, min(batch, len(waiting)), device, threads
+        )
+        done = 0
+        try:
+            for loaded in loader:
+                yield waiting[done : done + loaded.valid], loaded.images[: loaded.valid]
+                done += loaded.valid
+                deque(islice(counter, loaded.valid), maxlen=0)
+            return
+        except DataError:
+            failed = waiting[done : done + batch]
+            reasons = {index: reason for index in failed if (reason := _complaint(images, index))}
+            if not reasons:
+                raise
+        finally:
+            loader.close()
+        yield from (([index], reason) for index, reason in reasons.items())
+        deque(islice(counter, len(reasons)), maxlen=0)
+        waiting = [index for index in waiting[done:] if index not in reasons]
+
+
+def _complaint(images: ImageList, index: int) -> str:
+    """Why an image cannot be used, in one line; empty where it can."""
+    try:
+        encoded = images.read(index)
+        check_image(images, index, encoded)
+    except DataError as error:
+        return str(error)
+    return "" if decodes([encoded], torch.device("cpu")) else describe_refusal(images, index, encoded)
+
+
+def _is_url(word: str) -> bool:
+    return word.startswith(("http://", "https://"))
+
+
+def _download(url: str) -> NDArray[np.uint8]:
+    try:
+        with urlopen(url, timeout=_DOWNLOAD_SECONDS) as response:
+            data: bytes = response.read(_MAX_DOWNLOAD + 1)
+    except OSError as error:
+        raise DataError(f"{url}: expected a readable file ({error.strerror or error})") from None
+    if len(data) > _MAX_DOWNLOAD:
+        raise DataError(f"{url}: expected at most {_MAX_DOWNLOAD} bytes")
+    return np.frombuffer(data, np.uint8)

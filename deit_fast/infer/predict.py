@@ -1,0 +1,227 @@
+"""Trained models in use: load a checkpoint, classify images, extract features."""
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torchvision.transforms import v2 as transforms
+
+from deit_fast.checkpoint.format import build_initialised, load_weights
+from deit_fast.convert.fit import Change
+from deit_fast.infer.images import GivenImage, ImageList, readable_batches
+from deit_fast.infer.precision import Classifier, average_mirrored, choose_dtype
+from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.object_store import fetch_file
+from deit_fast.runtime.world import cpu_threads, join_world
+from deit_fast.zoo.class_names import class_names, default_classes
+
+BATCH = 64
+
+
+class LoadedModel(Classifier):
+    """A model in evaluation mode with what is needed to use it. `model` is the bare one, with timm's interface."""
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, classes: list[str], device: torch.device, changes: Sequence[Change] = ()
+    ) -> None:
+        super().__init__(model, recipe, choose_dtype(recipe.run, device), device)
+        self.recipe = recipe
+        self.changes = list(changes)
+        """What differed between the checkpoint and the model; empty where every weight was taken as it is."""
+        self.classes = classes
+        """[K] names of the classes in the order of the head: folder names, WordNet ids for ImageNet."""
+        self.names = class_names(classes)
+        """[K] the same for people: "tench, Tinca tinca" for n01440764."""
+        self.device = device
+        self.eval()
+
+    @property
+    def transform(self) -> transforms.Compose:
+        """PIL image -> normalised float32 [3, S, S], for loaders of one's own: torchvision's form of the evaluation."""
+        size, data = self.recipe.model.image_size, self.recipe.data
+        return transforms.Compose(
+            [
+                transforms.RGB(),
+                transforms.Resize(int(size / data.eval_crop_ratio), transforms.InterpolationMode.BICUBIC),
+                transforms.CenterCrop(size),
+                transforms.ToImage(),
+                transforms.ToDtype(torch.float32, scale=True),
+                transforms.Normalize(data.mean, data.std),
+            ]
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, K] of images [B, 3, S, S]: uint8 pixels, or floats that are normalised already."""
+        return self.logits(self.normalise(images) if images.dtype == torch.uint8 else images)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most likely classes of one image, best first, or why there are none."""
+
+    image: str
+    labels: list[int]
+    scores: list[float]
+    """Probabilities, the softmax of the logits."""
+    names: list[str]
+    error: str | None = None
+
+
+def load_model(checkpoint: str | Path, ema: bool = False, overrides: Sequence[str] = ()) -> LoadedModel:
+    """The model of a checkpoint, on the GPU if there is one; `overrides` are section.key=value words for its recipe.
+
+    Any format that load_weights reads. ema: its moving average. model.image_size=384 resamples position embeddings.
+    A file that does not name its classes is taken to have ImageNet's, where the number of them is that of a list
+    known (`labels.default_classes`): the WordNet ids of ImageNet-1k for 1,000. Raises RecipeError or RunError.
+    """
+    weights = load_weights(fetch_file(checkpoint), ema)
+    recipe = weights.recipe.override(overrides)
+    device = join_world().device
+    model, changes = build_initialised(recipe.model, weights)
+    count = recipe.model.classes
+    classes = weights.classes if weights.classes and len(weights.classes) == count else default_classes(count)
+    on_device: Any = model.to(device)
+    return LoadedModel(on_device.to(memory_format=torch.channels_last), recipe, classes, device, changes)
+
+
+@torch.no_grad()
+def predict(
+    model: LoadedModel,
+    images: GivenImage | Sequence[GivenImage],
+    top_k: int = 5,
+    *,
+    batch: int = BATCH,
+    flip: bool = False,
+    allow_urls: bool = False,
+) -> list[Prediction]:
+    """The `top_k` most likely classes of each image: paths, PIL images or uint8 arrays [H, W, 3].
+
+    flip: average the logits of the image and its mirror image. An image that cannot be read has a Prediction with
+    `error` set, and costs the others nothing. Raises RunError for URLs, unless they are allowed.
+    """
+    source = ImageList(_listed(images), allow_urls)
+    found: dict[int, Prediction] = {}
+    classify = average_mirrored(model) if flip else model
+    for indices, pixels in readable_batches(source, model.recipe, batch, model.device, cpu_threads()):
+        if isinstance(pixels, str):
+            found[indices[0]] = Prediction(source.name(indices[0]), [], [], [], pixels)
+            continue
+        scores, labels = classify(pixels).softmax(1).topk(min(top_k, len(model.classes)))
+        for index, ranked, probabilities in zip(indices, labels.tolist(), scores.tolist(), strict=True):
+            names = [model.names[label] for label in ranked]
+            found[index] = Prediction(source.name(index), ranked, probabilities, names)
+    return [found[index] for index in range(len(source))]
+
+
+@torch.no_grad()
+def extract_features(
+    model: LoadedModel,
+    images: GivenImage | Sequence[GivenImage],
+    layers: int | Sequence[int] | None = None,
+    pool: str | None = None,
+    *,
+    batch: int = BATCH,
+    allow_urls: bool = False,
+) -> Tensor | list[Tensor]:
+    """Features of N images, float32 on the CPU.
+
+    Without `layers`, what the head sees, after the final norm: [N, D], of ViTs, CaiT and PatchConvNet the class token
+    (of its form with a token per class their mean), of ResMLP and of ViTs with model.pool=avg the mean of the patches;
+    of a distilled model, what both heads see: [N, 2, D], class token first.
+
+    layers: blocks by number, negative from the end, or the last n of them; a tensor for each, in that order, of the
+    block's output for the patches [N, D, h, w], before any norm; with pool="avg" its mean [N, D], with pool="token" the
+    class token's [N, D]. Only ViTs have a class token there: CaiT's and PatchConvNet's comes after the blocks, ResMLP
+    has none. Raises RunError for an image that cannot be read, and for blocks and a pool that the model has not.
+    """
+    if pool not in (None, "avg", "token"):
+        raise RunError(f"pool={pool!r}: expected 'avg', 'token' or None")
+    if pool is not None and layers is None:
+        raise RunError(f"pool={pool!r}: expected with layers; without, the features are what the head sees")
+    source = ImageList(_listed(images), allow_urls)
+    batches: list[list[Tensor]] = []
+    for _, pixels in readable_batches(source, model.recipe, batch, model.device, cpu_threads()):
+        if isinstance(pixels, str):
+            raise RunError(pixels)
+        inputs = model.normalise(pixels)
+        batches.append([each.float().cpu() for each in _features(model.model, inputs, layers, pool)])
+    joined = [torch.cat(each) for each in zip(*batches, strict=True)]
+    return joined if layers is not None else joined[0]
+
+
+def print_predictions(found: Sequence[Prediction], kind: str | None = None) -> None:
+    """Prints to stdout: kind "json", "csv" (a line for each image and rank), or None for people to read."""
+    if kind == "json":
+        print(json.dumps([asdict(each) for each in found], indent=2))
+        return
+    if kind == "csv":
+        table = csv.writer(sys.stdout, lineterminator="\n")
+        table.writerow(("image", "rank", "label", "name", "score", "error"))
+        for each in found:
+            ranked = zip(each.labels, each.names, each.scores, strict=True)
+            table.writerows((each.image, rank, *columns, "") for rank, columns in enumerate(ranked, start=1))
+            if each.error:
+                table.writerow((each.image, "", "", "", "", each.error))
+        return
+    for each in found:
+        best = ", ".join(f"{name} {100 * score:.1f} %" for name, score in zip(each.names, each.scores, strict=True))
+        print(f"{each.image}: {best or 'cannot be read'}")
+
+
+def _features(model: Any, inputs: Tensor, layers: int | Sequence[int] | None, pool: str | None) -> list[Tensor]:
+    # Tokens in the blocks that are no patches; timm's CaiT says 1 too, but its token comes after them.
+    prefix = model.num_prefix_tokens if isinstance(model, VisionTransformer) else 0
+    if layers is None:
+        tokens = model.forward_features(inputs)
+        if prefix == 2:  # class and distillation token, each with its head
+            return [tokens[:, :2]]
+        return [model.forward_head(tokens, pre_logits=True)]
+    if pool == "token" and not prefix:
+        raise RunError("pool='token': expected a model with a class token in its blocks; pool='avg' averages patches")
+    chosen = _block_numbers(layers, len(model.blocks))
+    outputs: dict[int, Tensor] = {}
+    hooks = [
+        model.blocks[number].register_forward_hook(lambda _, __, out, number=number: outputs.update({number: out}))
+        for number in set(chosen)
+    ]
+    try:
+        model.forward_features(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [_pooled(outputs[number], prefix, pool) for number in chosen]
+
+
+def _block_numbers(layers: int | Sequence[int], depth: int) -> list[int]:
+    """Blocks counted from the first. Raises RunError for one that is not there."""
+    wrong = [layers] if isinstance(layers, int) and not 1 <= layers <= depth else []
+    if not isinstance(layers, int):
+        wrong = [number for number in layers if not -depth <= number < depth]
+    if wrong:
+        raise RunError(f"layers={layers}: expected numbers of the {depth} blocks, or how many of the last")
+    if isinstance(layers, int):
+        return list(range(depth - layers, depth))
+    return [number % depth for number in layers]
+
+
+def _pooled(output: Tensor, prefix: int, pool: str | None) -> Tensor:
+    """A block's output, tokens [B, N, D] or a map [B, h, w, D], as `extract_features` gives it."""
+    if pool == "token":
+        return output[:, 0]
+    if output.ndim == 3:  # inputs are square, so patches are
+        side = math.isqrt(output.shape[1] - prefix)
+        output = output[:, prefix:].unflatten(1, (side, side))
+    return output.mean((1, 2)) if pool == "avg" else output.permute(0, 3, 1, 2)
+
+
+def _listed(images: GivenImage | Sequence[GivenImage]) -> list[GivenImage]:
+    return list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]

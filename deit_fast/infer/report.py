@@ -1,0 +1,163 @@
+"""What an evaluation tells beyond two percentages: accuracy per class, confusions, the most confident mistakes."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deit_fast.data.loader.loaders import Batch
+from deit_fast.data.sources.base import Source
+from deit_fast.runtime.files import atomic_path, write_json
+from deit_fast.runtime.world import World, to_device
+
+MISTAKES = 200
+PICTURE_CLASSES = 100
+"""Most classes whose confusion matrix is a table and a picture; those of more are kept sparse."""
+_NAMED_TICKS = 40
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What a model made of each of N images, in the order of the source."""
+
+    predictions: NDArray[np.int64]
+    confidences: NDArray[np.float64]
+    """Softmax of the predicted class's logit, in [0, 1]."""
+    in_top5: NDArray[np.bool_]
+    """Whether the label is among the five largest logits."""
+
+
+class OutcomeTable:
+    """Collects the outcomes of this process's images on the device, without waiting for it, and then everybody's."""
+
+    def __init__(self, images: int, device: torch.device) -> None:
+        self._rows = torch.zeros(images, 4, dtype=torch.float64, device=device)
+
+    def add(self, batch: Batch, logits: Tensor) -> None:
+        """logits: fp32 [batch.valid, K], of the images that are no padding."""
+        confidences, predictions = logits.softmax(dim=1).max(dim=1)
+        top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        in_top5 = (top5 == batch.labels[: batch.valid, None]).any(dim=1)
+        rows = torch.stack([each.double() for each in (predictions, confidences, in_top5, torch.ones_like(in_top5))], 1)
+        self._rows.index_add_(0, to_device(batch.indices[: batch.valid], self._rows.device), rows)
+
+    def gather(self, world: World) -> Outcomes:
+        """Every process's outcomes, on every process; a collective."""
+        predictions, confidences, in_top5, times = world.sum(self._rows).cpu().numpy().T
+        assert (times == 1).all(), "every image is evaluated exactly once"
+        return Outcomes(predictions.astype(np.int64), confidences, in_top5.astype(bool))
+
+
+def wilson_interval(hits: int, images: int) -> tuple[float, float]:
+    """95 % confidence interval of an accuracy, in percent (Wilson's score interval, 1927)."""
+    if not images:
+        return 0.0, 100.0
+    z = 1.959963984540054  # the normal distribution's 97.5th percentile
+    share, spread = hits / images, z * z / images
+    centre = share + spread / 2
+    half = (share * (1 - share) * spread + spread * spread / 4) ** 0.5
+    low, high = ((centre + side * half) / (1 + spread) for side in (-1, 1))
+    return 100 * max(low, 0.0), 100 * min(high, 1.0)
+
+
+def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+    """[num_classes, num_classes]: how many images of each class (row) were taken for each class (column)."""
+    pairs = labels * num_classes + predictions
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def write_report(folder: Path, source: Source, outcomes: Outcomes, scores: dict[str, Any]) -> None:
+    """Writes scores.json, per_class.csv, mistakes.csv and the confusion matrix into `folder`, which is made.
+
+    Of up to 100 classes the matrix is confusion.csv and confusion.png, of more confusion.npz, in the form that
+    scipy.sparse.load_npz reads. mistakes.csv has the 200 most confident ones. Raises OSError.
+    """
+    _write_csv(folder / "per_class.csv", *_class_rows(source, outcomes))
+    _write_csv(folder / "mistakes.csv", *_mistake_rows(source, outcomes))
+    num_classes = len(source.classes)
+    if num_classes <= PICTURE_CLASSES:
+        matrix = confusion_matrix(source.labels, outcomes.predictions, num_classes)
+        rows = [[name, *row] for name, row in zip(source.classes, matrix.tolist(), strict=True)]
+        _write_csv(folder / "confusion.csv", ["class", *source.classes], rows)
+        _draw_confusion(folder / "confusion.png", matrix, source.classes)
+    else:
+        _write_sparse(folder / "confusion.npz", source.labels, outcomes.predictions, num_classes)
+    write_json(folder / "scores.json", scores)
+
+
+def _class_rows(source: Source, outcomes: Outcomes) -> tuple[list[str], Iterable[Sequence[Any]]]:
+    """One row per class; accuracies in percent, empty for a class without images."""
+    labels, count = source.labels, len(source.classes)
+    images = np.bincount(labels, minlength=count).tolist()
+    hits = np.bincount(labels[outcomes.predictions == labels], minlength=count).tolist()
+    hits5 = np.bincount(labels[outcomes.in_top5], minlength=count).tolist()
+    header = ["class", "name", "images", "top1", "top1_low", "top1_high", "top5"]
+    rows = [
+        [label, source.classes[label], images[label]]
+        + [
+            f"{value:.2f}" if images[label] else ""
+            for value in (
+                100 * hits[label] / max(images[label], 1),
+                *wilson_interval(hits[label], images[label]),
+                100 * hits5[label] / max(images[label], 1),
+            )
+        ]
+        for label in range(count)
+    ]
+    return header, rows
+
+
+def _mistake_rows(source: Source, outcomes: Outcomes) -> tuple[list[str], Iterable[Sequence[Any]]]:
+    """The most confident mistakes, the most confident first."""
+    wrong = np.flatnonzero(outcomes.predictions != source.labels)
+    chosen = wrong[np.argsort(-outcomes.confidences[wrong], kind="stable")][:MISTAKES].tolist()
+    rows = [
+        [
+            source.name(index),
+            source.classes[source.labels[index]],
+            source.classes[outcomes.predictions[index]],
+            f"{outcomes.confidences[index]:.6f}",
+        ]
+        for index in chosen
+    ]
+    return ["file", "label", "prediction", "confidence"], rows
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def _write_sparse(path: Path, labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int) -> None:
+    pairs, counts = np.unique(labels * num_classes + predictions, return_counts=True)
+    row, col = np.divmod(pairs, num_classes)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        shape = (num_classes, num_classes)
+        np.savez_compressed(file, format=np.array(b"coo"), shape=np.array(shape), row=row, col=col, data=counts)
+
+
+def _draw_confusion(path: Path, matrix: NDArray[np.int64], classes: list[str]) -> None:
+    """The share of each class's images in each column, as a picture."""
+    from matplotlib.figure import Figure  # half a second that only this picture needs
+
+    count = len(classes)
+    side = min(14.0, 3 + 0.35 * count)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    figure.colorbar(axes.imshow(shares, cmap="viridis", vmin=0, vmax=100), label="% of the class's images", shrink=0.8)
+    axes.set(xlabel="prediction", ylabel="label")
+    if count <= _NAMED_TICKS:
+        axes.set_xticks(range(count), classes, rotation=90)
+        axes.set_yticks(range(count), classes)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

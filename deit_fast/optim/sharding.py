@@ -1,0 +1,177 @@
+"""Weights cut over the processes: torch's FSDP2, and the plain tensors on which an optimizer and a checkpoint work.
+
+Every process holds a share of each tensor's rows (torch.chunk's, so the last shares may be short or empty) with its
+gradient, moments and average; a block's weights are whole only while the block computes. They are gathered in fp32 and
+cast by autocast, as without sharding: the results are the same, and norms and LayerScale are not rounded.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from deit_fast.recipe.sections import Run
+from deit_fast.runtime.world import World
+
+
+def build_mesh(run: Run, world: World) -> DeviceMesh | None:
+    """All processes in a line, over which a run cuts its weights; None where each process has them whole."""
+    if run.parallel == "ddp" or world.size == 1:
+        return None
+    return init_device_mesh(world.device.type, (world.size,))
+
+
+def shard_model(model: nn.Module, mesh: DeviceMesh, reduce_dtype: str) -> None:
+    """Cuts a model in host memory over the devices of `mesh`, in place; gradients are averaged in `reduce_dtype`."""
+    options: Any = {
+        "mesh": mesh,
+        # The root too, which torch would leave whole: what is only evaluated, as the moving average is, has no backward
+        # pass to free it, and would go on with the weights of its first evaluation.
+        "reshard_after_forward": True,
+        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if reduce_dtype == "bf16" else None),
+    }
+    for block in blocks_of(model):
+        fully_shard(block, **options)
+    fully_shard(model, **options)
+
+
+def blocks_of(model: Any) -> Iterator[nn.Module]:
+    """The residual blocks of a model."""
+    yield from model.blocks
+    yield from getattr(model, "blocks_token_only", ())  # of CaiT and PatchConvNet
+
+
+def sync_gradients(model: nn.Module, enabled: bool) -> None:
+    """Whether the next backward pass of a sharded model averages its gradients, or only adds them up here."""
+    assert isinstance(model, FSDPModule)
+    model.set_requires_gradient_sync(enabled)
+
+
+def cut(whole: Tensor, like: DTensor) -> DTensor:
+    """A whole tensor, in host memory or a mapped file, cut as `like` is: no more than this process's rows is read."""
+    own = like.to_local()
+    start, stop = _own_rows(like)
+    rows = torch.empty_like(own).copy_(whole[start:stop])
+    return _join(rows, like)
+
+
+def cut_weights(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Whole tensors as the model's load_state_dict takes them: each cut as the model's own, or as it is."""
+    own = model.state_dict()
+    return {
+        name: cut(value, like) if isinstance(like := own.get(name), DTensor) and like.shape == value.shape else value
+        for name, value in weights.items()
+    }
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: its rows of one that is sharded."""
+    with torch.no_grad():
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def gather(content: Any) -> None:
+    """The other processes' part when the main process copies `content`: every sharded tensor is made whole once."""
+    if isinstance(content, DTensor):
+        content.full_tensor()
+    elif isinstance(content, dict | list | tuple):
+        for value in content.values() if isinstance(content, dict) else content:
+            gather(value)
+
+
+class Shards:
+    """This process's rows of each weight of a sharded model, as plain parameters for an optimizer.
+
+    They share memory with the model's. torch's fused kernels and Triton know plain tensors only, and every operation on
+    a DTensor costs the host time.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module) -> None:
+        self._leaves: dict[DTensor, nn.Parameter] = {
+            param: nn.Parameter(param.to_local(), requires_grad=param.requires_grad)
+            for param in model.parameters()
+            if isinstance(param, DTensor)
+        }
+        self._whole: dict[Tensor, DTensor] = {leaf: param for param, leaf in self._leaves.items()}
+
+    def leaf(self, param: Tensor) -> nn.Parameter:
+        """The rows of the model's `param` that are here."""
+        assert isinstance(param, DTensor)
+        return self._leaves[param]
+
+    def parts(self, param: Tensor, count: int) -> list[int]:
+        """How many rows of each of `count` equal parts of `param` are here."""
+        assert isinstance(param, DTensor)
+        start, stop = _own_rows(param)
+        size = len(param) // count
+        return [max(0, min(stop, end) - max(start, end - size)) for end in range(size, len(param) + 1, size)]
+
+    @torch.no_grad()
+    def take_gradients(self) -> None:
+        """Moves the gradients from the model's parameters to the optimizer's."""
+        for param, leaf in self._leaves.items():
+            leaf.grad = param.grad.to_local() if isinstance(param.grad, DTensor) else None
+            param.grad = None
+
+    @staticmethod
+    def add_up(values: Tensor) -> Tensor:
+        """Sums over all processes, in place."""
+        dist.all_reduce(values)
+        return values
+
+    def join_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The optimizer's state dict, its moments as tensors of which each process has the rows."""
+
+        def join(value: Any, leaf: Tensor) -> Any:
+            return _join(value, self._whole[leaf]) if _is_moment(value, leaf) else value
+
+        return _map_state(optimizer, optimizer.state_dict(), join)
+
+    def cut_state(self, optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> dict[str, Any]:
+        """A state dict of whole tensors in host memory, as the optimizer here takes it."""
+        device = next(iter(self._whole)).device
+
+        def share(value: Any, leaf: Tensor) -> Any:
+            whole = self._whole[leaf]
+            return cut(value, whole).to_local() if _is_moment(value, whole) else value
+
+        groups = [
+            {key: value.to(device) if isinstance(value, Tensor) else value for key, value in group.items()}
+            for group in content["param_groups"]
+        ]
+        return {**_map_state(optimizer, content, share), "param_groups": groups}
+
+
+def _is_moment(value: Any, like: Tensor) -> bool:
+    """Whether this part of an optimizer's state has an element for each of the parameter's, and is no count."""
+    return isinstance(value, Tensor) and value.shape == like.shape
+
+
+def _map_state(
+    optimizer: torch.optim.Optimizer, content: dict[str, Any], change: Callable[[Any, Tensor], Any]
+) -> dict[str, Any]:
+    """A state dict of torch's, which numbers parameters by their position, with each value of each changed."""
+    leaves = [leaf for group in optimizer.param_groups for leaf in group["params"]]
+    state = {
+        index: {key: change(value, leaves[index]) for key, value in values.items()}
+        for index, values in content["state"].items()
+    }
+    return {**content, "state": state}
+
+
+def _own_rows(tensor: DTensor) -> tuple[int, int]:
+    """First row of this process's share, and the one after its last."""
+    size = -(-len(tensor) // tensor.device_mesh.size())
+    start = min(len(tensor), size * tensor.device_mesh.get_local_rank())
+    return start, min(len(tensor), start + size)
+
+
+def _join(rows: Tensor, like: DTensor) -> DTensor:
+    return DTensor.from_local(rows, like.device_mesh, like.placements, run_check=False, shape=like.shape,
+                              stride=like.stride())  # fmt: skip

@@ -1,0 +1,105 @@
+"""The images: which, what is done to each, and how they are mixed."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from deit_fast.recipe.sections.base import Count, Fraction, NonNegative, Positive, Section, Triple
+
+
+class Data(Section):
+    repeats: Count = 1
+    """Repeated augmentation: differently augmented views of each image in a batch (3 in DeiT)."""
+    layout: Literal["spread", "together"] = "spread"
+    """Where an image's views go. spread: into different mixing groups, as the reference deals them out over its GPUs.
+    together: next to each other, in one process, which then decodes the image once."""
+    category: Literal["name", "kingdom", "phylum", "class", "order", "supercategory", "family", "genus"] = "name"
+    """iNaturalist: the level of its taxonomy that is the class; name is the species."""
+    max_bad: Fraction = 0.001
+    """Training goes on without images that cannot be read or decoded, up to this share of the data set."""
+    eval_crop_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Evaluation resizes the shorter side to image_size / ratio, then crops the centre. 1 for images of 32 px and less,
+    which the reference leaves as they are."""
+    mean: Triple = (0.485, 0.456, 0.406)
+    """Channel means, of images in [0, 1]."""
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Channel standard deviations, of images in [0, 1]."""
+
+    @property
+    def decode_once(self) -> bool:
+        """Whether an image is decoded once for all its views in a process."""
+        return self.repeats > 1 and self.layout == "together"
+
+
+class Augment(Section):
+    crop: Literal["rrc", "src", "rrc_linear", "pad", "center"] = "rrc"
+    """rrc: RandomResizedCrop. src: Simple Random Crop (resize the shorter side, 4 px reflect padding, random crop).
+    rrc_linear: PASSL's, whose aspect ratio is uniform and whose area always fits. pad: as src with black padding, for
+    images of 32 px and less. center: as in evaluation."""
+    interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
+    """Of the resize, with antialiasing. random: one of the two per view. The policies' own rotations stay bicubic."""
+    scale: tuple[Positive, Positive] = (0.08, 1.0)
+    """Range of RandomResizedCrop's area, as a fraction of the image's."""
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Range of RandomResizedCrop's aspect ratio, width / height; drawn log-uniformly."""
+    flip: Fraction = 0.5
+    """Probability of the horizontal flip."""
+    policy: Literal["three_augment", "rand_augment", "auto_augment", "none"] = "three_augment"
+    """three_augment: one of greyscale, solarise, blur. rand_augment: timm's rand-mM-mstdS-inc1. auto_augment: the
+    ImageNet policy of AutoAugment, timm's "original"."""
+    color_jitter: Fraction = 0.3
+    """Brightness, contrast and saturation factors are drawn from [1 - x, 1 + x], applied in random order."""
+    rand_ops: Count = 2
+    """RandAugment: operations drawn per image."""
+    rand_magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
+    """RandAugment: mean magnitude, of 10."""
+    rand_std: NonNegative = 0.5
+    """RandAugment: standard deviation of the magnitude."""
+    erase: Fraction = 0.0
+    """Random erasing: probability per view, on normalised pixels."""
+    erase_mode: Literal["pixel", "rand", "const"] = "pixel"
+    """What a box is filled with. pixel: normal noise per value. rand: one normal colour. const: zeros, the mean."""
+    erase_count: Count = 1
+    """Boxes per erased view, at most; timm draws 1 to this many, which share the area."""
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        for key, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if low > high:
+                raise ValueError(f"augment.{key}={[low, high]}: expected low <= high")
+        if self.scale[1] > 1:
+            raise ValueError(f"augment.scale={list(self.scale)}: expected at most 1, the whole image")
+        if self.policy in ("rand_augment", "auto_augment") and self.color_jitter:
+            raise ValueError(
+                f"augment.color_jitter={self.color_jitter}: expected 0 with augment.policy={self.policy!r} "
+                "(the reference ignores it silently)"
+            )
+        return self
+
+
+class Mix(Section):
+    mixup: NonNegative = 0.8
+    """Mixup's Beta(alpha, alpha); 0 is off."""
+    cutmix: NonNegative = 1.0
+    """CutMix's Beta(alpha, alpha); 0 is off."""
+    cutmix_minmax: tuple[Fraction, Fraction] | None = None
+    """Range of the sides of CutMix's box, as fractions of the image's, instead of a side drawn from Beta."""
+    mode: Literal["batch", "pair", "elem"] = "batch"
+    """What shares a draw. batch: mix.group images. pair: an image and its partner. elem: nothing."""
+    prob: Fraction = 1.0
+    """Probability that what shares a draw is mixed at all."""
+    switch_prob: Fraction = 0.5
+    """Probability of CutMix when both are on."""
+    group: Annotated[int, Field(ge=2, multiple_of=2)] = 256
+    """Images that share one draw of operation, lambda and box: the reference's batch per GPU."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is mixed."""
+        return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None)
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        if self.cutmix_minmax is not None and not 0 < self.cutmix_minmax[0] < self.cutmix_minmax[1]:
+            raise ValueError(f"mix.cutmix_minmax={list(self.cutmix_minmax)}: expected 0 < low < high <= 1")
+        return self

@@ -1,0 +1,124 @@
+"""The optimizer, the learning rate over time, and the run."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from deit_fast.recipe.sections.base import Count, DecayRate, Fraction, NonNegative, Positive, Section, Seed
+
+
+class Optim(Section):
+    name: Literal["lamb", "adamw", "sgd"] = "lamb"
+    """lamb: the arithmetic of apex FusedLAMB. adamw, sgd: torch's; sgd with Nesterov momentum and coupled decay."""
+    lr: Positive
+    """Peak learning rate at run.global_batch; it is not rescaled."""
+    weight_decay: NonNegative = 0.05
+    """Decoupled weight decay; not on norms, biases, LayerScale, class token and position embedding."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Layer-wise decay: the learning rate shrinks by this factor per block from the head down; null is none."""
+    trainable: Literal["all", "attention"] = "all"
+    """attention: only attention, position embedding and head (Three things everyone should know about ViTs)."""
+    momentum: DecayRate = 0.9
+    """sgd only."""
+    split_qkv: bool = False
+    """lamb: a trust ratio each for query, key and value, as deit3-jax has, where the fused weight has one."""
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
+    """Decay rates of the first and second moment."""
+    eps: Positive = 1e-8
+    """Added to the root of the second moment."""
+    max_grad_norm: Positive | None = 1.0
+    """Clip of the global gradient norm; null is none. apex FusedLAMB always clips to 1."""
+    ema_decay: DecayRate | None = 0.99996
+    """Decay per step of the exponential moving average of the weights; null is none."""
+
+
+class Schedule(Section):
+    epochs: Positive = 800
+    """Length of the run in epochs; fractions are allowed."""
+    warmup_epochs: NonNegative = 5
+    """Linear warmup from warmup_lr to lr."""
+    warmup_lr: NonNegative = 1e-6
+    """Learning rate of the first step."""
+    min_lr: NonNegative = 1e-5
+    """Learning rate at the end of the cosine."""
+    warmup_prefix: bool = False
+    """Whether the cosine's phase starts after the warmup (deit3-jax, mmpretrain) instead of with the run (timm)."""
+    update: Literal["step", "epoch", "epoch_after_warmup"] = "step"
+    """How often the rate changes. epoch: at the start of each (PASSL). epoch_after_warmup: mmpretrain's."""
+    reference_epoch_steps: bool = False
+    """Step once per epoch, one epoch late, as facebookresearch/deit does, instead of every step."""
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs={self.warmup_epochs:g}: expected less than schedule.epochs={self.epochs:g}"
+            )
+        if self.reference_epoch_steps and (self.update != "step" or self.warmup_prefix):
+            raise ValueError(
+                "schedule.reference_epoch_steps=true: expected schedule.update='step' and "
+                "schedule.warmup_prefix=false, because it is a curve of its own"
+            )
+        return self
+
+
+class Run(Section):
+    global_batch: Count
+    """Views per optimizer step, over all processes and accumulation steps."""
+    accumulation: Count = 1
+    """Gradient accumulation: forward-backward passes per optimizer step."""
+    seed: Seed = 0
+    """Seed of initialisation, order, augmentation, mixing and dropout."""
+    init_seed: Seed | None = None
+    """Of initialisation alone; null: run.seed. Likewise the three below."""
+    order_seed: Seed | None = None
+    """Of the order of the images."""
+    mix_seed: Seed | None = None
+    """Of mixup and CutMix."""
+    dropout_seed: Seed | None = None
+    """Of dropout and stochastic depth."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 autocast on GPUs and CPUs that have it in hardware, else fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the training step. auto: on GPUs, and where the compiler fails the run goes on without it."""
+    cuda_graph: bool = False
+    """Record the training step as CUDA graphs and replay them, for steps so short that the host holds the GPU up. One
+    process, run.accumulation=1 and LAMB; the memory of a step stays taken during evaluation."""
+    compute_copy: bool = False
+    """Compute with a bf16 copy of the matrices, which LAMB writes beside the fp32 weights, where autocast would round
+    them at every pass. LAMB and run.accumulation=1; several processes have to average gradients in bf16."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every process has all weights. fsdp: each has a share of them, of their moments and of their average, for
+    models that are too large: FSDP2. The results are the same; a run may change between the two when it goes on."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type in which gradients are averaged over processes. bf16: half the traffic, rounded to 8 bits before the sum."""
+    grad_checkpointing: bool | Literal["selective"] = False
+    """Recompute each block's activations in the backward pass: less memory, about a third more time. selective: keep
+    the results of matrix products and attention and recompute what is cheap, as norms and GELU."""
+    log_every: Count = 50
+    """Steps between lines of metrics.jsonl."""
+    eval_every: Count = 1
+    """Epochs between evaluations; the last step always evaluates."""
+    checkpoint_every: Count | None = 1000
+    """Steps between checkpoints, besides the ones after evaluations and at a signal; null is none."""
+    keep_checkpoints: Count = 2
+    """Checkpoints that are kept besides the best, the last among them."""
+    nonfinite_limit: Count = 20
+    """Steps in a row with a non-finite loss or gradient, each skipped, before the run stops."""
+    hang_timeout: Positive = 600
+    """Seconds without a step or a batch of evaluation after which a process counts as hanging and ends itself; a
+    process's first step and first evaluation, which may compile, have half an hour more."""
+    cache_gib: NonNegative = 0.0
+    """Memory per process for encoded training images: each that fits is read from its disk once. 0 is none."""
+    hw_decoder_load: Literal["auto"] | Fraction = "auto"
+    """Share of training's JPEGs that a GPU's decoding engines get; the others' pixels are rounded differently. auto:
+    found, with the number of CPU threads, by a short search at the first start on a machine. CPUs ignore it."""
+    roi_decode: bool = False
+    """On GPUs decode no more than a view's window, unless a trial in a process of its own fails. CPUs always do."""
+    profile: bool = False
+    """Profile some steps after the warm-up: a trace and a one-page summary in the run folder's profile/."""
+
+    def seed_of(self, use: Literal["init", "order", "mix", "dropout"]) -> int:
+        """The seed of one use: its own, or the run's."""
+        own: int | None = getattr(self, f"{use}_seed")
+        return self.seed if own is None else own

@@ -1,0 +1,60 @@
+"""The recipe table: one row per published training of the systems that deit_fast replaces, one module per source."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from deit_fast.recipe.schema import Recipe, load_recipe_file
+from deit_fast.recipe.table import deit, deit3, deit3_jax, demo, mmpretrain, passl
+from deit_fast.runtime.errors import RecipeError, suggest
+
+GROUPS: dict[str, tuple[Recipe, ...]] = {
+    "DeiT III: facebookresearch/deit, README_revenge.md": deit3.ROWS,
+    "DeiT: facebookresearch/deit, README_deit.md": deit.ROWS,
+    "DeiT and DeiT III on TPUs: affjljoo3581/deit3-jax": deit3_jax.ROWS,
+    "DeiT: PaddlePaddle/PASSL": passl.ROWS,
+    "DeiT: open-mmlab/mmpretrain": mmpretrain.ROWS,
+    "Demo": demo.ROWS,
+}
+"""Rows by source, in the order in which they are listed."""
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for rows in GROUPS.values() for recipe in rows}
+
+TRAINING_IMAGES = {
+    "1k": ("ImageNet-1k", 1_281_167),
+    "21k": ("ImageNet-21k, winter 2021", 13_151_276),
+    "cifar": ("CIFAR", 50_000),
+    "inat": ("iNaturalist 2018", 437_513),
+    "demo": ("the demo's digits", 1_437),
+}
+"""What the data in a recipe's name is, and how many training images it has."""
+
+
+def training_images(recipe: Recipe) -> tuple[str, int]:
+    """Name and size of the training set that the recipe's name speaks of, ImageNet-1k where it speaks of none.
+
+    The last one counts: 21k_1k is a finetuning on 1k.
+    """
+    named = [word for word in recipe.name.split("_") if word in TRAINING_IMAGES]
+    return TRAINING_IMAGES[named[-1] if named else "1k"]
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipe table, in its order."""
+    return list(RECIPES)
+
+
+def get_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe `name` of the table, or of a .toml or .json file, with `section.key=value` words applied.
+
+    Raises RecipeError, one line, for an unknown name, an unreadable file or a bad override.
+    """
+    if name in RECIPES:
+        recipe = RECIPES[name]
+    elif name.endswith((".toml", ".json")):
+        recipe = load_recipe_file(Path(name))
+    else:
+        raise RecipeError(
+            f"recipe {name!r}: expected a name that `deit-fast show` lists, or a .toml or .json file"
+            f"{suggest(name, RECIPES)}"
+        )
+    return recipe.override(overrides)

@@ -1,0 +1,200 @@
+"""Where a step's time goes: a PyTorch profiler trace of some steady steps, and one page that sums it up."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from deit_fast.runtime.files import atomic_path
+from deit_fast.runtime.world import World, peak_memory
+
+WARMUP_STEPS = 20  # torch.compile and the allocator settle within 15
+PROFILED_STEPS = 10
+TOP = 15
+
+# The first group with a word in the operator's or kernel's name takes it.
+GROUPS = {
+    "attention": ("attention", "fmha", "flash", "sdpa", "_softmax"),
+    "matrix products": (
+        "gemm",
+        "::mm",
+        "addmm",
+        "::bmm",
+        "linear",
+        "convolution",
+        "cutlass",
+        "nvjet",
+        "xmma",
+        "cublas",
+    ),
+    "optimizer": ("_foreach", "multi_tensor", "lamb", "adam", "lerp"),
+    "copies": ("memcpy", "memset", "copy_", "::to", "::cat", "fill_", "zero_"),
+    "compiled elementwise": ("triton", "cpp_fused", "inductor", "compiledfunction", "torch-compiled"),
+    "normalisation": ("layer_norm", "layernorm"),
+}
+SYNCHRONISING = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::_local_scalar_dense")
+
+T = TypeVar("T")
+
+
+@dataclass
+class StepProfile:
+    """A profile of consecutive steps: `start`, run them, `stop`; then the figures and the page."""
+
+    device: torch.device
+    steps: int = 0
+    waited: float = 0.0
+    """Seconds spent waiting for batches."""
+    seconds: float = 0.0
+    _events: list[Any] = field(default_factory=list)
+    _profile: Any = None
+    _start: float = 0.0
+
+    def start(self) -> None:
+        activities = [ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        self._profile = profile(activities=activities)
+        self._synchronise()
+        self._profile.start()
+        self._start = time.perf_counter()
+
+    def stop(self) -> None:
+        self._synchronise()
+        self.seconds = time.perf_counter() - self._start
+        self._profile.stop()
+        self._events = list(self._profile.events())
+
+    def export(self, path: Path) -> None:
+        """Writes the trace, for chrome://tracing or Perfetto; a .gz name compresses it."""
+        self._profile.export_chrome_trace(str(path))
+
+    def figures(self) -> dict[str, Any]:
+        """Per step: milliseconds, wait for data, synchronisations, GPU idle share, time by group and by operation."""
+        # A named range (Optimizer.step, say) appears on the GPU too and spans its kernels: it is not one.
+        kernels = [e for e in self._events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+        on_gpu = self.device.type == "cuda"
+        names: Counter[str] = Counter()
+        calls: Counter[str] = Counter()
+        for event in kernels if on_gpu else self._events:
+            time_us = event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
+            names[event.name] += time_us
+            calls[event.name] += 1
+        groups: Counter[str] = Counter()
+        for name, time_us in names.items():
+            groups[_group(name)] += time_us
+        total = sum(names.values()) or 1
+        counted = Counter(event.name for event in self._events if event.name in SYNCHRONISING)
+        reads = counted.pop("aten::_local_scalar_dense", 0)
+        # On a GPU the calls themselves are counted, of all threads, less the one that ends the window; a CPU has only
+        # the reads that would be such calls on a GPU.
+        waits = max(0, sum(counted.values()) - 1) if on_gpu else reads
+        milli = 1e-3 / self.steps
+        return {
+            "steps": self.steps,
+            "step_ms": 1e3 * self.seconds / self.steps,
+            "data_wait": self.waited / self.seconds,
+            "syncs_per_step": waits / self.steps,
+            "gpu_idle": _idle_share(kernels) if kernels else None,
+            "groups": {name: {"ms": t * milli, "share": t / total} for name, t in groups.most_common()},
+            "top": [
+                {"name": name, "ms": t * milli, "share": t / total, "calls": calls[name] / self.steps}
+                for name, t in names.most_common(TOP)
+            ],
+            "peak_memory_gib": peak_memory(self.device),
+        }
+
+    def page(self) -> str:
+        """The figures as one page of text."""
+        found = self.figures()
+        idle = "no kernels were recorded" if found["gpu_idle"] is None else f"{found['gpu_idle']:.1%} of the time"
+        where = "GPU time" if self.device.type == "cuda" else "CPU time, summed over threads"
+        lines = [
+            f"{found['steps']} steps of {found['step_ms']:.2f} ms, under the profiler, which slows the host down",
+            f"waiting for data   {found['data_wait']:.1%} of the time",
+            f"GPU idle           {idle if self.device.type == 'cuda' else 'no GPU'}",
+            f"synchronisations   {found['syncs_per_step']:.2f} per step",
+            f"peak memory        {found['peak_memory_gib']:.2f} GiB",
+            "",
+            f"{where} per step, by kind",
+            *(f"  {row['ms']:9.3f} ms {row['share']:6.1%}  {name}" for name, row in found["groups"].items()),
+            "",
+            f"{where} per step, the {TOP} largest",
+            *(
+                f"  {row['ms']:9.3f} ms {row['share']:6.1%} {row['calls']:7.1f} x  {row['name'][:80]}"
+                for row in found["top"]
+            ),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def profiled(
+    steps: Iterator[T], out: Path, world: World, warmup: int = WARMUP_STEPS, count: int = PROFILED_STEPS
+) -> Iterator[T]:
+    """The same steps; on the main process, `count` of them after `warmup` are profiled into out/profile/.
+
+    Leaves trace.json.gz and summary.txt. A run of fewer steps than both together profiles what there is after the
+    warm-up, and nothing where there is nothing.
+    """
+    if not world.is_main:
+        yield from steps
+        return
+    done, watched = 0, StepProfile(world.device)
+    running = False
+    try:
+        while True:
+            asked = time.perf_counter()
+            try:
+                item = next(steps)
+            except StopIteration:
+                return
+            if running:
+                watched.waited += time.perf_counter() - asked
+            yield item
+            done += 1
+            watched.steps += running
+            if running and watched.steps == count:
+                running = False
+                _write(watched, out)
+            elif done == warmup:
+                watched.start()
+                running = True
+    finally:
+        if running and watched.steps:
+            _write(watched, out)
+
+
+def _write(watched: StepProfile, out: Path) -> None:
+    watched.stop()
+    folder = out / "profile"
+    folder.mkdir(parents=True, exist_ok=True)
+    watched.export(folder / "trace.json.gz")
+    page = watched.page()
+    with atomic_path(folder / "summary.txt") as path:
+        path.write_text(page, encoding="utf-8")
+    print(f"profile: {folder}\n{page}", flush=True)
+
+
+def _group(name: str) -> str:
+    lower = name.lower()
+    return next((group for group, words in GROUPS.items() if any(word in lower for word in words)), "other")
+
+
+def _idle_share(kernels: list[Any]) -> float:
+    """Share of the time from the first kernel's start to the last one's end in which none ran."""
+    spans = sorted((event.time_range.start, event.time_range.end) for event in kernels)
+    busy, reached = 0.0, spans[0][0]
+    for start, end in spans:
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return 1.0 - busy / max(reached - spans[0][0], 1e-9)

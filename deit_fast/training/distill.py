@@ -1,0 +1,70 @@
+"""The teacher of distillation: any model of timm, with weights from a file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.errors import RecipeError, RunError, one_line, suggest
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen model in evaluation mode. No module itself: neither DDP, nor the optimizer, nor a checkpoint sees it."""
+
+    model: nn.Module
+
+
+def load_teacher(recipe: Recipe, path: Path, device: torch.device) -> Teacher:
+    """The model distill.teacher with the weights of a .pth, .pt or .safetensors file, on the device.
+
+    It will see the student's images as they are, so it has to take S x S and know the same K classes. Of a training
+    checkpoint the weights are taken, not their average. Raises RecipeError for a model that timm does not have or that
+    does not take the images, RunError for a file that does not fit it; one line each.
+    """
+    section, num_classes, image_size = recipe.distill, recipe.model.classes, recipe.model.image_size
+    if not timm.is_model(section.teacher):
+        raise RecipeError(
+            f"distill.teacher={section.teacher!r}: expected a model of timm"
+            f"{suggest(section.teacher, timm.list_models())}"
+        )
+    model = timm.create_model(section.teacher, num_classes=num_classes).requires_grad_(False).eval()
+    tensors = _read(path)
+    for name in _classifier_names(model):
+        weight = tensors.get(f"{name}.weight")
+        if isinstance(weight, Tensor) and len(weight) != num_classes:
+            raise RunError(f"--teacher {path}: knows {len(weight)} classes, expected {num_classes}, the student's")
+    try:
+        model.load_state_dict(tensors)
+    except Exception as error:  # a RuntimeError that lists what is wrong, other kinds for values that are no tensors
+        reason = one_line(error)[:200]
+        raise RunError(f"--teacher {path}: expected weights of timm's {section.teacher} ({reason})") from None
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:  # whatever a model makes of a size it was not built for
+        raise RecipeError(
+            f"distill.teacher={section.teacher!r}: expected a model that takes images of "
+            f"model.image_size={image_size} ({one_line(error)[:200]})"
+        ) from None
+    if logits.shape != (1, num_classes):
+        raise RecipeError(f"distill.teacher={section.teacher!r}: expected a classifier, its output is no [B, K]")
+    return Teacher(model.to(device).to(memory_format=torch.channels_last))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():  # timm would log a line of its own
+        raise RunError(f"--teacher {path}: no such file")
+    try:
+        return load_state_dict(str(path), use_ema=False, device="cpu", weights_only=True)
+    except Exception as error:  # timm, torch and safetensors raise many kinds for a damaged or foreign file
+        raise RunError(f"--teacher {path}: expected a file of weights ({one_line(error)[:200]})") from None
+
+
+def _classifier_names(model: nn.Module) -> tuple[str, ...]:
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)

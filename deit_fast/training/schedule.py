@@ -1,0 +1,39 @@
+"""The learning rate as a pure function of the step."""
+
+import math
+
+from deit_fast.recipe.sections import Schedule
+
+
+def learning_rate(schedule: Schedule, peak: float, step: int, steps_per_epoch: int) -> float:
+    """Learning rate of optimizer step `step`, counted from 0.
+
+    Linear warmup from warmup_lr, then a cosine to min_lr. The cosine's phase counts from the start of the run (timm
+    CosineLR as facebookresearch/deit calls it), or with warmup_prefix from the end of the warmup (optax
+    warmup_cosine_decay_schedule in deit3-jax, mmpretrain); either way it ends with the run.
+
+    `update` says what the curve is sampled at: every step, the start of the epoch (PASSL), or every step of the warmup
+    and then the start of the epoch (mmpretrain). With reference_epoch_steps epoch e gets the curve at e - 1, as the
+    reference's loop has it: its first two epochs both train at warmup_lr.
+
+    Every step is the default because the rate then neither jumps by a fifth of its peak at each epoch of the warmup,
+    nor spends an epoch at warmup_lr, where nothing is learned, nor depends on how long an epoch is. The reference
+    restarts its scheduler one epoch too far when it resumes; without a state there is nothing to restart.
+    """
+    epoch = step / steps_per_epoch
+    if schedule.reference_epoch_steps:
+        epoch = max(math.floor(epoch) - 1, 0)
+    elif schedule.update == "epoch":
+        epoch = math.floor(epoch)
+    elif schedule.update == "epoch_after_warmup" and epoch >= schedule.warmup_epochs:
+        epoch = max(math.floor(epoch), schedule.warmup_epochs)  # a warmup may end within an epoch
+    if epoch < schedule.warmup_epochs:
+        return schedule.warmup_lr + epoch / schedule.warmup_epochs * (peak - schedule.warmup_lr)
+    start = schedule.warmup_epochs if schedule.warmup_prefix else 0.0
+    progress = min((epoch - start) / (schedule.epochs - start), 1.0)
+    return schedule.min_lr + 0.5 * (peak - schedule.min_lr) * (1.0 + math.cos(math.pi * progress))
+
+
+def total_steps(schedule: Schedule, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run; part of an epoch is rounded up."""
+    return math.ceil(schedule.epochs * steps_per_epoch - 1e-9)

@@ -1,0 +1,191 @@
+"""The published pipelines: their stages, their command line, and a whole run of one with stand-in jobs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from deit_fast.pipelines import deit3
+from deit_fast.pipelines.deit3 import PIPELINES, build_stages, format_report, main
+from deit_fast.pipelines.state import PipelineError
+
+from deit_fast.recipe.table import RECIPES
+
+# Stands in for components/deit.py: jobs that write what the trainer and the evaluation leave behind.
+TRAINING = '''
+def NAME(
+    *words: str, recipe: str, data: str, out: str, val: str = "", init: str = "", name: str = "", j: str = "1x1"
+) -> specs.AppDef:
+    """Trains."""
+    text = '{"image_size": 32, "top1": 12.345, "images_per_second": 250.0, "minutes": 1.5, "checkpoint": "last.pt"}'
+    need = f"test -e {init} && " if init else ""
+    script = f"{need}mkdir -p {out}/checkpoints && touch {out}/checkpoints/last.pt && echo '{text}' > {out}/result.json"
+    return specs.AppDef(name="t", roles=[specs.Role(name="train", image="", entrypoint="/bin/sh", args=["-c", script])])
+'''
+EVALUATION = '''
+def evaluate(*words: str, checkpoint: str, data: str, out: str, name: str = "", j: str = "1x1") -> specs.AppDef:
+    """Evaluates."""
+    script = f"test -e {checkpoint} && echo '{{\\"top1\\": 50, \\"top5\\": 75.5}}' > {out}"
+    return specs.AppDef(name="e", roles=[specs.Role(name="main", image="", entrypoint="/bin/sh", args=["-c", script])])
+'''
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def demo(*words: str) -> list[str]:
+    return ["--size", "demo", "--data", "digits", "--out", "out", *words]
+
+
+def test_each_training_starts_from_the_one_before() -> None:
+    for size, trainings in PIPELINES.items():
+        stages = {stage.name: stage for stage in build_stages(size, "d", "/o")}
+        assert set(trainings.values()) <= set(RECIPES)
+        assert len(stages) == 2 * len(trainings)
+        before = ""
+        for name in trainings:
+            words = stages[name].arguments
+            assert ("--init" in words) == bool(before)
+            if before:
+                assert words[words.index("--init") + 1] == f"/o/{before}/checkpoints/last.pt"
+                assert RECIPES[trainings[name]].model.name == RECIPES[trainings[before]].model.name
+            assert stages[name].needs == ((before,) if before else ())
+            assert stages[f"evaluate_{name}"].needs == (name,)
+            before = name
+
+
+def test_pretraining_on_other_images_is_evaluated_on_them() -> None:
+    words = {s.name: s.arguments for s in build_stages("base_21k", "d", "/o", "v", pretrain_data="w21")}
+    assert words["pretrain"][:6] == ("--recipe", "deit3_base_21k_224", "--data", "w21", "--out", "/o/pretrain")
+    assert "w21" in words["evaluate_pretrain"]
+    finetuning = words["finetune_1k"]
+    assert finetuning[finetuning.index("--data") + 1] == "d"
+    assert finetuning[finetuning.index("--val") + 1] == "v"
+    assert "v" in words["evaluate_finetune_1k"]
+    assert "w21" not in finetuning + words["evaluate_finetune_1k"]
+
+
+def test_overrides_go_to_every_training_or_to_one_stage() -> None:
+    words = ["schedule.epochs=9", "pretrain:optim.lr=1e-3", "evaluate_finetune:data.eval_crop_ratio=0.875"]
+    stages = {stage.name: stage for stage in build_stages("demo", "d", "/o", overrides=words)}
+    assert stages["pretrain"].arguments[-2:] == ("schedule.epochs=9", "optim.lr=1e-3")
+    assert stages["finetune"].arguments[-2:] == ("/o/finetune", "schedule.epochs=9")
+    assert stages["evaluate_pretrain"].arguments[-1] == "/o/pretrain/evaluation.json"
+    assert stages["evaluate_finetune"].arguments[-1] == "data.eval_crop_ratio=0.875"
+    with pytest.raises(PipelineError, match="no stage 'finetune_384'; expected one of pretrain, evaluate_pretrain"):
+        build_stages("demo", "d", "/o", overrides=["finetune_384:optim.lr=1"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optim.lx=1"], "optim.lx: no such key"),
+        (["finetune:optim.lr=-1"], "optim.lr="),
+        (["evaluate_pretrain:optim.lx=1"], "optim.lx: no such key"),
+        (["nope:optim.lr=1"], "no stage 'nope'"),
+        (["-j", "1x7"], "expected a multiple of 7 processes"),
+        (["-j", "x"], "j='x'"),
+        (["--cpu", "many"], "argument --cpu: invalid int value"),
+        (["--cfg", "speed=9"], "speed"),
+        (["--max-parallel", "0"], "--max-parallel=0"),
+        (["--pretrain-data", "w21"], "--pretrain-data='w21': expected none for demo"),
+        (["--size", "base_21k"], "--pretrain-data='': expected the images of ImageNet-21k for base_21k"),
+        (["--scheduler", "moon"], "argument --scheduler: invalid choice"),
+    ],
+)
+def test_bad_values_are_one_line_and_status_2(
+    words: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status: object = main(demo(*words))
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    error = capfd.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert error.startswith("deit-fast: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_prints_every_job_and_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(demo("--dry-run", "-j", "1x2", "run.seed=5", "--gpu", "2")) == 0
+    printed = capfd.readouterr().out
+    assert [line.split(",")[0] for line in printed.splitlines() if line.startswith("===")] == [
+        f"=== {name}" for name in ("pretrain", "evaluate_pretrain", "finetune", "evaluate_finetune")
+    ]
+    assert printed.count("'entrypoint': 'bash'") == 4
+    assert "run.seed=5" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slurm_jobs_can_be_dry_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--size", "base", "--data", "d", "--out", "o", "--scheduler", "slurm", "--cfg", "time=60", "--dry-run"]
+    assert main([*words, "-j", "2x8", "--gpu", "8"]) == 0
+    printed = capfd.readouterr().out
+    assert printed.count("#SBATCH hetjob") == 6
+    assert "--time=60" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torchxconfig_gives_component_defaults(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config"
+    config.write_text("[component:deit.finetune]\nmax_retries = 17\n")
+    monkeypatch.setenv("TORCHXCONFIG", str(config))
+    assert main(demo("--dry-run")) == 0
+    assert capfd.readouterr().out.count("'max_retries': 17") == 1
+
+
+def test_a_whole_run_ends_in_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trainings = [TRAINING.replace("NAME", name) for name in ("pretrain", "finetune")]
+    (tmp_path / "jobs.py").write_text("\n".join(["from torchx import specs", *trainings, EVALUATION]))
+    monkeypatch.setattr(deit3, "COMPONENTS", tmp_path / "jobs.py")
+    assert main(demo("--max-parallel", "2")) == 0
+    printed = capfd.readouterr().out
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| pretrain          | 32         | 12.35 | -     | 250.0    | 1.5     | last.pt    |" in report
+    assert "| evaluate_finetune | -          | 50.00 | 75.50 |" in report
+    assert report.split("\n\n")[1].strip() in printed
+    assert f"tensorboard --logdir {tmp_path / 'out'}" in printed
+    assert f"{tmp_path / 'out'}/*/curves.png" in printed
+    assert main(demo()) == 0
+    assert capfd.readouterr().out.count("done before") == 4
+    assert main(demo("run.seed=1")) == 2
+    assert "stage 'pretrain' was run with fewer words, not run.seed=1" in capfd.readouterr().err
+
+
+def test_unreadable_results_are_dashes() -> None:
+    rows = format_report(build_stages("demo", "d", "/nowhere")).splitlines()
+    assert len(rows) == 6
+    assert json.dumps(rows[2].split("|")[2:4]) == json.dumps([" -          ", " -     "])
+
+
+def test_both_module_names_run() -> None:
+    for name, folder in (("pipelines.deit3", Path(deit3.__file__).parent.parent), ("deit_fast.pipelines.deit3", None)):
+        command = [sys.executable, "-m", name, "--help"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        assert "evaluate_STAGE" in done.stdout
+
+
+@pytest.mark.parametrize("data", ["images/train", "images/train/", "shards/train-{0000..0009}.tar"])
+def test_training_images_alone_are_not_evaluated_on(
+    data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--size", "demo", "--data", data, "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert "names training images alone; expected --val" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--state"])
+def test_folders_in_object_stores_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--size", "demo", "--data", "digits", "--out", "runs", option, "s3://bucket/runs"]
+    assert main(words) == 2
+    assert f"{option} s3://bucket/runs: expected a folder that every job shares" in capsys.readouterr().err

@@ -1,0 +1,126 @@
+"""The step as CUDA graphs: on a GPU equal to the step without, and elsewhere what happens around the graphs."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from deit_fast.models.build import build_model
+from deit_fast.recipe.table import get_recipe
+from deit_fast.runtime.errors import RecipeError
+from deit_fast.runtime.world import World
+from deit_fast.training.cuda_graph import EAGER_STEPS, StepGraphs, check_capture
+from deit_fast.training.objective import MicroBatch, Mixing
+from deit_fast.training.step import TrainStep, build_state
+from tests.training.test_step import SMALL, batch, make, weights
+
+GPU = torch.device("cuda", 0)
+RANDOM = ["model.drop_path=0.5", "optim.ema_decay=0.9"]
+
+
+def on_gpu(micro: MicroBatch) -> MicroBatch:
+    assert micro.mixing is not None
+    return MicroBatch(micro.images.to(GPU), micro.labels.to(GPU), Mixing(*(part.to(GPU) for part in micro.mixing)))
+
+
+def build(*words: str) -> TrainStep:
+    recipe = get_recipe("demo_pretrain", [*SMALL, *RANDOM, *words])
+    torch.manual_seed(0)
+    model = build_model(recipe.model).to(GPU).to(memory_format=torch.channels_last)
+    return TrainStep(recipe, build_state(recipe, model), World(0, 1, GPU), torch.float32)
+
+
+def train(step: TrainStep, steps: range) -> list[float]:
+    """Loss of each step; the learning rate changes from step to step, as in a run."""
+    losses = []
+    for index in steps:
+        before = step.meter.sums[0].item()
+        step([on_gpu(batch(index, mixed=True))], 1e-2 / (1 + index))
+        losses.append(step.meter.sums[0].item() - before)
+    return losses
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("words", [["run.compile=off"], ["run.compile=on"], ["run.compile=off", "model.dropout=0.2"]])
+def test_is_the_step_without(words: list[str]) -> None:
+    plain, captured = build(*words), build(*words, "run.cuda_graph=true")
+    torch.testing.assert_close(train(captured, range(20)), train(plain, range(20)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights(captured), weights(plain), rtol=1e-3, atol=1e-5)
+    averages = [torch.cat([p.flatten() for p in step.state.ema.parameters()]) for step in (captured, plain)]
+    torch.testing.assert_close(*averages, rtol=1e-3, atol=1e-5)
+    assert captured.meter.sums[2].item() == 20
+
+
+@pytest.mark.gpu
+def test_goes_on_after_evaluation_and_from_a_checkpoint() -> None:
+    through = build("run.cuda_graph=true")
+    train(through, range(7))
+    saved = copy.deepcopy(through.state.state_dict())
+    images = on_gpu(batch(0, mixed=True)).images
+    with torch.no_grad():
+        through.predictor(through.state.model.eval())(images)
+    train(through, range(7, 14))
+    again = build("run.cuda_graph=true")
+    again.state.load_state_dict(saved)
+    train(again, range(7, 14))
+    torch.testing.assert_close(weights(again), weights(through), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_step_with_a_non_finite_gradient_is_skipped() -> None:
+    step = build("run.cuda_graph=true", "run.compile=off")
+    train(step, range(8))
+    before = weights(step)
+    poisoned = on_gpu(batch(8, mixed=True))
+    assert poisoned.mixing is not None
+    poisoned.mixing.lam.fill_(float("nan"))
+    step([poisoned], 1e-2)
+    assert torch.equal(weights(step), before)
+    assert step.meter.skipped_in_a_row.item() == 1
+    assert step.meter.began_here.item()
+    train(step, range(9, 10))
+    assert not torch.equal(weights(step), before)
+    assert step.meter.skipped_in_a_row.item() == 0
+
+
+def test_the_steps_before_the_recording_are_those_without() -> None:
+    """Every batch comes by the same memory, and no gradient of one step reaches the next."""
+    (_, plain), (_, step) = make(RANDOM), make(RANDOM)
+    seen: list[tuple[int, ...]] = []
+
+    def backward(given: MicroBatch) -> Tensor:
+        assert given.mixing is not None
+        seen.append(tuple(tensor.data_ptr() for tensor in (given.images, given.labels, *given.mixing)))
+        assert given.images.is_contiguous(memory_format=torch.channels_last)
+        return step._backward([given])
+
+    step._graphs = StepGraphs(backward, step._update, step.state.optimizer.zero_grad)
+    for index in range(EAGER_STEPS):
+        for each in (plain, step):
+            each([batch(index, mixed=True)], 1e-2)
+    assert torch.equal(weights(step), weights(plain))
+    assert torch.equal(step.meter.sums, plain.meter.sums)
+    assert len(set(seen)) == 1
+    with pytest.raises(ValueError, match="expected"):
+        step([batch(0, size=4, mixed=True)], 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run.accumulation=2"], "run.cuda_graph=true: expected run.accumulation=1, got 2"),
+        (["optim.name=adamw"], "run.cuda_graph=true: expected optim.name='lamb', got 'adamw'"),
+    ],
+)
+def test_a_recipe_that_no_graph_can_hold(words: list[str], said: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        get_recipe("demo_pretrain", ["run.cuda_graph=true", *words])
+    assert str(refused.value) == said
+
+
+def test_refuses_other_devices_and_several_processes() -> None:
+    with pytest.raises(RecipeError, match=r"run\.cuda_graph=true: expected an NVIDIA GPU, got cpu"):
+        make(["run.cuda_graph=true"])
+    with pytest.raises(RecipeError, match=r"run\.cuda_graph=true: expected one process, got 8"):
+        check_capture(World(0, 8, GPU))
