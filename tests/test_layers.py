@@ -1,6 +1,7 @@
 """Imports run one way: held over the syntax trees, so that a module cannot come to depend on what uses it."""
 
 import ast
+import configparser
 import os
 import subprocess
 import sys
@@ -10,66 +11,83 @@ import pytest
 
 from tests.conftest import ROOT
 
-# Lowest first; a module may import its own package's modules and anything on a lower line.
-LAYERS = [
-    {"errors", "progress", "stopping", "watchdog"},
-    {"zoo", "files", "labels"},
-    {"objects"},
-    {"sections"},
-    {"recipe"},
-    {"distributed"},
-    {"sharding"},
-    {"recipes", "data", "models", "optim", "losses", "schedule"},
-    {"captured", "compiled", "convert"},
-    {"checkpoint", "classifier", "distill", "show"},
-    {"objective"},
-    {"metrics", "profile", "step", "evaluation_report"},
-    {"bad_images", "create", "divergence", "evaluate", "export", "inference", "loader_setting", "resuming", "saving"},
-    {"run_store"},
-    {"trainer"},
-    {"train"},
-    {"commands"},
-    {"cli"},
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SOURCES = sorted((ROOT / "deit_fast").rglob("*.py"))
+# Highest first: the rooms of deit_fast/. A room imports its own modules and those of rooms further down.
+ROOMS = ["cli", "training", "infer", "checkpoint", "convert", "optim", "models", "data", "recipe", "zoo", "runtime"]
+# The rooms of deit_fast/data/, by the same rule.
+DATA_ROOMS = ["tools", "loader", "augment", "sources"]
+
+PACKAGE = ROOT / "deit_fast"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+# What an installed user finds under deit_fast although the repository keeps it beside it.
+MAPPED = {"components", "pipelines", "benchmarks"}
 
 
-def package_imports(path: Path) -> set[str]:
-    """Top names of deit_fast that the file imports anywhere, also inside functions."""
+def imported_modules(path: Path) -> set[str]:
+    """Dotted names that the file imports from deit_fast anywhere, also inside functions: `recipe.schema` and so on."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.ImportFrom):
             assert not node.level or path.parent.name == "pipelines", f"{path.name}: a relative import"
-            names = [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
+            # Of a package its modules may be imported by name: then the room is in the names.
+            bare = node.module in ("deit_fast", "deit_fast.data")
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if bare else [node.module or ""]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("deit_fast.") and name.count(".") >= 1}
-    return found & LEVEL.keys()
+        found |= {name.removeprefix("deit_fast.") for name in names if name.startswith("deit_fast.")}
+    return found
+
+
+def check_downward(path: Path, own: str, imported: set[str], rooms: list[str]) -> None:
+    assert own in rooms, f"{path}: expected a room of {rooms}"
+    for name in imported - {own}:
+        assert name in rooms, f"{path} imports {name}: expected a room of {rooms}"
+        assert rooms.index(name) > rooms.index(own), f"{path} imports {name}, which is above {own}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_upward_import(path: Path) -> None:
-    if path == ROOT / "deit_fast" / "__init__.py":
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    if parts == ("__init__",):
         pytest.skip("the package's own front door names what is below it lazily")
-    name = path.relative_to(ROOT / "deit_fast").parts[0].removesuffix(".py")
-    for imported in package_imports(path) - {name}:
-        assert LEVEL[imported] < LEVEL[name], f"{path.name} imports {imported}"
+    imported = imported_modules(path)
+    check_downward(path, parts[0], {name.split(".")[0] for name in imported}, ROOMS)
+    if parts[0] == "data" and len(parts) > 2:
+        inside = {name.split(".")[1] for name in imported if name.startswith("data.")}
+        check_downward(path, parts[1], inside, DATA_ROOMS)
 
 
-@pytest.mark.parametrize("path", [p for d in ("components", "pipelines") for p in sorted((ROOT / d).glob("*.py"))],
+def test_every_module_stands_in_a_room() -> None:
+    assert [path.name for path in PACKAGE.glob("*.py")] == ["__init__.py"]
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(ROOMS)
+    assert {path.parent.name for path in (PACKAGE / "data").glob("*/__init__.py")} == set(DATA_ROOMS)
+    assert [path.name for path in (PACKAGE / "data").glob("*.py")] == ["__init__.py"]
+
+
+def test_the_readme_lists_the_rooms_in_the_same_order() -> None:
+    assert " -> ".join(ROOMS) in " ".join((ROOT / "README.md").read_text().split())
+
+
+def test_every_package_is_installed() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
+    mapped = {f"deit_fast.{'.'.join(path.parent.relative_to(ROOT).parts)}"
+              for name in MAPPED for path in (ROOT / name).rglob("__init__.py")}  # fmt: skip
+    assert listed == packages | mapped
+
+
+@pytest.mark.parametrize("path", [p for d in ("components", "pipelines") for p in sorted((ROOT / d).rglob("*.py"))],
                          ids=lambda p: str(p.relative_to(ROOT)))  # fmt: skip
 def test_components_and_pipelines_know_recipes_only(path: Path) -> None:
-    assert package_imports(path) <= {"sections", "recipe", "recipes", "errors", "zoo", "files", "objects"}
-    code = f"import {path.parent.name}.{path.stem}, sys; sys.exit('torch' in sys.modules)"
+    assert {name.split(".")[0] for name in imported_modules(path)} - MAPPED <= {"recipe", "zoo", "runtime"}
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-FOLDERS = ("components", "pipelines", "benchmarks")
-
-
-@pytest.mark.parametrize("path", [*SOURCES, *(p for d in FOLDERS for p in sorted((ROOT / d).glob("*.py")))],
+@pytest.mark.parametrize("path", [*SOURCES, *(p for d in sorted(MAPPED) for p in sorted((ROOT / d).rglob("*.py")))],
                          ids=lambda p: str(p.relative_to(ROOT)))  # fmt: skip
 def test_no_file_does_too_much(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 300

@@ -9,13 +9,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
-from deit_fast.convert.detect import Weights, read_weights
-from deit_fast.convert.fit import Change, fit_distillation, fit_head, fit_positions, fix_positions
-from deit_fast.models.build import ImageModel, build_model
 from deit_fast.recipe.schema import SECTIONS, Recipe
-from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import RecipeError, RunError, one_line
 from deit_fast.runtime.files import atomic_path, hash_file
 
@@ -31,8 +26,6 @@ _FREE = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "com
          "compute_copy", "parallel", "grad_checkpointing", "nonfinite_limit", "hang_timeout", "cache_gib",
          "hw_decoder_load", "roi_decode", "profile")  # fmt: skip
 FREE_KEYS = {("run", key) for key in _FREE}
-# Weights that `initialise` makes fit, by the first part of their names.
-_FITTED = ("pos_embed", "dist_token", "head", "head_dist")
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -142,64 +135,6 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         found = found if isinstance(found, int | None) else type(found).__name__
         raise RunError(f"{path}: format {found}: expected a deit_fast checkpoint of format {FORMAT}")
     return state
-
-
-def load_weights(path: Path, ema: bool = False) -> Weights:
-    """Weights of a checkpoint in any known format, on the CPU; `ema` takes the moving average.
-
-    Ours (.pt and .safetensors) and those of facebookresearch/deit, deit3-jax, mmpretrain, PASSL, timm and transformers,
-    told apart by their content. No file's code is run. Raises RunError, one line, for a missing, unknown, damaged or
-    malicious file.
-    """
-    return read_weights(path, ema)
-
-
-def initialise(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, int] | None = None) -> list[Change]:
-    """Loads `tensors`, with timm's names, into a model of another resolution, token layout or class count.
-
-    Returns a row for all that differed: positions resampled (from a square, or from `grid`), a class slot moved, a
-    distillation head dropped or initialised, a head of ImageNet-21k cut down to 1k or one of other classes initialised.
-    Every other weight has to be there, and of the model's shape. Raises RunError for weights of another architecture.
-    """
-    tensors, own = dict(tensors), model.state_dict()
-    changes = fit_distillation(tensors, own)
-    if "pos_embed" in dict(model.named_buffers()):
-        changes += fix_positions(tensors, own)
-    elif "pos_embed" in own:
-        patches: Any = model.patch_embed
-        changes += fit_positions(tensors, own, patches.grid_size, grid)
-    for head in ("head", "head_dist"):
-        changes += fit_head(head, tensors, own)
-    _check_shapes(tensors, own)
-    model.load_state_dict(tensors)
-    return changes
-
-
-def build_initialised(section: Model, weights: Weights) -> tuple[ImageModel, list[Change]]:
-    """The model of `section` with `weights`, on the CPU, and a row for each thing that `initialise` changed.
-
-    Shapes are compared before the model is built, so that a small file cannot ask for a large one. Raises RunError.
-    """
-    with torch.device("meta"):
-        own = build_model(section).state_dict()
-    _check_shapes(*({name: each[name] for name in each if name.split(".")[0] not in _FITTED}
-                    for each in (weights.tensors, own)))  # fmt: skip
-    model = build_model(section)
-    return model, initialise(model, weights.tensors)
-
-
-def _check_shapes(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Raises RunError where `tensors` are not those of a model with the state dict `own`."""
-    wrong = sorted(
-        f"{name} {list(tensors[name].shape) if name in tensors else 'missing'}, expected "
-        f"{list(own[name].shape) if name in own else 'no such weight'}"
-        for name in own.keys() | tensors.keys()
-        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
-    )
-    if wrong and all("linear_tokens" in each for each in wrong):
-        raise RunError(f"weights of another resolution: ResMLP's token mixing cannot be resampled ({wrong[0]})")
-    if wrong:
-        raise RunError(f"weights of another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")
 
 
 def check_same_recipe(recipe: Recipe, saved: Recipe, path: Path) -> None:

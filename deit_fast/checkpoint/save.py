@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from deit_fast.checkpoint.format import SEAL, SUFFIXES, link_checkpoint, seal_checkpoint, write_checkpoint
+from deit_fast.checkpoint.state import TrainState
 from deit_fast.runtime.errors import RunError
-from deit_fast.training.step import TrainState
 
 
 class Snapshot:

@@ -1,0 +1,1 @@
+"""Weights of other codebases: told apart by their content, renamed to timm's names, fitted to a model, written."""

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deit_fast.checkpoint.format import build_initialised, load_weights
-from deit_fast.convert.fit import Change
+from deit_fast.convert.detect import load_weights
+from deit_fast.convert.fit import Change, build_initialised
 from deit_fast.convert.formats.flax import write_flax
 from deit_fast.convert.formats.lazy_tensor import BadFileError
 from deit_fast.convert.formats.programs import export_onnx, export_program, run_onnx, run_program

@@ -1,14 +1,20 @@
 """Weights fitted to a model of another resolution, token layout or class count, with a row for each change."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from deit_fast.convert.detect import Weights
 from deit_fast.convert.heads import cut_head, maps_to_1k, pairs_to_1k
+from deit_fast.models.build import ImageModel, build_model
+from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import RunError
+
+# Weights that `initialise` makes fit, by the first part of their names.
+_FITTED = ("pos_embed", "dist_token", "head", "head_dist")
 
 
 class Change(NamedTuple):
@@ -140,3 +146,51 @@ def fit_head(name: str, tensors: dict[str, Tensor], own: dict[str, Tensor]) -> l
         tensors[weight], tensors[bias] = own[weight], own[bias]
         return [Change(name, "initialised", classes, f"{wanted} classes")]
     return []
+
+
+def initialise(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, int] | None = None) -> list[Change]:
+    """Loads `tensors`, with timm's names, into a model of another resolution, token layout or class count.
+
+    Returns a row for all that differed: positions resampled (from a square, or from `grid`), a class slot moved, a
+    distillation head dropped or initialised, a head of ImageNet-21k cut down to 1k or one of other classes initialised.
+    Every other weight has to be there, and of the model's shape. Raises RunError for weights of another architecture.
+    """
+    tensors, own = dict(tensors), model.state_dict()
+    changes = fit_distillation(tensors, own)
+    if "pos_embed" in dict(model.named_buffers()):
+        changes += fix_positions(tensors, own)
+    elif "pos_embed" in own:
+        patches: Any = model.patch_embed
+        changes += fit_positions(tensors, own, patches.grid_size, grid)
+    for head in ("head", "head_dist"):
+        changes += fit_head(head, tensors, own)
+    _check_shapes(tensors, own)
+    model.load_state_dict(tensors)
+    return changes
+
+
+def build_initialised(section: Model, weights: Weights) -> tuple[ImageModel, list[Change]]:
+    """The model of `section` with `weights`, on the CPU, and a row for each thing that `initialise` changed.
+
+    Shapes are compared before the model is built, so that a small file cannot ask for a large one. Raises RunError.
+    """
+    with torch.device("meta"):
+        own = build_model(section).state_dict()
+    _check_shapes(*({name: each[name] for name in each if name.split(".")[0] not in _FITTED}
+                    for each in (weights.tensors, own)))  # fmt: skip
+    model = build_model(section)
+    return model, initialise(model, weights.tensors)
+
+
+def _check_shapes(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Raises RunError where `tensors` are not those of a model with the state dict `own`."""
+    wrong = sorted(
+        f"{name} {list(tensors[name].shape) if name in tensors else 'missing'}, expected "
+        f"{list(own[name].shape) if name in own else 'no such weight'}"
+        for name in own.keys() | tensors.keys()
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+    )
+    if wrong and all("linear_tokens" in each for each in wrong):
+        raise RunError(f"weights of another resolution: ResMLP's token mixing cannot be resampled ({wrong[0]})")
+    if wrong:
+        raise RunError(f"weights of another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")

@@ -1,0 +1,1 @@
+"""Trained models in use: precision and compilation, evaluation, prediction, features."""

@@ -4,8 +4,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from deit_fast.checkpoint.format import build_initialised, load_weights
-from deit_fast.convert.fit import Change, format_changes
+from deit_fast.convert.detect import load_weights
+from deit_fast.convert.fit import Change, build_initialised, format_changes
 from deit_fast.models.build import ImageModel, build_model
 from deit_fast.recipe.schema import parse_model
 from deit_fast.recipe.sections import Model

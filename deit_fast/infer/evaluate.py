@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deit_fast.checkpoint.format import build_initialised, load_weights
+from deit_fast.convert.detect import load_weights
+from deit_fast.convert.fit import build_initialised
 from deit_fast.convert.heads import maps_to_1k
 from deit_fast.data.loader.loaders import Batch, EvalLoader
 from deit_fast.data.sources.base import Source

@@ -14,8 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
 
-from deit_fast.checkpoint.format import build_initialised, load_weights
-from deit_fast.convert.fit import Change
+from deit_fast.convert.detect import load_weights
+from deit_fast.convert.fit import Change, build_initialised
 from deit_fast.infer.images import GivenImage, ImageList, readable_batches
 from deit_fast.infer.precision import Classifier, average_mirrored, choose_dtype
 from deit_fast.recipe.schema import Recipe

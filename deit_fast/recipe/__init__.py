@@ -1,0 +1,1 @@
+"""Recipes: what is learned, as frozen, validated data."""

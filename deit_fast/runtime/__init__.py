@@ -1,0 +1,1 @@
+"""What every room stands on: errors, files, object stores, processes, progress, logs, watchdog, profiler."""

@@ -10,17 +10,12 @@ from typing import Any
 
 import torch
 
-from deit_fast.checkpoint.format import (
-    build_initialised,
-    check_same_recipe,
-    load_checkpoint,
-    load_weights,
-    restore_link,
-)
+from deit_fast.checkpoint.format import check_same_recipe, load_checkpoint, restore_link
 from deit_fast.checkpoint.resume import agree_on_checkpoint, kept_steps
 from deit_fast.checkpoint.save import Saver, step_path
 from deit_fast.checkpoint.store import RunStore, pull_everywhere
-from deit_fast.convert.fit import format_changes
+from deit_fast.convert.detect import load_weights
+from deit_fast.convert.fit import build_initialised, format_changes
 from deit_fast.data.loader.loaders import Batch, EvalLoader, TrainLoader
 from deit_fast.data.loader.sampler import build_samplers
 from deit_fast.data.loader.setting import choose_setting, decodes_regions

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from deit_fast.checkpoint.format import (
-    initialise,
     link_checkpoint,
     load_checkpoint,
-    load_weights,
     save_checkpoint,
     verify_checkpoint,
     write_checkpoint,
 )
+from deit_fast.convert.detect import load_weights
+from deit_fast.convert.fit import initialise
 from deit_fast.infer.create import create_model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError

@@ -15,11 +15,12 @@ import torch
 from deit_fast.checkpoint import save as saving
 from deit_fast.checkpoint.format import load_checkpoint, verify_checkpoint
 from deit_fast.checkpoint.save import Saver, Snapshot
+from deit_fast.checkpoint.state import TrainState
 from deit_fast.models.build import build_model
 from deit_fast.optim.build import set_learning_rate
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError
-from deit_fast.training.step import TrainState, build_state
+from deit_fast.training.step import build_state
 
 CPU = torch.device("cpu")
 RECIPE = get_recipe("demo_pretrain", ["model.name=deit3_nano_patch4", "model.image_size=8", "optim.name=lamb"])
@@ -194,7 +195,7 @@ def test_other_errors_of_the_thread_are_raised(
 
 LIMITED = """
 import resource, sys
-from tests import test_saving as t
+from tests.checkpoint import test_save as t
 from pathlib import Path
 import torch
 state = t.build_state(t.RECIPE, t.build_model(t.RECIPE.model))

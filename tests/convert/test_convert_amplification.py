@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from deit_fast.checkpoint.format import load_weights
+from deit_fast.convert.detect import load_weights
 from deit_fast.infer.predict import load_model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError

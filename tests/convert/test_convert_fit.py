@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
-from deit_fast.checkpoint.format import initialise, load_weights
-from deit_fast.convert.fit import format_changes
+from deit_fast.convert.detect import load_weights
+from deit_fast.convert.fit import format_changes, initialise
 from deit_fast.convert.heads import cut_head, pairs_to_1k
 from deit_fast.infer.create import create_model
 from deit_fast.runtime.errors import RunError

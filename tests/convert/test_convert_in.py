@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
 from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 
-from deit_fast.checkpoint.format import initialise, load_weights
-from deit_fast.convert.detect import read_named
+from deit_fast.convert.detect import load_weights, read_named
+from deit_fast.convert.fit import initialise
 from deit_fast.convert.names.facebook import to_facebook
 from deit_fast.models.build import build_model
 from deit_fast.runtime.errors import RunError

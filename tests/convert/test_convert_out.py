@@ -10,8 +10,9 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from deit_fast.checkpoint.format import load_weights, save_checkpoint
+from deit_fast.checkpoint.format import save_checkpoint
 from deit_fast.cli.main import main
+from deit_fast.convert.detect import load_weights
 from deit_fast.convert.export import choose_format, export_checkpoint
 from deit_fast.infer.evaluate import evaluate_checkpoint
 from deit_fast.models.build import build_model

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deit_fast.checkpoint.format import load_weights
+from deit_fast.convert.detect import load_weights
 from deit_fast.runtime.errors import RunError
 from tests.malicious import NO_PROOF, OPERATIONS, ROUTES, Call, hostile_files, spelled, torch_zip
 from tests.oracles import foreign_checkpoints as oracle

@@ -6,8 +6,9 @@ import pytest
 import timm
 import torch
 
-from deit_fast.checkpoint.format import initialise, load_weights
+from deit_fast.convert.detect import load_weights
 from deit_fast.convert.export import export_checkpoint
+from deit_fast.convert.fit import initialise
 from deit_fast.convert.infer import infer_model, read_shapes
 from deit_fast.convert.names.facebook import to_facebook
 from deit_fast.models.build import build_model

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import ParallelThingsBlock
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from deit_fast.checkpoint.format import initialise
+from deit_fast.convert.fit import initialise
 from deit_fast.infer.create import create_model
 from deit_fast.models.cait import SubsetCaitBlock
 from deit_fast.models.resmlp import SubsetResBlock

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from deit_fast.checkpoint.format import load_weights
+from deit_fast.convert.detect import load_weights
 from deit_fast.convert.formats import constructors
 from deit_fast.runtime.errors import RunError
 from tests.convert.test_convert_safety import BOMBS

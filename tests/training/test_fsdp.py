@@ -13,13 +13,14 @@ from torch.distributed.tensor.debug import CommDebugMode
 from deit_fast.checkpoint.format import load_checkpoint
 from deit_fast.checkpoint.resume import kept_steps
 from deit_fast.checkpoint.save import Saver, step_path
+from deit_fast.checkpoint.state import TrainState
 from deit_fast.models.build import build_model
 from deit_fast.optim.sharding import build_mesh, gather
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.world import World
 from deit_fast.training.objective import MicroBatch
-from deit_fast.training.step import TrainState, TrainStep, build_state
+from deit_fast.training.step import TrainStep, build_state
 from tests.training.test_objective import distilled_model, small_teacher
 from tests.training.test_step import SMALL, batch
 from tests.training.test_train import environment

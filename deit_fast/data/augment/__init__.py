@@ -1,0 +1,1 @@
+"""What is drawn for each view, and the DALI graphs and device functions that apply it."""

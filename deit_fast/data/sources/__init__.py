@@ -1,0 +1,1 @@
+"""Data sets as they are stored: encoded images with a class each, by index."""

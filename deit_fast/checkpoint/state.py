@@ -1,0 +1,77 @@
+"""The state of a run: all that a checkpoint holds and a resumed run needs."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from deit_fast.models.build import ImageModel
+from deit_fast.optim.build import RecipeOptimizer
+from deit_fast.optim.compute_copy import write_copies
+from deit_fast.optim.sharding import Shards, cut_weights
+
+
+@dataclass
+class TrainState:
+    """All that a resumed run needs; the position in the data follows from the step."""
+
+    PLAIN: ClassVar = (
+        "step", "skipped", "seconds", "timed_steps", "timed_seconds", "best_top1", "scores", "bad_images"
+    )  # fmt: skip
+
+    model: ImageModel
+    ema: ImageModel | None
+    optimizer: RecipeOptimizer
+    shards: Shards | None = None  # what the optimizer moves, where the model is sharded
+    compute: ImageModel | None = None  # the model that the step computes with, where it is a copy of `model`
+    copies: dict[Tensor, nn.Parameter] = field(default_factory=dict)  # its own weights, of no state dict
+    step: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    timed_steps: int = 0
+    timed_seconds: float = 0.0
+    best_top1: float = -1.0
+    scores: dict[str, float] = field(default_factory=dict)
+    bad_images: dict[int, str] = field(default_factory=dict)
+
+    def add_window(self, steps: int, seconds: float, is_first: bool) -> None:
+        """Adds the wall time of some steps; a process's first window, with its warm-up, does not count for speed."""
+        self.seconds += seconds
+        if not is_first:
+            self.timed_steps += steps
+            self.timed_seconds += seconds
+
+    @property
+    def steps_per_second(self) -> float:
+        """Without the first windows of the run's processes, where there are others; 0 before the first step."""
+        if self.timed_steps:
+            return self.timed_steps / self.timed_seconds
+        return self.step / self.seconds if self.seconds else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data, as `save_checkpoint` takes them once the tensors of a sharded model are whole."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.shards is None else self.shards.join_state(self.optimizer),
+            **{key: getattr(self, key) for key in self.PLAIN},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave, of a run of the same recipe; where the model is sharded, from whole tensors
+        in host memory."""
+        self.load_weights(state["model"], state["ema"])
+        optimizer = state["optimizer"]
+        self.optimizer.load_state_dict(
+            optimizer if self.shards is None else self.shards.cut_state(self.optimizer, optimizer)
+        )
+        for key in self.PLAIN:
+            setattr(self, key, state[key])
+
+    def load_weights(self, weights: dict[str, Tensor], averages: dict[str, Tensor] | None = None) -> None:
+        """Weights of the model, and of its moving average where there is one, whole tensors with timm's names."""
+        for model, tensors in ((self.model, weights), (self.ema, averages)):
+            if model is not None:
+                assert tensors is not None
+                model.load_state_dict(tensors if self.shards is None else cut_weights(tensors, model))
+        write_copies(self.copies)
