@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from deit_fast.data.augment.mix_apply import mix_images
 from deit_fast.recipe.schema import Recipe
-from deit_fast.recipe.sections import Data, Loss, Optim
+from deit_fast.recipe.sections import Data, LambOptim, Loss, Optim
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.training.objective import MicroBatch
 from deit_fast.zoo import find_architecture
@@ -81,6 +81,7 @@ def plain_model(recipe: Recipe, weights: dict[str, Tensor] | None = None, fused_
 
 def timm_lamb(model: nn.Module, section: Optim) -> Lamb:
     """timm's Lamb with its usual groups: no decay on vectors, tokens and position embedding."""
+    assert isinstance(section, LambOptim)
     still: list[Tensor] = []
     decayed: list[Tensor] = []
     for name, param in model.named_parameters():

@@ -162,5 +162,6 @@ def job_name(name: str) -> str:
 
 
 def refuse(message: str) -> NoReturn:
-    print(f"deit-fast: {message}", file=sys.stderr)
+    for line in message.split("\n"):
+        print(f"deit-fast: {line}", file=sys.stderr)
     raise SystemExit(2)

@@ -142,8 +142,9 @@ def check_same_recipe(recipe: Recipe, saved: Recipe, path: Path) -> None:
     mine, theirs = recipe.model_dump(), saved.model_dump()
     for name in SECTIONS:
         for key, value in mine[name].items():
-            if value != theirs[name][key] and (name, key) not in FREE_KEYS:
+            # A key that the other lacks comes after the one that it depends on, which differs then.
+            if value != theirs[name].get(key) and (name, key) not in FREE_KEYS:
                 raise RecipeError(
-                    f"{name}.{key}={value!r}: expected {theirs[name][key]!r}, with which {path} was started; "
+                    f"{name}.{key}={value!r}: expected {theirs[name].get(key)!r}, with which {path} was started; "
                     "choose another --out, or --resume never"
                 )

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from deit_fast.models.build import ImageModel
-from deit_fast.optim.build import RecipeOptimizer
+from deit_fast.optim.base import RecipeOptimizer
 from deit_fast.optim.compute_copy import write_copies
 from deit_fast.optim.sharding import Shards, cut_weights
 

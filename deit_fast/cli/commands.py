@@ -164,9 +164,10 @@ def _check_there(*checkpoints: str | Path | None) -> None:
 
 
 def complain(message: object) -> None:
-    """One line on stderr, with the rank where there are several processes."""
+    """The message's lines on stderr, with the rank where there are several processes."""
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-    print(f"deit-fast: {rank}{printable(str(message))}", file=sys.stderr)
+    for line in str(message).split("\n"):
+        print(f"deit-fast: {rank}{printable(line)}", file=sys.stderr)
 
 
 def _print_page(text: str) -> int:

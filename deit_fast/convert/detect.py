@@ -23,7 +23,7 @@ from deit_fast.convert.names.huggingface import from_huggingface, is_huggingface
 from deit_fast.convert.names.mmpretrain import from_mmpretrain, is_mmpretrain
 from deit_fast.convert.names.passl import from_passl, passl_arrays
 from deit_fast.recipe.schema import Recipe, parse_recipe
-from deit_fast.recipe.sections import Data, Model, Optim, Run
+from deit_fast.recipe.sections import Data, LambOptim, Model, Run
 from deit_fast.runtime.errors import RecipeError, RunError, one_line
 
 _HEADER_LIMIT = 3_000_000  # bytes of safetensors' header: 20,000 tensors, or the names of 21,843 classes
@@ -89,7 +89,7 @@ def load_weights(path: Path, ema: bool = False) -> Weights:
             "defaults.",
             model=model,
             data=Data.model_validate(crop | colours),
-            optim=Optim(lr=1e-5),
+            optim=LambOptim(lr=1e-5),
             run=Run(global_batch=512),
         )
     return Weights(named.tensors, recipe, named.classes, named.source)

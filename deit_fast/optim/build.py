@@ -1,6 +1,7 @@
 """Optimizers from a recipe: what is trained, what decays, and how fast each depth learns."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
@@ -8,16 +9,12 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from deit_fast.optim.adamw_sgd import ClippedAdamW, ClippedSGD
-from deit_fast.optim.average import WeightAverage
-from deit_fast.optim.lamb import Lamb
+from deit_fast.optim.base import RecipeOptimizer, Setup, WeightAverage
 from deit_fast.optim.sharding import Shards, local
 from deit_fast.recipe.sections import Optim
 
 UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token", "alpha", "beta")  # the last are ResMLP's norms
 TRAINED_WITH_ATTENTION = ("head.weight", "head.bias", "pos_embed")
-
-RecipeOptimizer = Lamb | ClippedAdamW | ClippedSGD
 
 
 def freeze(model: nn.Module, section: Optim) -> None:
@@ -81,7 +78,7 @@ def build_optimizer(
     freeze(model, section)
     groups = parameter_groups(model, section.weight_decay, section.layer_decay)
     device = next(model.parameters()).device
-    own = (lambda param: param) if shards is None else shards.leaf
+    own: Callable[[Tensor], Tensor] = (lambda param: param) if shards is None else shards.leaf
     for group in groups:
         group["lr"] = torch.tensor(section.lr * group["lr_scale"], device=device)
         group["params"] = [own(param) for param in group["params"]]
@@ -92,18 +89,11 @@ def build_optimizer(
         pairs = [pair for pair in zip(model.parameters(), ema.parameters(), strict=True) if pair[0].requires_grad]
         average = WeightAverage([own(weight) for weight, _ in pairs], [local(mean) for _, mean in pairs],
                                 section.ema_decay)  # fmt: skip
-    shared: dict[str, Any] = {"lr": section.lr, "max_grad_norm": section.max_grad_norm, "average": average}
-    shared["add_up"] = None if shards is None else shards.add_up
-    optimizer: RecipeOptimizer
-    if section.name == "sgd":
-        momentum = section.momentum
-        optimizer = ClippedSGD(groups, momentum=momentum, nesterov=momentum > 0, **shared)
-    elif section.name == "adamw":
-        optimizer = ClippedAdamW(groups, betas=section.betas, eps=section.eps, **shared)
-    else:
-        qkv = [param for name, param in model.named_parameters() if section.split_qkv and name.endswith(".qkv.weight")]
-        thirds = {own(param): [len(param) // 3] * 3 if shards is None else shards.parts(param, 3) for param in qkv}
-        optimizer = Lamb(groups, betas=section.betas, eps=section.eps, splits=thirds, copies=copies, **shared)
+    options = {"lr": section.lr, "max_grad_norm": section.max_grad_norm, "average": average,
+               "add_up": None if shards is None else shards.add_up}  # fmt: skip
+    # The module that is called as the recipe's section is: no other optimizer's is imported.
+    module = import_module(f"deit_fast.optim.{section.name}")
+    optimizer: RecipeOptimizer = module.build(section, Setup(groups, options, model, own, shards, copies))
     if shards is not None:
         optimizer.register_step_pre_hook(lambda *_: shards.take_gradients())
     return optimizer

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from deit_fast.optim.average import WeightAverage, sgd_update
+from deit_fast.optim.base import AddUp, RecipeOptimizer, Setup, WeightAverage, global_norm, inner_product, sgd_update
 from deit_fast.optim.compute_copy import write_copies
-from deit_fast.optim.norms import AddUp, global_norm
-from deit_fast.optim.products import inner_product
+from deit_fast.recipe.sections import LambOptim
 
 
 class TensorGroup(NamedTuple):
@@ -32,13 +31,14 @@ class TensorGroup(NamedTuple):
 
 
 def lamb_update(group: TensorGroup, divisor: Tensor | None, skipped: Tensor, scratch: Tensor) -> None:
-    """One LAMB step, in place; gradients are divided by `divisor` [], in place as well. group.step counts this step.
+    """One LAMB step of a group's n tensors p, g, m, v, in place; group.step counts this step.
 
     m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  u = m^ / (sqrt(v^) + eps) + weight_decay p;
     p -= lr * ratio * u, with the trust ratio |p| / |u| per tensor, 1 where either norm is 0 and where nothing decays
-    (apex csrc/multi_tensor_lamb.cu, use_nvlamb off). skipped [] is 1 to leave everything as it was, else 0.
-    scratch holds at least as many elements as the largest parameter, all of them finite. On a GPU the host waits for
-    every norm: this path is there for CPUs, and to check the kernels against.
+    (apex csrc/multi_tensor_lamb.cu, use_nvlamb off). All are fp32, of any shape: p, g, m and v of one parameter share
+    theirs. Gradients are divided by `divisor` [], in place; None is by 1. skipped [] is 1 to leave everything as it
+    was, else 0. scratch [s] has room for the largest parameter, s elements, all of them finite. On a GPU the host waits
+    for every norm: this path is there for CPUs, and to check the kernels against.
     """
     if group.weight_decay == 0:  # without a trust ratio LAMB is Adam
         _adam(group, group.params, 0, group.lr, divisor, skipped)
@@ -121,13 +121,10 @@ def _adam(
     )
 
 
-class Lamb(torch.optim.Optimizer):
+class Lamb(RecipeOptimizer):
     """LAMB (arXiv:1904.00962) as apex FusedLAMB computes it, with fp32 parameters of any shape and count.
 
-    The global norm of all gradients is clipped to max_grad_norm (None is no clipping), the trust ratio applies to
-    parameter groups with weight decay only. `average` moves with the weights. After `step`, `grad_norm` [] holds the
-    norm before clipping and `skipped` [] is 1 where it was not finite: then neither parameters nor averages nor
-    state have changed. Both stay on the device, and the next step may overwrite them; it may scale the gradients too.
+    max_grad_norm=None is no clipping. The trust ratio applies to parameter groups with weight decay only.
 
     splits: numbers of rows, in order, that get a trust ratio of their own; thirds of a fused query, key and value then
     learn like the three tensors of deit3-jax. The state is laid out as without.
@@ -165,11 +162,8 @@ class Lamb(torch.optim.Optimizer):
                     f" expected {tuple(param.shape)}, {param.stride()}, torch.bfloat16"
                 )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.max_grad_norm = max_grad_norm
-        self.average = average
-        self._splits = splits
-        self._copies = copies
-        self._add_up = add_up
+        self.max_grad_norm, self.average, self._add_up = max_grad_norm, average, add_up
+        self._splits, self._copies = splits, copies
         self.grad_norm: Tensor = torch.zeros(())
         self.skipped: Tensor = torch.zeros(())
         self._scratch = torch.empty(0)
@@ -197,10 +191,11 @@ class Lamb(torch.optim.Optimizer):
             self.grad_norm, self.skipped = self._kernels.step(groups, self.max_grad_norm, decay, self._add_up)
         else:
             self._step_with_torch(groups)
-            write_copies(self._copies)
+            if self._copies:
+                write_copies(self._copies)
         if self.average is not None:
-            fused = self._kernels is not None
-            done = {p for group in self.param_groups for p in self._active(group)} if fused else set()
+            fused = [] if self._kernels is None else self.param_groups
+            done = {p for group in fused for p in self._active(group)}
             self.average.update([w for w in self.average.weights if w not in done], self.skipped)
         return loss
 
@@ -294,3 +289,11 @@ class Lamb(torch.optim.Optimizer):
 def _laid_out_like(tensor: Tensor, param: Tensor) -> Tensor:
     """`tensor` with the strides of `param`, which all passes over memory rely on: a checkpoint's may differ."""
     return tensor if tensor.stride() == param.stride() else torch.empty_like(param, dtype=tensor.dtype).copy_(tensor)
+
+
+def build(section: LambOptim, setup: Setup) -> Lamb:
+    """The optimizer of a recipe with optim.name='lamb'."""
+    named, shards = setup.model.named_parameters() if section.split_qkv else (), setup.shards
+    qkv = [weight for name, weight in named if name.endswith(".qkv.weight")]
+    thirds = {setup.own(w): [len(w) // 3] * 3 if shards is None else shards.parts(w, 3) for w in qkv}
+    return Lamb(setup.groups, betas=section.betas, eps=section.eps, splits=thirds, copies=setup.copies, **setup.options)

@@ -27,9 +27,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from deit_fast.optim.base import AddUp
 from deit_fast.optim.device_tables import DeviceTables
 from deit_fast.optim.lamb import TensorGroup
-from deit_fast.optim.norms import AddUp
 
 CHUNK = 4096
 WARPS = 8  # with CHUNK: four 16-byte accesses per thread and tensor

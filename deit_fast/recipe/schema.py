@@ -1,24 +1,22 @@
-"""A recipe: what is learned, as frozen, validated data; parsed, overridden and refused in one line.
+"""A recipe: what is learned, as frozen, validated data; derived, overridden, and refused with a line per mistake.
 
 Where and on how many is not in here. Nothing in this module imports torch.
 """
 
-import json
-import tomllib
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Self, get_args
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from pydantic import ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import SerializeAsAny
 
+from deit_fast.recipe.dumps import drop_unread, is_old_dump
+from deit_fast.recipe.parse import all_fields, merge_section, parse_section, read_word, unknown_key
+from deit_fast.recipe.rules import broken_rules
 from deit_fast.recipe.sections import Augment, Data, Distill, Loss, Mix, Model, Optim, Run, Schedule, Section
-from deit_fast.runtime.errors import RecipeError, brief, one_line, suggest
-from deit_fast.zoo import find_architecture
+from deit_fast.runtime.errors import RecipeError, brief, suggest
 
 
 class Recipe(Section):
-    """All that decides what is learned. Raises pydantic's ValidationError; `parse_recipe` makes one line of it."""
+    """All that decides what is learned. Raises pydantic's ValidationError; `parse_recipe` makes lines of it."""
 
     name: str
     """Name in the recipe table, or of the file it came from."""
@@ -30,83 +28,12 @@ class Recipe(Section):
     mix: Mix = Mix()
     loss: Loss = Loss()
     distill: Distill = Distill()
-    optim: Optim
+    optim: SerializeAsAny[Optim]
     schedule: Schedule = Schedule()
     run: Run
 
-    @model_validator(mode="after")
-    def check(self) -> Self:
-        model, run = self.model, self.run
-        architecture = find_architecture(model.name)
-        if self.distill.kind != "none" and not architecture.distilled:
-            raise ValueError(
-                f"distill.kind={self.distill.kind!r}: expected a model with a distillation token, "
-                f"got model.name={model.name!r}"
-            )
-        if self.optim.trainable == "attention" and self.distill.kind != "none":
-            raise ValueError(
-                f"optim.trainable='attention': expected 'all' with distill.kind={self.distill.kind!r}, "
-                "whose distillation head would stay as it is"
-            )
-        if self.loss.cosub and not model.drop_path:
-            raise ValueError("loss.cosub=true: expected model.drop_path above 0, or its two passes are the same")
-        if self.loss.cosub and self.distill.kind != "none":
-            raise ValueError(f"loss.cosub=true: expected distill.kind='none', got {self.distill.kind!r}")
-        if minmax := self.mix.cutmix_minmax:
-            low, high = (int(model.image_size * share) for share in minmax)
-            if low >= high:
-                raise ValueError(
-                    f"mix.cutmix_minmax={list(minmax)}: expected a range of more than a pixel at "
-                    f"model.image_size={model.image_size}"
-                )
-        if not model.train_mode and (self.loss.cosub or self.distill.kind != "none"):
-            cause = "loss.cosub=true" if self.loss.cosub else f"distill.kind={self.distill.kind!r}"
-            raise ValueError(f"model.train_mode=false: expected true with {cause}")
-        if architecture.family in ("resmlp", "patchconvnet"):
-            without = f"with model.name={model.name!r}, whose blocks have no self-attention"
-            if self.optim.trainable == "attention":
-                raise ValueError(f"optim.trainable='attention': expected 'all' {without}")
-            if self.optim.split_qkv:
-                raise ValueError(f"optim.split_qkv=true: expected false {without}")
-        if self.optim.layer_decay is not None and architecture.family == "patchconvnet":
-            raise ValueError(
-                f"optim.layer_decay={self.optim.layer_decay:g}: expected null with model.name={model.name!r}, "
-                "which does not tell its layers' order"
-            )
-        if run.parallel == "fsdp" and model.stem == "hmlp":
-            raise ValueError(
-                "run.parallel='fsdp': expected 'ddp' with model.stem='hmlp', whose running statistics only DDP keeps "
-                "the same on every process"
-            )
-        if self.optim.split_qkv and self.optim.name != "lamb":
-            raise ValueError(f"optim.split_qkv=true: expected optim.name='lamb', got {self.optim.name!r}")
-        for key in ("min_lr", "warmup_lr"):
-            if (rate := getattr(self.schedule, key)) > self.optim.lr:
-                raise ValueError(f"schedule.{key}={rate:g}: expected at most optim.lr={self.optim.lr:g}")
-        if run.cuda_graph and run.accumulation > 1:
-            raise ValueError(f"run.cuda_graph=true: expected run.accumulation=1, got {run.accumulation}")
-        if run.cuda_graph and self.optim.name != "lamb":
-            raise ValueError(f"run.cuda_graph=true: expected optim.name='lamb', got {self.optim.name!r}")
-        if run.compute_copy:
-            if run.precision == "fp32":
-                raise ValueError("run.compute_copy=true: expected run.precision='bf16' or 'auto', got 'fp32'")
-            for key, found, wanted in (
-                ("run.accumulation", run.accumulation, 1),  # a sum in bf16 would lose bits
-                ("run.parallel", run.parallel, "ddp"),
-                ("optim.name", self.optim.name, "lamb"),
-            ):
-                if found != wanted:
-                    raise ValueError(f"run.compute_copy=true: expected {key}={wanted!r}, got {found!r}")
-        if run.global_batch % run.accumulation:
-            raise ValueError(
-                f"run.accumulation={run.accumulation}: expected a divisor of run.global_batch={run.global_batch}"
-            )
-        if self.mix.active and (run.global_batch // run.accumulation) % 2:
-            raise ValueError(
-                f"run.global_batch={run.global_batch}: expected an even batch for each of run.accumulation="
-                f"{run.accumulation} passes, which mix.mixup and mix.cutmix pair up"
-            )
-        return self
+    def problems(self) -> Iterator[str]:
+        yield from broken_rules({name: getattr(self, name) for name in SECTIONS})
 
     def pass_size(self, processes: int) -> int:
         """Images in one forward pass of one process: its views, and Cosub's second pass over them."""
@@ -139,17 +66,33 @@ class Recipe(Section):
     def override(self, words: Iterable[str]) -> "Recipe":
         """A copy with `section.key=value` words applied; values are JSON, bare words or comma-separated tuples.
 
-        Raises RecipeError for an unknown key, a wrong type or choice, or a combination that cannot work.
+        Where a word changes a section's kind, as optim.name does, the values that both kinds have stay. The order of
+        the words is of no importance. Raises RecipeError with a line for each unknown key, each wrong type or choice
+        and each combination that cannot work.
         """
-        content = self.model_dump(mode="json")
+        changes: dict[str, dict[str, Any]] = {}
+        lines = []
         for word in words:
             path, equals, text = word.partition("=")
             section, dot, key = path.partition(".")
             if not (equals and dot and key):
-                raise RecipeError(f"{brief(repr(word))}: expected section.key=value, for example optim.lr=1e-3")
-            field = _section_fields(section).get(key)  # an unknown key is refused with the rest
-            content[section][key] = _value(text, str_only=field is not None and field.annotation is str)
-        return parse_recipe(content)
+                lines.append(f"{brief(repr(word))}: expected section.key=value, for example optim.lr=1e-3")
+            elif section not in SECTIONS:
+                expected = f"expected one of {', '.join(SECTIONS)}{suggest(section, SECTIONS)}"
+                lines.append(f"{brief(section)}: no such section; {expected}")
+            else:
+                field = all_fields(SECTIONS[section]).get(key)  # an unknown key is refused with the rest
+                changes.setdefault(section, {})[key] = read_word(text, field)
+        return parse_recipe(merge(self.model_dump(mode="json"), changes), mistakes=lines)
+
+    def derive(self, **changes: "str | Section | dict[str, Any]") -> "Recipe":
+        """A copy that differs by name, by description, or by section: in the fields of a dict, or as a whole.
+
+        Raises RecipeError, as `override` does.
+        """
+        whole = {key: each.model_dump(mode="json") for key, each in changes.items() if isinstance(each, Section)}
+        parts = {key: each for key, each in changes.items() if key not in whole}
+        return parse_recipe(merge(self.model_dump(mode="json"), parts) | whole)
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -157,79 +100,50 @@ SECTIONS: dict[str, type[Section]] = {
     for name, field in Recipe.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
+"""The class of each section; of one that has a class per kind, what the kinds have in common."""
 
 
-def parse_recipe(content: dict[str, Any], source: str = "") -> Recipe:
-    """A Recipe from plain data. Raises RecipeError with the first thing wrong; `source` names the file, if any."""
-    try:
-        return Recipe.model_validate_json(json.dumps(content))
-    except ValidationError as error:
-        raise RecipeError((f"{source}: " if source else "") + _explain(error.errors()[0])) from None
+def merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's content with changes: its name, its description, and by section the values that differ."""
+    merged = {**content, **changes}
+    for name, section in SECTIONS.items():
+        if isinstance(new := changes.get(name), dict):
+            merged[name] = merge_section(section, content[name], new)
+    return merged
+
+
+def parse_recipe(content: dict[str, Any], source: str = "", mistakes: Iterable[str] = ()) -> Recipe:
+    """A Recipe from plain data. Raises RecipeError with a line for everything that is wrong; `source` names the file,
+    if any, and `mistakes` are the lines that are known already.
+
+    Rules over several sections are held only where these sections are right by themselves.
+    """
+    fields = Recipe.model_fields
+    lines = [*mistakes, *(unknown_key(key, key, fields) for key in content if key not in fields)]
+    texts = {"name": content.get("name"), "description": content.get("description", "")}
+    lines += [f"{key}={brief(repr(text))}: expected a text" for key, text in texts.items() if not isinstance(text, str)]
+    if is_old_dump(content):
+        content = drop_unread(content, SECTIONS)
+    sections: dict[str, Section] = {}
+    for name, base in SECTIONS.items():
+        if name in content:
+            section, wrong = parse_section(name, base, content[name])
+        elif fields[name].is_required():
+            section, wrong = None, [f"{name}: missing, and it has no default"]
+        else:
+            section, wrong = fields[name].default, []
+        lines += wrong
+        if section is not None:
+            sections[name] = section
+    lines += broken_rules(sections)
+    if lines:
+        raise RecipeError("\n".join(f"{source}: {line}" if source else line for line in lines))
+    return Recipe.model_validate({**texts, **sections})
 
 
 def parse_model(content: dict[str, Any]) -> Model:
-    """A model section from plain data. Raises RecipeError with the first thing wrong."""
-    try:
-        return Model.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RecipeError(_explain({**first, "loc": ("model", *first["loc"])})) from None
-
-
-def load_recipe_file(path: Path) -> Recipe:
-    """A recipe from a .toml or .json file, such as the recipe.json of a run folder; "null" is TOML's missing null.
-
-    Raises RecipeError, one line that names the file.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = brief(one_line(error))
-        raise RecipeError(f"{path}: expected a readable .toml or .json recipe ({reason})") from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path}: expected a table of sections, got {type(content).__name__}")
-    if path.suffix == ".toml":
-        content = {key: _with_nulls(value) if isinstance(value, dict) else value for key, value in content.items()}
-    return parse_recipe({"name": path.stem, **content}, source=str(path))
-
-
-def _with_nulls(section: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if value == "null" else value for key, value in section.items()}
-
-
-def _section_fields(section: str) -> dict[str, Any]:
-    if section not in SECTIONS:
-        raise RecipeError(
-            f"{brief(section)}: no such section; expected one of {', '.join(SECTIONS)}{suggest(section, SECTIONS)}"
-        )
-    return SECTIONS[section].model_fields
-
-
-def _value(text: str, str_only: bool) -> Any:
-    """JSON where it parses, a list for comma-separated JSON, else the word itself."""
-    if str_only:
-        return text
-    for candidate in (text, f"[{text}]") if "," in text else (text,):
-        try:
-            return json.loads(candidate, parse_constant=str)
-        except (ValueError, RecursionError):  # no JSON, or numbers and nesting beyond what Python reads
-            continue
-    return text
-
-
-def _explain(error: ErrorDetails) -> str:
-    """One pydantic error as `key=value: expected ...`."""
-    if error["type"] == "value_error":  # our own cross-field messages name their key already
-        return brief(str(error["ctx"]["error"]), 1000)
-    names = [str(part) for part in error["loc"]]
-    key = brief(".".join(name for name in names if not name.startswith(("float", "int", "constrained", "tuple"))))
-    if error["type"] == "extra_forbidden":
-        fields = _section_fields(names[0]) if len(names) > 1 else Recipe.model_fields
-        return f"{key}: no such key; expected one of {', '.join(fields)}{suggest(names[-1], fields)}"
-    if error["type"] == "missing":
-        return f"{key}: missing, and it has no default"
-    expected = one_line(error["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
-    field = SECTIONS[names[0]].model_fields[names[1]] if len(names) > 1 and names[0] in SECTIONS else None
-    nullable = field is not None and type(None) in get_args(field.annotation)
-    return f"{key}={brief(repr(error['input']))}: expected {expected}{' or null' if nullable else ''}"
+    """A model section from plain data. Raises RecipeError with a line for everything that is wrong."""
+    section, lines = parse_section("model", Model, content)
+    if not isinstance(section, Model):
+        raise RecipeError("\n".join(lines))
+    return section

@@ -1,11 +1,14 @@
-"""The errors a user can cause. Each message is one line: the key or file, its value, what was expected."""
+"""The errors a user can cause. Each message is one line: the key or file, its value, what was expected.
+
+A RecipeError has a line for each mistake.
+"""
 
 import difflib
 from collections.abc import Iterable
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be used."""
+    """A recipe that cannot be used: a line for each thing that is wrong with it."""
 
 
 class DataError(ValueError):

@@ -7,9 +7,9 @@ import torch
 from timm.optim import Lamb as TimmLamb
 from torch import nn
 
+from deit_fast.optim.base import BLOCK, inner_product
 from deit_fast.optim.build import build_optimizer, set_learning_rate
 from deit_fast.optim.lamb import Lamb
-from deit_fast.optim.products import BLOCK, inner_product
 from deit_fast.recipe.sections import Optim
 from tests.oracles.lamb import OracleLamb, assert_converges
 

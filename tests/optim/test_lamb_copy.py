@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deit_fast.optim.average import WeightAverage
+from deit_fast.optim.base import WeightAverage
 from deit_fast.optim.lamb import Lamb
 from tests.optim.test_lamb_triton import ALIGNED, DECAYS, DEVICE, INTERPRETED, SHAPES, flat, groups, tensors
 from tests.oracles.lamb import OracleLamb

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deit_fast.optim.average import WeightAverage
+from deit_fast.optim.base import WeightAverage
 from deit_fast.optim.lamb import Lamb
 from tests.optim.test_lamb_triton import DEVICE, flat, give, groups, parameters, tensors, train
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from deit_fast.optim.average import WeightAverage
+from deit_fast.optim.base import WeightAverage
 from deit_fast.optim.lamb import Lamb
 from tests.oracles.lamb import OracleLamb, assert_converges
 

@@ -6,6 +6,11 @@ Nothing here imports torch: a bad recipe costs one line and no waiting.
 from deit_fast.recipe.sections.base import Section
 from deit_fast.recipe.sections.images import Augment, Data, Mix
 from deit_fast.recipe.sections.model import Distill, Loss, Model
-from deit_fast.recipe.sections.training import Optim, Run, Schedule
+from deit_fast.recipe.sections.optim import Optim
+from deit_fast.recipe.sections.optimizers.adamw import AdamWOptim
+from deit_fast.recipe.sections.optimizers.lamb import LambOptim
+from deit_fast.recipe.sections.optimizers.sgd import SGDOptim
+from deit_fast.recipe.sections.training import Run, Schedule
 
-__all__ = ["Augment", "Data", "Distill", "Loss", "Mix", "Model", "Optim", "Run", "Schedule", "Section"]
+__all__ = ["AdamWOptim", "Augment", "Data", "Distill", "LambOptim", "Loss", "Mix", "Model", "Optim", "Run",
+           "SGDOptim", "Schedule", "Section"]  # fmt: skip

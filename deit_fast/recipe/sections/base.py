@@ -1,8 +1,10 @@
-"""What every section of a recipe shares: its settings and the types of its values."""
+"""What every section of a recipe shares: its settings, the types of its values, and which fields it has when."""
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -13,8 +15,62 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Triple = tuple[float, float, float]
 
 
+@dataclass(frozen=True)
+class When:
+    """Marks a field that its section has only while another, `key`, is one of `values`; with `unless`, while it is none
+    of them."""
+
+    key: str
+    values: tuple[Any, ...]
+    unless: bool = False
+
+    def holds(self, value: Any) -> bool:
+        return (value in self.values) != self.unless
+
+
 class Section(BaseModel):
-    """A part of a recipe: frozen, strict, and nothing else in it than the fields it lists, each with its meaning."""
+    """A part of a recipe: frozen, strict, and nothing else in it than the fields it lists, each with its meaning.
+
+    A field marked with `When` can neither be given nor is it dumped while its condition does not hold.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False,
                               use_attribute_docstrings=True)  # fmt: skip
+
+    @classmethod
+    def kinds(cls) -> Mapping[str, type["Section"]]:
+        """The classes of a section that has one per value of its field `name`; none where this class is all."""
+        return {}
+
+    @classmethod
+    def keys_with(cls, content: Mapping[str, Any]) -> list[str]:
+        """The fields of a section with these values, in order."""
+        return [key for key in cls.model_fields if cls.condition_of(key, content) is None]
+
+    @classmethod
+    def condition_of(cls, key: str, content: Mapping[str, Any]) -> When | None:
+        """The condition by which a section with these values lacks its field `key`; None where it has it."""
+        for mark in cls.model_fields[key].metadata:
+            if isinstance(mark, When) and not mark.holds(content.get(mark.key, cls.model_fields[mark.key].default)):
+                return mark
+        return None
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the values together, a line each; overridden by the sections that have such rules."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        values = self.__dict__
+        refused = {key: mark for key in self.model_fields_set if (mark := self.condition_of(key, values))}
+        lines = [f"{key}={values[key]!r}: no such key with {mark.key}={values[mark.key]!r}"
+                 for key, mark in refused.items()]  # fmt: skip
+        lines += self.problems()
+        if lines:
+            raise ValueError("\n".join(lines))
+        return self
+
+    @model_serializer(mode="wrap")
+    def dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        kept = self.keys_with(self.__dict__)
+        return {key: value for key, value in handler(self).items() if key in kept}

@@ -1,10 +1,15 @@
 """The images: which, what is done to each, and how they are mixed."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from deit_fast.recipe.sections.base import Count, Fraction, NonNegative, Positive, Section, Triple
+from deit_fast.recipe.sections.base import Count, Fraction, NonNegative, Positive, Section, Triple, When
+
+_RESIZED_CROP = When("crop", ("rrc", "rrc_linear"))
+_RAND = When("policy", ("rand_augment",))
+_ERASING = When("erase", (0.0,), unless=True)
 
 
 class Data(Section):
@@ -38,9 +43,9 @@ class Augment(Section):
     images of 32 px and less. center: as in evaluation."""
     interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
     """Of the resize, with antialiasing. random: one of the two per view. The policies' own rotations stay bicubic."""
-    scale: tuple[Positive, Positive] = (0.08, 1.0)
+    scale: Annotated[tuple[Positive, Positive], _RESIZED_CROP] = (0.08, 1.0)
     """Range of RandomResizedCrop's area, as a fraction of the image's."""
-    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    ratio: Annotated[tuple[Positive, Positive], _RESIZED_CROP] = (3 / 4, 4 / 3)
     """Range of RandomResizedCrop's aspect ratio, width / height; drawn log-uniformly."""
     flip: Fraction = 0.5
     """Probability of the horizontal flip."""
@@ -49,32 +54,30 @@ class Augment(Section):
     ImageNet policy of AutoAugment, timm's "original"."""
     color_jitter: Fraction = 0.3
     """Brightness, contrast and saturation factors are drawn from [1 - x, 1 + x], applied in random order."""
-    rand_ops: Count = 2
+    rand_ops: Annotated[Count, _RAND] = 2
     """RandAugment: operations drawn per image."""
-    rand_magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
+    rand_magnitude: Annotated[float, Field(ge=0, le=10), _RAND] = 9.0
     """RandAugment: mean magnitude, of 10."""
-    rand_std: NonNegative = 0.5
+    rand_std: Annotated[NonNegative, _RAND] = 0.5
     """RandAugment: standard deviation of the magnitude."""
     erase: Fraction = 0.0
     """Random erasing: probability per view, on normalised pixels."""
-    erase_mode: Literal["pixel", "rand", "const"] = "pixel"
+    erase_mode: Annotated[Literal["pixel", "rand", "const"], _ERASING] = "pixel"
     """What a box is filled with. pixel: normal noise per value. rand: one normal colour. const: zeros, the mean."""
-    erase_count: Count = 1
+    erase_count: Annotated[Count, _ERASING] = 1
     """Boxes per erased view, at most; timm draws 1 to this many, which share the area."""
 
-    @model_validator(mode="after")
-    def check(self) -> Self:
+    def problems(self) -> Iterator[str]:
         for key, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if low > high:
-                raise ValueError(f"augment.{key}={[low, high]}: expected low <= high")
+                yield f"augment.{key}={[low, high]}: expected low <= high"
         if self.scale[1] > 1:
-            raise ValueError(f"augment.scale={list(self.scale)}: expected at most 1, the whole image")
+            yield f"augment.scale={list(self.scale)}: expected at most 1, the whole image"
         if self.policy in ("rand_augment", "auto_augment") and self.color_jitter:
-            raise ValueError(
+            yield (
                 f"augment.color_jitter={self.color_jitter}: expected 0 with augment.policy={self.policy!r} "
                 "(the reference ignores it silently)"
             )
-        return self
 
 
 class Mix(Section):
@@ -98,8 +101,6 @@ class Mix(Section):
         """Whether anything is mixed."""
         return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None)
 
-    @model_validator(mode="after")
-    def check(self) -> Self:
+    def problems(self) -> Iterator[str]:
         if self.cutmix_minmax is not None and not 0 < self.cutmix_minmax[0] < self.cutmix_minmax[1]:
-            raise ValueError(f"mix.cutmix_minmax={list(self.cutmix_minmax)}: expected 0 < low < high <= 1")
-        return self
+            yield f"mix.cutmix_minmax={list(self.cutmix_minmax)}: expected 0 < low < high <= 1"

@@ -1,13 +1,16 @@
 """The model and what it is trained to do."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from deit_fast.recipe.sections.base import Count, Fraction, Positive, Section
+from deit_fast.recipe.sections.base import Count, Fraction, Positive, Section, When
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.zoo import find_architecture, resolve_name
 from deit_fast.zoo.fields import check_fields
+
+_DISTILLING = When("kind", ("soft", "hard"))
 
 
 class Model(Section):
@@ -45,10 +48,11 @@ class Model(Section):
     def resolve(cls, name: str) -> str:
         return resolve_name(name)[0]
 
-    @model_validator(mode="after")
-    def check(self) -> Self:
-        check_fields(self.name, dict(self))
-        return self
+    def problems(self) -> Iterator[str]:
+        try:
+            check_fields(self.name, dict(self))
+        except RecipeError as error:
+            yield str(error)
 
     @property
     def classes(self) -> int:
@@ -71,24 +75,22 @@ class Loss(Section):
     cosub: bool = False
     """Cosub (arXiv:2212.04884): two passes with their own stochastic depth, each also the other's teacher. bce only."""
 
-    @model_validator(mode="after")
-    def check(self) -> Self:
+    def problems(self) -> Iterator[str]:
         if self.name == "bce" and self.smoothing:
-            raise ValueError(
+            yield (
                 f"loss.smoothing={self.smoothing}: expected 0 with loss.name='bce', "
                 "whose binarised targets would all become 1"
             )
         if self.cosub and self.name != "bce":
-            raise ValueError(f"loss.cosub=true: expected loss.name='bce', got {self.name!r}")
-        return self
+            yield f"loss.cosub=true: expected loss.name='bce', got {self.name!r}"
 
 
 class Distill(Section):
     kind: Literal["none", "soft", "hard"] = "none"
     """hard: cross-entropy of the distillation head with the teacher's decision. soft: their divergence."""
-    teacher: str = "regnety_160"
+    teacher: Annotated[str, _DISTILLING] = "regnety_160"
     """The teacher, any model of timm; its weights are given where the run is started (--teacher)."""
-    alpha: Fraction = 0.5
+    alpha: Annotated[Fraction, _DISTILLING] = 0.5
     """Weight of the distillation loss; the rest is the labels'."""
-    tau: Positive = 1.0
+    tau: Annotated[Positive, When("kind", ("soft",))] = 1.0
     """Temperature of soft distillation."""

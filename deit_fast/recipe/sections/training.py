@@ -1,35 +1,9 @@
-"""The optimizer, the learning rate over time, and the run."""
+"""The learning rate over time, and the run."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Literal
 
-from pydantic import Field, model_validator
-
-from deit_fast.recipe.sections.base import Count, DecayRate, Fraction, NonNegative, Positive, Section, Seed
-
-
-class Optim(Section):
-    name: Literal["lamb", "adamw", "sgd"] = "lamb"
-    """lamb: the arithmetic of apex FusedLAMB. adamw, sgd: torch's; sgd with Nesterov momentum and coupled decay."""
-    lr: Positive
-    """Peak learning rate at run.global_batch; it is not rescaled."""
-    weight_decay: NonNegative = 0.05
-    """Decoupled weight decay; not on norms, biases, LayerScale, class token and position embedding."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Layer-wise decay: the learning rate shrinks by this factor per block from the head down; null is none."""
-    trainable: Literal["all", "attention"] = "all"
-    """attention: only attention, position embedding and head (Three things everyone should know about ViTs)."""
-    momentum: DecayRate = 0.9
-    """sgd only."""
-    split_qkv: bool = False
-    """lamb: a trust ratio each for query, key and value, as deit3-jax has, where the fused weight has one."""
-    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
-    """Decay rates of the first and second moment."""
-    eps: Positive = 1e-8
-    """Added to the root of the second moment."""
-    max_grad_norm: Positive | None = 1.0
-    """Clip of the global gradient norm; null is none. apex FusedLAMB always clips to 1."""
-    ema_decay: DecayRate | None = 0.99996
-    """Decay per step of the exponential moving average of the weights; null is none."""
+from deit_fast.recipe.sections.base import Count, Fraction, NonNegative, Positive, Section, Seed
 
 
 class Schedule(Section):
@@ -48,18 +22,14 @@ class Schedule(Section):
     reference_epoch_steps: bool = False
     """Step once per epoch, one epoch late, as facebookresearch/deit does, instead of every step."""
 
-    @model_validator(mode="after")
-    def check(self) -> Self:
+    def problems(self) -> Iterator[str]:
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs={self.warmup_epochs:g}: expected less than schedule.epochs={self.epochs:g}"
-            )
+            yield (f"schedule.warmup_epochs={self.warmup_epochs:g}: expected less than schedule.epochs={self.epochs:g}")
         if self.reference_epoch_steps and (self.update != "step" or self.warmup_prefix):
-            raise ValueError(
+            yield (
                 "schedule.reference_epoch_steps=true: expected schedule.update='step' and "
                 "schedule.warmup_prefix=false, because it is a curve of its own"
             )
-        return self
 
 
 class Run(Section):
@@ -83,10 +53,12 @@ class Run(Section):
     """torch.compile of the training step. auto: on GPUs, and where the compiler fails the run goes on without it."""
     cuda_graph: bool = False
     """Record the training step as CUDA graphs and replay them, for steps so short that the host holds the GPU up. One
-    process, run.accumulation=1 and LAMB; the memory of a step stays taken during evaluation."""
+    process, run.accumulation=1 and LAMB; the memory of a step stays taken during evaluation. Experimental: no GPU has
+    measured it yet."""
     compute_copy: bool = False
     """Compute with a bf16 copy of the matrices, which LAMB writes beside the fp32 weights, where autocast would round
-    them at every pass. LAMB and run.accumulation=1; several processes have to average gradients in bf16."""
+    them at every pass. LAMB and run.accumulation=1; several processes have to average gradients in bf16. Experimental:
+    no GPU has measured it yet."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """ddp: every process has all weights. fsdp: each has a share of them, of their moments and of their average, for
     models that are too large: FSDP2. The results are the same; a run may change between the two when it goes on."""
@@ -94,7 +66,8 @@ class Run(Section):
     """Type in which gradients are averaged over processes. bf16: half the traffic, rounded to 8 bits before the sum."""
     grad_checkpointing: bool | Literal["selective"] = False
     """Recompute each block's activations in the backward pass: less memory, about a third more time. selective: keep
-    the results of matrix products and attention and recompute what is cheap, as norms and GELU."""
+    the results of matrix products and attention and recompute what is cheap, as norms and GELU; experimental: no GPU
+    has measured it yet."""
     log_every: Count = 50
     """Steps between lines of metrics.jsonl."""
     eval_every: Count = 1
@@ -112,9 +85,11 @@ class Run(Section):
     """Memory per process for encoded training images: each that fits is read from its disk once. 0 is none."""
     hw_decoder_load: Literal["auto"] | Fraction = "auto"
     """Share of training's JPEGs that a GPU's decoding engines get; the others' pixels are rounded differently. auto:
-    found, with the number of CPU threads, by a short search at the first start on a machine. CPUs ignore it."""
+    found, with the number of CPU threads, by a short search at the first start on a machine; experimental: no GPU has
+    measured it yet. CPUs ignore it."""
     roi_decode: bool = False
-    """On GPUs decode no more than a view's window, unless a trial in a process of its own fails. CPUs always do."""
+    """On GPUs decode no more than a view's window, unless a trial in a process of its own fails. CPUs always do.
+    Experimental: no GPU has measured it yet."""
     profile: bool = False
     """Profile some steps after the warm-up: a trace and a one-page summary in the run folder's profile/."""
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from deit_fast.recipe.schema import Recipe, load_recipe_file
+from deit_fast.recipe.files import SUFFIXES, load_recipe_file
+from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import deit, deit3, deit3_jax, demo, mmpretrain, passl
 from deit_fast.runtime.errors import RecipeError, suggest
 
@@ -46,12 +47,12 @@ def list_recipes() -> list[str]:
 def get_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe `name` of the table, or of a .toml or .json file, with `section.key=value` words applied.
 
-    Raises RecipeError, one line, for an unknown name, an unreadable file or a bad override.
+    Raises RecipeError for an unknown name and an unreadable file, and with a line for each mistake in a file or word.
     """
     if name in RECIPES:
         recipe = RECIPES[name]
-    elif name.endswith((".toml", ".json")):
-        recipe = load_recipe_file(Path(name))
+    elif name.endswith(SUFFIXES):
+        recipe = load_recipe_file(Path(name), RECIPES)
     else:
         raise RecipeError(
             f"recipe {name!r}: expected a name that `deit-fast show` lists, or a .toml or .json file"

@@ -7,7 +7,19 @@ for 1000 epochs by a recipe that was not published, so it has no row.
 from typing import Literal
 
 from deit_fast.recipe.schema import Recipe
-from deit_fast.recipe.sections import Augment, Data, Distill, Loss, Mix, Model, Optim, Run, Schedule
+from deit_fast.recipe.sections import (
+    AdamWOptim,
+    Augment,
+    Data,
+    Distill,
+    Loss,
+    Mix,
+    Model,
+    Optim,
+    Run,
+    Schedule,
+    SGDOptim,
+)
 from deit_fast.recipe.table.notes import FACEBOOK
 
 _NAMES = {"tiny": "DeiT-Ti", "small": "DeiT-S", "base": "DeiT-B"}
@@ -64,8 +76,8 @@ def _pretrain(
         augment=Augment(crop="rrc", policy="rand_augment", color_jitter=0.0, erase=0.25),
         mix=Mix(mixup=0.8, cutmix=1.0, group=per_gpu),
         loss=Loss(name="cross_entropy", smoothing=0.1),
-        distill=Distill(kind=distillation, teacher="regnety_160", alpha=0.5, tau=1.0),
-        optim=Optim(name="adamw", lr=1e-3, weight_decay=0.05, max_grad_norm=None),
+        distill=Distill(kind=distillation),
+        optim=AdamWOptim(lr=1e-3, weight_decay=0.05, max_grad_norm=None),
         schedule=Schedule(epochs=300),
         run=Run(global_batch=gpus * per_gpu),
     )
@@ -118,7 +130,7 @@ def _cifar(size: int) -> Recipe:
         budget=_TRANSFER,
         size=size,
         per_gpu=96,
-        optim=Optim(name="sgd", lr=0.01, weight_decay=1e-4, max_grad_norm=None),
+        optim=SGDOptim(lr=0.01, weight_decay=1e-4, max_grad_norm=None),
         schedule=Schedule(epochs=1000),
         batch=768,
     )
@@ -141,7 +153,7 @@ ROWS = (
         budget="Budget of the source: 16 GPUs x 32 views.",
         size=384,
         per_gpu=32,
-        optim=Optim(name="adamw", lr=5e-6, weight_decay=1e-8, max_grad_norm=None),
+        optim=AdamWOptim(lr=5e-6, weight_decay=1e-8, max_grad_norm=None),
         schedule=Schedule(epochs=30, min_lr=5e-6),
         batch=512,
         num_classes=1000,
@@ -159,7 +171,7 @@ ROWS = (
         budget=_TRANSFER,
         size=224,
         per_gpu=96,
-        optim=Optim(name="adamw", lr=7.5e-5, weight_decay=0.05, max_grad_norm=None),
+        optim=AdamWOptim(lr=7.5e-5, weight_decay=0.05, max_grad_norm=None),
         schedule=Schedule(epochs=360),
         batch=768,
         drop_path=0.1,

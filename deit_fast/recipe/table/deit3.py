@@ -5,7 +5,7 @@ The results are those of its published logs, at the resolution trained at. No co
 """
 
 from deit_fast.recipe.schema import Recipe
-from deit_fast.recipe.sections import Augment, Data, Loss, Mix, Model, Optim, Run, Schedule
+from deit_fast.recipe.sections import AdamWOptim, Augment, Data, LambOptim, Loss, Mix, Model, Run, Schedule
 from deit_fast.recipe.table.notes import FACEBOOK
 
 _MODELS = {  # size: architecture, the reference's --model, name in the paper
@@ -54,7 +54,7 @@ def _pretrain_1k(
         augment=Augment(crop="rrc", policy="three_augment", color_jitter=0.3),
         mix=Mix(mixup=0.8, cutmix=1.0, group=per_gpu),
         loss=Loss(name="bce"),
-        optim=Optim(name="lamb", lr=lr, weight_decay=0.05),
+        optim=LambOptim(lr=lr, weight_decay=0.05),
         schedule=Schedule(epochs=800),
         run=Run(global_batch=gpus * per_gpu),
     )
@@ -82,7 +82,7 @@ def _finetune_1k(
         augment=Augment(crop="rrc", policy="rand_augment", color_jitter=0.0),
         mix=Mix(mixup=0.8, cutmix=1.0, group=per_gpu),
         loss=Loss(name="cross_entropy", smoothing=0.1),
-        optim=Optim(name="adamw", lr=1e-5, weight_decay=0.1, max_grad_norm=None),
+        optim=AdamWOptim(lr=1e-5, weight_decay=0.1, max_grad_norm=None),
         schedule=Schedule(epochs=20),
         run=Run(global_batch=gpus * per_gpu),
     )
@@ -108,7 +108,7 @@ def _pretrain_21k(
         augment=Augment(crop="src", policy="three_augment", color_jitter=0.3),
         mix=Mix(mixup=0.0, cutmix=1.0, group=per_gpu),
         loss=Loss(name="cross_entropy", smoothing=0.1),
-        optim=Optim(name="lamb", lr=1e-3, weight_decay=0.02),
+        optim=LambOptim(lr=1e-3, weight_decay=0.02),
         schedule=Schedule(epochs=epochs),
         run=Run(global_batch=gpus * per_gpu),
     )
@@ -129,7 +129,7 @@ def _finetune_21k(size: str, drop_path: float, gpus: int, per_gpu: int, start: s
         augment=Augment(crop="src", policy="three_augment", color_jitter=0.3),
         mix=Mix(mixup=0.0, cutmix=1.0, group=per_gpu),
         loss=Loss(name="cross_entropy", smoothing=0.1),
-        optim=Optim(name="lamb", lr=3e-4, weight_decay=0.02),
+        optim=LambOptim(lr=3e-4, weight_decay=0.02),
         schedule=Schedule(epochs=50),
         run=Run(global_batch=gpus * per_gpu),
     )
@@ -150,18 +150,16 @@ ROWS = (
     _SMALL_384,
     _finetune_1k("base", 384, 0.15, 16, 32, "deit3_base_1k_224_ft", 85.08),
     _finetune_1k("large", 384, 0.4, 32, 16, "deit3_large_1k_224_ft", 85.81),
-    _SMALL_384.model_copy(
-        update={
-            "name": "deit3_small_1k_384_ft_lamb",
-            "description": "ViT-S/16 at 384 px, finetuning on ImageNet-1k, older command\n"
-            "Source: facebookresearch/deit, README_revenge.md as first published: deit3_small_1k_384_ft with --opt "
-            "fusedlamb (which clips at 1) and --repeated-aug, before AdamW without repeats replaced them. No result "
-            "of this command was published.\nStart: deit3_small_1k_224. The rate stays at 1e-5 after the warmup. "
-            f"--color-jitter 0.3 does nothing beside RandAugment and is 0 here.\n{FACEBOOK}.\n"
-            "Budget of the source: 8 GPUs x 64 views.",
-            "data": Data(repeats=3),
-            "optim": Optim(name="lamb", lr=1e-5, weight_decay=0.1),
-        }
+    _SMALL_384.derive(
+        name="deit3_small_1k_384_ft_lamb",
+        description="ViT-S/16 at 384 px, finetuning on ImageNet-1k, older command\n"
+        "Source: facebookresearch/deit, README_revenge.md as first published: deit3_small_1k_384_ft with --opt "
+        "fusedlamb (which clips at 1) and --repeated-aug, before AdamW without repeats replaced them. No result "
+        "of this command was published.\nStart: deit3_small_1k_224. The rate stays at 1e-5 after the warmup. "
+        f"--color-jitter 0.3 does nothing beside RandAugment and is 0 here.\n{FACEBOOK}.\n"
+        "Budget of the source: 8 GPUs x 64 views.",
+        data={"repeats": 3},
+        optim={"name": "lamb", "max_grad_norm": 1.0},
     ),
     # size, px, epochs, drop path, GPUs, views per GPU, last top-1 of the log (issue #167)
     _pretrain_21k("small", 224, 240, 0.05, 16, 128, 54.1),

@@ -6,7 +6,7 @@ Each row is the base of its family plus the fields that differ. Results and time
 from typing import Any
 
 from deit_fast.recipe.schema import Recipe
-from deit_fast.recipe.sections import Augment, Data, Loss, Mix, Model, Optim, Run, Schedule
+from deit_fast.recipe.sections import AdamWOptim, Augment, Data, LambOptim, Loss, Mix, Model, Run, Schedule
 from deit_fast.recipe.table.notes import STOCHASTIC_DEPTH
 
 CHIPS = 32  # of its v4-64 pod slice: mixing draws once per chip and pass
@@ -40,20 +40,16 @@ def _row(
 ) -> Recipe:
     """`base` with its name, its description and, by section, the fields that differ."""
     architecture, paper_name, _ = _MODELS[size]
-    content = base.model_dump()
-    for section, fields in {**sections, "model": {**sections["model"], "name": architecture}}.items():
-        content[section] |= fields
-    passes = content["run"]["accumulation"]
-    content["mix"]["group"] = content["run"]["global_batch"] // passes // CHIPS
-    resolution = content["model"]["image_size"]
+    row = base.derive(**{**sections, "model": {**sections["model"], "name": architecture}})
+    passes, resolution = row.run.accumulation, row.model.image_size
+    group = row.run.global_batch // passes // CHIPS
     here = _HERE + (_REPEATS if base.data.repeats > 1 else "") + (_ERASING if base.augment.erase else "")
-    budget = f"Budget of the source: a v4-64 pod slice, {CHIPS} chips x {content['mix']['group']} views"
-    content["name"] = name
-    content["description"] = (
+    budget = f"Budget of the source: a v4-64 pod slice, {CHIPS} chips x {group} views"
+    description = (
         f"{paper_name} at {resolution} px, {title}\nSource: affjljoo3581/deit3-jax, config/{config}.sh.\n{notes}\n"
         f"{here}\n{budget}{f' x {passes} passes' if passes > 1 else ''}{f', {time}' if time else ''}."
     )
-    return Recipe.model_validate(content)
+    return row.derive(name=name, description=description, mix={"group": group})
 
 
 def _percent(top1: float | None) -> str:
@@ -72,7 +68,7 @@ _DEIT = Recipe(
     augment=Augment(crop="rrc", policy="rand_augment", color_jitter=0.0, erase=0.25),
     mix=Mix(mixup=0.8, cutmix=1.0),
     loss=Loss(name="cross_entropy", smoothing=0.1),
-    optim=Optim(name="adamw", lr=1e-3, weight_decay=0.05, max_grad_norm=None, ema_decay=None),
+    optim=AdamWOptim(lr=1e-3, weight_decay=0.05, max_grad_norm=None, ema_decay=None),
     schedule=Schedule.model_validate({"epochs": 300, **_SCHEDULE}),
     run=Run(global_batch=1024),
 )
@@ -83,7 +79,7 @@ _PRETRAIN_1K = Recipe(
     augment=Augment(crop="rrc", policy="three_augment", color_jitter=0.3),
     mix=Mix(mixup=0.8, cutmix=1.0),
     loss=Loss(name="bce"),
-    optim=Optim(name="lamb", lr=3e-3, split_qkv=True, max_grad_norm=1.0, ema_decay=None),
+    optim=LambOptim(lr=3e-3, split_qkv=True, max_grad_norm=1.0, ema_decay=None),
     schedule=Schedule.model_validate({"epochs": 800, **_SCHEDULE}),
     run=Run(global_batch=2048),
 )
@@ -93,7 +89,7 @@ _FINETUNE_1K = Recipe(
     augment=Augment(crop="rrc", policy="rand_augment", color_jitter=0.0),
     mix=Mix(mixup=0.8, cutmix=1.0),
     loss=Loss(name="cross_entropy", smoothing=0.1),
-    optim=Optim(name="adamw", lr=1e-5, weight_decay=0.1, max_grad_norm=None, ema_decay=None),
+    optim=AdamWOptim(lr=1e-5, weight_decay=0.1, max_grad_norm=None, ema_decay=None),
     schedule=Schedule.model_validate({"epochs": 20, **_SCHEDULE}),
     run=Run(global_batch=512),
 )
@@ -103,7 +99,7 @@ _PRETRAIN_21K = Recipe(
     augment=Augment(crop="src", policy="three_augment", color_jitter=0.3),
     mix=Mix(mixup=0.0, cutmix=1.0),
     loss=Loss(name="cross_entropy", smoothing=0.1),
-    optim=Optim(name="lamb", lr=3e-3, weight_decay=0.02, split_qkv=True, max_grad_norm=1.0, ema_decay=None),
+    optim=LambOptim(lr=3e-3, weight_decay=0.02, split_qkv=True, max_grad_norm=1.0, ema_decay=None),
     schedule=Schedule.model_validate({"epochs": 240, **_SCHEDULE}),
     run=Run(global_batch=2048),
 )
@@ -113,7 +109,7 @@ _FINETUNE_21K = Recipe(
     augment=Augment(crop="src", policy="three_augment", color_jitter=0.3),
     mix=Mix(mixup=0.0, cutmix=1.0),
     loss=Loss(name="cross_entropy", smoothing=0.1),
-    optim=Optim(name="lamb", lr=3e-4, weight_decay=0.02, split_qkv=True, max_grad_norm=1.0, ema_decay=None),
+    optim=LambOptim(lr=3e-4, weight_decay=0.02, split_qkv=True, max_grad_norm=1.0, ema_decay=None),
     schedule=Schedule.model_validate({"epochs": 50, **_SCHEDULE}),
     run=Run(global_batch=2048),
 )

@@ -4,7 +4,7 @@ Its distilled, 384 px and DeiT III configs are for inference only (their epochs 
 """
 
 from deit_fast.recipe.schema import Recipe
-from deit_fast.recipe.sections import Augment, Data, Loss, Mix, Model, Optim, Run, Schedule
+from deit_fast.recipe.sections import AdamWOptim, Augment, Data, Loss, Mix, Model, Run, Schedule
 from deit_fast.recipe.table.notes import STOCHASTIC_DEPTH
 
 _DESCRIPTION = """\
@@ -44,7 +44,7 @@ def _row(
         augment=Augment(crop="rrc", policy="rand_augment", color_jitter=0.0, erase=0.25),
         mix=Mix(mixup=0.8, cutmix=1.0, group=per_gpu),
         loss=Loss(name="cross_entropy", smoothing=0.1),
-        optim=Optim(name="adamw", lr=1e-3, weight_decay=0.05, max_grad_norm=5.0, ema_decay=ema_decay),
+        optim=AdamWOptim(lr=1e-3, weight_decay=0.05, max_grad_norm=5.0, ema_decay=ema_decay),
         schedule=Schedule(epochs=300, warmup_epochs=20, warmup_prefix=True, update="epoch_after_warmup"),
         run=Run(global_batch=gpus * per_gpu, precision="fp32"),
     )

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from deit_fast.recipe.schema import Recipe
-from deit_fast.recipe.sections import Augment, Data, Loss, Mix, Model, Optim, Run, Schedule
+from deit_fast.recipe.sections import AdamWOptim, Augment, Data, Loss, Mix, Model, Run, Schedule
 from deit_fast.recipe.table.notes import STOCHASTIC_DEPTH
 
 _DESCRIPTION = """\
@@ -48,7 +48,7 @@ def _row(
         augment=Augment(crop="rrc_linear", policy="rand_augment", color_jitter=0.0, erase=0.25),
         mix=Mix(mixup=0.8, cutmix=1.0, group=per_gpu),
         loss=Loss(name="cross_entropy", smoothing=0.1),
-        optim=Optim(name="adamw", lr=1e-3, weight_decay=0.05, max_grad_norm=None, ema_decay=None),
+        optim=AdamWOptim(lr=1e-3, weight_decay=0.05, max_grad_norm=None, ema_decay=None),
         schedule=Schedule(epochs=300, update="epoch"),
         run=Run(global_batch=gpus * per_gpu, accumulation=accumulation, seed=seed, precision=precision),
     )

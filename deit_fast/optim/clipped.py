@@ -1,0 +1,49 @@
+"""What an optimizer of torch's kind lacks here: clipping, skipped steps and the moving average, all on the device."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deit_fast.optim.base import AddUp, RecipeOptimizer, WeightAverage, global_norm
+
+
+class Clipped(RecipeOptimizer):
+    """Makes an optimizer, which comes after it among the bases, a RecipeOptimizer.
+
+    That optimizer's `step` has to leave parameters and state as they were where `self.found_inf` [] is 1, as torch's
+    fused kernels do. max_grad_norm=None is no clipping; add_up as Lamb's.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        max_grad_norm: float | None,
+        average: WeightAverage | None = None,
+        add_up: AddUp | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, **options)
+        self._add_up = add_up
+        self.max_grad_norm = max_grad_norm
+        self.average = average
+        self.grad_norm: Tensor = torch.zeros(())
+        self.skipped: Tensor = torch.zeros(())
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self.grad_norm = global_norm(grads, self._add_up)
+        # The fused kernels' own switch, meant for a GradScaler: 1 leaves parameters and state as they were.
+        self.found_inf = self.skipped = 1.0 - torch.isfinite(self.grad_norm).to(torch.float32)
+        if self.max_grad_norm is not None:
+            torch._foreach_mul_(grads, (self.max_grad_norm / self.grad_norm).nan_to_num(1.0).clamp(max=1.0))
+        super().step()
+        if self.average is not None:
+            self.average.update(self.average.weights, self.skipped)
+        return loss

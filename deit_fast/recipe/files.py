@@ -1,0 +1,60 @@
+"""Recipes in files: whole ones, and those that say their base and what differs."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deit_fast.recipe.schema import SECTIONS, Recipe, merge, parse_recipe
+from deit_fast.runtime.errors import RecipeError, brief, one_line, suggest
+
+SUFFIXES = (".toml", ".json")
+
+
+def load_recipe_file(path: Path, table: Mapping[str, Recipe], above: tuple[Path, ...] = ()) -> Recipe:
+    """A recipe from a .toml or .json file, such as the recipe.json of a run folder; "null" is TOML's missing null.
+
+    Its `base`, if it has one, names a recipe of the table, or a file relative to its own folder: it then needs no more
+    than what differs. above: the files whose bases lead here. Raises RecipeError, lines that name the file.
+    """
+    content = _read(path)
+    if "base" not in content:
+        return parse_recipe({"name": path.stem, **content}, source=str(path))
+    word = content.pop("base")
+    base = _load_base(path, word, table, (*above, path.resolve()))
+    differing = [f"{name}.{key}" for name in SECTIONS if isinstance(part := content.get(name), dict) for key in part]
+    description = f"As {word}" + (f" but for {', '.join(differing)}." if differing else ".")
+    content = {"name": path.stem, "description": description, **content}
+    return parse_recipe(merge(base.model_dump(mode="json"), content), source=str(path))
+
+
+def _load_base(path: Path, word: Any, table: Mapping[str, Recipe], above: tuple[Path, ...]) -> Recipe:
+    if isinstance(word, str) and word in table:
+        return table[word]
+    if not isinstance(word, str) or not word.endswith(SUFFIXES) or "\0" in word:
+        near = suggest(word, table) if isinstance(word, str) else ""
+        raise RecipeError(f"{path}: base={brief(repr(word))}: expected a name that `deit-fast show` lists, or a .toml "
+                          f"or .json file{near}")  # fmt: skip
+    file = path.parent / word
+    if file.resolve() in above:
+        raise RecipeError(f"{path}: base={brief(repr(word))}: expected a file that does not come back to itself")
+    return load_recipe_file(file, table, above)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = brief(one_line(error))
+        raise RecipeError(f"{path}: expected a readable .toml or .json recipe ({reason})") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected a table of sections, got {type(content).__name__}")
+    if path.suffix == ".toml":
+        return {key: _with_nulls(value) if isinstance(value, dict) else value for key, value in content.items()}
+    return content
+
+
+def _with_nulls(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if value == "null" else value for key, value in section.items()}

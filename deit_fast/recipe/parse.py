@@ -1,0 +1,120 @@
+"""Sections of a recipe from plain data: every mistake a line, and what becomes of a section's values when some change.
+
+Nothing here imports torch.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from deit_fast.recipe.sections import Section
+from deit_fast.runtime.errors import brief, one_line, suggest
+
+
+def parse_section(name: str, base: type[Section], content: Any) -> tuple[Section | None, list[str]]:
+    """The section `name` from plain data; or None and a line for each key with something wrong, once per key.
+
+    base: the section's class, or what the classes of its kinds have in common.
+    """
+    if not isinstance(content, dict):
+        return None, [f"{name}={brief(repr(content))}: expected a table of keys and values"]
+    kind = kind_of(base, content)
+    known = {key: value for key, value in content.items() if key in kind.keys_with(content)}
+    section, lines, wrong = None, list[str](), set[str]()
+    try:
+        section = kind.model_validate_json(json.dumps(known, default=str))
+    except ValidationError as error:
+        for each in error.errors():
+            key = str(each["loc"][0]) if each["loc"] else ""
+            if not key or key not in wrong:  # a union or a tuple has several to say about one value
+                lines += _explain(name, kind, each)
+            wrong.add(key)
+    refused = [_refuse(name, base, kind, key, content, wrong) for key in content if key not in known]
+    lines = [line for line in refused if line] + lines
+    return (None if lines else section), lines
+
+
+def kind_of(base: type[Section], content: Mapping[str, Any]) -> type[Section]:
+    """The class of a section with these values; `base` where its name is no kind's."""
+    name = content.get("name", base.model_fields["name"].default if base.kinds() else None)
+    return base.kinds().get(name, base) if isinstance(name, str) else base
+
+
+def all_fields(base: type[Section]) -> dict[str, FieldInfo]:
+    """The fields of a section, of all its kinds."""
+    return {key: field for kind in (*base.kinds().values(), base) for key, field in kind.model_fields.items()}
+
+
+def merge_section(base: type[Section], old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The values `old` of a section with `changes`.
+
+    A value stays where the kind of section that the changes make has its key and means the same by it, which is to say
+    that the key's type and default are the same. Keys in `changes` stay in any case, for `parse_section` to refuse.
+    """
+    merged = {**old, **changes}
+    before, after = kind_of(base, old), kind_of(base, merged)
+    live = after.keys_with(merged)
+    same = {key for key in live if key in before.model_fields and _means(before, key) == _means(after, key)}
+    return {**{key: value for key, value in old.items() if key in same}, **changes}
+
+
+def read_word(text: str, field: FieldInfo | None) -> Any:
+    """A typed value: JSON where it parses, a list for comma-separated JSON, else the word itself."""
+    if field is not None and field.annotation is str:
+        return text
+    for candidate in (text, f"[{text}]") if "," in text else (text,):
+        try:
+            return json.loads(candidate, parse_constant=str)
+        except (ValueError, RecursionError):  # no JSON, or numbers and nesting beyond what Python reads
+            continue
+    return text
+
+
+def unknown_key(key: str, name: str, choices: Iterable[str]) -> str:
+    """The line about a key that is not there; `name` is its last part."""
+    listed = list(choices)
+    return f"{brief(key)}: no such key; expected one of {', '.join(listed)}{suggest(name, listed)}"
+
+
+def _means(kind: type[Section], key: str) -> tuple[Any, Any]:
+    field = kind.model_fields[key]
+    return field.annotation, field.default
+
+
+def _refuse(
+    name: str, base: type[Section], kind: type[Section], key: str, content: dict[str, Any], wrong: set[str]
+) -> str | None:
+    """The line about a key that a section with this content lacks; None where that follows from another mistake."""
+    live = kind.keys_with(content)
+    if key in kind.model_fields:
+        mark = kind.condition_of(key, content)
+        assert mark is not None
+        cause, value = mark.key, content.get(mark.key, kind.model_fields[mark.key].default)
+    elif key in all_fields(base):
+        cause, value = "name", content.get("name", kind.model_fields["name"].default)
+    else:
+        return unknown_key(f"{name}.{key}", key, live)
+    if cause in wrong:
+        return None
+    return (
+        f"{name}.{key}={brief(repr(content[key]))}: no such key with {name}.{cause}={value!r}; "
+        f"expected one of {', '.join(live)}{suggest(key, live)}"
+    )
+
+
+def _explain(name: str, kind: type[Section], error: ErrorDetails) -> list[str]:
+    """One pydantic error as `key=value: expected ...`; several lines of a section's own rules."""
+    if error["type"] == "value_error":  # our own messages name their key already
+        return [brief(line, 1000) for line in str(error["ctx"]["error"]).splitlines()]
+    parts = [str(part) for part in error["loc"]]
+    # Behind the key pydantic names the members of a union; a position in a tuple is all that a reader can use.
+    key = ".".join([name, parts[0], *(part for part in parts[1:] if part.isdecimal())])
+    if error["type"] == "missing":
+        return [f"{key}: missing, and it has no default"]
+    expected = one_line(error["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    nullable = type(None) in get_args(kind.model_fields[parts[0]].annotation)
+    return [f"{key}={brief(repr(error['input']))}: expected {expected}{' or null' if nullable else ''}"]
