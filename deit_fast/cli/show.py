@@ -38,13 +38,15 @@ def recipe_as_text(recipe: Recipe, num_images: int | None = None) -> str:
     for name, fact in derive_facts(recipe, num_images).items():
         first, *others = fact.splitlines()
         lines += [*_wrap(first, f"  {name:{_FACT}}"), *(f"  {'':{_FACT}}{line}" for line in others)]
-    values = recipe.model_dump(mode="json")
-    for name, section in SECTIONS.items():
+    for name, base in SECTIONS.items():
         lines.append("")
-        for key, field in section.model_fields.items():
-            value = values[name][key]
+        section = getattr(recipe, name)
+        fields = type(section).model_fields
+        for key, value in section.model_dump(mode="json").items():
             word = f"{name}.{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
-            meaning = " ".join(str(field.description).split())
+            meaning = " ".join(str(fields[key].description).split())
+            if key == "name" and len(base.kinds()) > 1:
+                meaning += f" Others: {', '.join(kind for kind in base.kinds() if kind != value)}."
             lines += _wrap(meaning, f"{word:{_COMMENT}}  # ", f"{'':{_COMMENT}}  # ")
     return "\n".join(lines)
 

@@ -94,15 +94,18 @@ def _refuse(
         mark = kind.condition_of(key, content)
         assert mark is not None
         cause, value = mark.key, content.get(mark.key, kind.model_fields[mark.key].default)
+        owners: Iterable[Any] = () if mark.unless else mark.values
     elif key in all_fields(base):
         cause, value = "name", content.get("name", kind.model_fields["name"].default)
+        owners = [each for each, other in base.kinds().items() if key in other.model_fields]
     else:
         return unknown_key(f"{name}.{key}", key, live)
     if cause in wrong:
         return None
+    where = f" (it is of {name}.{cause}={' or '.join(map(repr, owners))})" if owners else suggest(key, live)
     return (
         f"{name}.{key}={brief(repr(content[key]))}: no such key with {name}.{cause}={value!r}; "
-        f"expected one of {', '.join(live)}{suggest(key, live)}"
+        f"expected one of {', '.join(live)}{where}"
     )
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from deit_fast.optim.base import BLOCK, inner_product
 from deit_fast.optim.build import build_optimizer, set_learning_rate
 from deit_fast.optim.lamb import Lamb
-from deit_fast.recipe.sections import Optim
+from deit_fast.recipe.sections import AdamWOptim, LambOptim, Optim, SGDOptim
 from tests.oracles.lamb import OracleLamb, assert_converges
 
 SHAPES = [(7,), (16, 7), (1, 5, 3), (3, 2, 4, 4), (), (1,), (129, 65)]
@@ -113,7 +113,7 @@ def test_split_qkv_is_three_tensors_to_the_oracle(split: bool) -> None:
         parts = np.split(weight, 3) if split and name == "attn.qkv.weight" else [weight]
         start += parts
         decays += [0.05 if name.endswith("weight") else 0.0] * len(parts)
-    optimizer = build_optimizer(Optim(lr=1e-2, split_qkv=split, ema_decay=0.5), model, ema)
+    optimizer = build_optimizer(LambOptim(lr=1e-2, split_qkv=split, ema_decay=0.5), model, ema)
     oracle = OracleLamb(start, decays, lr=1e-2)
     mean = np.concatenate([weight.ravel() for weight in oracle.params])
     for step in range(6):
@@ -147,15 +147,15 @@ def test_reports_the_norm_before_clipping() -> None:
     assert optimizer.skipped.item() == 0
 
 
-@pytest.mark.parametrize("name", ["lamb", "adamw", "sgd"])
+@pytest.mark.parametrize("kind", [LambOptim, AdamWOptim, SGDOptim])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_non_finite_gradient_changes_nothing(name: str, bad: float) -> None:
+def test_a_non_finite_gradient_changes_nothing(kind: type[Optim], bad: float) -> None:
     """Parameters, moments and step count: training continues as if the step had not been."""
 
     def run(poison: bool) -> list[torch.Tensor]:
         torch.manual_seed(0)
         model = nn.Linear(5, 3)
-        optimizer = build_optimizer(Optim(name=name, lr=1e-2, weight_decay=0.1), model)
+        optimizer = build_optimizer(kind(lr=1e-2, weight_decay=0.1), model)
         for step in range(4):
             if poison and step in (0, 2):
                 for param in model.parameters():
@@ -208,8 +208,8 @@ def test_converges_on_a_regression() -> None:
 
 def test_learning_rate_is_a_tensor_that_can_be_set() -> None:
     model = nn.Linear(3, 2)
-    for name in ("lamb", "adamw", "sgd"):
-        optimizer = build_optimizer(Optim(name=name, lr=1e-2), model)
+    for kind in (LambOptim, AdamWOptim, SGDOptim):
+        optimizer = build_optimizer(kind(lr=1e-2), model)
         set_learning_rate(optimizer, 0.0)
         before = [p.detach().clone() for p in model.parameters()]
         for param in model.parameters():

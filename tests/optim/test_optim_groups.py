@@ -1,6 +1,7 @@
 """What is trained, what decays, how fast each depth learns: against typed-in names, timm and plain arithmetic."""
 
 import copy
+from typing import Any
 
 import pytest
 import timm
@@ -10,7 +11,7 @@ from torch import nn
 
 from deit_fast.infer.create import create_model
 from deit_fast.optim.build import build_optimizer, freeze, parameter_groups, set_learning_rate
-from deit_fast.recipe.sections import Optim
+from deit_fast.recipe.sections import AdamWOptim, LambOptim, Optim, SGDOptim
 
 BLOCK = {  # name: whether it decays, facebookresearch/deit through timm 0.3.2's add_weight_decay
     "norm1.weight": False, "norm1.bias": False, "attn.qkv.weight": True, "attn.qkv.bias": False,
@@ -84,12 +85,12 @@ def test_layers_are_timms(name: str, layer_decay: float) -> None:
     assert set(scales) == {name for name, _ in model.named_parameters()}
 
 
-@pytest.mark.parametrize("name", ["lamb", "adamw", "sgd"])
-def test_a_step_of_each_depth_is_as_long_as_its_scale(name: str) -> None:
+@pytest.mark.parametrize("kind", [LambOptim, AdamWOptim, SGDOptim])
+def test_a_step_of_each_depth_is_as_long_as_its_scale(kind: type[Optim]) -> None:
     models = nano(), nano()
     start = [p.detach().clone() for p in models[0].parameters()]
     for model, layer_decay in zip(models, (None, 0.5), strict=True):
-        section = Optim(name=name, lr=1e-2, layer_decay=layer_decay)
+        section = kind(lr=1e-2, layer_decay=layer_decay)
         optimizer = build_optimizer(section, model)
         set_learning_rate(optimizer, 3e-2)
         give_gradients(model, 0)
@@ -103,7 +104,7 @@ def test_a_step_of_each_depth_is_as_long_as_its_scale(name: str) -> None:
 
 def test_a_checkpoint_keeps_each_depths_rate() -> None:
     model = nano()
-    section = Optim(lr=1e-2, layer_decay=0.5)
+    section = LambOptim(lr=1e-2, layer_decay=0.5)
     optimizer, other = build_optimizer(section, model), build_optimizer(section, nano())
     give_gradients(model, 0)
     optimizer.step()
@@ -119,21 +120,21 @@ TRAINED = {"attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bi
 def test_attention_only_trains_what_the_reference_does() -> None:
     expected = {f"blocks.{i}.{name}" for i in range(4) for name in TRAINED} | {"pos_embed", "head.weight", "head.bias"}
     model = nano()
-    freeze(model, Optim(lr=1.0))
+    freeze(model, LambOptim(lr=1.0))
     assert all(param.requires_grad for param in model.parameters())
-    freeze(model, Optim(lr=1.0, trainable="attention"))
+    freeze(model, LambOptim(lr=1.0, trainable="attention"))
     assert {name for name, param in model.named_parameters() if param.requires_grad} == expected
     distilled = on_meta("deit_tiny_distilled_patch16_224")
-    freeze(distilled, Optim(lr=1.0, trainable="attention"))
+    freeze(distilled, LambOptim(lr=1.0, trainable="attention"))
     assert not any(param.requires_grad for name, param in distilled.named_parameters() if "dist" in name)
 
 
-@pytest.mark.parametrize("name", ["lamb", "adamw", "sgd"])
-def test_frozen_weights_and_their_averages_stay(name: str) -> None:
+@pytest.mark.parametrize("kind", [LambOptim, AdamWOptim, SGDOptim])
+def test_frozen_weights_and_their_averages_stay(kind: type[Optim]) -> None:
     model = nano()
     ema = copy.deepcopy(model).requires_grad_(False)
     start = copy.deepcopy(model.state_dict())
-    section = Optim(name=name, lr=1e-2, trainable="attention", ema_decay=0.5, layer_decay=0.9)
+    section = kind(lr=1e-2, trainable="attention", ema_decay=0.5, layer_decay=0.9)
     optimizer = build_optimizer(section, model, ema)
     for _ in range(2):
         model(torch.randn(2, 3, 16, 16)).square().mean().backward()
@@ -146,10 +147,12 @@ def test_frozen_weights_and_their_averages_stay(name: str) -> None:
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0, 1e4])
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_equals_torchs_optimizer_after_clipping(name: str, max_grad_norm: float | None) -> None:
+@pytest.mark.parametrize(("kind", "own"), [(AdamWOptim, {"betas": (0.8, 0.99)}), (SGDOptim, {"momentum": 0.8})])
+def test_equals_torchs_optimizer_after_clipping(
+    kind: type[Optim], own: dict[str, Any], max_grad_norm: float | None
+) -> None:
     ours, theirs = nano(), nano()
-    section = Optim(name=name, lr=1e-2, weight_decay=0.1, momentum=0.8, betas=(0.8, 0.99), max_grad_norm=max_grad_norm)
+    section = kind.model_validate({"lr": 1e-2, "weight_decay": 0.1, "max_grad_norm": max_grad_norm, **own})
     optimizer = build_optimizer(section, ours)
     decays = by_name(theirs, parameter_groups(theirs, 0.1), "weight_decay")
     groups = [
@@ -157,7 +160,7 @@ def test_equals_torchs_optimizer_after_clipping(name: str, max_grad_norm: float 
         for decay in (0.0, 0.1)
     ]
     reference: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.8, 0.99), eps=1e-8, foreach=False)
-    if name == "sgd":
+    if kind is SGDOptim:
         reference = torch.optim.SGD(groups, lr=1e-2, momentum=0.8, nesterov=True, foreach=False)
     for step in range(5):
         give_gradients(ours, step, 0.1)
@@ -173,7 +176,7 @@ def test_equals_torchs_optimizer_after_clipping(name: str, max_grad_norm: float 
 def test_sgd_without_momentum() -> None:
     model = nn.Linear(3, 2)
     start = model.weight.detach().clone()
-    optimizer = build_optimizer(Optim(name="sgd", lr=0.5, weight_decay=0.1, momentum=0.0, max_grad_norm=None), model)
+    optimizer = build_optimizer(SGDOptim(lr=0.5, weight_decay=0.1, momentum=0.0, max_grad_norm=None), model)
     give_gradients(model, 0)
     optimizer.step()
     assert model.weight.grad is not None

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deit_fast.infer.evaluate import evaluate_checkpoint
-from deit_fast.recipe.schema import load_recipe_file
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import DataError, RecipeError, RunError
 from deit_fast.runtime.metrics_log import read_metrics
@@ -56,7 +55,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
         "recipe.json", "metrics.jsonl", "result.json", "samples.png", "curves.png",
         "checkpoints/last.pt", "checkpoints/last.safetensors", "checkpoints/best.pt", "checkpoints/best.safetensors",
     } <= files  # fmt: skip
-    assert load_recipe_file(finished / "recipe.json") == get_recipe("demo_pretrain", WORDS)
+    assert get_recipe(str(finished / "recipe.json")) == get_recipe("demo_pretrain", WORDS)
 
     records = read_metrics(finished / "metrics.jsonl")
     assert [r["step"] for r in records if r["kind"] == "eval"] == [12, STEPS]

@@ -40,7 +40,7 @@ class Augment(Section):
     crop: Literal["rrc", "src", "rrc_linear", "pad", "center"] = "rrc"
     """rrc: RandomResizedCrop. src: Simple Random Crop (resize the shorter side, 4 px reflect padding, random crop).
     rrc_linear: PASSL's, whose aspect ratio is uniform and whose area always fits. pad: as src with black padding, for
-    images of 32 px and less. center: as in evaluation."""
+    images of 32 px and less. center: as in evaluation. scale and ratio are of rrc and rrc_linear."""
     interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
     """Of the resize, with antialiasing. random: one of the two per view. The policies' own rotations stay bicubic."""
     scale: Annotated[tuple[Positive, Positive], _RESIZED_CROP] = (0.08, 1.0)
@@ -51,7 +51,7 @@ class Augment(Section):
     """Probability of the horizontal flip."""
     policy: Literal["three_augment", "rand_augment", "auto_augment", "none"] = "three_augment"
     """three_augment: one of greyscale, solarise, blur. rand_augment: timm's rand-mM-mstdS-inc1. auto_augment: the
-    ImageNet policy of AutoAugment, timm's "original"."""
+    ImageNet policy of AutoAugment, timm's "original". What begins with rand_ is of rand_augment."""
     color_jitter: Fraction = 0.3
     """Brightness, contrast and saturation factors are drawn from [1 - x, 1 + x], applied in random order."""
     rand_ops: Annotated[Count, _RAND] = 2
@@ -61,7 +61,7 @@ class Augment(Section):
     rand_std: Annotated[NonNegative, _RAND] = 0.5
     """RandAugment: standard deviation of the magnitude."""
     erase: Fraction = 0.0
-    """Random erasing: probability per view, on normalised pixels."""
+    """Random erasing: probability per view, on normalised pixels; above 0 there are erase_mode and erase_count."""
     erase_mode: Annotated[Literal["pixel", "rand", "const"], _ERASING] = "pixel"
     """What a box is filled with. pixel: normal noise per value. rand: one normal colour. const: zeros, the mean."""
     erase_count: Annotated[Count, _ERASING] = 1

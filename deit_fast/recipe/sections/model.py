@@ -87,7 +87,8 @@ class Loss(Section):
 
 class Distill(Section):
     kind: Literal["none", "soft", "hard"] = "none"
-    """hard: cross-entropy of the distillation head with the teacher's decision. soft: their divergence."""
+    """hard: cross-entropy of the distillation head with the teacher's decision. soft: their divergence. Both have
+    teacher and alpha, soft has tau."""
     teacher: Annotated[str, _DISTILLING] = "regnety_160"
     """The teacher, any model of timm; its weights are given where the run is started (--teacher)."""
     alpha: Annotated[Fraction, _DISTILLING] = 0.5
