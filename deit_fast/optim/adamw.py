@@ -10,6 +10,9 @@ from deit_fast.recipe.sections import AdamWOptim
 class AdamW(Clipped, torch.optim.AdamW):
     """torch's AdamW with what a run asks of an optimizer."""
 
+    def move(self) -> None:
+        torch.optim.AdamW.step(self)
+
 
 def build(section: AdamWOptim, setup: Setup) -> AdamW:
     """The optimizer of a recipe with optim.name='adamw'."""

@@ -1,5 +1,6 @@
 """What an optimizer of torch's kind lacks here: clipping, skipped steps and the moving average, all on the device."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,11 +10,11 @@ from torch import Tensor
 from deit_fast.optim.base import AddUp, RecipeOptimizer, WeightAverage, global_norm
 
 
-class Clipped(RecipeOptimizer):
-    """Makes an optimizer, which comes after it among the bases, a RecipeOptimizer.
+class Clipped(RecipeOptimizer, ABC):
+    """A RecipeOptimizer of which only `move` is to be written, or taken over from the optimizer of torch that comes
+    after it among the bases.
 
-    That optimizer's `step` has to leave parameters and state as they were where `self.found_inf` [] is 1, as torch's
-    fused kernels do. max_grad_norm=None is no clipping; add_up as Lamb's.
+    max_grad_norm=None is no clipping; add_up as Lamb's. All else is that optimizer's, or torch.optim.Optimizer's.
     """
 
     def __init__(
@@ -43,7 +44,12 @@ class Clipped(RecipeOptimizer):
         self.found_inf = self.skipped = 1.0 - torch.isfinite(self.grad_norm).to(torch.float32)
         if self.max_grad_norm is not None:
             torch._foreach_mul_(grads, (self.max_grad_norm / self.grad_norm).nan_to_num(1.0).clamp(max=1.0))
-        super().step()
+        self.move()
         if self.average is not None:
             self.average.update(self.average.weights, self.skipped)
         return loss
+
+    @abstractmethod
+    def move(self) -> None:
+        """Moves parameters and state by their gradients, which are clipped; leaves both as they were where
+        `self.skipped` [] is 1. Gradients may be non-finite then. The host must not wait for the device."""

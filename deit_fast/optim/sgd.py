@@ -21,6 +21,9 @@ class SGD(Clipped, torch.optim.SGD):
             for param in group["params"] if group["momentum"] else ():
                 self.state[param]["momentum_buffer"] = torch.zeros_like(param)
 
+    def move(self) -> None:
+        torch.optim.SGD.step(self)
+
 
 def build(section: SGDOptim, setup: Setup) -> SGD:
     """The optimizer of a recipe with optim.name='sgd'."""

@@ -113,6 +113,8 @@ def _explain(name: str, kind: type[Section], error: ErrorDetails) -> list[str]:
     """One pydantic error as `key=value: expected ...`; several lines of a section's own rules."""
     if error["type"] == "value_error":  # our own messages name their key already
         return [brief(line, 1000) for line in str(error["ctx"]["error"]).splitlines()]
+    if not error["loc"]:
+        return [f"{name}: expected values that JSON can hold ({brief(one_line(error['msg']))})"]
     parts = [str(part) for part in error["loc"]]
     # Behind the key pydantic names the members of a union; a position in a tuple is all that a reader can use.
     key = ".".join([name, parts[0], *(part for part in parts[1:] if part.isdecimal())])

@@ -101,6 +101,11 @@ def test_rules_read_their_parameters_only() -> None:
     assert len({rule.__name__ for rule in RULES}) == len(RULES)
 
 
+def test_half_a_character_is_refused() -> None:
+    (line,) = lines_of('optim.trainable="\\ud800"')
+    assert line.startswith("optim: expected values that JSON can hold (Invalid JSON: ")
+
+
 def test_names_are_texts() -> None:
     content = get_recipe("demo_pretrain").model_dump(mode="json")
     with pytest.raises(RecipeError, match="name=None: expected a text"):
