@@ -1,5 +1,6 @@
 """What the optimizers share: what a run asks of each, the weights' moving average, and passes over all tensors."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ AddUp = Callable[[Tensor], Tensor]
 BLOCK = 8192  # longer products a BLAS may share out over threads of its own, beside torch's
 
 
-class RecipeOptimizer(torch.optim.Optimizer):
+class RecipeOptimizer(torch.optim.Optimizer, ABC):
     """A torch optimizer that clips, skips steps and moves the average by itself, without the host waiting for a device.
 
     The global norm of all gradients is clipped to max_grad_norm. After `step`, `grad_norm` [] holds the norm before
@@ -25,8 +26,24 @@ class RecipeOptimizer(torch.optim.Optimizer):
     gradients. The learning rate of each group is a tensor [] that may change between steps.
     """
 
-    grad_norm: Tensor
-    skipped: Tensor
+    def __init__(self, *params: Any, **options: Any) -> None:
+        super().__init__(*params, **options)
+        self.grad_norm: Tensor = torch.zeros(())
+        self.skipped: Tensor = torch.zeros(())
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step, after `closure` where there is one, whose loss is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.update()
+        return loss
+
+    @abstractmethod
+    def update(self) -> None:
+        """The step itself."""
 
 
 @dataclass(frozen=True)

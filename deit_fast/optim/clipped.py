@@ -1,16 +1,15 @@
 """What an optimizer of torch's kind lacks here: clipping, skipped steps and the moving average, all on the device."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from deit_fast.optim.base import AddUp, RecipeOptimizer, WeightAverage, global_norm
 
 
-class Clipped(RecipeOptimizer, ABC):
+class Clipped(RecipeOptimizer):
     """A RecipeOptimizer of which only `move` is to be written, or taken over from the optimizer of torch that comes
     after it among the bases.
 
@@ -29,15 +28,8 @@ class Clipped(RecipeOptimizer, ABC):
         self._add_up = add_up
         self.max_grad_norm = max_grad_norm
         self.average = average
-        self.grad_norm: Tensor = torch.zeros(())
-        self.skipped: Tensor = torch.zeros(())
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def update(self) -> None:
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         self.grad_norm = global_norm(grads, self._add_up)
         # The fused kernels' own switch, meant for a GradScaler: 1 leaves parameters and state as they were.
@@ -47,7 +39,6 @@ class Clipped(RecipeOptimizer, ABC):
         self.move()
         if self.average is not None:
             self.average.update(self.average.weights, self.skipped)
-        return loss
 
     @abstractmethod
     def move(self) -> None:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -164,8 +164,6 @@ class Lamb(RecipeOptimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.max_grad_norm, self.average, self._add_up = max_grad_norm, average, add_up
         self._splits, self._copies = splits, copies
-        self.grad_norm: Tensor = torch.zeros(())
-        self.skipped: Tensor = torch.zeros(())
         self._scratch = torch.empty(0)
         first = self.param_groups[0]["params"][0]
         if fused is None:
@@ -176,16 +174,11 @@ class Lamb(RecipeOptimizer):
 
             self._kernels = LambKernels(first.device)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Updates every parameter that has a gradient. Raises ValueError for parameters that are not dense fp32."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def update(self) -> None:
+        """Moves every parameter that has a gradient. Raises ValueError for parameters that are not dense fp32."""
         groups = [tensors for group in self.param_groups if (tensors := self._collect(group)).params]
         if not groups:
-            return loss
+            return
         if self._kernels is not None:
             decay = 0.0 if self.average is None else self.average.decay
             self.grad_norm, self.skipped = self._kernels.step(groups, self.max_grad_norm, decay, self._add_up)
@@ -197,7 +190,6 @@ class Lamb(RecipeOptimizer):
             fused = [] if self._kernels is None else self.param_groups
             done = {p for group in fused for p in self._active(group)}
             self.average.update([w for w in self.average.weights if w not in done], self.skipped)
-        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of parameters and copies."""

@@ -27,10 +27,17 @@ from tests.training.test_train import environment
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
+COMMON = ["run.parallel=fsdp", "run.compile=off", "loss.name=bce", "optim.ema_decay=0.9"]
 # A larger eps: rounding flips no tiny gradient's sign.
-COMMON = ["run.parallel=fsdp", "run.compile=off", "loss.name=bce", "optim.eps=1e-3", "optim.ema_decay=0.9"]
-ADAMW = [*COMMON, "optim.name=adamw"]
-LAMB = [*COMMON, "optim.name=lamb", "optim.split_qkv=true", "optim.max_grad_norm=0.1", "model.layer_scale=0.5"]
+ADAMW = [*COMMON, "optim.name=adamw", "optim.eps=1e-3"]
+LAMB = [
+    *COMMON,
+    "optim.name=lamb",
+    "optim.eps=1e-3",
+    "optim.split_qkv=true",
+    "optim.max_grad_norm=0.1",
+    "model.layer_scale=0.5",
+]
 KINDS = {
     "adamw": [*ADAMW, "optim.max_grad_norm=0.1"],
     "sgd": [*COMMON, "optim.name=sgd"],
