@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="train a recipe; run again in the same folder, it resumes",
         epilog="Example: deit-fast train deit3_small_1k_224 --data /imagenet --out runs/small schedule.epochs=400",
     )
-    train.add_argument("recipe", help="name in the recipe table, or a .toml or .json file, which may say its base")
+    train.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
     train.add_argument("--data", required=True, help="image folder, or tar shards such as train-{0000..0009}.tar")
     train.add_argument("--val", help="validation data; default: the val split beside the training split")
     train.add_argument("--out", required=True, help="run folder, which may be in an object store")
@@ -89,9 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="list the recipes, or print one: where it is from, what it amounts to, every value",
         epilog="Example: deit-fast show deit3_base_1k_192 optim.lr=1e-3 --json > mine.json",
     )
-    show.add_argument(
-        "recipe", nargs="?", help="name in the recipe table, or a .toml or .json file, which may say its base"
-    )
+    show.add_argument("recipe", nargs="?", help="name in the recipe table, or a .toml or .json file")
     show.add_argument("--json", action="store_true", help="as JSON, which deit-fast train also takes")
     show.add_argument(
         "--images", type=_positive, metavar="N", help="training images to count steps for; default: the named data's"
@@ -126,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a picture of what a recipe's augmentation does",
         epilog="Example: deit-fast data preview deit3_small_1k_224 --data /imagenet --out views.png",
     )
-    preview.add_argument("recipe", help="name in the recipe table, or a .toml or .json file, which may say its base")
+    preview.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
     preview.add_argument("--data", required=True, help="image folder or tar shards")
     preview.add_argument("--out", required=True, type=_path, metavar="FILE.png")
     preview.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
