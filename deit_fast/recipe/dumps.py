@@ -19,13 +19,13 @@ _OLD = {
 }  # fmt: skip
 
 
-def is_old_dump(content: dict[str, Any]) -> bool:
-    """Whether these sections hold the fields of all their kinds."""
-    return all(isinstance(content.get(name), dict) and keys <= content[name].keys() for name, keys in _OLD.items())
-
-
 def drop_unread(content: dict[str, Any], sections: dict[str, type[Section]]) -> dict[str, Any]:
-    """An old dump without the fields that its kinds of section do not have; keys of no kind stay, to be refused."""
+    """An old dump without the fields that its kinds of section do not have; keys of no kind stay, to be refused.
+
+    What is no old dump is returned as it is.
+    """
+    if not all(isinstance(content.get(name), dict) and keys <= content[name].keys() for name, keys in _OLD.items()):
+        return content
     kept = dict(content)
     for name in _OLD:
         base, values = sections[name], content[name]

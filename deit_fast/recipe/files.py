@@ -6,27 +6,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deit_fast.recipe.dumps import drop_unread
 from deit_fast.recipe.schema import SECTIONS, Recipe, merge, parse_recipe
 from deit_fast.runtime.errors import RecipeError, brief, one_line, suggest
 
 SUFFIXES = (".toml", ".json")
 
 
-def load_recipe_file(path: Path, table: Mapping[str, Recipe], above: tuple[Path, ...] = ()) -> Recipe:
-    """A recipe from a .toml or .json file, such as the recipe.json of a run folder; "null" is TOML's missing null.
+def read_recipe_file(path: Path, table: Mapping[str, Recipe], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The content of a .toml or .json file, such as the recipe.json of a run folder; "null" is TOML's missing null.
 
     Its `base`, if it has one, names a recipe of the table, or a file relative to its own folder: it then needs no more
-    than what differs. above: the files whose bases lead here. Raises RecipeError, lines that name the file.
+    than what differs. above: the files whose bases lead here. Raises RecipeError for a file that cannot be read, and
+    for a base that is no recipe.
     """
-    content = _read(path)
+    content = drop_unread(_read(path), SECTIONS)
     if "base" not in content:
-        return parse_recipe({"name": path.stem, **content}, source=str(path))
+        return {"name": path.stem, **content}
     word = content.pop("base")
     base = _load_base(path, word, table, (*above, path.resolve()))
     differing = [f"{name}.{key}" for name in SECTIONS if isinstance(part := content.get(name), dict) for key in part]
     description = f"As {word}" + (f" but for {', '.join(differing)}." if differing else ".")
-    content = {"name": path.stem, "description": description, **content}
-    return parse_recipe(merge(base.model_dump(mode="json"), content), source=str(path))
+    return merge(base.model_dump(mode="json"), {"name": path.stem, "description": description, **content})
 
 
 def _load_base(path: Path, word: Any, table: Mapping[str, Recipe], above: tuple[Path, ...]) -> Recipe:
@@ -39,7 +40,7 @@ def _load_base(path: Path, word: Any, table: Mapping[str, Recipe], above: tuple[
     file = path.parent / word
     if file.resolve() in above:
         raise RecipeError(f"{path}: base={brief(repr(word))}: expected a file that does not come back to itself")
-    return load_recipe_file(file, table, above)
+    return parse_recipe(read_recipe_file(file, table, above), source=str(file))
 
 
 def _read(path: Path) -> dict[str, Any]:

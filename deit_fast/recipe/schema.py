@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import SerializeAsAny
 
-from deit_fast.recipe.dumps import drop_unread, is_old_dump
+from deit_fast.recipe.dumps import drop_unread
 from deit_fast.recipe.parse import all_fields, merge_section, parse_section, read_word, unknown_key
 from deit_fast.recipe.rules import broken_rules
 from deit_fast.recipe.sections import Augment, Data, Distill, Loss, Mix, Model, Optim, Run, Schedule, Section
@@ -70,20 +70,7 @@ class Recipe(Section):
         the words is of no importance. Raises RecipeError with a line for each unknown key, each wrong type or choice
         and each combination that cannot work.
         """
-        changes: dict[str, dict[str, Any]] = {}
-        lines = []
-        for word in words:
-            path, equals, text = word.partition("=")
-            section, dot, key = path.partition(".")
-            if not (equals and dot and key):
-                lines.append(f"{brief(repr(word))}: expected section.key=value, for example optim.lr=1e-3")
-            elif section not in SECTIONS:
-                expected = f"expected one of {', '.join(SECTIONS)}{suggest(section, SECTIONS)}"
-                lines.append(f"{brief(section)}: no such section; {expected}")
-            else:
-                field = all_fields(SECTIONS[section]).get(key)  # an unknown key is refused with the rest
-                changes.setdefault(section, {})[key] = read_word(text, field)
-        return parse_recipe(merge(self.model_dump(mode="json"), changes), mistakes=lines)
+        return parse_with_words(self.model_dump(mode="json"), words)
 
     def derive(self, **changes: "str | Section | dict[str, Any]") -> "Recipe":
         """A copy that differs by name, by description, or by section: in the fields of a dict, or as a whole.
@@ -107,23 +94,48 @@ def merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A recipe's content with changes: its name, its description, and by section the values that differ."""
     merged = {**content, **changes}
     for name, section in SECTIONS.items():
-        if isinstance(new := changes.get(name), dict):
-            merged[name] = merge_section(section, content[name], new)
+        old, new = content.get(name, {}), changes.get(name)
+        if isinstance(new, dict):
+            merged[name] = merge_section(section, old, new) if isinstance(old, dict) else old
     return merged
 
 
-def parse_recipe(content: dict[str, Any], source: str = "", mistakes: Iterable[str] = ()) -> Recipe:
-    """A Recipe from plain data. Raises RecipeError with a line for everything that is wrong; `source` names the file,
-    if any, and `mistakes` are the lines that are known already.
+def parse_with_words(content: dict[str, Any], words: Iterable[str], source: str = "") -> Recipe:
+    """A Recipe from plain data with `section.key=value` words applied, as `Recipe.override` describes.
 
-    Rules over several sections are held only where these sections are right by themselves.
+    Raises RecipeError with a line for everything that is wrong, in the data of the file `source` and in the words.
+    """
+    changes: dict[str, dict[str, Any]] = {}
+    lines = []
+    for word in words:
+        path, equals, text = word.partition("=")
+        section, dot, key = path.partition(".")
+        if not (equals and dot and key):
+            lines.append(f"{brief(repr(word))}: expected section.key=value, for example optim.lr=1e-3")
+        elif section not in SECTIONS:
+            expected = f"expected one of {', '.join(SECTIONS)}{suggest(section, SECTIONS)}"
+            lines.append(f"{brief(section)}: no such section; {expected}")
+        else:
+            field = all_fields(SECTIONS[section]).get(key)  # an unknown key is refused with the rest
+            changes.setdefault(section, {})[key] = read_word(text, field)
+    typed = [f"{brief(section)}.{brief(key)}" for section, values in changes.items() for key in values]
+    return parse_recipe(merge(content, changes), source, lines, typed)
+
+
+def parse_recipe(
+    content: dict[str, Any], source: str = "", mistakes: Iterable[str] = (), typed: Iterable[str] = ()
+) -> Recipe:
+    """A Recipe from plain data. Raises RecipeError with a line for everything that is wrong.
+
+    source: the file, if any, which each line names but those about the keys in `typed`, that came as words. mistakes:
+    lines that are known already. Rules over several sections are held only where these sections are right by
+    themselves.
     """
     fields = Recipe.model_fields
-    lines = [*mistakes, *(unknown_key(key, key, fields) for key in content if key not in fields)]
+    lines = [unknown_key(key, key, fields) for key in content if key not in fields]
     texts = {"name": content.get("name"), "description": content.get("description", "")}
     lines += [f"{key}={brief(repr(text))}: expected a text" for key, text in texts.items() if not isinstance(text, str)]
-    if is_old_dump(content):
-        content = drop_unread(content, SECTIONS)
+    content = drop_unread(content, SECTIONS)
     sections: dict[str, Section] = {}
     for name, base in SECTIONS.items():
         if name in content:
@@ -136,8 +148,11 @@ def parse_recipe(content: dict[str, Any], source: str = "", mistakes: Iterable[s
         if section is not None:
             sections[name] = section
     lines += broken_rules(sections)
-    if lines:
-        raise RecipeError("\n".join(f"{source}: {line}" if source else line for line in lines))
+    if source:
+        words = tuple(f"{key}{end}" for key in typed for end in "=:.")
+        lines = [line if line.startswith(words) else f"{source}: {line}" for line in lines]
+    if lines := [*mistakes, *lines]:
+        raise RecipeError("\n".join(lines))
     return Recipe.model_validate({**texts, **sections})
 
 

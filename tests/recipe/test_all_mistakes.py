@@ -81,6 +81,20 @@ def test_a_files_lines_all_name_it(tmp_path: Path) -> None:
         assert line.startswith(start)
 
 
+def test_a_file_and_words_are_told_together(tmp_path: Path) -> None:
+    """A word's line does not name the file, and a word may give what the file lacks, or mend it."""
+    path = tmp_path / "mine.toml"
+    path.write_text("[model]\nname = 'deit3_nano_patch4'\nimage_size = 24\n[optim]\nlr = -1\n[mix]\nprob = 3\n")
+    with pytest.raises(RecipeError) as error:
+        get_recipe(str(path), ["optim.momentum=0.8", "schedule.epochs=x", "foo"])
+    assert [line.split(": expected")[0].split("; expected")[0] for line in str(error.value).split("\n")] == [
+        "'foo'", f"{path}: mix.prob=3", "optim.momentum=0.8: no such key with optim.name='lamb'",
+        f"{path}: optim.lr=-1", "schedule.epochs='x'", f"{path}: run: missing, and it has no default",
+    ]  # fmt: skip
+    words = ["mix.prob=1", "optim.lr=1e-3", "run.global_batch=32"]
+    assert get_recipe(str(path), words).run.global_batch == 32
+
+
 def test_the_command_line_has_a_prefix_on_each() -> None:
     command = [sys.executable, "-m", "deit_fast.cli", "show", "demo_pretrain", "optim.lr=x", "run.seed=y"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from deit_fast.recipe.files import SUFFIXES, load_recipe_file
-from deit_fast.recipe.schema import Recipe
+from deit_fast.recipe.files import SUFFIXES, read_recipe_file
+from deit_fast.recipe.schema import Recipe, parse_with_words
 from deit_fast.recipe.table import deit, deit3, deit3_jax, demo, mmpretrain, passl
 from deit_fast.runtime.errors import RecipeError, suggest
 
@@ -50,12 +50,10 @@ def get_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     Raises RecipeError for an unknown name and an unreadable file, and with a line for each mistake in a file or word.
     """
     if name in RECIPES:
-        recipe = RECIPES[name]
-    elif name.endswith(SUFFIXES):
-        recipe = load_recipe_file(Path(name), RECIPES)
-    else:
-        raise RecipeError(
-            f"recipe {name!r}: expected a name that `deit-fast show` lists, or a .toml or .json file"
-            f"{suggest(name, RECIPES)}"
-        )
-    return recipe.override(overrides)
+        return RECIPES[name].override(overrides)
+    if name.endswith(SUFFIXES):
+        return parse_with_words(read_recipe_file(Path(name), RECIPES), overrides, source=name)
+    raise RecipeError(
+        f"recipe {name!r}: expected a name that `deit-fast show` lists, or a .toml or .json file"
+        f"{suggest(name, RECIPES)}"
+    )
