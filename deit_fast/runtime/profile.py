@@ -12,7 +12,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from deit_fast.runtime.files import atomic_path
-from deit_fast.runtime.world import World, peak_memory
+from deit_fast.runtime.hardware import peak_memory
+from deit_fast.runtime.world import World
 
 WARMUP_STEPS = 20  # torch.compile and the allocator settle within 15
 PROFILED_STEPS = 10

@@ -14,7 +14,8 @@ from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.world import World
-from deit_fast.training.step import TrainStep, build_state
+from deit_fast.training.prepare import build_state, prepare
+from deit_fast.training.step import TrainStep
 from tests.training.test_step import SMALL, batch, weights
 from tests.training.test_train import environment
 
@@ -35,7 +36,7 @@ def with_backend(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
 def make(*words: str, world: World | None = None) -> TrainStep:
     recipe = get_recipe("demo_pretrain", [*SMALL, *words])
     torch.manual_seed(0)
-    return TrainStep(recipe, build_state(recipe, build_model(recipe.model)), world or World(0, 1, CPU), torch.float32)
+    return prepare(recipe, build_state(recipe, build_model(recipe.model)), world or World(0, 1, CPU), torch.float32)
 
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

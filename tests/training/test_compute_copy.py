@@ -14,10 +14,12 @@ from deit_fast.models.build import build_model
 from deit_fast.optim.compute_copy import copy_to_compute
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RecipeError
-from deit_fast.runtime.world import World, has_bf16
+from deit_fast.runtime.hardware import has_bf16
+from deit_fast.runtime.world import World
 from deit_fast.training.objective import MicroBatch
+from deit_fast.training.prepare import build_state, prepare
 from deit_fast.training.run import train as run_recipe
-from deit_fast.training.step import TrainStep, build_state
+from deit_fast.training.step import TrainStep
 from tests.training.test_step import CPU, SMALL, batch, weights
 
 COPY = "run.compute_copy=true"
@@ -28,7 +30,7 @@ def make(*words: str, world: World = CPU) -> TrainStep:
     recipe = get_recipe("demo_pretrain", [*WORDS, *words])
     torch.manual_seed(0)
     model = build_model(recipe.model).to(world.device).to(memory_format=torch.channels_last)
-    return TrainStep(recipe, build_state(recipe, model), world, torch.bfloat16)
+    return prepare(recipe, build_state(recipe, model), world, torch.bfloat16)
 
 
 def train(step: TrainStep, steps: range) -> list[float]:
@@ -202,7 +204,7 @@ def test_recipes_that_cannot_have_one(words: list[str], said: str) -> None:
 def test_runs_that_cannot_have_one() -> None:
     recipe = get_recipe("demo_pretrain", [*SMALL[:-1], COPY])
     with pytest.raises(RecipeError, match=r"run\.compute_copy=true: expected a run that computes in bf16, got torch"):
-        TrainStep(recipe, build_state(recipe, build_model(recipe.model)), CPU, torch.float32)
+        prepare(recipe, build_state(recipe, build_model(recipe.model)), CPU, torch.float32)
     with pytest.raises(RecipeError, match=r"compute_copy=true: expected run\.reduce_dtype='bf16' for 2 processes"):
         make(COPY, world=World(0, 2, CPU.device))
 

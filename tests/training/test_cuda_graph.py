@@ -12,7 +12,8 @@ from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.world import World
 from deit_fast.training.cuda_graph import EAGER_STEPS, StepGraphs, check_capture
 from deit_fast.training.objective import MicroBatch, Mixing
-from deit_fast.training.step import TrainStep, build_state
+from deit_fast.training.prepare import build_state, prepare
+from deit_fast.training.step import TrainStep
 from tests.training.test_step import SMALL, batch, make, weights
 
 GPU = torch.device("cuda", 0)
@@ -28,7 +29,7 @@ def build(*words: str) -> TrainStep:
     recipe = get_recipe("demo_pretrain", [*SMALL, *RANDOM, *words])
     torch.manual_seed(0)
     model = build_model(recipe.model).to(GPU).to(memory_format=torch.channels_last)
-    return TrainStep(recipe, build_state(recipe, model), World(0, 1, GPU), torch.float32)
+    return prepare(recipe, build_state(recipe, model), World(0, 1, GPU), torch.float32)
 
 
 def train(step: TrainStep, steps: range) -> list[float]:

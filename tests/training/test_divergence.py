@@ -17,7 +17,7 @@ from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError
-from deit_fast.training.divergence import check_interval
+from deit_fast.training.guards import check_interval
 from deit_fast.training.objective import MicroBatch, build_micro_batch
 from deit_fast.training.run import train
 from tests.training.test_train import WORDS, environment

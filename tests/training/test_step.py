@@ -11,7 +11,8 @@ from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.world import World
 from deit_fast.training.objective import MicroBatch, Mixing
-from deit_fast.training.step import Meter, TrainStep, build_state
+from deit_fast.training.prepare import build_state, prepare
+from deit_fast.training.step import Meter, TrainStep
 
 CPU = World(0, 1, torch.device("cpu"))
 SMALL = ["model.image_size=16", "run.global_batch=8", "model.num_classes=5", "run.precision=fp32"]
@@ -20,7 +21,7 @@ SMALL = ["model.image_size=16", "run.global_batch=8", "model.num_classes=5", "ru
 def make(words: list[str] = ()) -> tuple[Recipe, TrainStep]:
     recipe = get_recipe("demo_pretrain", [*SMALL, *words])
     torch.manual_seed(recipe.run.seed_of("init"))
-    return recipe, TrainStep(recipe, build_state(recipe, build_model(recipe.model)), CPU, torch.float32)
+    return recipe, prepare(recipe, build_state(recipe, build_model(recipe.model)), CPU, torch.float32)
 
 
 def batch(seed: int = 0, size: int = 8, mixed: bool = False) -> MicroBatch:
@@ -182,7 +183,7 @@ def test_bf16_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_step_never_waits_for_the_gpu() -> None:
     device = torch.device("cuda")
     recipe = get_recipe("demo_pretrain", ["model.image_size=16", "run.global_batch=8", "model.num_classes=5"])
-    step = TrainStep(
+    step = prepare(
         recipe, build_state(recipe, build_model(recipe.model).to(device)), World(0, 1, device), torch.bfloat16
     )
     images, labels, _, _ = batch()
