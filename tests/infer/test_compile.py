@@ -41,8 +41,7 @@ def make(*words: str, world: World | None = None) -> TrainStep:
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """run.compile=auto as it is where there is a GPU."""
-    for module in ("compiled", "step"):
-        monkeypatch.setattr(f"deit_fast.{module}.wants_compile", lambda run, device: run.compile != "off")
+    monkeypatch.setattr("deit_fast.infer.compile.wants_compile", lambda run, device: run.compile != "off")
 
 
 def test_auto_goes_on_eagerly_and_says_so_once(
