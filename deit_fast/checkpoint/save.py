@@ -193,6 +193,7 @@ class Saver:
 
 
 def step_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of the state after `step` steps lies."""
     return folder / f"step-{step:07}.pt"
 
 

@@ -53,6 +53,7 @@ class MetricsLog:
                 sink.image(name, grid, step)
 
     def say(self, *lines: str) -> None:
+        """Prints lines, on the console alone."""
         if self._speaks:
             for line in lines:
                 say(line)
@@ -63,6 +64,7 @@ class MetricsLog:
             self._bar.update()
 
     def close(self) -> None:
+        """Ends every sink and the bar."""
         for sink in self._sinks.values():
             with contextlib.suppress(OSError):  # what `record` said already
                 sink.close()

@@ -27,10 +27,11 @@ class World:
 
     @property
     def is_main(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over all processes; the same tensor when there is one."""
+        """Sum over all processes, in place, of a tensor on `device`; the same tensor when there is one."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -60,6 +61,7 @@ class World:
         return values
 
     def barrier(self) -> None:
+        """Waits until all processes are here."""
         if self.size > 1:
             dist.barrier()
 

@@ -1,5 +1,7 @@
 """A training step as CUDA graphs: its kernels are recorded once, and a step is then two launches for the host.
 
+Experimental: no figure says yet where that is faster.
+
 Forward and backward pass are one graph, the update is the other. In between the update runs once by itself: the tables
 of the optimizer's kernels then hold the addresses of the recorded gradients, and recording it uploads nothing.
 

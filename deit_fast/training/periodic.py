@@ -93,6 +93,7 @@ class Evaluation:
         self._log.record("eval", state.step, scores)
 
     def close(self) -> None:
+        """Ends the loader, where there was an evaluation."""
         if self._loader is not None:
             self._loader.close()
 
@@ -130,6 +131,7 @@ class Checkpoints:
             raise RunError(failures[0])
 
     def close(self) -> None:
+        """Waits for the last one, tells what failed of it, and ends the thread that writes."""
         if self._saver is not None:
             self._say(self._saver.close())
 

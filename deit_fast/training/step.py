@@ -96,6 +96,7 @@ class Meter:
 
     @classmethod
     def on(cls, device: torch.device) -> Self:
+        """Nothing counted yet."""
         zero = torch.zeros((), device=device)
         return cls(torch.zeros(4, device=device), zero, zero > 0)
 
