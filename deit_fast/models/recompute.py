@@ -24,7 +24,7 @@ _KEPT = [
 
 
 def recompute(model: ImageModel, run: Run) -> None:
-    """Sets up a model by run.grad_checkpointing, in place; random draws, as stochastic depth's, are the same both times.
+    """Sets up a model by run.grad_checkpointing, in place; random draws, as of stochastic depth, are the same twice.
 
     "selective" is experimental: what it gains on a GPU is not measured.
     """
