@@ -43,7 +43,6 @@ def plan_job(
     samplers = build_samplers(recipe, len(source), world.rank, world.size)
     check_drop_path(recipe.model, recipe.pass_size(world.size))
     dtype = check_machine(recipe.run, world)
-    steps = samplers[0].steps_per_epoch
-    return Job(
-        recipe, source, val_source, out, world, store, samplers, dtype, steps, total_steps(recipe.schedule, steps)
-    )
+    steps_per_epoch = samplers[0].steps_per_epoch
+    total = total_steps(recipe.schedule, steps_per_epoch)
+    return Job(recipe, source, val_source, out, world, store, samplers, dtype, steps_per_epoch, total)
