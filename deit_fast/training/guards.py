@@ -4,9 +4,9 @@
 sees it on the device and skips the step, on every process alike. In metrics.jsonl such steps are counted in `skipped`,
 and `loss` and `grad_norm` are means over the others (null where there was no other). A few in a run do no harm.
 After run.nonfinite_limit of them in a row the run ends. One line then says at which step they began, and on which
-ranks the loss was not finite. Where it names the gradient alone, every loss was finite and the backward pass overflowed.
-nonfinite.txt in the run folder lists the images of that step, and the checkpoints before it are whole. What to turn, the
-likeliest first:
+ranks the loss was not finite. Where it names the gradient alone, every loss was finite, and the backward pass
+overflowed. nonfinite.txt in the run folder lists the images of that step, and the checkpoints before it are whole.
+What to turn, the likeliest first:
 
 * optim.lr down or schedule.warmup_epochs up, where `grad_norm` in metrics.jsonl grows towards that step;
 * optim.max_grad_norm down (null is no clipping), where `grad_norm` jumps from one line to the next;
