@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deit_fast.runtime.world import World, cpu_threads
-from deit_fast.training.loop import Trainer
-from deit_fast.training.objective import build_micro_batch
+from deit_fast.runtime.hardware import cpu_threads
+from deit_fast.runtime.world import World
+from deit_fast.training.job import plan_job
+from deit_fast.training.objective import BatchBuilder
+from deit_fast.training.prepare import initialise, prepare
+from deit_fast.training.start import build_loader
 
 from .engine import LR, default_batch
 from .images import open_images
@@ -48,9 +51,10 @@ def _measure(session: Session, word: str, source: Any, batch: int) -> Row:
     recipe = recipe.override([f"schedule.epochs={10_000}"])
     session.say(f"{word}, batch {batch}")
     with tempfile.TemporaryDirectory(prefix="deit-fast-run-") as folder:
-        trainer = Trainer(recipe, source, None, Path(folder), World(0, 1, device))
-        loader = trainer.build_loader()
-        stream = iter(loader)
+        job = plan_job(recipe, source, None, Path(folder), World(0, 1, device))
+        step = prepare(recipe, initialise(recipe, job.world), job.world, job.dtype)
+        loader, _ = build_loader(job, start=0)
+        build_batch, stream = BatchBuilder(recipe, device), iter(loader)
         waited = 0.0
 
         def from_disk() -> None:
@@ -58,9 +62,9 @@ def _measure(session: Session, word: str, source: Any, batch: int) -> Row:
             asked = time.perf_counter()
             drawn = next(stream)
             waited += time.perf_counter() - asked
-            trainer.step([build_micro_batch(recipe, drawn, device)], LR)
+            step([build_batch(drawn)], LR)
 
-        synthetic = in_turn(lambda each: trainer.step([each], LR), synthetic_batches(recipe, device))
+        synthetic = in_turn(lambda each: step([each], LR), synthetic_batches(recipe, device))
         reference = ReferenceEngine(recipe, device)
         order = list(range(len(source))) * 3
         random.Random(0).shuffle(order)

@@ -17,7 +17,7 @@ import torch
 
 from deit_fast.data.sources.base import Source
 from deit_fast.runtime.files import write_json
-from deit_fast.runtime.world import cpu_threads
+from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.training.step import TrainStep
 
 from . import loader, optimizer

@@ -17,7 +17,7 @@ from deit_fast.data.sources.open import open_source
 from deit_fast.data.tools.write_shards import write_shards
 from deit_fast.infer.precision import Classifier
 from deit_fast.recipe.schema import Recipe
-from deit_fast.runtime.world import cpu_threads
+from deit_fast.runtime.hardware import cpu_threads
 
 from .images import Sample, open_images
 from .measure import Row, Session, interleave, rate

@@ -19,7 +19,7 @@ import torch
 
 from deit_fast.runtime.errors import one_line
 from deit_fast.runtime.files import write_json
-from deit_fast.runtime.world import cpu_threads, has_bf16
+from deit_fast.runtime.hardware import cpu_threads, has_bf16
 
 from .cpu_time import cpu_seconds
 

@@ -8,14 +8,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from deit_fast.data.loader.loaders import Batch
-from deit_fast.infer.precision import choose_dtype
 from deit_fast.models.build import build_model
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Model
 from deit_fast.recipe.table import RECIPES
 from deit_fast.runtime.world import World
-from deit_fast.training.objective import MicroBatch, build_micro_batch
-from deit_fast.training.step import TrainStep, build_state
+from deit_fast.training.objective import BatchBuilder, MicroBatch
+from deit_fast.training.prepare import check_machine, initialise, prepare
+from deit_fast.training.step import TrainStep
 from deit_fast.zoo import ARCHITECTURES, PUBLISHED, resolve_name
 
 from .measure import Row, Session, free_memory, is_out_of_memory
@@ -102,15 +102,16 @@ def _count_flops(section: Model, batch: int, backward: bool) -> float:
 
 
 def build_step(recipe: Recipe, device: torch.device) -> TrainStep:
-    """The training step as `deit_fast.training.loop.Trainer` builds it."""
-    torch.manual_seed(recipe.run.seed_of("init"))
-    model = build_model(recipe.model).to(device).to(memory_format=torch.channels_last)
-    return TrainStep(recipe, build_state(recipe, model), World(0, 1, device), choose_dtype(recipe.run, device))
+    """The training step as a run of one process has it."""
+    world = World(0, 1, device)
+    dtype = check_machine(recipe.run, world)
+    return prepare(recipe, initialise(recipe, world), world, dtype)
 
 
 def synthetic_batches(recipe: Recipe, device: torch.device, count: int = BATCHES) -> list[MicroBatch]:
     """Random images and labels on the device, mixed by the draws of the first steps."""
     generator = torch.Generator().manual_seed(0)
+    build_batch = BatchBuilder(recipe, device)
     size, batch = recipe.model.image_size, recipe.run.global_batch
     found = []
     for step in range(count):
@@ -119,7 +120,7 @@ def synthetic_batches(recipe: Recipe, device: torch.device, count: int = BATCHES
         positions = np.arange(batch)
         images = images.to(device).to(memory_format=torch.channels_last)
         drawn = Batch(images, labels.to(device), positions, positions, 0, step, batch)
-        found.append(build_micro_batch(recipe, drawn, device))
+        found.append(build_batch(drawn))
     return found
 
 

@@ -12,6 +12,7 @@ from deit_fast.zoo import list_models
 if TYPE_CHECKING:
     from deit_fast.infer.create import create_model
     from deit_fast.infer.predict import LoadedModel, Prediction, extract_features, load_model, predict
+    from deit_fast.training.run import train
 
 __all__ = [
     "LoadedModel",
@@ -23,9 +24,10 @@ __all__ = [
     "list_recipes",
     "load_model",
     "predict",
+    "train",
 ]
 
-_HOMES = {"create_model": "deit_fast.infer.create"}
+_HOMES = {"create_model": "deit_fast.infer.create", "train": "deit_fast.training.run"}
 
 
 def __getattr__(name: str) -> Any:

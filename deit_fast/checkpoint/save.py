@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.utils.hooks import RemovableHandle
 
 from deit_fast.checkpoint.format import SEAL, SUFFIXES, link_checkpoint, seal_checkpoint, write_checkpoint
 from deit_fast.checkpoint.state import TrainState
@@ -103,11 +104,8 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="deit-fast-save")
         self._pending: Future[list[str]] | None = None
         self._best_before = state.best_top1
-        # Between two updates nothing but an update changes a weight, so that the copy has a forward and a backward
-        # pass's time, and the update waits for the rest of it.
         self._copied = threading.Event()
-        self._copied.set()
-        self._hook = state.optimizer.register_step_pre_hook(lambda *_: self._wait_for_copy())
+        self._hook: RemovableHandle | None = None  # on the optimizer, while a checkpoint is being written
         for file in folder.glob(".*.tmp"):  # of a process killed while it wrote
             file.unlink()
         for file in folder.glob("step-*.*"):
@@ -125,7 +123,10 @@ class Saver:
         if top1 is not None and is_best:
             self._state.best_top1 = top1
         content = self._snapshot.begin(self._state.state_dict() | beside, _moved_by_updates(self._state))
+        # Between two updates nothing but an update changes a weight, so that the copy has a forward and a backward
+        # pass's time, and the update waits for the rest of it.
         self._copied.clear()
+        self._hook = self._state.optimizer.register_step_pre_hook(lambda *_: self._wait_for_copy())
         self._pending = self._thread.submit(self._work, content, is_best)
         return failures
 
@@ -142,13 +143,16 @@ class Saver:
         except RunError as error:
             self._state.best_top1 = self._best_before  # a lower score may still be the best that is on the disk
             return [f"no checkpoint this time: {error}; the one before it is whole"]
+        finally:
+            if self._hook is not None:
+                self._hook.remove()
+                self._hook = None
         return []
 
     def close(self) -> list[str]:
         """`finish`, and the end of the thread."""
         failures = self.finish()
         self._thread.shutdown()
-        self._hook.remove()
         return failures
 
     def _wait_for_copy(self) -> None:
@@ -189,6 +193,7 @@ class Saver:
 
 
 def step_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of the state after `step` steps lies."""
     return folder / f"step-{step:07}.pt"
 
 

@@ -16,6 +16,7 @@ from deit_fast.runtime.world import World
 
 
 def wants_compile(run: Run, device: torch.device) -> bool:
+    """Whether torch.compile is tried: as run.compile says, or on GPUs alone."""
     return run.compile == "on" or (run.compile == "auto" and device.type == "cuda")
 
 
@@ -50,10 +51,11 @@ def compile_or_stay(module: nn.Module, attempt: Callable[[nn.Module], object], r
 def compile_blocks(
     models: Sequence[ImageModel], recipe: Recipe, compute: Callable[[nn.Module, Tensor], Tensor], world: World
 ) -> None:
-    """Compiles each block of sharded models by itself, where the run wants that and a trial succeeds.
+    """Compiles each block of sharded models by itself, in place, where the run wants that and a trial succeeds.
 
     Between the blocks FSDP frees and gathers weights, where no graph can go through. The trial is a block of its own:
-    a process on which it failed amid a step would leave the others waiting for it. compute: how a module is called.
+    a process on which it failed amid a step would leave the others waiting for it. compute: a module's result for
+    tokens [B, N, D], in the type of the run.
     Raises as `compile_or_stay`.
     """
     if not wants_compile(recipe.run, world.device):
@@ -83,7 +85,10 @@ def compile_blocks(
 
 
 def try_gradient(objective: nn.Module, batch: tuple[Any, ...], device: torch.device) -> None:
-    """A forward and backward pass that leaves no trace: no gradients, random state and running statistics as before."""
+    """A forward and backward pass that leaves no trace: no gradients, random state and running statistics as before.
+
+    batch: what the objective takes, on the device.
+    """
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
     with _own_random_state(device):
         try:

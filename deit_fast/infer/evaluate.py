@@ -22,9 +22,10 @@ from deit_fast.infer.real_labels import RealLabels
 from deit_fast.infer.report import OutcomeTable, wilson_interval, write_report
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RecipeError
+from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.object_store import fetch_file
 from deit_fast.runtime.progress import progress
-from deit_fast.runtime.world import World, cpu_threads, join_world, leave_world
+from deit_fast.runtime.world import World, join_world, leave_world
 
 EVAL_BATCH = 256
 

@@ -12,7 +12,8 @@ from deit_fast.infer.compile import CompiledPredictor
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Run
 from deit_fast.runtime.errors import RecipeError
-from deit_fast.runtime.world import World, has_bf16
+from deit_fast.runtime.hardware import has_bf16
+from deit_fast.runtime.world import World
 
 
 def choose_dtype(run: Run, device: torch.device) -> torch.dtype:

@@ -20,8 +20,9 @@ from deit_fast.infer.images import GivenImage, ImageList, readable_batches
 from deit_fast.infer.precision import Classifier, average_mirrored, choose_dtype
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.object_store import fetch_file
-from deit_fast.runtime.world import cpu_threads, join_world
+from deit_fast.runtime.world import join_world
 from deit_fast.zoo.class_names import class_names, default_classes
 
 BATCH = 64

@@ -24,7 +24,10 @@ _KEPT = [
 
 
 def recompute(model: ImageModel, run: Run) -> None:
-    """Sets up a model by run.grad_checkpointing; random draws, as stochastic depth's, are the same both times."""
+    """Sets up a model by run.grad_checkpointing, in place; random draws, as of stochastic depth, are the same twice.
+
+    "selective" is experimental: what it gains on a GPU is not measured.
+    """
     if run.grad_checkpointing == "selective":
         contexts = partial(create_selective_checkpoint_contexts, _KEPT)
         for block in model.blocks:

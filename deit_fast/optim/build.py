@@ -71,9 +71,10 @@ def build_optimizer(
 ) -> RecipeOptimizer:
     """The recipe's optimizer, which also moves `ema`, a copy of the model, by section.ema_decay; freezes the rest.
 
-    The learning rate of each group is a tensor on the model's device: changing it recompiles nothing. Where the model
-    is sharded, its `shards` are what the optimizer moves. copies: as Lamb's, and for it alone. Raises RecipeError where
-    the model lacks what the section asks for.
+    The learning rate of each group is a tensor on the model's device, for the step to fill: changing it recompiles
+    nothing. A group's `lr_scale` is its share of the head's rate. Where the model is sharded, its `shards` are what the
+    optimizer moves. copies: as Lamb's, and for it alone. Raises RecipeError where the model lacks what the section asks
+    for.
     """
     freeze(model, section)
     groups = parameter_groups(model, section.weight_decay, section.layer_decay)
@@ -97,9 +98,3 @@ def build_optimizer(
     if shards is not None:
         optimizer.register_step_pre_hook(lambda *_: shards.take_gradients())
     return optimizer
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the learning rate of every group of `build_optimizer`'s, `lr` being the head's."""
-    for group in optimizer.param_groups:
-        group["lr"].fill_(lr * group["lr_scale"])

@@ -1,59 +1,24 @@
-"""Weights cut over the processes: torch's FSDP2, and the plain tensors on which an optimizer and a checkpoint work.
+"""Sharded weights as the plain tensors on which an optimizer and a checkpoint work; training/sharding.py cuts models.
 
 Every process holds a share of each tensor's rows (torch.chunk's, so the last shares may be short or empty) with its
-gradient, moments and average; a block's weights are whole only while the block computes. They are gathered in fp32 and
-cast by autocast, as without sharding: the results are the same, and norms and LayerScale are not rounded.
+gradient, moments and average; a block's weights are whole only while the block computes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-
-from deit_fast.recipe.sections import Run
-from deit_fast.runtime.world import World
-
-
-def build_mesh(run: Run, world: World) -> DeviceMesh | None:
-    """All processes in a line, over which a run cuts its weights; None where each process has them whole."""
-    if run.parallel == "ddp" or world.size == 1:
-        return None
-    return init_device_mesh(world.device.type, (world.size,))
-
-
-def shard_model(model: nn.Module, mesh: DeviceMesh, reduce_dtype: str) -> None:
-    """Cuts a model in host memory over the devices of `mesh`, in place; gradients are averaged in `reduce_dtype`."""
-    options: Any = {
-        "mesh": mesh,
-        # The root too, which torch would leave whole: what is only evaluated, as the moving average is, has no backward
-        # pass to free it, and would go on with the weights of its first evaluation.
-        "reshard_after_forward": True,
-        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if reduce_dtype == "bf16" else None),
-    }
-    for block in blocks_of(model):
-        fully_shard(block, **options)
-    fully_shard(model, **options)
-
-
-def blocks_of(model: Any) -> Iterator[nn.Module]:
-    """The residual blocks of a model."""
-    yield from model.blocks
-    yield from getattr(model, "blocks_token_only", ())  # of CaiT and PatchConvNet
-
-
-def sync_gradients(model: nn.Module, enabled: bool) -> None:
-    """Whether the next backward pass of a sharded model averages its gradients, or only adds them up here."""
-    assert isinstance(model, FSDPModule)
-    model.set_requires_gradient_sync(enabled)
 
 
 def cut(whole: Tensor, like: DTensor) -> DTensor:
-    """A whole tensor, in host memory or a mapped file, cut as `like` is: no more than this process's rows is read."""
+    """A whole tensor, in host memory or a mapped file, cut as `like` is: no more than this process's rows is read.
+
+    Not distribute_tensor(src_data_rank=None), which moves the whole tensor to the device first and cuts it there: on a
+    GPU every process would read the whole file. On a CPU both take the same, half of a mapped tensor for two processes.
+    """
     own = like.to_local()
     start, stop = _own_rows(like)
     rows = torch.empty_like(own).copy_(whole[start:stop])

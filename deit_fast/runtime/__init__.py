@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files, object stores, processes, progress, logs, watchdog, profiler."""
+"""What every room stands on: errors, files, object stores, processes, hardware, progress, logs, watchdog, profiler."""

@@ -1,90 +1,73 @@
-"""What a run tells: metrics.jsonl, TensorBoard, curves.png, a progress bar or plain lines."""
+"""What a run tells: its figures, to every log sink that is on; a progress bar; curves.png at the end."""
 
 import contextlib
-import json
 import sys
-import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torchvision.utils import make_grid, save_image
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from deit_fast.runtime.files import atomic_path, finite
-
-Record = dict[str, Any]
-
-
-def read_metrics(path: Path) -> list[Record]:
-    """Records of a metrics.jsonl; a last line cut off by a crash is left out."""
-    records = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return records
-
-
-@dataclass
-class Window:
-    """Wall time since the last log."""
-
-    start: float = field(default_factory=time.perf_counter)
-    steps: int = 0
-    waited: float = 0.0
-    is_first: bool = True
+from deit_fast.runtime.log_sinks import LogSink
+from deit_fast.runtime.log_sinks.console import say
+from deit_fast.runtime.log_sinks.json_lines import read_metrics
 
 
 class MetricsLog:
-    """The metrics of one run folder, from `step` on: what a crash left behind later than that is dropped."""
+    """The metrics of one run folder, from `step` on: what a crash left behind later than that is dropped.
 
-    def __init__(self, folder: Path, step: int, total: int) -> None:
-        self.path = folder / "metrics.jsonl"
-        kept = [record for record in read_metrics(self.path) if record["step"] <= step]
-        with atomic_path(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open for the whole run)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
-        self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+    sinks: those that are on, of `chosen_sinks`, by name. speaks: whether this is the run's main process; the log of any
+    other one is mute.
+    """
 
-    def record(self, kind: str, step: int, values: dict[str, float]) -> None:
-        """Appends {"kind", "step", **values}; non-finite values become null, which JSON can hold.
+    def __init__(self, folder: Path, step: int, total: int, sinks: Mapping[str, LogSink], speaks: bool = True) -> None:
+        self._speaks = speaks
+        self._sinks = {name: sink.open(folder, step) for name, sink in sinks.items()} if speaks else {}
+        on_terminal = speaks and sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True) if on_terminal else None
 
-        On a full disk the values are only said: a run of days does not end for want of a line.
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Figures of one kind, "train" or "eval", after `step` steps.
+
+        On a full disk a line says what is missing: a run of days does not end for want of it.
         """
-        try:
-            self._file.write(json.dumps({"kind": kind, "step": step, **finite(values)}) + "\n")
-            for key, value in values.items():
-                self._board.add_scalar(f"{kind}/{key}", value, step)
-        except OSError as error:
-            self.say(f"step {step}: not in metrics.jsonl and TensorBoard ({error.strerror})")
-        self.say(f"step {step}  " + "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
+        for name, sink in self._sinks.items():
+            try:
+                sink.record(kind, step, values)
+            except OSError as error:
+                self.say(f"step {step}: not in {name} ({error.strerror})")
 
     def images(self, name: str, images: Tensor, step: int) -> None:
-        """A grid of images [B, 3, H, W] uint8, to TensorBoard and NAME.png."""
-        grid = make_grid(images, nrow=8)
-        self._board.add_image(name, grid, step)
-        save_image(grid.float() / 255, self.path.with_name(f"{name}.png"))
+        """A grid of images [B, 3, H, W] uint8, eight in a row."""
+        if self._speaks:
+            grid = make_grid(images, nrow=8)
+            for sink in self._sinks.values():
+                sink.image(name, grid, step)
 
-    def say(self, line: str) -> None:
-        if self._bar is None:
-            print(line, flush=True)
-        else:
-            self._bar.write(line)
+    def say(self, *lines: str) -> None:
+        """Prints lines, on the console alone."""
+        if self._speaks:
+            for line in lines:
+                say(line)
 
     def advance(self) -> None:
+        """One step is done."""
         if self._bar is not None:
             self._bar.update()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # what `record` said already
-            self._file.close()
-            self._board.close()
+        """Ends every sink and the bar."""
+        for sink in self._sinks.values():
+            with contextlib.suppress(OSError):  # what `record` said already
+                sink.close()
         if self._bar is not None:
             self._bar.close()
 

@@ -12,7 +12,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from deit_fast.runtime.files import atomic_path
-from deit_fast.runtime.world import World, peak_memory
+from deit_fast.runtime.hardware import peak_memory
+from deit_fast.runtime.world import World
 
 WARMUP_STEPS = 20  # torch.compile and the allocator settle within 15
 PROFILED_STEPS = 10
@@ -45,7 +46,12 @@ T = TypeVar("T")
 
 @dataclass
 class StepProfile:
-    """A profile of consecutive steps: `start`, run them, `stop`; then the figures and the page."""
+    """A profile of consecutive steps: `start`, run them, `stop`; then the figures and the page.
+
+    Not torch.profiler.schedule: the page needs the wall time of whole steps, from one idle moment of the device to
+    another, and the share of it spent waiting for data. The schedule gives neither, so that the steps would be counted
+    twice; and its warm-up is one step, under the profiler, where ours are WARMUP_STEPS without it.
+    """
 
     device: torch.device
     steps: int = 0
@@ -57,6 +63,7 @@ class StepProfile:
     _start: float = 0.0
 
     def start(self) -> None:
+        """Begins to record, once the device is idle."""
         activities = [ProfilerActivity.CPU]
         if self.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
@@ -66,6 +73,7 @@ class StepProfile:
         self._start = time.perf_counter()
 
     def stop(self) -> None:
+        """Ends the recording, once the device is idle; `steps` has to say how many there were."""
         self._synchronise()
         self.seconds = time.perf_counter() - self._start
         self._profile.stop()

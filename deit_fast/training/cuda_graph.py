@@ -1,5 +1,7 @@
 """A training step as CUDA graphs: its kernels are recorded once, and a step is then two launches for the host.
 
+Experimental: no figure says yet where that is faster.
+
 Forward and backward pass are one graph, the update is the other. In between the update runs once by itself: the tables
 of the optimizer's kernels then hold the addresses of the recorded gradients, and recording it uploads nothing.
 
@@ -13,64 +15,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deit_fast.runtime.errors import RecipeError, RunError, one_line
-from deit_fast.runtime.world import World
+from deit_fast.runtime.errors import RunError, one_line
+from deit_fast.training.step import TrainStep
 
 EAGER_STEPS = 3  # before recording: libraries load, kernels compile and tables settle in the first
 
 
-def check_capture(world: World) -> None:
-    """Raises RecipeError where run.cuda_graph=true cannot be."""
-    if world.device.type != "cuda":
-        raise RecipeError(f"run.cuda_graph=true: expected an NVIDIA GPU, got {world.device.type}")
-    if world.size > 1:
-        raise RecipeError(f"run.cuda_graph=true: expected one process, got {world.size}")
+def record_step(step: TrainStep) -> None:
+    """Puts graphs around both halves of a step of one process and one batch, in place.
+
+    Forward and backward pass begin by dropping the gradients; recorded, those of the graph stay for good.
+    """
+    step.forward_backward = Recorded(step.forward_backward, EAGER_STEPS)  # type: ignore[method-assign, assignment]
+    step.update = Recorded(step.update, EAGER_STEPS + 1)  # type: ignore[method-assign, assignment]
 
 
-class StepGraphs:
-    """Calls `backward(batch)`, which leaves gradients and gives the loss [], and `update(loss)`, as one training step.
+class Recorded:
+    """A function of tensors that is called as it is for some times, then recorded, and replayed from there on.
 
-    Both work on tensors of one shape and place, but for the batch: its tensors are copied to where the graphs read.
-    zero_grad drops the gradients of the steps that are not recorded yet; those of the graph stay for good.
-    Raises RunError where a step cannot be recorded: the process can then no longer be relied on.
+    Its input, nested sequences of tensors and None, has the same shapes at every call: it is copied to where the graph
+    reads. Raises RunError where the function cannot be recorded: the process can then no longer be relied on.
     """
 
-    def __init__(
-        self, backward: Callable[[Any], Tensor], update: Callable[[Tensor], None], zero_grad: Callable[[], None]
-    ) -> None:
-        self._batch: Any = None
-        self._loss = torch.zeros(())
-
-        def compute_gradients() -> Tensor:
-            zero_grad()
-            return backward(self._batch)
-
-        self._backward = _Recorded(compute_gradients, EAGER_STEPS)
-        self._update = _Recorded(lambda: update(self._loss), EAGER_STEPS + 1)
-
-    def __call__(self, batch: Any) -> None:
-        """One step with a batch: nested tuples of tensors and None, of the same shapes every time."""
-        if self._batch is None:
-            self._batch = _clone(batch)
-        else:
-            _copy(self._batch, batch)
-        self._loss = self._backward()
-        self._update()
-
-
-class _Recorded:
-    """A function that is called as it is for some times, then recorded, and replayed from there on."""
-
-    def __init__(self, function: Callable[[], Any], eager_calls: int) -> None:
+    def __init__(self, function: Callable[[Any], Any], eager_calls: int) -> None:
         self._function, self._eager_calls = function, eager_calls
+        self._input: Any = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Any = None
 
-    def __call__(self) -> Any:
+    def __call__(self, given: Any) -> Any:
         """What the function gives; from the recording on always the same tensors, with the values of this call."""
+        if self._input is None:
+            self._input = _clone(given)
+        else:
+            _copy(self._input, given)
         if self._eager_calls:
             self._eager_calls -= 1
-            return self._function()
+            return self._function(self._input)
         if self._graph is None:
             self._graph = self._record()
         self._graph.replay()
@@ -81,7 +62,7 @@ class _Recorded:
         try:
             # Only this thread is held to what may be recorded: the loader's and the checkpoints' go on meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._result = self._function()
+                self._result = self._function(self._input)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever the step calls may refuse to be recorded
@@ -93,17 +74,19 @@ class _Recorded:
         return graph
 
 
-def _clone(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.clone()
-    return batch if batch is None else type(batch)(*map(_clone, batch))
+def _clone(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, list):
+        return [_clone(each) for each in value]
+    return value if value is None else type(value)(*map(_clone, value))
 
 
 def _copy(target: Any, source: Any) -> None:
     """Writes the tensors of `source` over those of `target`. Raises ValueError where their shapes differ."""
     if isinstance(target, Tensor):
         if target.shape != source.shape:
-            raise ValueError(f"StepGraphs: batch of {tuple(source.shape)}: expected {tuple(target.shape)} as before")
+            raise ValueError(f"Recorded: input of {tuple(source.shape)}: expected {tuple(target.shape)} as before")
         target.copy_(source, non_blocking=True)
     elif target is not None:
         for mine, given in zip(target, source, strict=True):

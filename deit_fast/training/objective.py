@@ -1,20 +1,25 @@
-"""The training loss of one batch: normalise, mix, forward, loss, in one region for torch.compile."""
+"""The training loss of one batch: normalise, erase, mix, forward, loss, in one region for torch.compile.
+
+`Objective` comes first; below it stand the losses, each of logits [B, K] and a mean over the batch unless it says so.
+"""
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
-from deit_fast.data.augment.erase import erase
+from deit_fast.data.augment.erase import draw_erasing, erase
 from deit_fast.data.augment.mix_apply import mix_images, mix_targets
 from deit_fast.data.augment.mix_draw import draw_mix
 from deit_fast.data.loader.loaders import Batch
 from deit_fast.infer.precision import Classifier
 from deit_fast.recipe.schema import Recipe
+from deit_fast.recipe.sections import Distill, Loss
 from deit_fast.runtime.world import to_device
 from deit_fast.training.distill import Teacher
-from deit_fast.training.losses import compute_loss, cosub_loss, distillation_loss
 
 
 class Mixing(NamedTuple):
@@ -41,17 +46,35 @@ class MicroBatch(NamedTuple):
     erasing: Erasing | None = None
 
 
-def build_micro_batch(recipe: Recipe, batch: Batch, device: torch.device) -> MicroBatch:
-    """A batch of the loader as the step takes it, with its draws of mixup, CutMix and random erasing."""
-    mixing, erasing = None, None
-    if recipe.mix.active:
-        assert batch.positions is not None
-        run, seed = recipe.run, recipe.run.seed_of("mix")
-        drawn = draw_mix(recipe.mix, seed, batch.step, batch.positions, run.global_batch, recipe.model.image_size)
-        mixing = Mixing(*(to_device(array, device) for array in (drawn.lam, drawn.box, drawn.cutmix)))
-    if batch.erasing is not None:
-        erasing = Erasing(to_device(batch.erasing.boxes, device), to_device(batch.erasing.keys, device))
-    return MicroBatch(batch.images, batch.labels, mixing, erasing)
+class BatchBuilder:
+    """Makes the loader's batches into what the step takes: draws mixup and CutMix, and puts all draws on the device."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self._mix = recipe.mix if recipe.mix.active else None
+        self._seed = recipe.run.seed_of("mix")
+        self._global_batch, self._image_size = recipe.run.global_batch, recipe.model.image_size
+        self._device = device
+
+    def __call__(self, batch: Batch) -> MicroBatch:
+        """A batch of B images with its draws; they are a function of seed, step and place in the global batch."""
+        mixing, erasing = None, None
+        if self._mix is not None:
+            assert batch.positions is not None
+            drawn = draw_mix(self._mix, self._seed, batch.step, batch.positions, self._global_batch, self._image_size)
+            mixing = Mixing(*(to_device(array, self._device) for array in (drawn.lam, drawn.box, drawn.cutmix)))
+        if batch.erasing is not None:
+            erasing = Erasing(to_device(batch.erasing.boxes, self._device), to_device(batch.erasing.keys, self._device))
+        return MicroBatch(batch.images, batch.labels, mixing, erasing)
+
+
+def blank_batch(recipe: Recipe, size: int, device: torch.device) -> MicroBatch:
+    """`size` black images of class 0 with the draws of the first step: in shapes, types and strides like any batch of
+    the run. torch.compile is tried out with it before there is data; it draws from no generator of torch's."""
+    side, places = recipe.model.image_size, np.arange(size)
+    images = torch.zeros(size, 3, side, side, dtype=torch.uint8, device=device).to(memory_format=torch.channels_last)
+    labels = torch.zeros(size, dtype=torch.int64, device=device)
+    erasing = draw_erasing(recipe.augment, side, 0, 0, places, np.zeros_like(places)) if recipe.augment.erase else None
+    return BatchBuilder(recipe, device)(Batch(images, labels, places, places, 0, 0, size, erasing))
 
 
 class Objective(nn.Module):
@@ -89,3 +112,45 @@ class Objective(nn.Module):
         with torch.no_grad():
             taught = self.classifier.run(self.teacher.model, inputs).float()
         return (1 - distill.alpha) * loss + distill.alpha * distillation_loss(distill, student, taught)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over batch and classes against targets > 0: binarised after mixing (facebookresearch/deit engine.py)."""
+    return F.binary_cross_entropy_with_logits(logits, (targets > 0).to(logits.dtype))
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of soft targets that sum to one."""
+    return F.cross_entropy(logits, targets)
+
+
+def compute_loss(section: Loss, logits: Tensor, targets: Tensor) -> Tensor:
+    """The recipe's loss of soft targets [B, K], in fp32 whatever the logits' type; a scalar."""
+    loss = binary_cross_entropy if section.name == "bce" else soft_cross_entropy
+    return loss(logits.float(), targets)
+
+
+def cosub_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cosub (arXiv:2212.04884): logits [2 B, K] of two passes over the same images, targets [B, K] binarised as above.
+
+    A quarter each: either pass against the labels, and against the other's probabilities, which are held fixed.
+    """
+    first, second = logits.float().chunk(2)
+    labels = binary_cross_entropy(first, targets) + binary_cross_entropy(second, targets)
+    between = F.binary_cross_entropy_with_logits(first, second.detach().sigmoid())
+    between = between + F.binary_cross_entropy_with_logits(second, first.detach().sigmoid())
+    return 0.25 * (labels + between)
+
+
+def distillation_loss(section: Distill, student: Tensor, teacher: Tensor) -> Tensor:
+    """How far the distillation head's logits [B, K] are from the teacher's [B, K] (facebookresearch/deit losses.py).
+
+    hard: cross-entropy with the teacher's decision. soft: the divergence at temperature tau times tau squared, a mean
+    over batch and classes, so that for K classes it weighs 1 / K of what the paper's formula says: the reference kept
+    that for the sake of its published results (its issue 61).
+    """
+    if section.kind == "hard":
+        return F.cross_entropy(student, teacher.argmax(dim=1))
+    log_student, log_teacher = (F.log_softmax(logits / section.tau, dim=1) for logits in (student, teacher))
+    divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+    return divergence * section.tau**2 / student.numel()

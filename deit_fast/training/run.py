@@ -1,21 +1,30 @@
 """A training run: recipe, data and folder in; weights, metrics and a result out. Run again, it goes on by itself."""
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
+from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import RunStore, fetch_sealed
 from deit_fast.data.sources.classes import check_same_classes, resolve_classes
 from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.data.sources.salvage import SalvagedShards
 from deit_fast.recipe.schema import Recipe
-from deit_fast.runtime.errors import StoppedError
-from deit_fast.runtime.files import locked
+from deit_fast.runtime.errors import RunError, StoppedError
+from deit_fast.runtime.files import locked, write_json
+from deit_fast.runtime.hardware import peak_memory
+from deit_fast.runtime.log_sinks import chosen_sinks
+from deit_fast.runtime.metrics_log import MetricsLog, plot_curves
 from deit_fast.runtime.object_store import fetch_file, is_remote
 from deit_fast.runtime.stopping import StopSignal
+from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.runtime.world import join_world, leave_world
 from deit_fast.training.distill import load_teacher
-from deit_fast.training.loop import Trainer
+from deit_fast.training.job import Job, plan_job
+from deit_fast.training.loop import run_loop
+from deit_fast.training.prepare import initialise
+from deit_fast.training.start import take_up
 
 
 def train(
@@ -37,10 +46,11 @@ def train(
     teacher is the file of the teacher's weights, which no checkpoint holds: a run with distillation needs it each time.
     Any of them may be in an object store (s3://, gs://, file://). For `out` the run works in a copy below the cache
     folder, and each checkpoint goes up once it is written.
-    Returns what result.json holds. SIGTERM or SIGUSR1 end it after a checkpoint, with StoppedError. Raises RecipeError,
-    DataError or RunError, each of one line.
+    Returns what result.json holds: accuracies in percent, minutes, images per second, peak memory in GiB. SIGTERM or
+    SIGUSR1 end it after a checkpoint, with StoppedError. Raises RecipeError, DataError or RunError, each of one line.
     """
     recipe.check_teacher(teacher)
+    sinks = chosen_sinks()
     store = RunStore(str(out)) if is_remote(out) else None
     out = store.folder if store is not None else Path(out)
     init, teacher = fetch_file(init) if init else None, fetch_file(teacher) if teacher else None
@@ -53,13 +63,68 @@ def train(
         check_same_classes(val_source, source.classes, f"{data}'s classes")
     world = join_world(recipe.run.hang_timeout)
     with locked(out, ".lock", "another training") if world.is_main else contextlib.nullcontext(), StopSignal() as stop:
+        job = plan_job(recipe, source, val_source, out, world, store)
         loaded = load_teacher(recipe, teacher, world.device) if teacher else None
-        trainer = Trainer(recipe, source, val_source, out, world, loaded, store)
-        trainer.start(init, resume)
-        trainer.notes += source.describe() if isinstance(source, SalvagedShards) else []
-        with trainer.watchdog:
-            result = trainer.fit(stop)
+        state = initialise(recipe, world)
+        notes = take_up(job, state, init, resume)
+        notes += source.describe() if isinstance(source, SalvagedShards) else []
+        with Watchdog(out, world.rank, recipe.run.hang_timeout) as watchdog:
+            result = find_result(job, state)
+            if result is None:
+                with MetricsLog(out, state.step, job.total_steps, sinks, speaks=world.is_main) as log:
+                    log.say(*notes)
+                    finished = run_loop(job, state, loaded, log, watchdog, stop)
+                if finished:
+                    watchdog.beat("the result", START_SECONDS)
+                    result = write_result(job, state)
     leave_world()
     if result is None:
-        raise StoppedError(f"{out}: stopped by a signal at step {trainer.state.step}; run again to go on")
+        raise StoppedError(f"{out}: stopped by a signal at step {state.step}; run again to go on")
+    return result
+
+
+def find_result(job: Job, state: TrainState) -> dict[str, Any] | None:
+    """The result of a run that is finished already; None, and no result.json, of one that has steps to train."""
+    path = job.out / "result.json"
+    finished = state.step >= job.total_steps and path.exists()
+    earlier: dict[str, Any] | None = job.world.broadcast(
+        json.loads(path.read_text(encoding="utf-8")) if finished else None
+    )
+    if job.world.is_main and earlier is not None:
+        print(f"{job.out}: finished already, {job.total_steps} steps", flush=True)
+    elif job.world.is_main:
+        path.unlink(missing_ok=True)
+    return earlier
+
+
+def write_result(job: Job, state: TrainState) -> dict[str, Any]:
+    """What a run of which all steps are trained came to: result.json and curves.png, also in the object store.
+
+    Raises RunError, on every process, where the store could not be reached.
+    """
+    recipe, out, world, store = job.recipe, job.out, job.world, job.store
+    result = {
+        "recipe": recipe.name,
+        "image_size": recipe.model.image_size,
+        "step": state.step,
+        **state.scores,
+        "best_top1": state.best_top1 if state.scores else None,
+        "images_per_second": state.steps_per_second * recipe.run.global_batch,
+        "minutes": state.seconds / 60,
+        "peak_memory_gib": peak_memory(world.device),
+        "skipped": state.skipped,
+        "bad_images": len(state.bad_images),
+        "checkpoint": f"{store.uri if store is not None else out}/checkpoints/last.pt",
+    }
+    failure = ""
+    if world.is_main:
+        plot_curves(out, f"{recipe.name}, {recipe.model.image_size} px")
+        write_json(out / "result.json", result)
+        try:
+            if store is not None:
+                store.push()
+        except RunError as error:
+            failure = f"the result is in {out} only: {error}"
+    if failure := world.broadcast(failure):
+        raise RunError(failure)
     return result

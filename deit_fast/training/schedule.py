@@ -1,4 +1,9 @@
-"""The learning rate as a pure function of the step."""
+"""The learning rate as a pure function of the step; here and nowhere else it is decided.
+
+The loop asks for it at every step and hands it to the step, which gives each group of weights its share of it
+(optim/build.py: optim.layer_decay). optim.lr is the peak for run.global_batch and is not rescaled; the curve is the
+recipe's `schedule`. metrics.jsonl has it as `lr`, and `deit-fast show` prints it for any recipe.
+"""
 
 import math
 
@@ -6,7 +11,7 @@ from deit_fast.recipe.sections import Schedule
 
 
 def learning_rate(schedule: Schedule, peak: float, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of optimizer step `step`, counted from 0.
+    """Learning rate of optimizer step `step`, counted from 0; `peak` is optim.lr.
 
     Linear warmup from warmup_lr, then a cosine to min_lr. The cosine's phase counts from the start of the run (timm
     CosineLR as facebookresearch/deit calls it), or with warmup_prefix from the end of the warmup (optax

@@ -13,7 +13,7 @@ from deit_fast.data.loader.sampler import build_samplers
 from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.sections import Augment
 from deit_fast.recipe.table import get_recipe
-from deit_fast.training.objective import Erasing, MicroBatch, build_micro_batch
+from deit_fast.training.objective import BatchBuilder, Erasing, MicroBatch
 from tests.oracles.erase import timms_boxes
 from tests.oracles.statistics import same_shares
 from tests.training.test_step import CPU, batch, make, weights
@@ -185,7 +185,7 @@ def test_two_processes_see_what_one_sees(folder_data: Path) -> None:
             samplers = build_samplers(recipe, len(source), rank, world)
             loader = TrainLoader(source, recipe.augment, 24, samplers, 7, CPU.device, 1, start_step=5, stop_step=7)
             for loaded in loader:
-                taken = build_micro_batch(recipe, loaded, CPU.device)
+                taken = BatchBuilder(recipe, CPU.device)(loaded)
                 assert taken.erasing is not None
                 for place, box, key in zip(loaded.positions, *(part.tolist() for part in taken.erasing), strict=True):
                     seen[loaded.step, int(place)] = box, key
@@ -205,7 +205,7 @@ def test_nothing_is_carried_where_nothing_is_erased(folder_data: Path) -> None:
     loader = TrainLoader(source, recipe.augment, 24, samplers, 7, CPU.device, 1, stop_step=1)
     (loaded,) = list(loader)
     assert loaded.erasing is None
-    assert build_micro_batch(recipe, loaded, CPU.device).erasing is None
+    assert BatchBuilder(recipe, CPU.device)(loaded).erasing is None
 
 
 def test_the_step_erases_before_it_mixes() -> None:

@@ -15,7 +15,8 @@ from deit_fast.data.loader.tuning import LoaderSetting
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.sections import Augment
-from deit_fast.runtime.world import World, cpu_threads
+from deit_fast.runtime.hardware import cpu_threads
+from deit_fast.runtime.world import World
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

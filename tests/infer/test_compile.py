@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from deit_fast.infer.compile import try_gradient
+from deit_fast.infer.precision import build_predictor
 from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.world import World
-from deit_fast.training.step import TrainStep, build_state
+from deit_fast.training.prepare import build_state, prepare
+from deit_fast.training.step import TrainStep
 from tests.training.test_step import SMALL, batch, weights
 from tests.training.test_train import environment
 
@@ -35,13 +37,12 @@ def with_backend(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
 def make(*words: str, world: World | None = None) -> TrainStep:
     recipe = get_recipe("demo_pretrain", [*SMALL, *words])
     torch.manual_seed(0)
-    return TrainStep(recipe, build_state(recipe, build_model(recipe.model)), world or World(0, 1, CPU), torch.float32)
+    return prepare(recipe, build_state(recipe, build_model(recipe.model)), world or World(0, 1, CPU), torch.float32)
 
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """run.compile=auto as it is where there is a GPU."""
-    for module in ("compiled", "step"):
-        monkeypatch.setattr(f"deit_fast.{module}.wants_compile", lambda run, device: run.compile != "off")
+    monkeypatch.setattr("deit_fast.infer.compile.wants_compile", lambda run, device: run.compile != "off")
 
 
 def test_auto_goes_on_eagerly_and_says_so_once(
@@ -67,10 +68,10 @@ def test_auto_goes_on_eagerly_and_says_so_once(
 def test_on_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with_backend(monkeypatch, failing)
     with pytest.raises(RunError, match=r"^run\.compile='on': .*no working C\+\+ compiler") as caught:
-        make(*WORDS)([batch()], 1e-3)
+        make(*WORDS)
     assert "\n" not in str(caught.value)
-    step = make(*WORDS)
-    predict = step.predictor(step.state.model.eval())
+    recipe = get_recipe("demo_pretrain", [*SMALL, *WORDS])
+    predict = build_predictor(build_model(recipe.model).eval(), recipe, torch.float32, World(0, 1, CPU))
     with pytest.raises(RunError, match=r"run\.compile='on'"), torch.no_grad():
         predict(batch().images)
 
@@ -82,7 +83,7 @@ def test_out_of_memory_is_no_failure_of_the_compiler(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch, "compile", lambda module: Full())
     with pytest.raises(torch.OutOfMemoryError):
-        make(*WORDS)([batch()], 1e-3)
+        make(*WORDS)
 
 
 def test_a_failing_evaluation_goes_on_eagerly(

@@ -13,9 +13,9 @@ from deit_fast.models.build import build_model
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.world import World
-from deit_fast.training.objective import MicroBatch, build_micro_batch
+from deit_fast.training.objective import BatchBuilder, MicroBatch
+from deit_fast.training.prepare import build_state, prepare
 from deit_fast.training.schedule import learning_rate
-from deit_fast.training.step import TrainStep, build_state
 from deit_fast.zoo import find_architecture
 from tests.oracles.reference.mixing import Draw
 from tests.oracles.reference.optimizers import AdamW, Lamb
@@ -47,7 +47,7 @@ class Ours:
             for name, weight in model.named_parameters():
                 if name.endswith(".bias") or "norm" in name:
                     weight += 0.02 * torch.randn_like(weight)
-        self.step = TrainStep(recipe, build_state(recipe, model), CPU, torch.float32)
+        self.step = prepare(recipe, build_state(recipe, model), CPU, torch.float32)
         self.masks: list[Tensor] = []
         for module in model.modules():
             if isinstance(module, DropPath):
@@ -67,7 +67,7 @@ class Ours:
             images = self.images[step][places].contiguous(memory_format=torch.channels_last)
             labels = self.labels[step][places]
             batch = Batch(images, labels, places, places, step // STEPS_PER_EPOCH, step, len(places))
-            passes.append(build_micro_batch(self.recipe, batch, CPU.device))
+            passes.append(BatchBuilder(self.recipe, CPU.device)(batch))
         return passes
 
     def train(self, step: int) -> float:

@@ -21,7 +21,7 @@ from PIL import Image
 from deit_fast.checkpoint.format import save_checkpoint
 from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
-from deit_fast.runtime.metrics_log import read_metrics
+from deit_fast.runtime.log_sinks.json_lines import read_metrics
 from deit_fast.training.run import train
 from tests.oracles.reference import mixing, schedule
 from tests.oracles.reference.images import repeated_order, three_augment_chain

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from deit_fast.runtime import world as distributed
-from deit_fast.runtime.world import describe_cudnn, join_world
+from deit_fast.runtime.hardware import describe_cudnn
+from deit_fast.runtime.world import join_world
 
 
 @pytest.mark.parametrize("version", [91501, 91600, 92000, 100000])

@@ -30,8 +30,9 @@ from deit_fast.data.loader.loaders import Batch
 from deit_fast.data.loader.pipeline import eval_pipeline, train_pipeline
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError
-from deit_fast.training import loop as trainer
+from deit_fast.training import loop, start
 from deit_fast.training import run as train
+from deit_fast.training.objective import BatchBuilder
 from tests.soak.images import write_images
 from tests.soak.rounds import Found, tell
 
@@ -169,14 +170,14 @@ def record_steps(path: Path) -> None:
     """Notes the samples of every step before it is trained on; "start" is a new attempt."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(file, b'"start"\n')
-    build = trainer.build_micro_batch
+    build = BatchBuilder.__call__
 
-    def build_and_note(recipe: Any, batch: Batch, device: torch.device) -> Any:
+    def build_and_note(self: BatchBuilder, batch: Batch) -> Any:
         pixels = hashlib.sha256(batch.images.numpy().tobytes()).hexdigest()[:16]
         os.write(file, (json.dumps([batch.step, batch.indices.tolist(), pixels]) + "\n").encode())
-        return build(recipe, batch, device)
+        return build(self, batch)
 
-    trainer.build_micro_batch = build_and_note
+    BatchBuilder.__call__ = build_and_note  # type: ignore[method-assign]
 
 
 def die_writing(count: int, cuts: bool) -> None:
@@ -217,8 +218,8 @@ def plant_bug(name: str) -> None:
         saving.write_checkpoint = seal_first
         resuming.verify_checkpoint = lambda path: ""
     elif name == "forgetful":
-        loader = trainer.TrainLoader
-        trainer.TrainLoader = lambda *rest, start_step, stop_step: loader(  # type: ignore[assignment, misc]
+        loader = start.TrainLoader
+        start.TrainLoader = lambda *rest, start_step, stop_step: loader(  # type: ignore[assignment, misc]
             *rest, start_step=0, stop_step=stop_step - start_step
         )
     elif name == "leaky":
@@ -226,8 +227,8 @@ def plant_bug(name: str) -> None:
         copy = saving.Snapshot.copy
         saving.Snapshot.copy = lambda self: (time.sleep(0.1), copy(self))[1]  # type: ignore[method-assign]
     elif name == "amnesiac":
-        bad_images = trainer.BadImages
-        trainer.BadImages = lambda known, *rest: (known.clear(), bad_images(known, *rest))[1]  # type: ignore[assignment, misc]
+        bad_images = loop.BadImages
+        loop.BadImages = lambda known, *rest: (known.clear(), bad_images(known, *rest))[1]  # type: ignore[assignment, misc]
 
 
 class Result(NamedTuple):

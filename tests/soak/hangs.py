@@ -28,7 +28,7 @@ import os, signal, sys, time
 from pathlib import Path
 import torch
 from deit_fast.cli import main as cli
-from deit_fast.training import loop as trainer
+from deit_fast.training import loop
 from deit_fast.data.sources import folder
 
 out, kind, when = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -52,7 +52,7 @@ if os.environ["RANK"] == "1":
     if kind == "loader":
         folder.ImageFolder.read = hanging(folder.ImageFolder.read, 60 + when)
     else:
-        trainer.learning_rate = hanging(trainer.learning_rate, 8 + when)
+        loop.learning_rate = hanging(loop.learning_rate, 8 + when)
 sys.argv[1:4] = []
 sys.exit(cli.main())
 """

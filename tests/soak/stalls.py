@@ -13,7 +13,7 @@ from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.world import World
 from deit_fast.training.objective import MicroBatch
-from deit_fast.training.step import TrainStep, build_state
+from deit_fast.training.prepare import build_state, prepare
 from tests.checkpoint.test_save import clone
 from tests.soak.crashes import equal
 from tests.soak.rounds import Found, rounds
@@ -33,7 +33,7 @@ def stalls(folder: Path, count: int, seed: int, plant: str) -> Found:
     recipe, world, device = get_recipe("demo_pretrain", WORDS), World(0, 1, torch.device("cpu")), torch.device("cpu")
     torch.manual_seed(seed)
     state = build_state(recipe, build_model(recipe.model))
-    step = TrainStep(recipe, state, world, torch.float32)
+    step = prepare(recipe, state, world, torch.float32)
     if plant == "leaky":
         copy = Snapshot.copy
 

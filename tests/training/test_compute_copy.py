@@ -14,10 +14,12 @@ from deit_fast.models.build import build_model
 from deit_fast.optim.compute_copy import copy_to_compute
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RecipeError
-from deit_fast.runtime.world import World, has_bf16
+from deit_fast.runtime.hardware import has_bf16
+from deit_fast.runtime.world import World
 from deit_fast.training.objective import MicroBatch
+from deit_fast.training.prepare import build_state, check_machine, prepare
 from deit_fast.training.run import train as run_recipe
-from deit_fast.training.step import TrainStep, build_state
+from deit_fast.training.step import TrainStep
 from tests.training.test_step import CPU, SMALL, batch, weights
 
 COPY = "run.compute_copy=true"
@@ -28,7 +30,7 @@ def make(*words: str, world: World = CPU) -> TrainStep:
     recipe = get_recipe("demo_pretrain", [*WORDS, *words])
     torch.manual_seed(0)
     model = build_model(recipe.model).to(world.device).to(memory_format=torch.channels_last)
-    return TrainStep(recipe, build_state(recipe, model), world, torch.bfloat16)
+    return prepare(recipe, build_state(recipe, model), world, torch.bfloat16)
 
 
 def train(step: TrainStep, steps: range) -> list[float]:
@@ -115,6 +117,7 @@ def test_the_copy_follows_every_step() -> None:
         train(step, range(index, index + 1))
         assert not torch.equal(weights(step), before)
         assert_rounded(step)
+        step.state.optimizer.zero_grad(set_to_none=True)
         assert all(p.grad is None for model in (step.state.model, step.state.compute) for p in model.parameters())
     assert [c.data_ptr() for c in step.state.copies.values()] == places  # what a CUDA graph relies on
 
@@ -199,12 +202,14 @@ def test_recipes_that_cannot_have_one(words: list[str], said: str) -> None:
     assert str(refused.value) == f"run.compute_copy=true: {said}"
 
 
-def test_runs_that_cannot_have_one() -> None:
-    recipe = get_recipe("demo_pretrain", [*SMALL[:-1], COPY])
+def test_runs_that_cannot_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = get_recipe("demo_pretrain", [COPY]).run
+    monkeypatch.setattr("deit_fast.infer.precision.has_bf16", lambda device: False)
     with pytest.raises(RecipeError, match=r"run\.compute_copy=true: expected a run that computes in bf16, got torch"):
-        TrainStep(recipe, build_state(recipe, build_model(recipe.model)), CPU, torch.float32)
+        check_machine(run, CPU)
+    monkeypatch.setattr("deit_fast.infer.precision.has_bf16", lambda device: True)
     with pytest.raises(RecipeError, match=r"compute_copy=true: expected run\.reduce_dtype='bf16' for 2 processes"):
-        make(COPY, world=World(0, 2, CPU.device))
+        check_machine(run, World(0, 2, CPU.device))
 
 
 @pytest.mark.gpu

@@ -10,9 +10,10 @@ from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.world import World
-from deit_fast.training.cuda_graph import EAGER_STEPS, StepGraphs, check_capture
+from deit_fast.training.cuda_graph import EAGER_STEPS, record_step
 from deit_fast.training.objective import MicroBatch, Mixing
-from deit_fast.training.step import TrainStep, build_state
+from deit_fast.training.prepare import build_state, check_machine, prepare
+from deit_fast.training.step import TrainStep
 from tests.training.test_step import SMALL, batch, make, weights
 
 GPU = torch.device("cuda", 0)
@@ -28,7 +29,7 @@ def build(*words: str) -> TrainStep:
     recipe = get_recipe("demo_pretrain", [*SMALL, *RANDOM, *words])
     torch.manual_seed(0)
     model = build_model(recipe.model).to(GPU).to(memory_format=torch.channels_last)
-    return TrainStep(recipe, build_state(recipe, model), World(0, 1, GPU), torch.float32)
+    return prepare(recipe, build_state(recipe, model), World(0, 1, GPU), torch.float32)
 
 
 def train(step: TrainStep, steps: range) -> list[float]:
@@ -88,14 +89,17 @@ def test_the_steps_before_the_recording_are_those_without() -> None:
     """Every batch comes by the same memory, and no gradient of one step reaches the next."""
     (_, plain), (_, step) = make(RANDOM), make(RANDOM)
     seen: list[tuple[int, ...]] = []
+    plainly = step.forward_backward
 
-    def backward(given: MicroBatch) -> Tensor:
+    def watched(batches: list[MicroBatch]) -> Tensor:
+        (given,) = batches
         assert given.mixing is not None
         seen.append(tuple(tensor.data_ptr() for tensor in (given.images, given.labels, *given.mixing)))
         assert given.images.is_contiguous(memory_format=torch.channels_last)
-        return step._backward([given])
+        return plainly(batches)
 
-    step._graphs = StepGraphs(backward, step._update, step.state.optimizer.zero_grad)
+    step.forward_backward = watched  # type: ignore[method-assign]
+    record_step(step)
     for index in range(EAGER_STEPS):
         for each in (plain, step):
             each([batch(index, mixed=True)], 1e-2)
@@ -120,7 +124,8 @@ def test_a_recipe_that_no_graph_can_hold(words: list[str], said: str) -> None:
 
 
 def test_refuses_other_devices_and_several_processes() -> None:
+    run = get_recipe("demo_pretrain", ["run.cuda_graph=true", "run.precision=fp32"]).run
     with pytest.raises(RecipeError, match=r"run\.cuda_graph=true: expected an NVIDIA GPU, got cpu"):
-        make(["run.cuda_graph=true"])
+        check_machine(run, World(0, 1, torch.device("cpu")))
     with pytest.raises(RecipeError, match=r"run\.cuda_graph=true: expected one process, got 8"):
-        check_capture(World(0, 8, GPU))
+        check_machine(run, World(0, 8, GPU))

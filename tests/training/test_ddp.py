@@ -11,7 +11,7 @@ from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.world import World
 from deit_fast.training.objective import MicroBatch
-from deit_fast.training.step import TrainStep, build_state
+from deit_fast.training.prepare import build_state, prepare
 from tests.training.test_objective import distilled_model, small_teacher
 from tests.training.test_step import SMALL, batch
 from tests.training.test_train import environment
@@ -41,7 +41,7 @@ def train(kind: str, world: World) -> dict[str, torch.Tensor]:
             parameter.requires_grad_(".attn." in name or name.startswith("head."))
     teacher = small_teacher() if kind == "distillation" else None
     dtype = torch.bfloat16 if kind in IN_BF16 else torch.float32
-    step = TrainStep(recipe, build_state(recipe, model), world, dtype, teacher)
+    step = prepare(recipe, build_state(recipe, model), world, dtype, teacher)
     for seed in range(3):
         images, labels, _, _ = batch(seed)
         parts = world.size * recipe.run.accumulation

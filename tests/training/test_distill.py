@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import save_file
 from timm.models.deit import VisionTransformerDistilled
 
-import deit_fast.training.loop
+import deit_fast.training.prepare
 from deit_fast.cli.main import main
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RecipeError, RunError
 from deit_fast.training.distill import load_teacher
+from deit_fast.training.periodic import Checkpoints
 from deit_fast.training.run import train
 from tests.training.test_train import WORDS
 
@@ -125,19 +126,19 @@ def test_evaluation_mode_has_no_second_pass_and_no_second_head(word: str) -> Non
 def test_a_run_with_a_teacher_resumes_with_one(
     folder_data: Path, tmp_path: Path, teacher_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deit_fast.training.loop, "build_model", build_small)
+    monkeypatch.setattr(deit_fast.training.prepare, "build_model", build_small)
     out, recipe = tmp_path / "run", recipe_with("run.checkpoint_every=3")
 
     class Killed(Exception):
         pass
 
-    def kill(trainer: deit_fast.training.loop.Trainer, evaluated: bool) -> None:
-        save(trainer, evaluated)
+    def kill(checkpoints: Checkpoints, evaluated: bool) -> None:
+        save(checkpoints, evaluated)
         raise Killed
 
-    save = deit_fast.training.loop.Trainer._save
+    save = Checkpoints.save
     with monkeypatch.context() as patch:
-        patch.setattr(deit_fast.training.loop.Trainer, "_save", kill)
+        patch.setattr(Checkpoints, "save", kill)
         with pytest.raises(Killed):
             train(recipe, str(folder_data), out, teacher=teacher_file)
     saved = torch.load(out / "checkpoints" / "last.pt", weights_only=True)

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import deit_fast.training.loop
+import deit_fast.training.objective
 from deit_fast.data.loader.loaders import Batch
 from deit_fast.data.loader.sampler import build_samplers
 from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError
-from deit_fast.training.divergence import check_interval
-from deit_fast.training.objective import MicroBatch, build_micro_batch
+from deit_fast.training.guards import check_interval
+from deit_fast.training.objective import BatchBuilder, MicroBatch
 from deit_fast.training.run import train
 from tests.training.test_train import WORDS, environment
 
@@ -27,30 +27,33 @@ LIMIT = ["run.nonfinite_limit=3", "run.log_every=50", "run.eval_every=100", "mod
 # The command line, with a lambda that is no number in some steps of one process.
 SCRIPT = """
 import os, sys
-import deit_fast.training.loop
 from deit_fast.cli.main import main
-from deit_fast.training.objective import build_micro_batch
+from deit_fast.training.objective import BatchBuilder
 
-def poisoned(recipe, batch, device):
-    made = build_micro_batch(recipe, batch, device)
+build = BatchBuilder.__call__
+
+def poisoned(self, batch):
+    made = build(self, batch)
     if os.environ["RANK"] == "{rank}" and batch.step in {steps}:
         made.mixing.lam.fill_(float("nan"))
     return made
 
 if __name__ == "__main__":
-    deit_fast.training.loop.build_micro_batch = poisoned
+    BatchBuilder.__call__ = poisoned
     sys.exit(main(sys.argv[1:]))
 """
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
-    def poisoned(recipe: Recipe, batch: Batch, device: object) -> MicroBatch:
-        made = build_micro_batch(recipe, batch, device)
+    build = BatchBuilder.__call__
+
+    def poisoned(self: BatchBuilder, batch: Batch) -> MicroBatch:
+        made = build(self, batch)
         if batch.step in steps:
             made.mixing.lam.fill_(float("nan"))
         return made
 
-    monkeypatch.setattr(deit_fast.training.loop, "build_micro_batch", poisoned)
+    monkeypatch.setattr(BatchBuilder, "__call__", poisoned)
 
 
 def names_of(data: Path, recipe: Recipe, step: int, rank: int = 0, world_size: int = 1) -> list[str]:

@@ -15,12 +15,14 @@ from deit_fast.checkpoint.resume import kept_steps
 from deit_fast.checkpoint.save import Saver, step_path
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.models.build import build_model
-from deit_fast.optim.sharding import build_mesh, gather
+from deit_fast.optim.sharding import gather
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.world import World
 from deit_fast.training.objective import MicroBatch
-from deit_fast.training.step import TrainStep, build_state
+from deit_fast.training.prepare import build_state, prepare
+from deit_fast.training.sharding import build_mesh
+from deit_fast.training.step import TrainStep
 from tests.training.test_objective import distilled_model, small_teacher
 from tests.training.test_step import SMALL, batch
 from tests.training.test_train import environment
@@ -60,7 +62,7 @@ def build(kind: str, world: World, seed: int) -> TrainStep:
     model = distilled_model() if kind == "distillation" else build_model(recipe.model)
     teacher = small_teacher() if kind == "distillation" else None
     dtype = torch.bfloat16 if kind == "autocast" else torch.float32
-    step = TrainStep(recipe, build_state(recipe, model, build_mesh(recipe.run, world)), world, dtype, teacher)
+    step = prepare(recipe, build_state(recipe, model, build_mesh(recipe.run, world)), world, dtype, teacher)
     if kind == "triton" and world.size > 1:
         from deit_fast.optim.lamb_triton import LambKernels
 

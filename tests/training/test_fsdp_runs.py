@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deit_fast.recipe.table import get_recipe
-from deit_fast.runtime.metrics_log import read_metrics
+from deit_fast.runtime.log_sinks.json_lines import read_metrics
 from deit_fast.training.run import train
 from tests.training.test_train import WORDS, command, environment, last_weights
 

@@ -8,7 +8,7 @@ from timm.loss import SoftTargetCrossEntropy
 
 from deit_fast.data.augment.mix_apply import mix_images, mix_targets
 from deit_fast.recipe.sections import Loss
-from deit_fast.training.losses import compute_loss
+from deit_fast.training.objective import compute_loss
 
 CLASSES = 7
 

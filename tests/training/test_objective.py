@@ -16,9 +16,9 @@ from deit_fast.recipe.sections import Distill
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.training.distill import Teacher
-from deit_fast.training.losses import cosub_loss, distillation_loss
-from deit_fast.training.objective import Objective
-from deit_fast.training.step import TrainStep, build_state
+from deit_fast.training.objective import Objective, cosub_loss, distillation_loss
+from deit_fast.training.prepare import build_state, prepare
+from deit_fast.training.step import TrainStep
 from tests.training.test_step import CPU, SMALL, batch, make, weights
 
 MIXED = ["mix.mixup=0.8", "mix.group=8"]
@@ -49,7 +49,7 @@ def small_teacher() -> Teacher:
 
 def distilling_step(*words: str) -> TrainStep:
     recipe = get_recipe("demo_pretrain", [*SMALL, *DISTILLED, *words])
-    return TrainStep(recipe, build_state(recipe, distilled_model()), CPU, torch.float32, small_teacher())
+    return prepare(recipe, build_state(recipe, distilled_model()), CPU, torch.float32, small_teacher())
 
 
 def test_cosub_is_its_formula_with_its_gradients() -> None:

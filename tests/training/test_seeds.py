@@ -9,8 +9,10 @@ import torch
 from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.world import World
-from deit_fast.training.loop import Trainer
-from deit_fast.training.objective import build_micro_batch
+from deit_fast.training.job import plan_job
+from deit_fast.training.objective import BatchBuilder
+from deit_fast.training.prepare import initialise, prepare
+from deit_fast.training.start import build_loader
 from tests.training.test_step import batch
 from tests.training.test_train import WORDS
 
@@ -21,23 +23,25 @@ def draws(data: Path, out: Path, *words: str) -> dict[str, np.ndarray]:
     """What each use of randomness gives in the first step, whose batch holds every image."""
     fixed = ["run.global_batch=96", "model.dropout=0.3", "mix.group=2", "model.num_classes=5"]
     recipe = get_recipe("demo_pretrain", [*WORDS, *fixed, *words])
-    trainer = Trainer(recipe, open_source(str(data), "train"), None, out, World(0, 1, torch.device("cpu")))
-    found = {"init": np.concatenate([p.detach().flatten().numpy() for p in trainer.state.model.parameters()])}
-    found["order"] = trainer.samplers[0].batch(0).indices
-    loader = trainer.build_loader()
+    job = plan_job(recipe, open_source(str(data), "train"), None, out, World(0, 1, torch.device("cpu")))
+    state = initialise(recipe, job.world)
+    found = {"init": np.concatenate([p.detach().flatten().numpy() for p in state.model.parameters()])}
+    found["order"] = job.samplers[0].batch(0).indices
+    loader, _ = build_loader(job, start=0)
     try:
         first = next(iter(loader))
     finally:
         loader.close()
     found["augmentation"] = first.images.numpy()[np.argsort(first.indices)]
-    mixing = build_micro_batch(recipe, first, torch.device("cpu")).mixing
+    mixing = BatchBuilder(recipe, job.world.device)(first).mixing
     found["mix"] = torch.cat([mixing.lam[:, None], mixing.box], dim=1).numpy()
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in trainer.state.model.parameters():  # the same model, whatever it was initialised with
+        for parameter in state.model.parameters():  # the same model, whatever it was initialised with
             parameter.normal_(std=0.05)
-    trainer.step([batch()], 1e-3)
-    found["dropout"] = trainer.step.meter.sums.numpy()
+    step = prepare(recipe, state, job.world, job.dtype)
+    step([batch()], 1e-3)
+    found["dropout"] = step.meter.sums.numpy()
     return found
 
 

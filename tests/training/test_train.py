@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from deit_fast.infer.evaluate import evaluate_checkpoint
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import DataError, RecipeError, RunError
-from deit_fast.runtime.metrics_log import read_metrics
+from deit_fast.runtime.log_sinks.json_lines import read_metrics
 from deit_fast.training.run import train
 from tests.conftest import ROOT
 

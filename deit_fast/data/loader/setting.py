@@ -21,7 +21,8 @@ from deit_fast.data.loader.tuning import (
 )
 from deit_fast.data.sources.base import Source
 from deit_fast.runtime.errors import DataError
-from deit_fast.runtime.world import World, cpu_threads
+from deit_fast.runtime.hardware import cpu_threads
+from deit_fast.runtime.world import World
 
 _WARM, _TIMED = 4, 12  # batches; the queue holds less than the warm ones
 _SIZED = 16  # images whose sizes stand for all

@@ -1,0 +1,53 @@
+"""What this machine is: its cores, bf16, cuDNN and memory.
+
+No psutil: the affinity of a process comes from the standard library as well, psutil tells no peak of the memory of a
+Linux process, and neither instruction sets nor cuDNN.
+"""
+
+import os
+import resource
+
+import torch
+
+SOUND_CUDNN = 91501  # 9.15.1
+
+
+def cpu_threads() -> int:
+    """CPU cores for each process of this host."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products run in hardware on this device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as cpuinfo:
+            flags = next((line for line in cpuinfo if line.startswith(("flags", "Features"))), "").split()
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB: the GPU's high-water mark of torch's allocator, or this process's resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def describe_cudnn(version: int | None) -> str:
+    """One line on a cuDNN (torch.backends.cudnn.version()) whose attention must not be used; empty where it may be.
+
+    Before 9.15.1 it is wrong for sequences whose length no 128 divides, which all of ours are (pytorch issue 169849).
+    """
+    if version is None:
+        return "no cuDNN found: attention runs on torch's flash kernels, which are slower on H100 and newer GPUs"
+    if version >= SOUND_CUDNN:
+        return ""
+    major, rest = divmod(version, 10_000 if version >= 90_000 else 1000)  # 91501 is 9.15.1, 8902 is 8.9.2
+    return (
+        f"cuDNN {major}.{rest // 100}.{rest % 100} found, expected 9.15.1 or newer: its attention is wrong for the "
+        "lengths of ViTs (pytorch issue 169849) and is off; torch's flash kernels are slower on H100 and newer. Does "
+        "LD_LIBRARY_PATH hide the cuDNN that torch came with?"
+    )

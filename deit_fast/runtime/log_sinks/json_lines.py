@@ -1,0 +1,43 @@
+"""metrics.jsonl: a line for each record, which is what the rest of deit_fast reads."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deit_fast.runtime.files import atomic_path, finite
+from deit_fast.runtime.log_sinks import LogSink, Sink
+
+Record = dict[str, Any]
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """Records of a metrics.jsonl; a last line cut off by a crash is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return records
+
+
+class JsonLines(Sink):
+    """{"kind", "step", **values} a line; non-finite values become null, which JSON can hold."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        path = folder / "metrics.jsonl"
+        kept = [record for record in read_metrics(path) if record["step"] <= step]
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open for the whole run)
+
+    def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"kind": kind, "step": step, **finite(dict(values))}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+LOG_SINK = LogSink(JsonLines, always=True)

@@ -1,0 +1,19 @@
+"""NAME.png for each picture, in the run folder."""
+
+from pathlib import Path
+
+from torch import Tensor
+from torchvision.utils import save_image
+
+from deit_fast.runtime.log_sinks import LogSink, Sink
+
+
+class Pictures(Sink):
+    def __init__(self, folder: Path, step: int) -> None:
+        self._folder = folder
+
+    def image(self, name: str, grid: Tensor, step: int) -> None:
+        save_image(grid.float() / 255, self._folder / f"{name}.png")
+
+
+LOG_SINK = LogSink(Pictures, always=True)

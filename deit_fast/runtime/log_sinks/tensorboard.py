@@ -1,0 +1,27 @@
+"""tensorboard/: a curve for each figure, and the pictures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from deit_fast.runtime.log_sinks import LogSink, Sink
+
+
+class TensorBoard(Sink):
+    def __init__(self, folder: Path, step: int) -> None:
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
+
+    def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        for key, value in values.items():
+            self._board.add_scalar(f"{kind}/{key}", value, step)
+
+    def image(self, name: str, grid: Tensor, step: int) -> None:
+        self._board.add_image(name, grid, step)
+
+    def close(self) -> None:
+        self._board.close()
+
+
+LOG_SINK = LogSink(TensorBoard, always=True)

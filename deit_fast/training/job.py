@@ -1,0 +1,48 @@
+"""One process's part of a run: what it is given, and what follows from that before anything is built."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from deit_fast.checkpoint.store import RunStore
+from deit_fast.data.loader.sampler import TrainSampler, build_samplers
+from deit_fast.data.sources.base import Source
+from deit_fast.models.build import check_drop_path
+from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.world import World
+from deit_fast.training.prepare import check_machine
+from deit_fast.training.schedule import total_steps
+
+
+@dataclass(frozen=True)
+class Job:
+    """What does not change from a run's first step to its last."""
+
+    recipe: Recipe
+    source: Source
+    val_source: Source | None
+    out: Path
+    """The run folder."""
+    world: World
+    store: RunStore | None
+    """Where the run folder is kept as well."""
+    samplers: Sequence[TrainSampler]
+    """One per gradient-accumulation pass of this process."""
+    dtype: torch.dtype
+    """Of the forward pass."""
+    steps_per_epoch: int
+    total_steps: int
+
+
+def plan_job(
+    recipe: Recipe, source: Source, val_source: Source | None, out: Path, world: World, store: RunStore | None = None
+) -> Job:
+    """Raises RecipeError for a batch that these processes cannot divide, and for what this machine lacks."""
+    samplers = build_samplers(recipe, len(source), world.rank, world.size)
+    check_drop_path(recipe.model, recipe.pass_size(world.size))
+    dtype = check_machine(recipe.run, world)
+    steps_per_epoch = samplers[0].steps_per_epoch
+    total = total_steps(recipe.schedule, steps_per_epoch)
+    return Job(recipe, source, val_source, out, world, store, samplers, dtype, steps_per_epoch, total)

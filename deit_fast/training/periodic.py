@@ -1,0 +1,139 @@
+"""What comes every so often beside the steps: a line of metrics, an evaluation, a checkpoint; one class for each."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from deit_fast.checkpoint.resume import kept_steps
+from deit_fast.checkpoint.save import Saver
+from deit_fast.checkpoint.state import TrainState
+from deit_fast.data.loader.loaders import EvalLoader
+from deit_fast.infer.evaluate import build_eval_loader, evaluate
+from deit_fast.optim.sharding import gather
+from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.hardware import peak_memory
+from deit_fast.runtime.metrics_log import MetricsLog
+from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
+from deit_fast.training.job import Job
+from deit_fast.training.step import Meter, TrainStep
+
+
+@dataclass
+class Window:
+    """The steps since the last line of metrics, and the wall time."""
+
+    start: float = field(default_factory=time.perf_counter)
+    steps: int = 0
+    waited: float = 0.0
+    """Seconds spent waiting for batches."""
+    is_first: bool = True
+
+
+class TrainMetrics:
+    """The "train" lines of the log, each of the steps since the one before."""
+
+    def __init__(self, job: Job, state: TrainState, log: MetricsLog) -> None:
+        self._job, self._state, self._log = job, state, log
+        self.window = Window()
+
+    def record(self, meter: Meter, lr: float) -> None:
+        """Reads back what gathered on the device since the last time, of all processes, and begins a new window."""
+        job, state, window = self._job, self._state, self.window
+        loss, grad_norm, counted, skipped = (job.world.sum(meter.sums.clone()) / job.world.size).tolist()
+        meter.sums.zero_()
+        seconds = time.perf_counter() - window.start
+        state.add_window(window.steps, seconds, is_first=window.is_first)
+        state.skipped += round(skipped)
+        values = {
+            "epoch": state.step / job.steps_per_epoch,
+            "loss": loss / counted if counted else math.nan,
+            "lr": lr,
+            "grad_norm": grad_norm / counted if counted else math.nan,
+            "images_per_second": window.steps * job.recipe.run.global_batch / seconds,
+            "data_wait": window.waited / seconds,
+            "peak_memory_gib": peak_memory(job.world.device),
+            "skipped": float(state.skipped),
+        }
+        self._log.record("train", state.step, values)
+        self.window = Window(is_first=False)
+
+    def restart(self) -> None:
+        """Begins a new window: what was done since the last line is no training."""
+        self.window = Window(is_first=self.window.is_first)
+
+
+class Evaluation:
+    """Scores of the model and of its moving average, where there is validation data."""
+
+    def __init__(self, job: Job, state: TrainState, step: TrainStep, log: MetricsLog, watchdog: Watchdog) -> None:
+        self._job, self._state, self._step, self._log, self._watchdog = job, state, step, log, watchdog
+        self._loader: EvalLoader | None = None
+        self._predictors: dict[str, Callable[[Tensor], Tensor]] = {}
+
+    def run(self) -> None:
+        """Puts top1 and top5, percent, and loss into the state and the log, the average's with "ema_" before them."""
+        job, state, watchdog = self._job, self._state, self._watchdog
+        if job.val_source is None:
+            return
+        watchdog.beat("evaluation", START_SECONDS if self._loader is None else 0.0)
+        if self._loader is None:
+            self._loader = build_eval_loader(job.recipe, job.val_source, job.world)
+            self._predictors = {"": self._step.predictor(state.model)}
+            if state.ema is not None:
+                self._predictors["ema_"] = self._step.predictor(state.ema)
+        scores: dict[str, float] = {}
+        state.model.eval()
+        for prefix, predict in self._predictors.items():
+            result = evaluate(predict, self._loader, job.world, lambda *_: watchdog.beat("evaluation"))
+            scores |= {f"{prefix}{key}": getattr(result, key) for key in ("top1", "top5", "loss")}
+        state.scores = scores
+        self._log.record("eval", state.step, scores)
+
+    def close(self) -> None:
+        """Ends the loader, where there was an evaluation."""
+        if self._loader is not None:
+            self._loader.close()
+
+
+class Checkpoints:
+    """The run's checkpoints: the main process writes them, the others give their rows of a sharded model."""
+
+    def __init__(self, job: Job, state: TrainState, log: MetricsLog) -> None:
+        self._job, self._state, self._log = job, state, log
+        self._saver: Saver | None = None
+        if job.world.is_main:
+            folder, keep = job.out / "checkpoints", job.recipe.run.keep_checkpoints
+            publish = job.store.push if job.store is not None else None
+            self._saver = Saver(folder, keep, state, job.world.device, kept_steps(folder, state.step), publish)
+
+    def save(self, evaluated: bool) -> None:
+        """Starts to write one; `evaluated` is whether the state's scores are of this step."""
+        job, state = self._job, self._state
+        if self._saver is not None:
+            beside = {"recipe": job.recipe.model_dump(mode="json"), "classes": job.source.classes}
+            beside["dtype"] = str(job.dtype)
+            self._say(self._saver.save(beside, state.scores.get("top1") if evaluated else None))
+        elif state.shards is not None:
+            gather(state.state_dict())
+
+    def report(self) -> None:
+        """Tells what failed of the last one, where it is done."""
+        if self._saver is not None:
+            self._say(self._saver.report())
+
+    def settle(self) -> None:
+        """Waits for the last one. Raises RunError, on every process, where it could not be written."""
+        failures = self._job.world.broadcast(self._saver.finish() if self._saver is not None else [])
+        if failures:
+            raise RunError(failures[0])
+
+    def close(self) -> None:
+        """Waits for the last one, tells what failed of it, and ends the thread that writes."""
+        if self._saver is not None:
+            self._say(self._saver.close())
+
+    def _say(self, lines: Iterable[str]) -> None:
+        self._log.say(*lines)

@@ -1,0 +1,116 @@
+"""What is put around the model and the step before the loop starts, in the order in which it has to be.
+
+model -> shards (FSDP2) -> optimizer and average -> compute copy        build_state, before a checkpoint is loaded
+activation checkpointing -> objective -> torch.compile -> DDP           prepare, after it, by all processes together
+step -> CUDA graphs
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from deit_fast.checkpoint.state import TrainState
+from deit_fast.infer.compile import compile_blocks, compile_or_stay, try_gradient
+from deit_fast.infer.precision import Classifier, choose_dtype
+from deit_fast.models.build import ImageModel, build_model
+from deit_fast.models.recompute import recompute
+from deit_fast.optim.build import build_optimizer, freeze
+from deit_fast.optim.compute_copy import copy_to_compute
+from deit_fast.optim.sharding import Shards
+from deit_fast.recipe.schema import Recipe
+from deit_fast.recipe.sections import Run
+from deit_fast.runtime.errors import RecipeError
+from deit_fast.runtime.world import World
+from deit_fast.training.cuda_graph import record_step
+from deit_fast.training.distill import Teacher
+from deit_fast.training.objective import Objective, blank_batch
+from deit_fast.training.sharding import build_mesh, exchange_in_shards, replicate, shard_model
+from deit_fast.training.step import TrainStep
+
+
+def check_machine(run: Run, world: World) -> torch.dtype:
+    """The type in which the run computes here: bf16 where the hardware has it, unless run.precision says otherwise.
+
+    Raises RecipeError where this machine lacks what the recipe asks for, before a model is built.
+    """
+    dtype, device = choose_dtype(run, world.device), world.device.type
+    if run.compute_copy and dtype != torch.bfloat16:
+        raise RecipeError(f"run.compute_copy=true: expected a run that computes in bf16, got {dtype}")
+    if run.compute_copy and world.size > 1 and run.reduce_dtype != "bf16":
+        raise RecipeError(
+            f"run.compute_copy=true: expected run.reduce_dtype='bf16' for {world.size} processes, "
+            f"got {run.reduce_dtype!r}"
+        )
+    if run.cuda_graph and device != "cuda":
+        raise RecipeError(f"run.cuda_graph=true: expected an NVIDIA GPU, got {device}")
+    if run.cuda_graph and world.size > 1:
+        raise RecipeError(f"run.cuda_graph=true: expected one process, got {world.size}")
+    return dtype
+
+
+def initialise(recipe: Recipe, world: World) -> TrainState:
+    """The state of step 0: the seed's own initialisation, on the device or cut over the processes' devices."""
+    torch.manual_seed(recipe.run.seed_of("init"))
+    model, mesh = build_model(recipe.model), build_mesh(recipe.run, world)
+    if mesh is None:
+        model = model.to(world.device).to(memory_format=torch.channels_last)
+    return build_state(recipe, model, mesh)
+
+
+def build_state(recipe: Recipe, model: ImageModel, mesh: DeviceMesh | None = None) -> TrainState:
+    """Optimizer and moving average for a model with its initial weights: on its device, or in host memory with a `mesh`
+    over whose devices it is to be sharded."""
+    ema = None
+    if recipe.optim.ema_decay is not None:
+        ema = copy.deepcopy(model).requires_grad_(False).eval()
+        for own, average in zip(model.modules(), ema.modules(), strict=True):
+            average._buffers = own._buffers  # running statistics are averages already: one set serves both
+    shards = None
+    if mesh is not None:
+        for each in [model] if ema is None else [model, ema]:
+            shard_model(each, mesh, recipe.run.reduce_dtype)
+        shards = Shards(model)
+    compute: ImageModel | None = None
+    copies: dict[Tensor, nn.Parameter] = {}
+    if recipe.run.compute_copy:
+        freeze(model, recipe.optim)  # the copy freezes with it
+        compute, copies = copy_to_compute(model)
+    return TrainState(model, ema, build_optimizer(recipe.optim, model, ema, shards, copies), shards, compute, copies)
+
+
+def prepare(
+    recipe: Recipe, state: TrainState, world: World, dtype: torch.dtype, teacher: Teacher | None = None
+) -> TrainStep:
+    """The training step of a state whose weights are loaded, with all around it that the recipe asks for.
+
+    All processes call it together. torch.compile works at a first call only, which needs a batch: it gets a blank one
+    of the run's shapes. That trial leaves gradients, random state and running statistics as they were. dtype: of
+    `check_machine`. Raises RunError where run.compile is "on" and torch.compile fails.
+    """
+    run = recipe.run
+    model = state.model if state.compute is None else state.compute
+    model.train(recipe.model.train_mode)
+    recompute(model, run)  # the moving average, a copy from before, has no use for it
+    classifier = Classifier(model, recipe, dtype, world.device)
+    objective = Objective(classifier, recipe, teacher)
+    if state.shards is not None:  # each block is compiled by itself: between two of them weights are gathered
+        models = [each for each in (state.model, state.ema) if each is not None]
+        compile_blocks(models, recipe, classifier.run, world)
+        return TrainStep(recipe, state, world, classifier, objective, exchange_in_shards(state.model))
+
+    def try_one_batch(module: nn.Module) -> None:
+        try_gradient(module, blank_batch(recipe, recipe.pass_size(world.size), world.device), world.device)
+
+    # Compiled outside DDP and called inside, which is one region without graph breaks at the buckets, but all gradients
+    # arrive together at its end. Compiled at a call of DDP's, torch would cut it at every bucket.
+    chosen = compile_or_stay(objective, try_one_batch, run, world)
+    compiled = chosen is not objective
+    if world.size > 1:
+        ddp, exchange = replicate(chosen, run)
+        return TrainStep(recipe, state, world, classifier, ddp, exchange, compiled)
+    step = TrainStep(recipe, state, world, classifier, chosen, compiled=compiled)
+    if run.cuda_graph:
+        record_step(step)
+    return step

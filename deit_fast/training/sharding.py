@@ -1,0 +1,73 @@
+"""A model over several processes: whole on each (DDP), or its blocks cut over them and gathered one at a time (FSDP2).
+
+Sharded weights are gathered in fp32 and cast by autocast, as without sharding: the results are the same, and norms and
+LayerScale are not rounded. What optimizer and checkpoint hold of a sharded model is in optim/sharding.py.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from deit_fast.recipe.sections import Run
+from deit_fast.runtime.world import World
+
+Exchange = Callable[[bool], AbstractContextManager[object]]
+"""Called with whether a backward pass is the step's last: the context in which it exchanges gradients, or does not."""
+
+
+def build_mesh(run: Run, world: World) -> DeviceMesh | None:
+    """All processes in a line, over which a run cuts its weights; None where each process has them whole."""
+    if run.parallel == "ddp" or world.size == 1:
+        return None
+    return init_device_mesh(world.device.type, (world.size,))
+
+
+def shard_model(model: nn.Module, mesh: DeviceMesh, reduce_dtype: str) -> None:
+    """Cuts a model in host memory over the devices of `mesh`, in place; gradients are averaged in `reduce_dtype`."""
+    options: Any = {
+        "mesh": mesh,
+        # The root too, which torch would leave whole: what is only evaluated, as the moving average is, has no backward
+        # pass to free it, and would go on with the weights of its first evaluation.
+        "reshard_after_forward": True,
+        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if reduce_dtype == "bf16" else None),
+    }
+    for block in _blocks_of(model):
+        fully_shard(block, **options)
+    fully_shard(model, **options)
+
+
+def exchange_in_shards(model: nn.Module) -> Exchange:
+    """For a sharded model: every backward pass but the last adds its gradients up here."""
+
+    def exchange(last: bool) -> AbstractContextManager[object]:
+        assert isinstance(model, FSDPModule)
+        model.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+
+    return exchange
+
+
+def replicate(objective: nn.Module, run: Run) -> tuple[nn.Module, Exchange]:
+    """The objective in DDP, which averages gradients in run.reduce_dtype while the backward pass goes on."""
+    ddp = DistributedDataParallel(
+        objective,
+        gradient_as_bucket_view=True,
+        static_graph=run.accumulation == 1,  # a static graph does not allow no_sync
+    )
+    if run.reduce_dtype == "bf16":
+        ddp.register_comm_hook(None, bf16_compress_hook)
+    return ddp, lambda last: contextlib.nullcontext() if last else ddp.no_sync()
+
+
+def _blocks_of(model: Any) -> Iterator[nn.Module]:
+    """The residual blocks of a model."""
+    yield from model.blocks
+    yield from getattr(model, "blocks_token_only", ())  # of CaiT and PatchConvNet
