@@ -16,7 +16,7 @@ from deit_fast.checkpoint.save import Saver, step_path
 from deit_fast.checkpoint.store import RunStore, pull_everywhere
 from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import build_initialised, format_changes
-from deit_fast.data.loader.loaders import Batch, EvalLoader, TrainLoader
+from deit_fast.data.loader.batches import Batch, EvalLoader, TrainLoader
 from deit_fast.data.loader.sampler import build_samplers
 from deit_fast.data.loader.setting import choose_setting, decodes_regions
 from deit_fast.data.loader.tuning import LoaderSetting

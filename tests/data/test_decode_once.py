@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deit_fast.data.loader import loaders as loader_module
-from deit_fast.data.loader.loaders import TrainLoader
+from deit_fast.data.loader import batches as loader_module
+from deit_fast.data.loader.batches import TrainLoader
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.sections import Augment

@@ -15,11 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deit_fast.data.loader.broken import check_image
 from deit_fast.data.loader.pipeline import eval_pipeline
 from deit_fast.data.sources import tar_shards as shards_module
-from deit_fast.data.sources.base import read_bytes
-from deit_fast.data.sources.header import image_format, image_size
+from deit_fast.data.sources.base import check_image, image_format, image_size, read_bytes
 from deit_fast.data.sources.open import open_source
 from deit_fast.runtime.errors import DataError, printable
 from tests.hostile import Memory, check_shard, check_training

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from deit_fast.data.loader import batches as loader_module
 from deit_fast.data.loader import broken
-from deit_fast.data.loader import loaders as loader_module
-from deit_fast.data.loader.loaders import Batch, EvalLoader, TrainLoader
+from deit_fast.data.loader.batches import Batch, EvalLoader, TrainLoader
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.open import open_source

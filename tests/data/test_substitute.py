@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from deit_fast.data.loader import broken, pipeline
-from deit_fast.data.loader.loaders import TrainLoader
+from deit_fast.data.loader.batches import TrainLoader
 from deit_fast.data.loader.producer import Prepared, Producer
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.recipe.table import get_recipe

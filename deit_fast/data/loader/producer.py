@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.augment.erase import EraseParams
-from deit_fast.data.loader.broken import check_image, describe_refusal, raise_culprit, without_name
+from deit_fast.data.loader.broken import describe_refusal, raise_culprit, without_name
 from deit_fast.data.loader.substitute import Substitutes
-from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.base import Source, check_image
 from deit_fast.runtime.errors import DataError
 
 _QUEUED = 3  # host batches ready before DALI asks for them

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_fast.data.sources.base import Source, read_bytes
+from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
 from deit_fast.data.sources.classes import order_classes
-from deit_fast.data.sources.header import IMAGE_SUFFIXES
 from deit_fast.runtime.errors import DataError
 
 
