@@ -13,7 +13,7 @@ from nvidia.dali import fn, types
 from nvidia.dali import math as dali_math
 from nvidia.dali.data_node import DataNode
 
-from deit_fast.data.augment.policies import count_operations
+from deit_fast.data.augment.policies import POLICIES, count_operations, operation_names
 from deit_fast.data.augment.resize import resize
 from deit_fast.data.augment.view_params import GREYSCALE, SOLARISE
 from deit_fast.recipe.sections import Augment
@@ -130,10 +130,11 @@ def augment_views(
     images = flip(images, horizontal)
     if augment.policy == "three_augment":
         images = three_augment(images, parameters["operation"], parameters["sigma"])
-    if count_operations(augment):
+    if augment.policy in POLICIES:
         from deit_fast.data.augment.policy_graph import apply_operations
 
-        images = apply_operations(images, count_operations(augment), parameters, image_size)
+        names, count = operation_names(augment), count_operations(augment)
+        images = apply_operations(images, names, count, parameters, image_size)
     if augment.color_jitter:
         images = color_jitter(images, parameters["order"], parameters["factors"])
     return images

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.augment.philox import Stream, uniform
-from deit_fast.data.augment.policies import draw_operations
+from deit_fast.data.augment.policies import POLICIES, draw_operations
 from deit_fast.recipe.sections import Augment
 
 GREYSCALE, SOLARISE, BLUR = range(3)
@@ -47,7 +47,7 @@ class ViewParams:
     order: NDArray[np.int32]
     """[B, 3]. The order of the three: a permutation of 0 brightness, 1 contrast, 2 saturation."""
     policy_op: NDArray[np.int32]
-    """[B, n]. RandAugment's or AutoAugment's operations, indices of policies.OPERATIONS, -1 for one left out; n is 0
+    """[B, n]. RandAugment's or AutoAugment's operations, ids of policies.operation_names, -1 for one left out; n is 0
     where the policy is another."""
     policy_level: NDArray[np.float32]
     """[B, n]. Their level, in [0, 10]."""
@@ -77,7 +77,10 @@ def draw_views(
     policy, jitter = draw(Stream.POLICY, 2), draw(Stream.JITTER, 4)
     operation = _choose(policy[:, 0], 3) if augment.policy == "three_augment" else np.full(count, -1, np.int32)
     kernels = np.array(_KERNELS[augment.interpolation], np.int32)
-    policy_op, policy_level, policy_sign = draw_operations(augment, seed, epoch, indices, views)
+    drawn = np.zeros((count, 0), np.int32), np.zeros((count, 0), np.float32), np.zeros((count, 0), np.float32)
+    if augment.policy in POLICIES:
+        drawn = draw_operations(augment, seed, epoch, indices, views)
+    policy_op, policy_level, policy_sign = drawn
     return ViewParams(
         geometry=crop_geometry(augment, image_size, sizes, draw(Stream.CROP, CROP_DRAWS)),
         interpolation=kernels[_choose(draw(Stream.INTERPOLATION, 1)[:, 0], len(kernels))],

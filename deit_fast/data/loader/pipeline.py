@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_fast.data.augment.policies import count_operations
+from deit_fast.data.augment.policies import POLICIES, operation_names
 from deit_fast.data.augment.view_params import ViewParams
 from deit_fast.data.loader.tuning import HW_DECODER_LOAD
 from deit_fast.recipe.sections import Augment
@@ -96,12 +96,17 @@ def train_pipeline(
     decode_once: an image with several views in the batch is decoded for the first of them.
     hw_decoder_load: share of the images that a GPU's decoding engines get.
     roi_decode: on GPUs decode no more than a view's window, as CPUs do.
+    Raises RunError where DALI is missing, RecipeError for an operation of augment.rand_extra that is not there.
     """
     import_dali()
     from nvidia.dali import fn, types
 
     from deit_fast.data.augment.view_graph import augment_views, resize_and_window, resized_crop
 
+    if augment.policy in POLICIES:
+        from deit_fast.data.augment.policy_graph import find_operations
+
+        find_operations(operation_names(augment))  # here, because DALI wraps what is raised inside a graph
     on_gpu = device.type == "cuda"
 
     def decode(encoded: Any, parameters: dict[str, Any]) -> Any:
@@ -154,8 +159,6 @@ def train_inputs(
     decode_once: views of an image are known by being given the same array.
     """
     types = import_dali().types
-    from deit_fast.data.augment.policy_graph import operation_arguments
-
     available: dict[str, NDArray[Any]] = {
         "geometry": params.geometry,
         "kernel": np.array([types.INTERP_CUBIC, types.INTERP_LINEAR], np.int32)[params.interpolation],
@@ -165,8 +168,11 @@ def train_inputs(
         "order": params.order,
         "factors": np.take_along_axis(params.jitter, params.order, axis=1),
     }
-    if count_operations(augment):
-        available |= operation_arguments(params.policy_op, params.policy_level, params.policy_sign, image_size)
+    if augment.policy in POLICIES:
+        from deit_fast.data.augment.policy_graph import operation_arguments
+
+        drawn = params.policy_op, params.policy_level, params.policy_sign
+        available |= operation_arguments(operation_names(augment), *drawn, image_size)
     if decode_once:
         first: dict[int, int] = {}
         places = [first.setdefault(id(data), place) for place, data in enumerate(encoded)]
@@ -224,8 +230,8 @@ def _train_names(augment: Augment, decode_once: bool) -> list[str]:
         names.append("kernel")
     if augment.policy == "three_augment":
         names += ["operation", "sigma"]
-    if count_operations(augment):
-        names += ["policy_group", "policy_value", "policy_matrix"]
+    if augment.policy in POLICIES:
+        names += ["policy_branch", "policy_arguments"]
     if augment.color_jitter:
         names += ["order", "factors"]
     return names

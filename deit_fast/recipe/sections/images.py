@@ -55,6 +55,8 @@ class Augment(Section):
     """RandAugment: mean magnitude, of 10."""
     rand_std: NonNegative = 0.5
     """RandAugment: standard deviation of the magnitude."""
+    rand_extra: tuple[str, ...] = ()
+    """RandAugment: operations that it draws from beside timm's, by their names in data/augment/operations/."""
     erase: Fraction = 0.0
     """Random erasing: probability per view, on normalised pixels."""
     erase_mode: Literal["pixel", "rand", "const"] = "pixel"
