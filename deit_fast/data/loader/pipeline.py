@@ -1,4 +1,4 @@
-"""The DALI pipelines of training and evaluation: encoded bytes and drawn parameters in, uint8 views out.
+"""The DALI pipelines of training and evaluation: encoded bytes and drawn parameters in, uint8 views [B, 3, S, S] out.
 
 CPU and GPU are one argument apart. DALI is imported here and nowhere earlier, when a pipeline is built.
 """
@@ -91,7 +91,7 @@ def train_pipeline(
     hw_decoder_load: float = HW_DECODER_LOAD,
     roi_decode: bool = False,
 ) -> Pipeline:
-    """Augmented views; `feed` gives what `train_inputs` returns, of exactly `batch` views.
+    """Augmented views, uint8 [B, 3, S, S]; `feed` gives what `train_inputs` returns, of exactly `batch` views.
 
     decode_once: an image with several views in the batch is decoded for the first of them.
     hw_decoder_load: share of the images that a GPU's decoding engines get.
@@ -135,7 +135,7 @@ def train_pipeline(
 
 
 def eval_pipeline(image_size: int, feed: Feed, batch: int, device: torch.device, threads: int) -> Pipeline:
-    """Resized and centre-cropped images; `feed` gives encoded images and `params.eval_geometry`."""
+    """Resized and centre-cropped images, uint8 [B, 3, S, S]; `feed` gives encoded images and `eval_geometry` [B, 4]."""
     import_dali()
     from deit_fast.data.augment.view_graph import resize_and_window
 
