@@ -33,7 +33,7 @@ How a bad image travels. One that cannot be read, or whose header cannot be, is 
 substitute in its place (substitute.py) before anything is drawn, and names it in the batch's `bad`. One that only DALI
 refuses fails `run` for a whole batch: `recover` looks through the batches in flight for such images (broken.py),
 prepares the first batch that has some anew, and hands all of them to a new pipeline, because nothing promises that the
-old one works. The image is tested alone from then on. Evaluation has no substitutes: its first bad image is a DataError.
+old one works. Such an image is tested alone from then on. Evaluation has no substitutes: there a bad image is an error.
 
 How it ends. After the last plan the queue gets None, the feed raises StopIteration, DALI gives what it still has, and
 `run` raises StopIteration: the pipeline is reset and kept. An error in the producer's thread ends the queue in the same
