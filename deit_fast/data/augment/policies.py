@@ -78,7 +78,7 @@ def count_operations(augment: Augment) -> int:
 
 
 def operation_names(augment: Augment) -> tuple[str, ...]:
-    """The names of the operations that the recipe's policy may draw. An operation's id is its index."""
+    """Names of the operations that the recipe's policy, one of POLICIES, may draw. An operation's id is its index."""
     return (*OPERATIONS, *augment.rand_extra) if augment.policy == "rand_augment" else OPERATIONS
 
 

@@ -55,7 +55,10 @@ def apply_operations(
 
 @cache
 def find_operations(names: tuple[str, ...]) -> list[Operation]:
-    """The operations of these names, of all that are in operations/. Raises RecipeError for augment.rand_extra's."""
+    """The operations of these names, in their order, from operations/.
+
+    Raises RecipeError for a name of augment.rand_extra that is none, TypeError for two operations of one name.
+    """
     found: dict[str, Operation] = {}
     for module, operations in discover("deit_fast.data.augment.operations", "OPERATIONS", tuple).items():
         for operation in operations:

@@ -65,7 +65,7 @@ def resize_and_window(
 
 
 def flip(images: DataNode, horizontal: DataNode) -> DataNode:
-    """Mirror left to right where `horizontal` is 1."""
+    """uint8 [S, S, 3], mirrored left to right where `horizontal`, int32 [], is 1."""
     return fn.flip(images, horizontal=horizontal, vertical=0)
 
 
@@ -77,6 +77,7 @@ def luma(images: DataNode) -> DataNode:
 def three_augment(images: DataNode, operation: DataNode, sigma: DataNode) -> DataNode:
     """Exactly one of greyscale, solarise (threshold 128) and Gaussian blur per image: DeiT III, arXiv:2204.07118.
 
+    images: uint8 [S, S, 3]. operation: int32 [], as ViewParams numbers them. sigma: float32 [], of the blur, px.
     PIL's blur is three box passes that approximate the Gaussian, DALI's is the Gaussian itself.
     """
     if operation == GREYSCALE:
@@ -126,7 +127,10 @@ def color_jitter(images: DataNode, order: DataNode, factors: DataNode) -> DataNo
 def augment_views(
     images: DataNode, augment: Augment, horizontal: DataNode, parameters: dict[str, DataNode], image_size: int
 ) -> DataNode:
-    """All that follows the crop: flip, policy, jitter. What the recipe does not ask for is not in the graph."""
+    """All that follows the crop: flip, policy, jitter, on uint8 [S, S, 3]. What is not asked for is not in the graph.
+
+    horizontal: int32 [], 1 mirrors. parameters: as `train_inputs` names them, without the batch's dimension.
+    """
     images = flip(images, horizontal)
     if augment.policy == "three_augment":
         images = three_augment(images, parameters["operation"], parameters["sigma"])

@@ -17,7 +17,10 @@ _CPU = torch.device("cpu")
 def raise_culprit(
     source: Source, indices: NDArray[np.int64], encoded: list[NDArray[np.uint8]], error: RuntimeError
 ) -> NoReturn:
-    """Raise DataError for the first image of the failed batch that cannot be decoded alone, else DALI's own error."""
+    """Raise DataError for the first image of the failed batch that cannot be decoded alone, else DALI's own error.
+
+    indices: [B], images of the source; encoded: the bytes of each.
+    """
     for index, data in zip(indices.tolist(), encoded, strict=True):
         if pil_complaint(data) or not decodes([data], _CPU):
             raise DataError(describe_refusal(source, index, data)) from error
@@ -49,7 +52,7 @@ def find_refused(
 
 
 def describe_refusal(source: Source, index: int, encoded: NDArray[np.uint8]) -> str:
-    """What to say of an image that cannot be decoded, in one line."""
+    """What to say of an image that cannot be decoded, in one line. encoded: uint8 [bytes]."""
     reason = pil_complaint(encoded) or "DALI refuses it"
     return f"{printable(source.name(index))}: expected an image that can be decoded ({reason})"
 

@@ -154,7 +154,7 @@ def train_inputs(
     params: ViewParams,
     decode_once: bool = False,
 ) -> list[Any]:
-    """One batch as `train_pipeline` takes it: the encoded images, then the parameters that the recipe's graph has.
+    """One batch as `train_pipeline` takes it: B encoded images, then the parameters [B, ...] that the graph has.
 
     decode_once: views of an image are known by being given the same array.
     """
@@ -207,7 +207,7 @@ def decodes(
 
 
 def crops_first(augment: Augment) -> bool:
-    """Whether a view is a window of the image as stored, its geometry, which is then resized."""
+    """Whether a view is a window of the image as stored, its geometry, which is then resized to S x S."""
     return augment.crop in ("rrc", "rrc_linear")
 
 
@@ -218,7 +218,7 @@ def decodes_windows(augment: Augment, decode_once: bool) -> bool:
 
 @cache
 def small_image() -> NDArray[np.uint8]:
-    """A JPEG that any decoder takes, at next to no cost."""
+    """A JPEG of 16 x 16 px, uint8 [bytes], that any decoder takes, at next to no cost."""
     stored = io.BytesIO()
     Image.new("RGB", (16, 16)).save(stored, "JPEG")
     return np.frombuffer(stored.getvalue(), np.uint8)
@@ -238,14 +238,14 @@ def _train_names(augment: Augment, decode_once: bool) -> list[str]:
 
 
 def decode_images(encoded: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD) -> Any:
-    """RGB as stored: like PIL, and unlike DALI's default, an EXIF rotation is not applied."""
+    """Encoded -> uint8 [H, W, 3], RGB as stored: like PIL, unlike DALI's default, an EXIF rotation is not applied."""
     return import_dali().fn.decoders.image(encoded, **_decoder_arguments(on_gpu, hw_decoder_load))
 
 
 def decode_window(
     encoded: Any, geometry: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD, region: bool = False
 ) -> Any:
-    """The window geometry (top, left, height, width) of the image.
+    """The window geometry (top, left, height, width; int32 [4], px) of the image, uint8 [height, width, 3].
 
     region: on GPUs, decode no more than that. It crashes in some versions of nvImageCodec (its issue 55): `roi_probe`.
     """
@@ -267,6 +267,7 @@ def _window(images: Any, geometry: Any) -> Any:
 
 
 def named_window(geometry: Any) -> dict[str, Any]:
+    """The window (top, left, height, width) as DALI's slices take it."""
     return {"start": geometry[0:2], "shape": geometry[2:4], "axis_names": "HW"}
 
 

@@ -47,7 +47,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, index: int) -> NDArray[np.uint8]:
-        """The bytes of image `index`, encoded as stored; read-only. Raises DataError where it cannot be read."""
+        """Image `index` as stored, encoded: uint8 [bytes], read-only. Raises DataError where it cannot be read."""
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -88,8 +88,9 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[n
 
 
 def check_image(source: Source, index: int, encoded: NDArray[np.uint8]) -> tuple[int, int]:
-    """Height and width by the image's header, before anything is allocated. Raises DataError beyond MAX_PIXELS, and for
-    what `image_size` does not take.
+    """Height and width by the image's header, px, before anything is allocated. encoded: uint8 [bytes].
+
+    Raises DataError beyond MAX_PIXELS, and for what `image_size` does not take.
     """
     height, width = source.size(index, encoded)
     if height * width > MAX_PIXELS:

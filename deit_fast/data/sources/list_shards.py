@@ -19,6 +19,8 @@ _BLOCK = 512
 
 
 class Sample(NamedTuple):
+    """An image in a shard: the member's name, where its content is, in bytes, and its class."""
+
     member: str
     offset: int
     size: int

@@ -39,6 +39,7 @@ class Checked:
     """Images and shards that cannot be used: name, printable, and reason."""
 
     def as_text(self) -> str:
+        """The report, a line for each fact and each bad image; sizes in pixels."""
         lines = [f"{self.images} images of {self.classes} classes, {self.bytes / 2**20:.1f} MiB"]
         lines.append(", ".join(f"{count} {name}" for name, count in sorted(self.formats.items())) or "no formats")
         if len(self.sizes):
