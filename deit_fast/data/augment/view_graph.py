@@ -35,14 +35,6 @@ def beside(parameter: DataNode, images: DataNode) -> DataNode:
     return parameter.gpu() if images.device == "gpu" else parameter
 
 
-def resized_crop(images: DataNode, image_size: int, kernel: Any = types.INTERP_CUBIC) -> DataNode:
-    """RandomResizedCrop's second half: HWC crops of any size -> [S, S, 3], with antialiasing as in PIL.
-
-    kernel: INTERP_CUBIC, INTERP_LINEAR or a node of them, here and below.
-    """
-    return resize(images, [image_size, image_size], kernel)
-
-
 def resize_and_window(
     images: DataNode,
     geometry: DataNode,
@@ -50,7 +42,9 @@ def resize_and_window(
     kernel: Any = types.INTERP_CUBIC,
     border: Literal["reflect_101", "pad"] = "reflect_101",
 ) -> DataNode:
-    """Resize to geometry[0:2] (height, width), then cut the SxS window at geometry[2:4] (top, left).
+    """Resize uint8 [H, W, 3] to geometry[0:2] (height, width), then cut the S x S window at geometry[2:4] (top, left).
+
+    geometry: int32 [4], px. kernel: INTERP_CUBIC, INTERP_LINEAR or a node of them.
 
     A random window may hang over the border by 4 pixels. reflect_101: these are reflected without repeating the edge,
     as Simple Random Crop does with torchvision's padding_mode "reflect". pad: they are black.

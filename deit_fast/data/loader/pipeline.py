@@ -101,7 +101,8 @@ def train_pipeline(
     import_dali()
     from nvidia.dali import fn, types
 
-    from deit_fast.data.augment.view_graph import augment_views, resize_and_window, resized_crop
+    from deit_fast.data.augment.resize import resize
+    from deit_fast.data.augment.view_graph import augment_views, resize_and_window
 
     if augment.policy in POLICIES:
         from deit_fast.data.augment.policy_graph import find_operations
@@ -121,9 +122,9 @@ def train_pipeline(
             kernel = parameters["kernel"]
         if decodes_windows(augment, decode_once):
             windows = decode_window(encoded, geometry, on_gpu, hw_decoder_load, roi_decode)
-            views = resized_crop(windows, image_size, kernel)
+            views = resize(windows, [image_size, image_size], kernel)
         elif crops_first(augment):
-            views = resized_crop(_window(decode(encoded, parameters), geometry), image_size, kernel)
+            views = resize(_window(decode(encoded, parameters), geometry), [image_size, image_size], kernel)
         else:
             whole = decode(encoded, parameters)
             views = resize_and_window(
