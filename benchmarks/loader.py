@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deit_fast.data.loader.loaders import EvalLoader, TrainLoader
+from deit_fast.data.loader.batches import EvalLoader, TrainLoader
 from deit_fast.data.loader.pipeline import Pipeline, decode_images, import_dali
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.base import Source

@@ -19,7 +19,7 @@ from timm.task import ClassificationTask
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from deit_fast.data.augment.mix_apply import mix_images
+from deit_fast.data.augment.mix import mix_images
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Data, LambOptim, Loss, Optim
 from deit_fast.runtime.errors import RecipeError

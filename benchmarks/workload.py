@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from deit_fast.data.loader.loaders import Batch
+from deit_fast.data.loader.batches import Batch
 from deit_fast.models.build import build_model
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Model

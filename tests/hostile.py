@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_fast.data.loader.loaders import Batch, TrainLoader
+from deit_fast.data.loader.batches import Batch, TrainLoader
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.list_shards import ListedShards

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_fast.data.loader.broken import check_image, describe_refusal
-from deit_fast.data.loader.loaders import EvalLoader
+from deit_fast.data.loader.batches import EvalLoader
+from deit_fast.data.loader.broken import describe_refusal
 from deit_fast.data.loader.pipeline import decodes
-from deit_fast.data.sources.base import Source, read_bytes
+from deit_fast.data.sources.base import Source, check_image, read_bytes
 from deit_fast.data.sources.folder import list_images
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import DataError, RunError

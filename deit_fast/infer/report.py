@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deit_fast.data.loader.loaders import Batch
+from deit_fast.data.loader.batches import Batch
 from deit_fast.data.sources.base import Source
 from deit_fast.runtime.files import atomic_path, write_json
 from deit_fast.runtime.world import World, to_device

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deit_fast.data.loader.loaders import Batch
+from deit_fast.data.loader.batches import Batch
 from deit_fast.data.sources.base import Source
 from deit_fast.recipe.sections import Run
 from deit_fast.runtime.errors import DataError, RunError, printable

@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 from deit_fast.checkpoint.state import TrainState
-from deit_fast.data.loader.loaders import Batch, TrainLoader
+from deit_fast.data.loader.batches import Batch, TrainLoader
 from deit_fast.runtime.metrics_log import MetricsLog
 from deit_fast.runtime.profile import profiled
 from deit_fast.runtime.stopping import StopSignal

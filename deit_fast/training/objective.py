@@ -12,9 +12,8 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from deit_fast.data.augment.erase import draw_erasing, erase
-from deit_fast.data.augment.mix_apply import mix_images, mix_targets
-from deit_fast.data.augment.mix_draw import draw_mix
-from deit_fast.data.loader.loaders import Batch
+from deit_fast.data.augment.mix import draw_mix, mix_images, mix_targets
+from deit_fast.data.loader.batches import Batch
 from deit_fast.infer.precision import Classifier
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Distill, Loss

@@ -10,7 +10,7 @@ from torch import Tensor
 from deit_fast.checkpoint.resume import kept_steps
 from deit_fast.checkpoint.save import Saver
 from deit_fast.checkpoint.state import TrainState
-from deit_fast.data.loader.loaders import EvalLoader
+from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.infer.evaluate import build_eval_loader, evaluate
 from deit_fast.optim.sharding import gather
 from deit_fast.runtime.errors import RunError

@@ -11,7 +11,7 @@ from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import pull_everywhere
 from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import build_initialised, format_changes
-from deit_fast.data.loader.loaders import TrainLoader
+from deit_fast.data.loader.batches import TrainLoader
 from deit_fast.data.loader.setting import choose_setting, decodes_regions
 from deit_fast.data.loader.tuning import LoaderSetting
 from deit_fast.data.sources.memory_cache import keep_in_memory

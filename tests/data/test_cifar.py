@@ -11,7 +11,7 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 
-from deit_fast.data.loader.loaders import EvalLoader
+from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.recipe.sections import Data
 from deit_fast.runtime.errors import DataError

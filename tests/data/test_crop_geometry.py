@@ -10,8 +10,8 @@ from scipy.stats import chisquare, ks_2samp
 from torchvision.transforms import RandomResizedCrop, Resize
 from torchvision.transforms import functional as F
 
-from deit_fast.data.augment import crops
-from deit_fast.data.augment.crops import eval_geometry
+from deit_fast.data.augment import view_params as crops
+from deit_fast.data.augment.view_params import eval_geometry
 from deit_fast.recipe.sections import Augment
 from tests.oracles.crop import fitting_crop, resized_crop
 from tests.views import sizes_of, views_of

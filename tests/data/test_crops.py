@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_fast.data.augment.crops import eval_geometry
+from deit_fast.data.augment.view_params import eval_geometry
 from deit_fast.data.loader.pipeline import eval_pipeline
 from tests.oracles import three_augment as oracle
 from tests.views import (

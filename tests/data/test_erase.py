@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from deit_fast.data.augment.erase import draw_erasing, erase, normal_noise
-from deit_fast.data.loader.loaders import TrainLoader
+from deit_fast.data.loader.batches import TrainLoader
 from deit_fast.data.loader.sampler import build_samplers
 from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.sections import Augment

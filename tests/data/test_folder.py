@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
-from deit_fast.data.sources.header import image_size
+from deit_fast.data.sources.base import image_size
 from deit_fast.data.sources.open import open_source
 from deit_fast.runtime.errors import DataError
 from tests.image_files import encode, refused, write

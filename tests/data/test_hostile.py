@@ -15,12 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deit_fast.data.loader.broken import check_image
 from deit_fast.data.loader.pipeline import eval_pipeline
-from deit_fast.data.sources import tar_shards as shards_module
-from deit_fast.data.sources.base import read_bytes
-from deit_fast.data.sources.header import image_format, image_size
+from deit_fast.data.sources.base import check_image, image_format, image_size, read_bytes
 from deit_fast.data.sources.open import open_source
+from deit_fast.data.sources.tar_shards import TarShards
 from deit_fast.runtime.errors import DataError, printable
 from tests.hostile import Memory, check_shard, check_training
 from tests.image_files import encode, refused, write, write_tar
@@ -264,11 +262,11 @@ def test_fuzzed_shards(tmp_path: Path) -> None:
 
 def test_shifted_labels_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted bug: every label is the one before."""
-    plain = shards_module._parse_index
+    plain = TarShards._open
     monkeypatch.setattr(
-        shards_module,
-        "_parse_index",
-        lambda *given, **named: (shard := plain(*given, **named))._replace(labels=np.roll(shard.labels, 1)),
+        TarShards,
+        "_open",
+        lambda *given: [shard._replace(labels=np.roll(shard.labels, 1)) for shard in plain(*given)],
     )
     with pytest.raises(AssertionError, match="a wrong label"):
         [check_shard(seed, tmp_path) for seed in range(20)]

@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_fast.data.loader import broken
-from deit_fast.data.loader import loaders as loader_module
-from deit_fast.data.loader.loaders import Batch, EvalLoader, TrainLoader
+from deit_fast.data.loader.batches import Batch, EvalLoader, TrainLoader
+from deit_fast.data.loader.pipeline import Pipeline
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.open import open_source
@@ -281,17 +280,22 @@ def test_a_decompression_bomb_is_refused_by_its_header(source: Source) -> None:
 
 
 def test_an_error_of_dali_that_no_image_explains_stays_itself(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: object) -> torch.Tensor:
-        feed()
-        raise RuntimeError("out of memory")
+    class Failing(EvalLoader):
+        in_flight = 1
 
-    loader = EvalLoader(source, Data(), SIZE, 4, CPU, threads=1)
-    feed = loader._feed
-    monkeypatch.setattr(loader_module.Pipeline, "run", fail)
-    monkeypatch.setattr(broken, "decodes", lambda *_: True)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        list(loader)
-    feed = lambda: None  # noqa: E731 (nothing in flight this time)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        list(loader)
-    loader.close()
+        def _build_pipeline(self) -> Pipeline:
+            pipeline = super()._build_pipeline()
+            monkeypatch.setattr(pipeline, "run", self.fail)
+            return pipeline
+
+        def fail(self) -> torch.Tensor:
+            for _ in range(self.in_flight):
+                self._feed()
+            raise RuntimeError("out of memory")
+
+    for in_flight in (1, 0):
+        loader = Failing(source, Data(), SIZE, 4, CPU, threads=1)
+        loader.in_flight = in_flight
+        with pytest.raises(RuntimeError, match="out of memory"):
+            list(loader)
+        loader.close()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deit_fast.data.loader import setting as loader_setting
-from deit_fast.data.loader.loaders import TrainLoader
+from deit_fast.data.loader.batches import TrainLoader
 from deit_fast.data.loader.pipeline import import_dali, train_pipeline
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.loader.setting import choose_setting, time_loader

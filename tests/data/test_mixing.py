@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 from torch import Tensor
 
-from deit_fast.data.augment import mix_draw as mixing
-from deit_fast.data.augment.mix_apply import mix_images, mix_targets
-from deit_fast.data.augment.mix_draw import MixParams, draw_mix
+from deit_fast.data.augment import mix as mixing
+from deit_fast.data.augment.mix import MixParams, draw_mix, mix_images, mix_targets
 from deit_fast.recipe.sections import Mix
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RecipeError

@@ -1,15 +1,20 @@
 """The operations of RandAugment and AutoAugment against timm and PIL. Differences are of uint8 values, 0 to 255."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from scipy.stats import chisquare
 from timm.data import auto_augment
 
 from deit_fast.data.augment.policies import AUTO_POLICY, OPERATIONS, RAND_OPERATIONS
-from deit_fast.data.augment.policy_graph import operation_arguments
+from deit_fast.data.augment.policy_graph import find_operations
+from deit_fast.data.loader.pipeline import train_pipeline
 from deit_fast.recipe.sections import Augment
+from deit_fast.runtime.errors import RecipeError
 from tests.oracles import operations as oracle
-from tests.views import difference, encode, params, photograph, run, run_on_pixels
+from tests.views import CPU, difference, encode, params, photograph, run, run_on_pixels, views_of
 
 SIZE = 64
 RAND = Augment(policy="rand_augment", color_jitter=0.0)
@@ -117,30 +122,33 @@ def test_sharpness_border_is_copied() -> None:
     )
 
 
+# What timm's argument is of ours: of an affine map row by row, of threshold, mask and addend, of a factor.
+VALUE = {
+    "Rotate": lambda cos, _, __, sin, *rest: np.rad2deg(np.arctan2(sin, cos)),
+    "ShearX": lambda x, y, *rest: y,
+    "ShearY": lambda x, *rest: x,
+    "TranslateXRel": lambda x, y, shift, *rest: shift / 224,
+    "TranslateYRel": lambda x, y, shift, *rest: shift / 224,
+    "PosterizeIncreasing": lambda threshold, mask, addend: np.log2(256 / (256 - mask)),
+    "PosterizeOriginal": lambda threshold, mask, addend: np.log2(256 / (256 - mask)),
+    "SolarizeAdd": lambda threshold, mask, addend: addend,
+}
+
+
 @pytest.mark.parametrize("op", range(len(OPERATIONS)), ids=OPERATIONS)
 def test_levels_become_timms_arguments(op: int) -> None:
     """The whole range of levels, at once, against timm's functions one by one."""
-    levels = np.linspace(0, 10, 201, dtype=np.float32)[:, None]
+    levels = np.linspace(0, 10, 201)
     to_argument = auto_augment.LEVEL_TO_ARG[OPERATIONS[op]]
     if to_argument is None:
         pytest.skip(f"{OPERATIONS[op]} has no argument")
     for sign in (1.0, -1.0):
-        ours = operation_arguments(np.full(levels.shape, op), levels, np.full_like(levels, sign), 224)
+        (operation,) = find_operations((OPERATIONS[op],))
+        ours = operation.arguments(levels, np.full_like(levels, sign), 224).T
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(auto_augment.random, "random", lambda sign=sign: 0.25 if sign > 0 else 0.75)
-            theirs = np.array([to_argument(float(level), {})[0] for level in levels[:, 0]])
-        first = ours["policy_matrix"][:, 0, 0].astype(np.float64)  # the rotation, or the row that moves
-        threshold_or_factor, mask, addend, _ = np.moveaxis(ours["policy_value"][:, 0], -1, 0)
-        value = {
-            "Rotate": np.rad2deg(np.arctan2(first[:, 1, 0], first[:, 0, 0])),
-            "ShearX": first[:, 0, 1],
-            "ShearY": first[:, 0, 0],
-            "TranslateXRel": first[:, 0, 2] / 224,
-            "TranslateYRel": first[:, 0, 2] / 224,
-            "PosterizeIncreasing": np.log2(256 / (256 - mask)),
-            "PosterizeOriginal": np.log2(256 / (256 - mask)),
-            "SolarizeAdd": addend,
-        }.get(OPERATIONS[op], threshold_or_factor)
+            theirs = np.array([to_argument(float(level), {})[0] for level in levels])
+        value = VALUE.get(OPERATIONS[op], lambda first, *_: first)(*ours)
         np.testing.assert_allclose(value, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -175,3 +183,30 @@ def test_every_sub_policy_of_auto_augment() -> None:
 def test_skipping_changes_nothing() -> None:
     images = [photograph(seed, SIZE, SIZE) for seed in range(3)]
     assert difference(apply(images, np.full((3, 2), -1), np.full((3, 2), 9), np.ones((3, 2))), images) == _EXACT
+
+
+def test_rand_augment_draws_from_the_extra_operations_too() -> None:
+    plain, more = (views_of(Augment(policy="rand_augment", color_jitter=0.0, rand_extra=extra)) for extra in
+                   ((), ("Solarize", "Color")))  # fmt: skip
+    drawn, counts = np.unique(more.policy_op[more.policy_op >= 0], return_counts=True)
+    assert drawn.tolist() == [*range(15), 20, 21]  # what AutoAugment alone has keeps its numbers
+    assert chisquare(counts).pvalue > 1e-3
+    np.testing.assert_array_equal(plain.policy_op < 0, more.policy_op < 0)
+    np.testing.assert_array_equal(plain.policy_level, more.policy_level)
+
+
+def test_an_extra_operation_is_applied_by_its_name() -> None:
+    image = photograph(3, SIZE, SIZE)
+    extra = Augment(policy="rand_augment", color_jitter=0.0, rand_extra=("Solarize",))
+    number, level = len(OPERATIONS), np.float32([[4, 0]])
+    view = run_on_pixels(extra, [image], policy_op=np.int32([[number, -1]]), policy_level=level)
+    assert difference(view, [oracle.apply(image, "Solarize", 4.0, 1.0)]) == _EXACT
+
+
+@pytest.mark.parametrize("name", ["Solarise", "Invert"])
+def test_an_extra_operation_that_cannot_be_is_refused(name: str) -> None:
+    augment = Augment(policy="rand_augment", color_jitter=0.0, rand_extra=(name,))
+    others = "Color, Contrast, PosterizeOriginal, Sharpness, Solarize"
+    message = f"augment.rand_extra: expected operations beyond RandAugment's ({others}), got {name!r}"
+    with pytest.raises(RecipeError, match=f"^{re.escape(message)}$"):
+        train_pipeline(augment, SIZE, lambda: [], 1, CPU, threads=1)

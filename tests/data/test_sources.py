@@ -80,3 +80,22 @@ def test_a_lone_training_split_is_not_taken_for_a_class(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     assert open_source(str(tmp_path), "train").classes == ["cat"]
+
+
+def test_a_folder_that_is_two_kinds_of_data_set_is_refused(tmp_path: Path) -> None:
+    for name in ("train2018.json", "train.bin", "test.bin", "fine_label_names.txt"):
+        (tmp_path / name).touch()
+    assert refused(tmp_path, "train") == f"{tmp_path}: expected one kind of data set, found cifar and inaturalist"
+
+
+def test_a_folders_own_files_say_more_than_its_splits_or_shards(tmp_path: Path) -> None:
+    for name in ("train.bin", "test.bin", "train-0000.tar"):
+        (tmp_path / name).write_bytes(bytes(2 + 3072))
+    (tmp_path / "fine_label_names.txt").write_text("apple\n")
+    for split in ("train", "val"):
+        write(tmp_path / split / "dog" / "a.jpg", encode())
+        assert open_source(str(tmp_path), split).classes == ["apple"]
+    assert find_validation(str(tmp_path)) == str(tmp_path)
+    (tmp_path / "fine_label_names.txt").unlink()
+    assert open_source(str(tmp_path), "val").classes == ["dog"]
+    assert find_validation(str(tmp_path)) == str(tmp_path / "val")

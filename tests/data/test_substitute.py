@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from deit_fast.data.loader import broken, pipeline
-from deit_fast.data.loader.loaders import TrainLoader
+from deit_fast.data.loader.batches import TrainLoader
+from deit_fast.data.loader.pipeline import Pipeline, import_dali
 from deit_fast.data.loader.producer import Prepared, Producer
 from deit_fast.data.loader.sampler import TrainSampler
+from deit_fast.data.loader.substitute import Substitutes
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import DataError
 from deit_fast.training.run import train
@@ -97,12 +98,12 @@ def test_no_other_image_is_tested_alone(
     sound: list[bytes], damaged: dict[int, bytes | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is sound is decoded once, by the pipeline: the producer decodes nothing but what was refused before."""
-    tested: list[int] = []
-    plain = broken.decodes
-    monkeypatch.setattr(broken, "decodes", lambda encoded, *rest: tested.append(len(encoded)) or plain(encoded, *rest))
+    built: list[object] = []
+    build = import_dali().Pipeline.build
+    monkeypatch.setattr(import_dali().Pipeline, "build", lambda self: built.append(self) or build(self))
     batches_of(Memory(list(sound)), 0, STEPS)
     batches_of(with_damage(sound, {0: b"", 6: b"no image"}), 0, STEPS)
-    assert not tested
+    assert len(set(map(id, built))) == 2  # the loaders' own; testing an image alone takes another
 
 
 def test_where_nothing_can_be_used_it_says_so_in_a_line() -> None:
@@ -112,13 +113,13 @@ def test_where_nothing_can_be_used_it_says_so_in_a_line() -> None:
 
 
 def test_an_error_that_no_image_explains_stays_itself(sound: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = pipeline.Pipeline.run
+    plain = Pipeline.run
 
-    def fail(self: pipeline.Pipeline) -> torch.Tensor:
+    def fail(self: Pipeline) -> torch.Tensor:
         plain(self)
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(pipeline.Pipeline, "run", fail)  # as of a device that decodes nothing any more
+    monkeypatch.setattr(Pipeline, "run", fail)  # as of a device that decodes nothing any more
     with pytest.raises(RuntimeError, match="out of memory"):
         batches_of(Memory(list(sound)), 0, 1)
 
@@ -148,7 +149,7 @@ def test_a_lost_batch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_substitutes_by_chance_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    monkeypatch.setattr("deit_fast.data.loader.substitute.uniform", lambda *_: rng.random((1, 64)))
+    monkeypatch.setattr(Substitutes, "choose", lambda *_: int(rng.integers(48)))
     with pytest.raises(AssertionError):
         check_training(0)
 

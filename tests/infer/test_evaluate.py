@@ -7,7 +7,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from deit_fast.checkpoint.format import save_checkpoint
-from deit_fast.data.loader.loaders import Batch
+from deit_fast.data.loader.batches import Batch
 from deit_fast.infer.evaluate import evaluate, evaluate_checkpoint
 from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe

@@ -22,7 +22,7 @@ from torchvision.datasets import ImageFolder
 
 from deit_fast.checkpoint.format import save_checkpoint
 from deit_fast.cli.main import main
-from deit_fast.data.loader.loaders import Batch
+from deit_fast.data.loader.batches import Batch
 from deit_fast.data.sources.base import Source
 from deit_fast.infer.report import Outcomes, OutcomeTable, confusion_matrix, wilson_interval, write_report
 from deit_fast.models.build import build_model

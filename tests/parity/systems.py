@@ -7,7 +7,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from deit_fast.data.loader.loaders import Batch
+from deit_fast.data.loader.batches import Batch
 from deit_fast.data.loader.sampler import build_samplers
 from deit_fast.models.build import build_model
 from deit_fast.recipe.schema import Recipe

@@ -26,7 +26,7 @@ import torch
 from deit_fast.checkpoint import format as checkpoint
 from deit_fast.checkpoint import resume as resuming
 from deit_fast.checkpoint import save as saving
-from deit_fast.data.loader.loaders import Batch
+from deit_fast.data.loader.batches import Batch
 from deit_fast.data.loader.pipeline import eval_pipeline, train_pipeline
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError

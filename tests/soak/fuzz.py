@@ -10,7 +10,7 @@ import torch
 from deit_fast.checkpoint import format as checkpoint
 from deit_fast.checkpoint.format import load_checkpoint, verify_checkpoint, write_checkpoint
 from deit_fast.convert.detect import load_weights
-from deit_fast.data.loader import loaders as loader
+from deit_fast.data.loader import batches as loader
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources import tar_shards as shards_module
 from deit_fast.models.build import build_model

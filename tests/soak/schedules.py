@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deit_fast.data.loader.loaders import Batch, TrainLoader
+from deit_fast.data.loader.batches import Batch, TrainLoader
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.open import open_source

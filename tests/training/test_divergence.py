@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import deit_fast.training.objective
-from deit_fast.data.loader.loaders import Batch
+from deit_fast.data.loader.batches import Batch
 from deit_fast.data.loader.sampler import build_samplers
 from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.schema import Recipe

@@ -6,7 +6,7 @@ from timm.data import Mixup
 from timm.data.mixup import cutmix_bbox_and_lam
 from timm.loss import SoftTargetCrossEntropy
 
-from deit_fast.data.augment.mix_apply import mix_images, mix_targets
+from deit_fast.data.augment.mix import mix_images, mix_targets
 from deit_fast.recipe.sections import Loss
 from deit_fast.training.objective import compute_loss
 

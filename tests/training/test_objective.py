@@ -8,7 +8,7 @@ import torch
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
-from deit_fast.data.augment.mix_apply import mix_images, mix_targets
+from deit_fast.data.augment.mix import mix_images, mix_targets
 from deit_fast.infer.precision import Classifier
 from deit_fast.models.build import check_drop_path
 from deit_fast.models.stochastic_depth import draw_rows

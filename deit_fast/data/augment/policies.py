@@ -1,7 +1,7 @@
 """RandAugment and AutoAugment as draws: which operations, at which level, in which direction. No pixel is touched.
 
 The facts are timm 1.0.31's `data/auto_augment.py`: `rand-mM-mstdS-inc1` and `original`, the ImageNet policy of
-AutoAugment (arXiv:1805.09501, table 9). `policy_graph.py` has the operations themselves.
+AutoAugment (arXiv:1805.09501, table 9). `operations/` has the operations themselves.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ RAND_OPERATIONS = (
 """What RandAugment draws from, in timm's order."""
 
 OPERATIONS = (*RAND_OPERATIONS, "PosterizeOriginal", "Solarize", "Color", "Contrast", "Sharpness")
-"""With those that AutoAugment has besides, whose levels mean something else. An operation's id is its index."""
+"""With those that AutoAugment has besides, whose levels mean something else."""
 
 AUTO_POLICY = (
     (("PosterizeOriginal", 0.4, 8), ("Rotate", 0.6, 9)),
@@ -68,22 +68,35 @@ _AUTO_LEVELS = np.array([[level for _, _, level in pair] for pair in AUTO_POLICY
 Draws = tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]
 
 
+POLICIES = ("rand_augment", "auto_augment")
+"""Values of augment.policy that apply operations drawn here."""
+
+
 def count_operations(augment: Augment) -> int:
-    """Operations in a row that the recipe's policy applies at most; 0 where it is another kind of policy."""
-    return {"rand_augment": augment.rand_ops, "auto_augment": _AUTO_OPS.shape[1]}.get(augment.policy, 0)
+    """Operations in a row that the recipe's policy, one of POLICIES, applies to a view at most."""
+    return augment.rand_ops if augment.policy == "rand_augment" else _AUTO_OPS.shape[1]
+
+
+def operation_names(augment: Augment) -> tuple[str, ...]:
+    """Names of the operations that the recipe's policy, one of POLICIES, may draw. An operation's id is its index."""
+    return (*OPERATIONS, *augment.rand_extra) if augment.policy == "rand_augment" else OPERATIONS
 
 
 def draw_operations(
     augment: Augment, seed: int, epoch: int, indices: NDArray[np.int64], views: NDArray[np.int64]
 ) -> Draws:
-    """Operation (-1 is left out), level (0 to 10) and sign (-1 or 1) of B views, [B, n] each."""
+    """Operation (its id, -1 is left out), level (0 to 10) and sign (-1 or 1) of B views, [B, n] each.
+
+    indices, views: int64 [B], the images and which of their augmented views.
+    """
     if augment.policy == "auto_augment":
         return _draw_auto(uniform(seed, Stream.POLICY, epoch, indices, views, 5))
-    count = count_operations(augment)
+    count, names = count_operations(augment), operation_names(augment)
+    choices = np.array([*range(len(RAND_OPERATIONS)), *range(len(OPERATIONS), len(names))], np.int32)
     draws = uniform(seed, Stream.POLICY, epoch, indices, views, 3 * count).reshape(len(indices), 3, count)
     level = augment.rand_magnitude + augment.rand_std * normal(seed, Stream.MAGNITUDE, epoch, indices, views, count)
     return (
-        np.where(draws[:, 1] < 0.5, (draws[:, 0] * len(RAND_OPERATIONS)).astype(np.int32), np.int32(-1)),
+        np.where(draws[:, 1] < 0.5, choices[(draws[:, 0] * len(choices)).astype(np.int32)], np.int32(-1)),
         np.clip(level, 0, 10).astype(np.float32),
         _sign(draws[:, 2]),
     )

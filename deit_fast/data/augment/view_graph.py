@@ -13,7 +13,7 @@ from nvidia.dali import fn, types
 from nvidia.dali import math as dali_math
 from nvidia.dali.data_node import DataNode
 
-from deit_fast.data.augment.policies import count_operations
+from deit_fast.data.augment.policies import POLICIES, count_operations, operation_names
 from deit_fast.data.augment.resize import resize
 from deit_fast.data.augment.view_params import GREYSCALE, SOLARISE
 from deit_fast.recipe.sections import Augment
@@ -35,14 +35,6 @@ def beside(parameter: DataNode, images: DataNode) -> DataNode:
     return parameter.gpu() if images.device == "gpu" else parameter
 
 
-def resized_crop(images: DataNode, image_size: int, kernel: Any = types.INTERP_CUBIC) -> DataNode:
-    """RandomResizedCrop's second half: HWC crops of any size -> [S, S, 3], with antialiasing as in PIL.
-
-    kernel: INTERP_CUBIC, INTERP_LINEAR or a node of them, here and below.
-    """
-    return resize(images, [image_size, image_size], kernel)
-
-
 def resize_and_window(
     images: DataNode,
     geometry: DataNode,
@@ -50,7 +42,9 @@ def resize_and_window(
     kernel: Any = types.INTERP_CUBIC,
     border: Literal["reflect_101", "pad"] = "reflect_101",
 ) -> DataNode:
-    """Resize to geometry[0:2] (height, width), then cut the SxS window at geometry[2:4] (top, left).
+    """Resize uint8 [H, W, 3] to geometry[0:2] (height, width), then cut the S x S window at geometry[2:4] (top, left).
+
+    geometry: int32 [4], px. kernel: INTERP_CUBIC, INTERP_LINEAR or a node of them.
 
     A random window may hang over the border by 4 pixels. reflect_101: these are reflected without repeating the edge,
     as Simple Random Crop does with torchvision's padding_mode "reflect". pad: they are black.
@@ -65,7 +59,7 @@ def resize_and_window(
 
 
 def flip(images: DataNode, horizontal: DataNode) -> DataNode:
-    """Mirror left to right where `horizontal` is 1."""
+    """uint8 [S, S, 3], mirrored left to right where `horizontal`, int32 [], is 1."""
     return fn.flip(images, horizontal=horizontal, vertical=0)
 
 
@@ -77,6 +71,7 @@ def luma(images: DataNode) -> DataNode:
 def three_augment(images: DataNode, operation: DataNode, sigma: DataNode) -> DataNode:
     """Exactly one of greyscale, solarise (threshold 128) and Gaussian blur per image: DeiT III, arXiv:2204.07118.
 
+    images: uint8 [S, S, 3]. operation: int32 [], as ViewParams numbers them. sigma: float32 [], of the blur, px.
     PIL's blur is three box passes that approximate the Gaussian, DALI's is the Gaussian itself.
     """
     if operation == GREYSCALE:
@@ -126,14 +121,18 @@ def color_jitter(images: DataNode, order: DataNode, factors: DataNode) -> DataNo
 def augment_views(
     images: DataNode, augment: Augment, horizontal: DataNode, parameters: dict[str, DataNode], image_size: int
 ) -> DataNode:
-    """All that follows the crop: flip, policy, jitter. What the recipe does not ask for is not in the graph."""
+    """All that follows the crop: flip, policy, jitter, on uint8 [S, S, 3]. What is not asked for is not in the graph.
+
+    horizontal: int32 [], 1 mirrors. parameters: as `train_inputs` names them, without the batch's dimension.
+    """
     images = flip(images, horizontal)
     if augment.policy == "three_augment":
         images = three_augment(images, parameters["operation"], parameters["sigma"])
-    if count_operations(augment):
+    if augment.policy in POLICIES:
         from deit_fast.data.augment.policy_graph import apply_operations
 
-        images = apply_operations(images, count_operations(augment), parameters, image_size)
+        names, count = operation_names(augment), count_operations(augment)
+        images = apply_operations(images, names, count, parameters, image_size)
     if augment.color_jitter:
         images = color_jitter(images, parameters["order"], parameters["factors"])
     return images

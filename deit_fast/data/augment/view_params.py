@@ -10,9 +10,8 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_fast.data.augment.crops import CROP_DRAWS, between, crop_geometry
 from deit_fast.data.augment.philox import Stream, uniform
-from deit_fast.data.augment.policies import draw_operations
+from deit_fast.data.augment.policies import POLICIES, draw_operations
 from deit_fast.recipe.sections import Augment
 
 GREYSCALE, SOLARISE, BLUR = range(3)
@@ -20,6 +19,11 @@ BICUBIC, BILINEAR = range(2)
 _KERNELS = {"bicubic": (BICUBIC,), "bilinear": (BILINEAR,), "random": (BICUBIC, BILINEAR)}
 _BLUR_SIGMA = 0.1, 2.0
 _ORDERS = np.array(list(permutations(range(3))), np.int32)
+CROP_PADDING = 4
+"""Border that `src` reflects and `pad` blackens around the resized image, px."""
+_TRIES = 10
+CROP_DRAWS = 2 * _TRIES + 2
+"""Uniform numbers that a crop takes, at most."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class ViewParams:
     order: NDArray[np.int32]
     """[B, 3]. The order of the three: a permutation of 0 brightness, 1 contrast, 2 saturation."""
     policy_op: NDArray[np.int32]
-    """[B, n]. RandAugment's or AutoAugment's operations, indices of policies.OPERATIONS, -1 for one left out; n is 0
+    """[B, n]. RandAugment's or AutoAugment's operations, ids of policies.operation_names, -1 for one left out; n is 0
     where the policy is another."""
     policy_level: NDArray[np.float32]
     """[B, n]. Their level, in [0, 10]."""
@@ -73,7 +77,10 @@ def draw_views(
     policy, jitter = draw(Stream.POLICY, 2), draw(Stream.JITTER, 4)
     operation = _choose(policy[:, 0], 3) if augment.policy == "three_augment" else np.full(count, -1, np.int32)
     kernels = np.array(_KERNELS[augment.interpolation], np.int32)
-    policy_op, policy_level, policy_sign = draw_operations(augment, seed, epoch, indices, views)
+    drawn = np.zeros((count, 0), np.int32), np.zeros((count, 0), np.float32), np.zeros((count, 0), np.float32)
+    if augment.policy in POLICIES:
+        drawn = draw_operations(augment, seed, epoch, indices, views)
+    policy_op, policy_level, policy_sign = drawn
     return ViewParams(
         geometry=crop_geometry(augment, image_size, sizes, draw(Stream.CROP, CROP_DRAWS)),
         interpolation=kernels[_choose(draw(Stream.INTERPOLATION, 1)[:, 0], len(kernels))],
@@ -90,3 +97,86 @@ def draw_views(
 
 def _choose(draws: NDArray[np.float64], choices: int) -> NDArray[np.int32]:
     return (draws * choices).astype(np.int32)
+
+
+def crop_geometry(
+    augment: Augment, image_size: int, sizes: NDArray[np.int32], draws: NDArray[np.float64]
+) -> NDArray[np.int32]:
+    """The crop of B views as ViewParams.geometry has it, [B, 4].
+
+    sizes: int32 [B, 2], height and width. draws: uniform in [0, 1), [B, CROP_DRAWS].
+    """
+    if augment.crop == "rrc":
+        return _resized_crop(augment, sizes, draws)
+    if augment.crop == "rrc_linear":
+        return _fitting_crop(augment, sizes, draws)
+    if augment.crop == "center":
+        return eval_geometry(sizes, image_size, 1.0)
+    return _bordered_crop(image_size, sizes, draws)
+
+
+def eval_geometry(sizes: NDArray[np.int32], image_size: int, crop_ratio: float) -> NDArray[np.int32]:
+    """Evaluation's resize and centre crop, [B, 4]: height, width of the resized image, top, left of the S x S window.
+
+    sizes: int32 [B, 2], height and width. The shorter side becomes int(S / crop_ratio); the longer side is truncated
+    and the offsets are rounded half to even, both as torchvision's Resize and CenterCrop do.
+    """
+    resized = _resize_shorter(sizes, int(image_size / crop_ratio))
+    return np.concatenate((resized, np.rint((resized - image_size) / 2)), axis=1).astype(np.int32)
+
+
+def _resized_crop(augment: Augment, sizes: NDArray[np.int32], draws: NDArray[np.float64]) -> NDArray[np.int32]:
+    """RandomResizedCrop: the first of ten crops that fits, else the largest central one within the aspect range.
+
+    draws: ten areas, ten aspect ratios, then where the crop lies.
+    """
+    height, width = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
+    area = height * width * between(draws[:, :_TRIES], *augment.scale)
+    log_ratio = np.log(augment.ratio)
+    ratio = np.exp(between(draws[:, _TRIES : 2 * _TRIES], *log_ratio))
+    crops = np.rint(np.sqrt((area / ratio, area * ratio)))  # [2, B, 10]: height, width; half to even like round()
+    fits = (crops[0] > 0) & (crops[0] <= height) & (crops[1] > 0) & (crops[1] <= width)
+    first = np.argmax(fits, axis=1)[:, None]
+    low, high = augment.ratio
+    central = np.concatenate((np.minimum(height, np.rint(width / low)), np.minimum(width, np.rint(height * high))), 1)
+    central = np.maximum(central, 1)
+    found = fits.any(axis=1, keepdims=True)
+    crop = np.where(found, np.concatenate([np.take_along_axis(side, first, 1) for side in crops], 1), central)
+    room = sizes - crop
+    corner = np.where(found, np.floor(draws[:, 2 * _TRIES : 2 * _TRIES + 2] * (room + 1)), room // 2)
+    return np.concatenate((corner, crop), axis=1).astype(np.int32)
+
+
+def _fitting_crop(augment: Augment, sizes: NDArray[np.int32], draws: NDArray[np.float64]) -> NDArray[np.int32]:
+    """PASSL's RandCropImage (passl/data/preprocess): the aspect ratio is uniform, not log-uniform, and the range of
+    the area is cut down to what fits with it, so that the first crop always does; its sides are truncated.
+
+    draws: the aspect ratio, the area, then where the crop lies.
+    """
+    height, width = sizes.T.astype(np.float64)
+    ratio = between(draws[:, 0], *augment.ratio)
+    largest = np.minimum(width / height / ratio, height / width * ratio)
+    low, high = (np.minimum(share, largest) for share in augment.scale)
+    side = np.sqrt(height * width * (low + draws[:, 1] * (high - low)))
+    crop = np.stack((side / np.sqrt(ratio), side * np.sqrt(ratio)), axis=1)
+    crop = np.clip(np.floor(crop), 1, sizes)
+    corner = np.floor(draws[:, 2:4] * (sizes - crop + 1))
+    return np.concatenate((corner, crop), axis=1).astype(np.int32)
+
+
+def _bordered_crop(image_size: int, sizes: NDArray[np.int32], draws: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Resize the shorter side to S, then any S x S window of the image with a border of 4 px. draws: top and left."""
+    resized = _resize_shorter(sizes, image_size)
+    room = resized + 2 * CROP_PADDING - image_size
+    return np.concatenate((resized, np.floor(draws[:, :2] * (room + 1)) - CROP_PADDING), axis=1).astype(np.int32)
+
+
+def _resize_shorter(sizes: NDArray[np.int32], shorter: int) -> NDArray[np.int64]:
+    """[B, 2] sizes with the shorter side at `shorter` and the longer one truncated, as torchvision's Resize."""
+    wide = sizes.astype(np.int64)
+    return shorter * wide // wide.min(axis=1, keepdims=True)
+
+
+def between(draws: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """Uniform numbers of [0, 1) moved to [low, high)."""
+    return low + draws * (high - low)

@@ -1,4 +1,4 @@
-"""Images that cannot be used: by their first and last bytes, and the ones among a batch that DALI refused."""
+"""Images that DALI refuses: which ones of a batch they are, and what to say of them. Nothing here runs without one."""
 
 from typing import NoReturn
 
@@ -8,32 +8,19 @@ from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
 from deit_fast.data.loader.pipeline import decodes, small_image
-from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.header import UNIDENTIFIED, open_image
+from deit_fast.data.sources.base import UNIDENTIFIED, Source, open_image
 from deit_fast.runtime.errors import DataError, one_line, printable
 
-MAX_PIXELS = 178_956_970
-"""Largest image taken, pixels: what PIL calls a decompression bomb."""
-
 _CPU = torch.device("cpu")
-
-
-def check_image(source: Source, index: int, encoded: NDArray[np.uint8]) -> tuple[int, int]:
-    """Height and width by the image's header, before anything is allocated. Raises DataError beyond MAX_PIXELS, and for
-    what `image_size` does not take.
-    """
-    height, width = source.size(index, encoded)
-    if height * width > MAX_PIXELS:
-        raise DataError(
-            f"{printable(source.name(index))}: expected at most {MAX_PIXELS} pixels, its header says {height} x {width}"
-        )
-    return height, width
 
 
 def raise_culprit(
     source: Source, indices: NDArray[np.int64], encoded: list[NDArray[np.uint8]], error: RuntimeError
 ) -> NoReturn:
-    """Raise DataError for the first image of the failed batch that cannot be decoded alone, else DALI's own error."""
+    """Raise DataError for the first image of the failed batch that cannot be decoded alone, else DALI's own error.
+
+    indices: [B], images of the source; encoded: the bytes of each.
+    """
     for index, data in zip(indices.tolist(), encoded, strict=True):
         if pil_complaint(data) or not decodes([data], _CPU):
             raise DataError(describe_refusal(source, index, data)) from error
@@ -65,7 +52,7 @@ def find_refused(
 
 
 def describe_refusal(source: Source, index: int, encoded: NDArray[np.uint8]) -> str:
-    """What to say of an image that cannot be decoded, in one line."""
+    """What to say of an image that cannot be decoded, in one line. encoded: uint8 [bytes]."""
     reason = pil_complaint(encoded) or "DALI refuses it"
     return f"{printable(source.name(index))}: expected an image that can be decoded ({reason})"
 

@@ -1,4 +1,4 @@
-"""The DALI pipelines of training and evaluation: encoded bytes and drawn parameters in, uint8 views out.
+"""The DALI pipelines of training and evaluation: encoded bytes and drawn parameters in, uint8 views [B, 3, S, S] out.
 
 CPU and GPU are one argument apart. DALI is imported here and nowhere earlier, when a pipeline is built.
 """
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_fast.data.augment.policies import count_operations
+from deit_fast.data.augment.policies import POLICIES, operation_names
 from deit_fast.data.augment.view_params import ViewParams
 from deit_fast.data.loader.tuning import HW_DECODER_LOAD
 from deit_fast.recipe.sections import Augment
@@ -91,17 +91,23 @@ def train_pipeline(
     hw_decoder_load: float = HW_DECODER_LOAD,
     roi_decode: bool = False,
 ) -> Pipeline:
-    """Augmented views; `feed` gives what `train_inputs` returns, of exactly `batch` views.
+    """Augmented views, uint8 [B, 3, S, S]; `feed` gives what `train_inputs` returns, of exactly `batch` views.
 
     decode_once: an image with several views in the batch is decoded for the first of them.
     hw_decoder_load: share of the images that a GPU's decoding engines get.
     roi_decode: on GPUs decode no more than a view's window, as CPUs do.
+    Raises RunError where DALI is missing, RecipeError for an operation of augment.rand_extra that is not there.
     """
     import_dali()
     from nvidia.dali import fn, types
 
-    from deit_fast.data.augment.view_graph import augment_views, resize_and_window, resized_crop
+    from deit_fast.data.augment.resize import resize
+    from deit_fast.data.augment.view_graph import augment_views, resize_and_window
 
+    if augment.policy in POLICIES:
+        from deit_fast.data.augment.policy_graph import find_operations
+
+        find_operations(operation_names(augment))  # here, because DALI wraps what is raised inside a graph
     on_gpu = device.type == "cuda"
 
     def decode(encoded: Any, parameters: dict[str, Any]) -> Any:
@@ -116,9 +122,9 @@ def train_pipeline(
             kernel = parameters["kernel"]
         if decodes_windows(augment, decode_once):
             windows = decode_window(encoded, geometry, on_gpu, hw_decoder_load, roi_decode)
-            views = resized_crop(windows, image_size, kernel)
+            views = resize(windows, [image_size, image_size], kernel)
         elif crops_first(augment):
-            views = resized_crop(_window(decode(encoded, parameters), geometry), image_size, kernel)
+            views = resize(_window(decode(encoded, parameters), geometry), [image_size, image_size], kernel)
         else:
             whole = decode(encoded, parameters)
             views = resize_and_window(
@@ -130,7 +136,7 @@ def train_pipeline(
 
 
 def eval_pipeline(image_size: int, feed: Feed, batch: int, device: torch.device, threads: int) -> Pipeline:
-    """Resized and centre-cropped images; `feed` gives encoded images and `params.eval_geometry`."""
+    """Resized and centre-cropped images, uint8 [B, 3, S, S]; `feed` gives encoded images and `eval_geometry` [B, 4]."""
     import_dali()
     from deit_fast.data.augment.view_graph import resize_and_window
 
@@ -149,13 +155,11 @@ def train_inputs(
     params: ViewParams,
     decode_once: bool = False,
 ) -> list[Any]:
-    """One batch as `train_pipeline` takes it: the encoded images, then the parameters that the recipe's graph has.
+    """One batch as `train_pipeline` takes it: B encoded images, then the parameters [B, ...] that the graph has.
 
     decode_once: views of an image are known by being given the same array.
     """
     types = import_dali().types
-    from deit_fast.data.augment.policy_graph import operation_arguments
-
     available: dict[str, NDArray[Any]] = {
         "geometry": params.geometry,
         "kernel": np.array([types.INTERP_CUBIC, types.INTERP_LINEAR], np.int32)[params.interpolation],
@@ -165,8 +169,11 @@ def train_inputs(
         "order": params.order,
         "factors": np.take_along_axis(params.jitter, params.order, axis=1),
     }
-    if count_operations(augment):
-        available |= operation_arguments(params.policy_op, params.policy_level, params.policy_sign, image_size)
+    if augment.policy in POLICIES:
+        from deit_fast.data.augment.policy_graph import operation_arguments
+
+        drawn = params.policy_op, params.policy_level, params.policy_sign
+        available |= operation_arguments(operation_names(augment), *drawn, image_size)
     if decode_once:
         first: dict[int, int] = {}
         places = [first.setdefault(id(data), place) for place, data in enumerate(encoded)]
@@ -201,7 +208,7 @@ def decodes(
 
 
 def crops_first(augment: Augment) -> bool:
-    """Whether a view is a window of the image as stored, its geometry, which is then resized."""
+    """Whether a view is a window of the image as stored, its geometry, which is then resized to S x S."""
     return augment.crop in ("rrc", "rrc_linear")
 
 
@@ -212,7 +219,7 @@ def decodes_windows(augment: Augment, decode_once: bool) -> bool:
 
 @cache
 def small_image() -> NDArray[np.uint8]:
-    """A JPEG that any decoder takes, at next to no cost."""
+    """A JPEG of 16 x 16 px, uint8 [bytes], that any decoder takes, at next to no cost."""
     stored = io.BytesIO()
     Image.new("RGB", (16, 16)).save(stored, "JPEG")
     return np.frombuffer(stored.getvalue(), np.uint8)
@@ -224,22 +231,22 @@ def _train_names(augment: Augment, decode_once: bool) -> list[str]:
         names.append("kernel")
     if augment.policy == "three_augment":
         names += ["operation", "sigma"]
-    if count_operations(augment):
-        names += ["policy_group", "policy_value", "policy_matrix"]
+    if augment.policy in POLICIES:
+        names += ["policy_branch", "policy_arguments"]
     if augment.color_jitter:
         names += ["order", "factors"]
     return names
 
 
 def decode_images(encoded: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD) -> Any:
-    """RGB as stored: like PIL, and unlike DALI's default, an EXIF rotation is not applied."""
+    """Encoded -> uint8 [H, W, 3], RGB as stored: like PIL, unlike DALI's default, an EXIF rotation is not applied."""
     return import_dali().fn.decoders.image(encoded, **_decoder_arguments(on_gpu, hw_decoder_load))
 
 
 def decode_window(
     encoded: Any, geometry: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD, region: bool = False
 ) -> Any:
-    """The window geometry (top, left, height, width) of the image.
+    """The window geometry (top, left, height, width; int32 [4], px) of the image, uint8 [height, width, 3].
 
     region: on GPUs, decode no more than that. It crashes in some versions of nvImageCodec (its issue 55): `roi_probe`.
     """
@@ -261,6 +268,7 @@ def _window(images: Any, geometry: Any) -> Any:
 
 
 def named_window(geometry: Any) -> dict[str, Any]:
+    """The window (top, left, height, width) as DALI's slices take it."""
     return {"start": geometry[0:2], "shape": geometry[2:4], "axis_names": "HW"}
 
 

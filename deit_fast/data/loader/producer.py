@@ -1,4 +1,4 @@
-"""Batches made ready ahead of DALI in a thread: images read, bad ones substituted, parameters drawn."""
+"""Batches made ready ahead of DALI: images read, bad ones substituted, parameters drawn. The left half of the ring."""
 
 import queue
 import threading
@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.augment.erase import EraseParams
-from deit_fast.data.loader.broken import check_image, describe_refusal, raise_culprit, without_name
+from deit_fast.data.loader.broken import describe_refusal, raise_culprit, without_name
 from deit_fast.data.loader.substitute import Substitutes
-from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.base import Source, check_image
 from deit_fast.runtime.errors import DataError
 
 _QUEUED = 3  # host batches ready before DALI asks for them
@@ -24,7 +24,7 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch of b images before anything is read."""
+    """A batch of b images before anything is read: `indices` and `positions` int64 [b], as Batch has them."""
 
     indices: NDArray[np.int64]
     positions: NDArray[np.int64] | None
@@ -51,11 +51,7 @@ _Loaded = tuple[NDArray[np.uint8], tuple[int, int]] | DataError  # bytes, height
 
 
 class Producer:
-    """Prepares planned batches ahead in a thread of its own; `next_inputs` is the pipeline's feed.
-
-    Without substitutes an image that cannot be used is an error. What goes wrong in the thread is kept until the
-    batches before it are consumed.
-    """
+    """Prepares planned batches ahead in a thread of its own. Without substitutes, a bad image is an error."""
 
     def __init__(self, source: Source, plans: Iterator[Plan], substitutes: Substitutes | None = None) -> None:
         self.in_flight: deque[Prepared] = deque()
@@ -71,6 +67,7 @@ class Producer:
         self._thread.start()
 
     def next_inputs(self) -> list[Any]:
+        """The pipeline's feed: the next batch's encoded images and parameters. Raises StopIteration after the last."""
         prepared = self._again.popleft() if self._again else self._next_ready()
         if prepared is None:
             raise StopIteration
@@ -97,6 +94,7 @@ class Producer:
         self.in_flight.clear()
 
     def close(self) -> None:
+        """Ends the threads, waiting for what they are at; safe to call twice and from any thread."""
         self._stopped.set()
         self._thread.join()
         self._readers.shutdown()

@@ -44,7 +44,7 @@ def epoch_views(num_images: int, repeats: int) -> int:
 
 
 def steps_per_epoch(num_images: int, repeats: int, global_batch: int) -> int:
-    """Whole global batches in an epoch; the rest is dropped."""
+    """Whole global batches, of `global_batch` views each, in an epoch; the rest is dropped."""
     return epoch_views(num_images, repeats) // global_batch
 
 

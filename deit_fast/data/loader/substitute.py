@@ -37,7 +37,7 @@ class Substitutes:
         return int(uniform(self._seed, Stream.SUBSTITUTE, epoch, *place, _ATTEMPTS)[0, attempt] * self._images)
 
     def refused(self, inputs: list[Any], places: NDArray[np.int64]) -> list[int]:
-        """Those of the places in a batch, given as the pipeline's inputs, whose image DALI cannot decode."""
+        """Those of the places [n] in a batch, given as the pipeline's inputs, whose image DALI cannot decode."""
         encoded = [inputs[0][place] for place in places]
         found = find_refused(encoded, inputs[1][places] if self._windows else None, self._device)
         return places[found].tolist()

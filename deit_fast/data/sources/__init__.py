@@ -1,1 +1,6 @@
-"""Data sets as they are stored: encoded images with a class each, by index."""
+"""Data sets as they are stored.
+
+In: a path or URI, and the split wanted. Out: a `Source` (base.py): N encoded images with a class each, by index, whose
+bytes and header can be read from several threads, and nothing decoded. A kind of data set is a module with a `SOURCE`
+(format.py); `open_source` and `find_validation` (open.py) ask them all. Bad files and shards raise DataError, one line.
+"""

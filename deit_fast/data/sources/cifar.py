@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source, read_bytes
 from deit_fast.data.sources.classes import check_labels, read_class_names
+from deit_fast.data.sources.format import Request, SourceFormat
 from deit_fast.runtime.errors import DataError, one_line
 
 _SIDE = 32
@@ -57,11 +58,6 @@ class Cifar(Source):
 
     def name(self, index: int) -> str:
         return self._names[index]
-
-
-def find_layout(names: set[str]) -> Layout | None:
-    """The version of CIFAR that has its files among the names of a folder's files."""
-    return next((each for each in LAYOUTS if {each.train[0], *each.val, each.names} <= names), None)
 
 
 def _read_binary(path: Path, label_bytes: int) -> _Records:
@@ -144,3 +140,21 @@ LAYOUTS = (
     ),
 )  # fmt: skip
 """CIFAR-10 binary, CIFAR-100 binary, CIFAR-10 python, CIFAR-100 python."""
+
+
+def _find_layout(request: Request) -> Layout | None:
+    """The version that has its files in the folder."""
+    return next((each for each in LAYOUTS if {each.train[0], *each.val, each.names} <= request.files), None)
+
+
+def _open(request: Request) -> Cifar:
+    layout = _find_layout(request)
+    assert layout is not None
+    return Cifar(request.uri, request.path, layout, request.own_split())
+
+
+SOURCE = SourceFormat(
+    recognises=lambda request: _find_layout(request) is not None,
+    open=_open,
+    find_validation=lambda request: request.uri,
+)

@@ -24,7 +24,7 @@ def are_numbers(classes: Sequence[str]) -> bool:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """The names in a text file, one a line in the order of the labels. Raises DataError."""
+    """The K names in a text file, one a line in the order of the labels 0 to K - 1. Raises DataError."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
     except OSError as error:

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_fast.data.sources.base import Source, read_bytes
+from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
 from deit_fast.data.sources.classes import order_classes
-from deit_fast.data.sources.header import IMAGE_SUFFIXES
+from deit_fast.data.sources.format import SourceFormat
 from deit_fast.runtime.errors import DataError
 
 
@@ -55,3 +55,11 @@ def list_images(folder: str) -> list[str]:
         for name in sorted(files)
         if name.lower().endswith(IMAGE_SUFFIXES)
     ]
+
+
+# Any folder: one that is none of another kind either is refused in the words of this one.
+SOURCE = SourceFormat(
+    recognises=lambda request: request.path.is_dir() and not any(name.endswith(".tar") for name in request.files),
+    open=lambda request: ImageFolder(request.uri, request.path),
+    general=True,
+)

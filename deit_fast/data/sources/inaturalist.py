@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source, read_bytes
+from deit_fast.data.sources.format import Request, SourceFormat, validation_beside
 from deit_fast.runtime.errors import DataError, one_line
 
 _ANNOTATIONS = re.compile(r"train(20\d\d)\.json")
@@ -56,14 +57,6 @@ class INaturalist(Source):
         return self._paths[index]
 
 
-def find_year(names: set[str], folder: Path) -> str | None:
-    """The year of the train{year}.json among the names of a folder's files. Raises DataError where there are two."""
-    years = sorted(match[1] for name in names if (match := _ANNOTATIONS.fullmatch(name)))
-    if len(years) > 1:
-        raise DataError(f"{folder}: expected the annotations of one year, found train{years[0]}.json and others")
-    return years[0] if years else None
-
-
 def _number_classes(
     categories: list[dict[str, Any]], annotations: list[dict[str, Any]], category: str
 ) -> tuple[list[str], dict[int, int]]:
@@ -94,3 +87,29 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected readable annotations ({one_line(error)})") from None
+
+
+def _find_year(request: Request) -> str | None:
+    """The year of the train{year}.json in the folder. Raises DataError where there are two."""
+    years = sorted(match[1] for name in request.files if (match := _ANNOTATIONS.fullmatch(name)))
+    if len(years) > 1:
+        raise DataError(f"{request.path}: expected the annotations of one year, found train{years[0]}.json and others")
+    return years[0] if years else None
+
+
+def _open(request: Request) -> INaturalist:
+    year = _find_year(request)
+    assert year is not None
+    return INaturalist(request.uri, request.path, year, request.own_split(), request.category)
+
+
+def _find_validation(request: Request) -> str | None:
+    return request.uri if f"val{_find_year(request)}.json" in request.files else validation_beside(request)
+
+
+SOURCE = SourceFormat(
+    recognises=lambda request: _find_year(request) is not None,
+    open=_open,
+    find_validation=_find_validation,
+    has_taxonomy=True,
+)

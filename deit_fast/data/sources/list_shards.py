@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_fast.data.sources.base import Source, read_bytes
+from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
 from deit_fast.data.sources.classes import read_class_names
-from deit_fast.data.sources.header import IMAGE_SUFFIXES
 from deit_fast.data.sources.tar_shards import MAX_CLASSES, open_shard
 from deit_fast.runtime.errors import one_line, printable
 
@@ -20,6 +19,8 @@ _BLOCK = 512
 
 
 class Sample(NamedTuple):
+    """An image in a shard: the member's name, where its content is, in bytes, and its class."""
+
     member: str
     offset: int
     size: int

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from deit_fast.data.sources.format import SourceFormat
 from deit_fast.data.sources.shard_names import (
     Split,
     choose_shards,
@@ -19,7 +20,7 @@ from deit_fast.data.sources.shard_names import (
 )
 from deit_fast.runtime.errors import DataError, RunError
 from deit_fast.runtime.files import atomic_path, exclusive
-from deit_fast.runtime.object_store import Object, fetch, fetch_all, list_objects
+from deit_fast.runtime.object_store import Object, fetch, fetch_all, is_remote, list_objects
 
 
 def fetch_shards(uri: str, split: Split | None) -> list[Path]:
@@ -108,3 +109,10 @@ def _data_errors() -> Iterator[None]:
         yield
     except RunError as error:
         raise DataError(str(error)) from None
+
+
+SOURCE = SourceFormat(
+    recognises=lambda request: is_remote(request.uri),
+    open=lambda request: request.open_shards(request.uri, fetch_shards(request.uri, request.split)),
+    find_validation=lambda request: find_remote_validation(request.uri),
+)

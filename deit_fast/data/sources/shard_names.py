@@ -14,6 +14,7 @@ _SHARD_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\.tar)")
 
 
 def has_braces(uri: str) -> bool:
+    """Whether a range such as {0000..0009} is in it."""
     return _BRACES.search(uri) is not None
 
 
@@ -30,6 +31,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def refuse_missing(uri: str, names: Sequence[str], missing: Sequence[str]) -> None:
+    """Raises DataError where some of the names that a range stands for are missing."""
     if missing:
         raise DataError(f"{uri}: expected {len(names)} shards, {len(missing)} missing, {missing[0]} first")
 
@@ -50,7 +52,7 @@ def choose_shards(uri: str, shards: list[Path], split: Split | None) -> list[Pat
 
 
 def refuse_gaps(shards: Sequence[Path]) -> None:
-    """A shard lost in copying would otherwise only show as a smaller data set."""
+    """Raises DataError where a number is skipped: a shard lost in copying would only show as a smaller data set."""
     numbered: dict[tuple[str, str], dict[int, Path]] = {}
     for shard in shards:
         if match := _SHARD_NUMBER.fullmatch(shard.name):

@@ -6,15 +6,17 @@ import re
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_fast.data.sources.base import Source, read_bytes
+from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
 from deit_fast.data.sources.classes import check_labels, read_class_names
-from deit_fast.data.sources.header import IMAGE_SUFFIXES
+from deit_fast.data.sources.format import Request, SourceFormat
+from deit_fast.data.sources.shard_names import choose_shards, expand_braces, has_braces, refuse_gaps, refuse_missing
 from deit_fast.runtime.errors import DataError, printable
 from deit_fast.runtime.files import atomic_path, cache_folder
 from deit_fast.runtime.progress import progress
@@ -237,3 +239,39 @@ def _is_header(block: bytes) -> bool:
     except tarfile.HeaderError:
         return False
     return True
+
+
+def _in_folder(request: Request) -> list[Path]:
+    return sorted(request.path / name for name in request.files if name.endswith(".tar"))
+
+
+def _by_glob(request: Request) -> list[Path]:
+    return sorted(Path(match) for match in glob(str(request.path)) if match.endswith(".tar"))
+
+
+def _recognises(request: Request) -> bool:
+    """A folder of shards, a shard, a range of them in braces, or a glob that finds some."""
+    if request.path.is_dir():
+        return bool(_in_folder(request))
+    if request.path.is_file():
+        return request.path.suffix == ".tar"
+    return has_braces(request.uri) or bool(_by_glob(request))
+
+
+def _open(request: Request) -> Source:
+    uri, path = request.uri, request.path
+    if path.is_dir():
+        shards = choose_shards(uri, _in_folder(request), request.split)
+    elif path.is_file():
+        shards = [path]
+    elif has_braces(uri):
+        names = expand_braces(str(path))
+        refuse_missing(uri, names, [name for name in names if not os.path.exists(name)])
+        shards = [Path(name) for name in names]
+    else:
+        shards = _by_glob(request)
+        refuse_gaps(shards)
+    return request.open_shards(uri, shards)
+
+
+SOURCE = SourceFormat(recognises=_recognises, open=_open, general=True)

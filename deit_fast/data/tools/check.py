@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deit_fast.data.loader.broken import check_image, describe_refusal, find_refused, without_name
-from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.header import image_format
+from deit_fast.data.loader.broken import describe_refusal, find_refused, without_name
+from deit_fast.data.sources.base import Source, check_image, image_format
 from deit_fast.data.sources.list_shards import ListedShards
 from deit_fast.data.sources.open import open_source
 from deit_fast.data.sources.shard_names import Split
@@ -40,6 +39,7 @@ class Checked:
     """Images and shards that cannot be used: name, printable, and reason."""
 
     def as_text(self) -> str:
+        """The report, a line for each fact and each bad image; sizes in pixels."""
         lines = [f"{self.images} images of {self.classes} classes, {self.bytes / 2**20:.1f} MiB"]
         lines.append(", ".join(f"{count} {name}" for name, count in sorted(self.formats.items())) or "no formats")
         if len(self.sizes):

@@ -7,12 +7,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_fast.data.augment.crops import eval_geometry
 from deit_fast.data.augment.erase import EraseParams, draw_erasing, erase
-from deit_fast.data.augment.view_params import draw_views
-from deit_fast.data.loader.broken import check_image, raise_culprit
+from deit_fast.data.augment.view_params import draw_views, eval_geometry
+from deit_fast.data.loader.broken import raise_culprit
 from deit_fast.data.loader.pipeline import eval_pipeline, train_inputs, train_pipeline
-from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.base import Source, check_image
 from deit_fast.recipe.schema import Recipe
 
 _GAP = 4  # white pixels between the pictures

@@ -60,6 +60,8 @@ class Augment(Section):
     """RandAugment: mean magnitude, of 10."""
     rand_std: Annotated[NonNegative, _RAND] = 0.5
     """RandAugment: standard deviation of the magnitude."""
+    rand_extra: tuple[str, ...] = ()
+    """RandAugment: operations that it draws from beside timm's, by their names in data/augment/operations/."""
     erase: Fraction = 0.0
     """Random erasing: probability per view, on normalised pixels; above 0 there are erase_mode and erase_count."""
     erase_mode: Annotated[Literal["pixel", "rand", "const"], _ERASING] = "pixel"

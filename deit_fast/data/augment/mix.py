@@ -1,12 +1,15 @@
-"""The random parameters of mixup and CutMix: drawn on the host, applied to the batch by mix_apply.py on the device.
+"""Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899): drawn on the host, applied to the batch on the device.
 
-Pure functions of (seed, step, place in the global batch), so the number of processes changes no pixel and no target.
+The draws are pure functions of (seed, step, place in the global batch), so the number of processes changes no pixel and
+no target. What is applied is one expression without branches, so that it compiles into the step.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from deit_fast.data.augment.philox import Stream, generator
 from deit_fast.recipe.sections import Mix
@@ -51,12 +54,43 @@ def draw_mix(
     )
 
 
+def mix_images(images: Tensor, lam: Tensor, box: Tensor, cutmix: Tensor) -> Tensor:
+    """Each image mixed with its partner, the batch's reversal: timm's Mixup in batch mode, a draw per image.
+
+    images [B, C, H, W] float; lam [B] float, the share of the image itself; box [B, 4] int (top, left, bottom, right),
+    where a CutMix image shows its partner; cutmix [B] bool. One expression without branches, so that it compiles into
+    the step whatever was drawn.
+    """
+    rows = torch.arange(images.shape[2], device=images.device)
+    columns = torch.arange(images.shape[3], device=images.device)
+    top, left, bottom, right = box[:, :, None].unbind(1)  # each B 1
+    inside_rows = (rows >= top) & (rows < bottom)  # B H
+    inside_columns = (columns >= left) & (columns < right)  # B W
+    pasted = (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]  # B 1 H W
+    share = torch.where(cutmix[:, None, None, None], (~pasted).to(lam.dtype), lam[:, None, None, None])
+    partner = images.flip(0)
+    return partner + share.to(images.dtype) * (images - partner)
+
+
+def mix_targets(labels: Tensor, num_classes: int, smoothing: float, lam: Tensor | None) -> Tensor:
+    """Targets [B, num_classes] of labels [B]: smoothed one-hots, mixed with their reversal by lam [B]; None is unmixed.
+
+    Smoothing is timm's: every class gets smoothing / num_classes, the label what is left of one.
+    """
+    off = smoothing / num_classes
+    targets = torch.full((labels.shape[0], num_classes), off, device=labels.device)
+    targets.scatter_(1, labels[:, None], 1.0 - smoothing + off)
+    if lam is None:
+        return targets
+    return targets * lam[:, None] + targets.flip(0) * (1.0 - lam[:, None])
+
+
 def _draw(mix: Mix, draws: np.random.RandomState, image_size: int) -> tuple[float, tuple[int, int, int, int], bool]:
     """lam, box (top, left, bottom, right) and whether it is CutMix."""
-    if not mix.active or draws.random() >= mix.prob:
+    can_mix, can_cut = mix.mixup > 0, mix.cutmix > 0 or mix.cutmix_minmax is not None
+    if not (can_mix or can_cut) or draws.random() >= mix.prob:
         return 1.0, _NOTHING, False
-    can_cut = mix.cutmix > 0 or mix.cutmix_minmax is not None
-    if not can_cut or (mix.mixup > 0 and draws.random() >= mix.switch_prob):
+    if not can_cut or (can_mix and draws.random() >= mix.switch_prob):
         return float(draws.beta(mix.mixup, mix.mixup)), _NOTHING, False
     if mix.cutmix_minmax is None:
         box = _draw_square(mix.cutmix, draws, image_size)

@@ -1,7 +1,4 @@
-"""Batches in the sampler's order: a thread reads and draws ahead, DALI decodes and augments, nothing else has a state.
-
-sampler -> read bytes, draw parameters (producer thread) -> bounded queue -> DALI -> Batch
-"""
+"""Batches of training and of evaluation, in the sampler's order. How they come about: `deit_fast.data.loader`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deit_fast.data.augment.crops import eval_geometry
 from deit_fast.data.augment.erase import EraseParams, draw_erasing
-from deit_fast.data.augment.view_params import draw_views
+from deit_fast.data.augment.view_params import draw_views, eval_geometry
 from deit_fast.data.loader.pipeline import Pipeline, decodes_windows, eval_pipeline, train_inputs, train_pipeline
 from deit_fast.data.loader.producer import Plan, Prepared, Producer
 from deit_fast.data.loader.sampler import StepIndices, TrainSampler, eval_indices
@@ -66,7 +62,6 @@ class _Loader(ABC):
 
     def __iter__(self) -> Iterator[Batch]:
         self._stop()
-        # Taken out while it runs and put back at the end: one left midway holds batches that nobody will fetch.
         pipeline, self._pipeline = self._pipeline or self._build_pipeline(), None
         producer = self._producer = Producer(self._source, self._plans(), self._substitutes)
         try:
@@ -79,7 +74,7 @@ class _Loader(ABC):
                     break
                 except RuntimeError as error:
                     producer.recover(error)
-                    del pipeline  # nobody promises that it works after an error
+                    del pipeline
                     pipeline = self._build_pipeline()
                     continue
                 yield self._batch(producer.in_flight.popleft(), images)
@@ -117,13 +112,13 @@ class _Loader(ABC):
 
 
 class TrainLoader(_Loader):
-    """Augmented batches of the steps start_step to stop_step - 1, across epochs without a gap.
+    """Augmented batches, uint8 [b, 3, S, S], of the steps start_step to stop_step - 1, across epochs without a gap.
 
-    samplers: one per gradient-accumulation pass of this process; a step's passes come one after the other. Batches
-    depend on the step and the seed only, so any step can be the first and the number of threads changes no pixel.
+    samplers: one per gradient-accumulation pass of this process; a step's passes come one after the other. image_size:
+    S, px. The number of threads changes no pixel.
 
-    An image that cannot be read or decoded is replaced by another one, pixels and label (Substitutes), and named in the
-    batch's `bad`; no other sample changes.
+    An image that cannot be read or decoded is replaced by another one, pixels and label, and named in the batch's
+    `bad`; no other sample changes.
 
     decode_once: decode an image for all of its views in a batch. It costs an image with one view the decoding of what
     its crop leaves out, on CPUs; the pixels are the same.
@@ -188,7 +183,7 @@ class TrainLoader(_Loader):
 
 
 class EvalLoader(_Loader):
-    """Every image of this rank once, in order, in batches of one size: short ones are padded with repeats.
+    """Every image of this rank once, in order, in batches uint8 [batch, 3, S, S]: short ones are padded with repeats.
 
     All ranks have the same number of batches; `valid` is 0 where a rank has nothing left. Iterating raises DataError,
     naming the file, for an image that cannot be read or decoded: a score of other images would be another score. Other

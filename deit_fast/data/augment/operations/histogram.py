@@ -1,0 +1,35 @@
+"""AutoContrast and Equalize: each channel by its own distribution, at every level the same."""
+
+from nvidia.dali import fn, types
+from nvidia.dali import math as dali_math
+from nvidia.dali.data_node import DataNode
+
+from deit_fast.data.augment.operations import Operation
+from deit_fast.data.augment.view_graph import truncate
+
+
+def auto_contrast(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
+    """Stretch every channel to 0..255; a constant channel stays."""
+    low = fn.reductions.min(images, axes=[0, 1], keep_dims=True)
+    span = fn.cast(fn.reductions.max(images, axes=[0, 1], keep_dims=True) - low, dtype=types.FLOAT)
+    varies = fn.cast(span > 0, dtype=types.FLOAT)
+    scale = varies * 255.0 / dali_math.max(span, 1.0) + (1.0 - varies)
+    return truncate((images - low * varies) * scale)
+
+
+def equalize(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
+    """Per channel, from DALI's equalize, which is OpenCV's formula.
+
+    OpenCV counts the pixels up to a level, PIL those below it: the same thing upside down. And PIL divides by the
+    pixels per level rounded down to an integer, or does nothing where that is 0.
+    """
+    top = fn.reductions.max(images, axes=[0, 1], keep_dims=True)
+    at_top = fn.reductions.sum(fn.cast(images == top, dtype=types.FLOAT), axes=[0, 1], keep_dims=True)
+    per_level = (float(image_size**2) - at_top) / 255.0
+    step = dali_math.floor(per_level)
+    changes = fn.cast(step > 0.0, dtype=types.FLOAT)
+    scale = changes * per_level / dali_math.max(step, 1.0)
+    return truncate(~fn.equalize(~images) * scale + 0.5 * changes + images * (1.0 - changes))
+
+
+OPERATIONS = (Operation("AutoContrast", auto_contrast), Operation("Equalize", equalize))

@@ -1,0 +1,52 @@
+"""Invert, Posterize, Solarize and SolarizeAdd: each changes a value by itself, whatever is around it."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from nvidia.dali import fn, types
+from nvidia.dali.data_node import DataNode
+
+from deit_fast.data.augment.operations import Arguments, Operation
+from deit_fast.data.augment.view_graph import beside
+
+_Steps = Callable[[NDArray[np.float64]], NDArray[np.int64] | int]
+"""The share of the highest level, [m] in [0, 1] -> a whole number for each of m images, or for all of them."""
+
+
+def change_values(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
+    """All four at once, by threshold, mask and addend; those of the operations not meant change nothing."""
+    levels = fn.cast(arguments, dtype=types.UINT8)
+    kept = images & beside(levels[1], images)
+    bright = fn.cast(images >= beside(arguments[0], images), dtype=types.UINT8)
+    dark = fn.cast(images < 128, dtype=types.UINT8)
+    # The negative of 1 is 255, all bits. The sum is at most 127 + 110: no overflow.
+    return (kept ^ -bright) + dark * beside(levels[2], images)
+
+
+def _values(
+    threshold: _Steps = lambda share: 256, bits: _Steps = lambda share: 8, addend: _Steps = lambda share: 0
+) -> Arguments:
+    """threshold: values from it on are inverted. bits: how many of a value are kept. addend: to values below 128."""
+
+    def arguments(level: NDArray[np.float64], sign: NDArray[np.float64], image_size: int) -> NDArray[np.float64]:
+        share = level / 10
+        mask = 256 - (1 << (8 - np.asarray(bits(share))))
+        columns = [np.broadcast_to(each, level.shape) for each in (threshold(share), mask, addend(share))]
+        return np.stack(columns, axis=1).astype(np.float64)
+
+    return arguments
+
+
+def _whole(share: NDArray[np.float64], most: int) -> NDArray[np.int64]:
+    return (share * most).astype(np.int64)
+
+
+OPERATIONS = (
+    Operation("Invert", change_values, _values(threshold=lambda share: 0)),  # inverting is solarising everything
+    Operation("PosterizeIncreasing", change_values, _values(bits=lambda share: 4 - _whole(share, 4))),
+    Operation("PosterizeOriginal", change_values, _values(bits=lambda share: 4 + _whole(share, 4))),
+    Operation("SolarizeIncreasing", change_values, _values(threshold=lambda share: 256 - _whole(share, 256))),
+    Operation("Solarize", change_values, _values(threshold=lambda share: _whole(share, 256))),
+    Operation("SolarizeAdd", change_values, _values(addend=lambda share: _whole(share, 110))),
+)
