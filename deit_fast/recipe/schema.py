@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from deit_fast.recipe.sections import Augment, Data, Distill, Loss, Mix, Model, Optim, Run, Schedule, Section
 from deit_fast.runtime.errors import RecipeError, brief, one_line, suggest
-from deit_fast.zoo import find_architecture
+from deit_fast.zoo import find_architecture, find_family
 
 
 class Recipe(Section):
@@ -37,7 +37,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def check(self) -> Self:
         model, run = self.model, self.run
-        architecture = find_architecture(model.name)
+        architecture, family = find_architecture(model.name), find_family(model.name)
         if self.distill.kind != "none" and not architecture.distilled:
             raise ValueError(
                 f"distill.kind={self.distill.kind!r}: expected a model with a distillation token, "
@@ -62,13 +62,13 @@ class Recipe(Section):
         if not model.train_mode and (self.loss.cosub or self.distill.kind != "none"):
             cause = "loss.cosub=true" if self.loss.cosub else f"distill.kind={self.distill.kind!r}"
             raise ValueError(f"model.train_mode=false: expected true with {cause}")
-        if architecture.family in ("resmlp", "patchconvnet"):
+        if not family.has_attention:
             without = f"with model.name={model.name!r}, whose blocks have no self-attention"
             if self.optim.trainable == "attention":
                 raise ValueError(f"optim.trainable='attention': expected 'all' {without}")
             if self.optim.split_qkv:
                 raise ValueError(f"optim.split_qkv=true: expected false {without}")
-        if self.optim.layer_decay is not None and architecture.family == "patchconvnet":
+        if self.optim.layer_decay is not None and not family.layers_in_order:
             raise ValueError(
                 f"optim.layer_decay={self.optim.layer_decay:g}: expected null with model.name={model.name!r}, "
                 "which does not tell its layers' order"
