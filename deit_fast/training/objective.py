@@ -1,9 +1,8 @@
 """The training loss of one batch: normalise, mix, forward, loss, in one region for torch.compile."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from deit_fast.data.augment.erase import erase
@@ -15,6 +14,7 @@ from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.world import to_device
 from deit_fast.training.distill import Teacher
 from deit_fast.training.losses import compute_loss, cosub_loss, distillation_loss
+from deit_fast.zoo import find_architecture
 
 
 class Mixing(NamedTuple):
@@ -63,8 +63,9 @@ class Objective(nn.Module):
         self.classifier = classifier
         self.recipe = recipe
         self.teacher = teacher
-        if isinstance(classifier.model, VisionTransformerDistilled):  # without a teacher it learns as it predicts
-            classifier.model.set_distilled_training(teacher is not None)
+        if find_architecture(recipe.model.name).distilled:
+            student: Any = classifier.model
+            student.set_distilled_training(teacher is not None)  # without a teacher it learns as it predicts
 
     def forward(self, images: Tensor, labels: Tensor, mixing: Mixing | None, erasing: Erasing | None = None) -> Tensor:
         """The fields of a MicroBatch -> its loss: the order is normalise, erase, mix, then student and teacher."""
