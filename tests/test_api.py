@@ -15,19 +15,15 @@ from deit_fast.cli.main import main
 from deit_fast.convert.names.facebook import to_facebook
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RecipeError, RunError
-from deit_fast.zoo import ARCHITECTURES
-from tests.models.test_families import TOYS
 from tests.oracles import foreign_checkpoints as oracle
+from tests.toys import TOYS
 
 PICTURES = [Image.radial_gradient("L").resize((32, 32)).rotate(90 * turn).convert("RGB") for turn in range(2)]
 PICTURES[1] = PICTURES[1].transform((32, 32), Image.Transform.AFFINE, (1, 0, 9, 0, 1, 4))
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
 
-@pytest.fixture(autouse=True)
-def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, architecture in TOYS.items():
-        monkeypatch.setitem(ARCHITECTURES, name, architecture)
+pytestmark = pytest.mark.usefixtures("toys")
 
 
 def toy_checkpoint(folder: Path, name: str, *words: str) -> Path:

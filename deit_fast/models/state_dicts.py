@@ -47,8 +47,8 @@ def image_side(grid: tuple[int, int] | None, patch_size: int) -> int:
 
 
 def rename_blocks(tensors: Weights, table: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors with `blocks.3.OLD.rest` as `blocks.3.NEW.rest`, by a table of OLD to NEW; others as they are."""
-    return {_rename(name, table): tensor for name, tensor in tensors.items()}
+    """The tensors with names by `rename_block`."""
+    return {rename_block(name, table): tensor for name, tensor in tensors.items()}
 
 
 def inverse(table: Mapping[str, str]) -> dict[str, str]:
@@ -56,7 +56,8 @@ def inverse(table: Mapping[str, str]) -> dict[str, str]:
     return {new: old for old, new in table.items()}
 
 
-def _rename(name: str, table: Mapping[str, str]) -> str:
+def rename_block(name: str, table: Mapping[str, str]) -> str:
+    """`blocks.3.OLD.rest` as `blocks.3.NEW.rest`, by a table of OLD to NEW; any other name as it is."""
     match = re.match(r"(blocks\.\d+\.)(.+)$", name)
     if match is None:
         return name

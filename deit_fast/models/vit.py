@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from deit_fast.models.state_dicts import (
     count_blocks,
     image_side,
     inverse,
+    rename_block,
     rename_blocks,
 )
 from deit_fast.models.stem import PATCH_SIZE, MLPStem
@@ -102,8 +104,7 @@ class ViTFamily(ModelFamily):
         stem = "patch_embed.proj.0.weight" in tensors and "norm.weight" in tensors
         if not stem and (patches is None or patches.ndim != 4):
             return False
-        names = [name for name in tensors if name.startswith("blocks.")]
-        return bool(names) and all(map(_BLOCK.fullmatch, names))
+        return _has_vit_blocks(tensors)
 
     def read(self, tensors: Weights, grid: tuple[int, int] | None) -> Sizes:
         patches = tensors.get("patch_embed.proj.weight")
@@ -151,13 +152,20 @@ class ViTFamily(ModelFamily):
         return TimmModel(name, arguments, section.pool)
 
     def is_reference(self, names: set[str]) -> bool:
-        return "blocks.0.norm11.weight" in names or {"blocks.0.gamma_1", "blocks.0.attn.qkv.weight"} <= names
+        if "blocks.0.norm11.weight" in names:
+            return True
+        return "blocks.0.gamma_1" in names and _has_vit_blocks({rename_block(name, _SCALE) for name in names})
 
     def from_reference(self, tensors: Weights) -> dict[str, Tensor]:
         return rename_blocks(tensors, _BRANCH if "blocks.0.norm11.weight" in tensors else _SCALE)
 
     def to_reference(self, tensors: Weights) -> dict[str, Tensor]:
         return rename_blocks(tensors, inverse(_BRANCH) | inverse(_SCALE))
+
+
+def _has_vit_blocks(names: Iterable[str]) -> bool:
+    blocks = [name for name in names if name.startswith("blocks.")]
+    return bool(blocks) and all(map(_BLOCK.fullmatch, blocks))
 
 
 def has_layer_scale(tensors: Weights) -> bool:
