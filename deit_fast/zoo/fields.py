@@ -20,9 +20,10 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
 
     if fields["image_size"] < patch_size:
         refuse("image_size", f"at least {patch_size}", "whose patches are that large")
+    resolved = {**fields, "layer_scale": architecture.layer_scale} if fields["layer_scale"] == "auto" else fields
     for key, only in family.fixed.items():
-        if fields[key] != only:
-            refuse(key, repr(only), "which has no other")
+        if resolved[key] != only:
+            refuse(key, "null" if only is None else repr(only), "which has no other")
     if fields["layer_scale"] is None and family.needs_layer_scale:
         refuse("layer_scale", "a number or 'auto'", "which cannot do without")
     if fields["pool"] == "avg" and architecture.distilled:
