@@ -32,7 +32,9 @@ pytestmark = pytest.mark.usefixtures("toys")
                                    ["run.compile=off"]], ids=["subset", "bernoulli", "dense"])  # fmt: skip
 @pytest.mark.parametrize("name", TOYS)
 def test_a_step_of_every_family(name: str, words: list[str]) -> None:
-    _, step = make([f"model.name={name}", "model.image_size=16", "optim.ema_decay=0.5", *words])
+    _, step = make(
+        [f"model.name={name}", "model.image_size=16", "model.layer_scale=auto", "optim.ema_decay=0.5", *words]
+    )
     model = step.state.model.train()
     loss = step.objective(*batch())
     loss.backward()
@@ -52,7 +54,7 @@ def test_a_step_of_every_family(name: str, words: list[str]) -> None:
 
 @pytest.mark.parametrize("name", TOYS)
 def test_every_family_compiles_without_graph_breaks(name: str) -> None:
-    _, step = make([f"model.name={name}", "model.image_size=16", "model.drop_path=0.5"])
+    _, step = make([f"model.name={name}", "model.image_size=16", "model.layer_scale=auto", "model.drop_path=0.5"])
     step.state.model.train()
     torch._dynamo.reset()
     compiled = torch.compile(step.objective, backend="eager", fullgraph=True)

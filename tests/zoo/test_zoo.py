@@ -184,9 +184,10 @@ def test_printed_figures_are_the_models_but_for_two() -> None:
 
 
 def test_every_published_model_has_a_row() -> None:
-    assert {row.name for row in PUBLISHED} == {name for name in ARCHITECTURES if "nano" not in name}
+    published = {name for name in ARCHITECTURES if find_family(name).published}
+    assert {row.name for row in PUBLISHED} == {name for name in published if "nano" not in name}
     referred = [find_architecture(name) for name, _ in REFERENCE]
-    assert {name for name, architecture in ARCHITECTURES.items() if not any(architecture is a for a in referred)} == {
+    assert {name for name in published if not any(ARCHITECTURES[name] is a for a in referred)} == {
         "deit3_nano_patch4", "deit3_nano_patch8", "patchconvnet_l60", "patchconvnet_l120"
     }  # fmt: skip
     weights = [row.weights for row in PUBLISHED if row.weights]
@@ -233,7 +234,7 @@ def test_a_capability_is_what_the_models_have() -> None:
 
 
 def test_names() -> None:
-    assert len(TIMM) == 30
+    assert len(TIMM) >= 30
     for name in ALIASES:
         assert Model(name=name, image_size=224).name in ARCHITECTURES
     assert not ALIASES.keys() & ARCHITECTURES.keys()
