@@ -11,12 +11,12 @@ from deit_fast.models.build import ModelFamily, build_model, families
 from deit_fast.models.state_dicts import Sizes, WeightsError
 from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import RecipeError
-from deit_fast.zoo import ARCHITECTURES
+from deit_fast.zoo import ARCHITECTURES, FAMILIES, find_family
 
 _RANKS = {"pos_embed": 3, "cls_token": 3, "head.weight": 2, "head.bias": 1}
 
 
-def find_family(tensors: dict[str, Tensor]) -> tuple[str, ModelFamily]:
+def recognise(tensors: dict[str, Tensor]) -> tuple[str, ModelFamily]:
     """The family that recognises a state dict, and its name. Raises BadFileError where none does."""
     for name, rank in _RANKS.items():
         if name in tensors and tensors[name].ndim != rank:
@@ -36,7 +36,7 @@ def infer_model(
     `grid`: patches, high and wide, where the file says it. `tanh`: trained with GELU's approximation. Raises
     BadFileError where the zoo has no such model, or one with another number of heads.
     """
-    family_name, family = find_family(tensors)
+    family_name, family = recognise(tensors)
     with _as_bad_file():
         sizes = family.read(tensors, grid)
     name = _find_name(family_name, sizes)
@@ -57,7 +57,7 @@ def _find_name(family: str, sizes: Sizes) -> str:
     found = [
         name
         for name, entry in ARCHITECTURES.items()
-        if (entry.family, sizes.entry) == (family, {key: getattr(entry, key) for key in sizes.entry})
+        if find_family(name) is FAMILIES[family] and all(getattr(entry, key) == sizes.entry[key] for key in sizes.entry)
     ]
     # LayerScale can be left out of any model, but some have an entry without it.
     found.sort(key=lambda name: (ARCHITECTURES[name].layer_scale is not None) != sizes.layer_scale)

@@ -6,7 +6,7 @@ DeiT, its distilled form and CaiT have timm's own, and PatchConvNet is built her
 from torch import Tensor
 
 from deit_fast.convert.formats.lazy_tensor import BadFileError
-from deit_fast.convert.infer import find_family
+from deit_fast.convert.infer import recognise
 from deit_fast.models.build import families
 from deit_fast.models.state_dicts import WeightsError
 
@@ -26,4 +26,4 @@ def from_facebook(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
 
 def to_facebook(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The reference's names of a model with timm's: the inverse of `from_facebook`. Raises BadFileError."""
-    return find_family(tensors)[1].to_reference(tensors)
+    return recognise(tensors)[1].to_reference(tensors)
