@@ -24,7 +24,7 @@ from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Data, LambOptim, Loss, Optim
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.training.objective import MicroBatch
-from deit_fast.zoo import find_architecture
+from deit_fast.zoo import find_architecture, find_family
 
 PLAIN = {
     "model.drop_path_decay": "constant",
@@ -53,11 +53,12 @@ def plain_model(recipe: Recipe, weights: dict[str, Tensor] | None = None, fused_
     what the peers do not do.
     """
     section, architecture = recipe.model, find_architecture(recipe.model.name)
+    family = find_family(section.name)
     for key, only in PLAIN.items():
         name, _, field = key.partition(".")
         if (value := getattr(getattr(recipe, name), field)) != only:
             raise RecipeError(f"{key}={value!r}: expected {only!r}, the peers know no other")
-    if architecture.family not in ("deit3", "deit") or architecture.distilled or architecture.parallel > 1:
+    if not family.is_vit or architecture.distilled or architecture.parallel > 1:
         raise RecipeError(f"model.name={section.name!r}: expected a plain DeiT or DeiT III, which the peers can train")
     model = VisionTransformer(
         img_size=section.image_size,
@@ -66,7 +67,7 @@ def plain_model(recipe: Recipe, weights: dict[str, Tensor] | None = None, fused_
         depth=architecture.depth,
         num_heads=architecture.num_heads,
         num_classes=section.classes,
-        no_embed_class=architecture.family == "deit3",
+        no_embed_class=not family.class_slot,
         init_values=section.initial_layer_scale,
         drop_rate=section.dropout,
     )

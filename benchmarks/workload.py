@@ -16,7 +16,7 @@ from deit_fast.runtime.world import World
 from deit_fast.training.objective import BatchBuilder, MicroBatch
 from deit_fast.training.prepare import check_machine, initialise, prepare
 from deit_fast.training.step import TrainStep
-from deit_fast.zoo import ARCHITECTURES, PUBLISHED, resolve_name
+from deit_fast.zoo import ARCHITECTURES, PUBLISHED, find_family, resolve_name
 
 from .measure import Row, Session, free_memory, is_out_of_memory
 
@@ -25,7 +25,7 @@ from .measure import Row, Session, free_memory, is_out_of_memory
 _WITH_WEIGHTS = {row.name for row in PUBLISHED if row.weights} | {"deit3_tiny_patch16"}
 ZOO = sorted(
     (name for name in ARCHITECTURES if "nano" not in name),
-    key=lambda name: (name not in _WITH_WEIGHTS, ARCHITECTURES[name].family not in ("deit3", "deit")),
+    key=lambda name: (name not in _WITH_WEIGHTS, not find_family(name).is_vit),
 )
 TINY = "deit3_nano_patch8@32"  # what --quick runs on CPUs
 BATCHES = 4  # different inputs in turn, so that none stays in a cache

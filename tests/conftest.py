@@ -8,6 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from deit_fast.zoo import ARCHITECTURES
+from tests.toys import TOYS
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
@@ -69,3 +72,10 @@ def photographs() -> list[NDArray[np.uint8]]:
     from tests.views import six_photographs
 
     return six_photographs()
+
+
+@pytest.fixture
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The families' toys as entries of the zoo."""
+    for name, architecture in TOYS.items():
+        monkeypatch.setitem(ARCHITECTURES, name, architecture)

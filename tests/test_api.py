@@ -15,25 +15,22 @@ from deit_fast.cli.main import main
 from deit_fast.convert.names.facebook import to_facebook
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RecipeError, RunError
-from deit_fast.zoo import ARCHITECTURES
-from tests.models.test_families import TOYS
+from deit_fast.zoo import find_family
 from tests.oracles import foreign_checkpoints as oracle
+from tests.toys import TOYS
 
 PICTURES = [Image.radial_gradient("L").resize((32, 32)).rotate(90 * turn).convert("RGB") for turn in range(2)]
 PICTURES[1] = PICTURES[1].transform((32, 32), Image.Transform.AFFINE, (1, 0, 9, 0, 1, 4))
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
 
-@pytest.fixture(autouse=True)
-def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, architecture in TOYS.items():
-        monkeypatch.setitem(ARCHITECTURES, name, architecture)
+pytestmark = pytest.mark.usefixtures("toys")
 
 
 def toy_checkpoint(folder: Path, name: str, *words: str) -> Path:
     """A checkpoint of ours of a toy, at 32 px with 5 classes and weights large enough to tell images apart."""
     recipe = get_recipe("demo_pretrain", [f"model.name={name}", "model.image_size=32", "model.num_classes=5",
-                                          "run.precision=fp32", *words])  # fmt: skip
+                                          "model.layer_scale=auto", "run.precision=fp32", *words])  # fmt: skip
     torch.manual_seed(0)
     model = deit_fast.create_model(**recipe.model.model_dump(exclude={"image_size"}), img_size=32)
     for param in model.parameters():
@@ -67,11 +64,11 @@ def test_every_family_has_features(tmp_path: Path, name: str) -> None:
         tokens, logits = model.forward_features(images), model(images)
     found = deit_fast.extract_features(loaded, PICTURES)
     assert isinstance(found, Tensor)
-    if name == "distilled":
+    if TOYS[name].distilled:
         assert found.shape == (2, 2, 32)
         heads = model.head(found[:, 0]), model.head_dist(found[:, 1])
         torch.testing.assert_close(sum(heads) / 2, logits, **CLOSE)
-    elif name == "class_tokens":
+    elif TOYS[name].class_tokens:
         torch.testing.assert_close(found, tokens.mean(1), **CLOSE)
     else:  # what the head sees
         torch.testing.assert_close(model.head(found), logits, **CLOSE)
@@ -87,7 +84,7 @@ def test_every_family_has_features(tmp_path: Path, name: str) -> None:
     two = deit_fast.extract_features(loaded, PICTURES, layers=2, pool="avg")
     assert len(two) == 2
     torch.testing.assert_close(two[1], last.mean((2, 3)), **CLOSE)
-    if name in ("deit3", "deit", "distilled", "parallel"):
+    if find_family(name).is_vit:
         (token,) = deit_fast.extract_features(loaded, PICTURES, layers=1, pool="token")
         torch.testing.assert_close(model.norm(token), tokens[:, 0], **CLOSE)
     else:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from deit_fast.zoo.architectures import ARCHITECTURES
-from deit_fast.zoo.published import Published, find_published
+from deit_fast.zoo.family import Published
+from deit_fast.zoo.published import find_published
 
 _HEAD = ("name", "px", "params, M", "GFLOPs", "im/s", "memory, MB", "acc@1", "acc@1 V2", "trained on", "weights")
 
@@ -21,7 +22,7 @@ def zoo_as_json(names: Iterable[str]) -> str:
     """The same rows as a list of objects, each with its architecture."""
     rows = find_published(names)
     return json.dumps(
-        [{**asdict(row), "source": row.source, "architecture": asdict(ARCHITECTURES[row.name])} for row in rows],
+        [{**asdict(row), "architecture": asdict(ARCHITECTURES[row.name])} for row in rows],
         indent=2,
     )
 

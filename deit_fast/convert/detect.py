@@ -16,15 +16,16 @@ from deit_fast.convert.formats.flax import read_flax
 from deit_fast.convert.formats.lazy_tensor import BadFileError, Stored
 from deit_fast.convert.formats.metadata import check_names, check_plain, find_weights, parse_json, read_notes
 from deit_fast.convert.formats.torch_files import map_file, read_pickles, read_zip
-from deit_fast.convert.infer import EVAL_CROP_RATIO, Shapes, infer_model, read_shapes
+from deit_fast.convert.infer import check_declared, infer_model
 from deit_fast.convert.names.deit3_jax import from_deit3_jax, is_deit3_jax
 from deit_fast.convert.names.facebook import facebook_family, from_facebook
 from deit_fast.convert.names.huggingface import from_huggingface, is_huggingface
 from deit_fast.convert.names.mmpretrain import from_mmpretrain, is_mmpretrain
 from deit_fast.convert.names.passl import from_passl, passl_arrays
 from deit_fast.recipe.schema import Recipe, parse_recipe
-from deit_fast.recipe.sections import Data, LambOptim, Model, Run
+from deit_fast.recipe.sections import Data, LambOptim, Run
 from deit_fast.runtime.errors import RecipeError, RunError, one_line
+from deit_fast.zoo import find_family
 
 _HEADER_LIMIT = 3_000_000  # bytes of safetensors' header: 20,000 tensors, or the names of 21,843 classes
 _SHARED = 2  # how often a file may use its bytes, for tied weights
@@ -76,12 +77,11 @@ def load_weights(path: Path, ema: bool = False) -> Weights:
         except RecipeError as error:
             raise RunError(str(error)) from None
         with _in_one_line(path):
-            _check_declared(recipe.model, read_shapes(named.tensors))
+            check_declared(recipe.model, named.tensors)
         return Weights(named.tensors, recipe, named.classes)
     with _in_one_line(path):
-        shapes = read_shapes(named.tensors, named.grid)
-        model = infer_model(shapes, named.tanh, named.heads)
-        crop = {"eval_crop_ratio": EVAL_CROP_RATIO.get(shapes.family, 1.0)}
+        model = infer_model(named.tensors, named.grid, named.tanh, named.heads)
+        crop = {"eval_crop_ratio": find_family(model.name).eval_crop_ratio}
         colours = {key: tuple(value) for key, value in (("mean", named.mean), ("std", named.std)) if value is not None}
         recipe = Recipe(
             name=f"{model.name}_imported",
@@ -93,18 +93,6 @@ def load_weights(path: Path, ema: bool = False) -> Weights:
             run=Run(global_batch=512),
         )
     return Weights(named.tensors, recipe, named.classes, named.source)
-
-
-def _check_declared(model: Model, shapes: Shapes) -> None:
-    """Raises BadFileError where a model section is not its weights': a model of its sizes could take any memory."""
-    grid = model.image_size // shapes.patch_size
-    if shapes.classes not in (None, model.num_classes):
-        raise BadFileError(f"has model.num_classes={model.num_classes}: expected {shapes.classes}, as its head has")
-    if shapes.grid not in (None, (grid, grid)):
-        raise BadFileError(f"has model.image_size={model.image_size}: expected {shapes.grid[0]} patches a side")
-    gridless = shapes.family == "patchconvnet" or model.position == "sincos"
-    if shapes.classes is None or (shapes.grid is None and not gridless):
-        raise BadFileError("has no head or no positions: expected those of its recipe's model")
 
 
 def read_named(path: Path, ema: bool = False) -> Named:

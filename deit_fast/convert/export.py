@@ -17,7 +17,6 @@ from deit_fast.convert.formats.flax import write_flax
 from deit_fast.convert.formats.lazy_tensor import BadFileError
 from deit_fast.convert.formats.programs import export_onnx, export_program, run_onnx, run_program
 from deit_fast.convert.formats.timm_folder import timm_config
-from deit_fast.convert.infer import read_shapes
 from deit_fast.convert.names.deit3_jax import to_deit3_jax
 from deit_fast.convert.names.facebook import to_facebook
 from deit_fast.recipe.schema import Recipe
@@ -98,7 +97,7 @@ def _write_timm(
     model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Path, notes: list[str]
 ) -> Callable[[Tensor], Tensor]:
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    config = timm_config(recipe, read_shapes(tensors), classes)
+    config = timm_config(recipe, classes)
     is_file = path.suffix == ".safetensors"
     weights = path if is_file else path / "model.safetensors"
     header = {"recipe": json.dumps(recipe.model_dump(mode="json")), "classes": json.dumps(classes)}

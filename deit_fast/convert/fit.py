@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from deit_fast.convert.detect import Weights
 from deit_fast.convert.heads import cut_head, maps_to_1k, pairs_to_1k
-from deit_fast.models.build import ImageModel, build_model
+from deit_fast.convert.infer import describe_weights, differences
+from deit_fast.models.build import ImageModel, build_model, families
 from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import RunError
 
@@ -174,23 +175,17 @@ def build_initialised(section: Model, weights: Weights) -> tuple[ImageModel, lis
 
     Shapes are compared before the model is built, so that a small file cannot ask for a large one. Raises RunError.
     """
-    with torch.device("meta"):
-        own = build_model(section).state_dict()
     _check_shapes(*({name: each[name] for name in each if name.split(".")[0] not in _FITTED}
-                    for each in (weights.tensors, own)))  # fmt: skip
+                    for each in (weights.tensors, describe_weights(section))))  # fmt: skip
     model = build_model(section)
     return model, initialise(model, weights.tensors)
 
 
 def _check_shapes(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
     """Raises RunError where `tensors` are not those of a model with the state dict `own`."""
-    wrong = sorted(
-        f"{name} {list(tensors[name].shape) if name in tensors else 'missing'}, expected "
-        f"{list(own[name].shape) if name in own else 'no such weight'}"
-        for name in own.keys() | tensors.keys()
-        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
-    )
-    if wrong and all("linear_tokens" in each for each in wrong):
-        raise RunError(f"weights of another resolution: ResMLP's token mixing cannot be resampled ({wrong[0]})")
+    wrong = differences(tensors, own)
+    fixed = [family.one_resolution for family in families().values() if family.one_resolution]
+    if wrong and any(all(part in each for each in wrong) for part in fixed):
+        raise RunError(f"weights of another resolution, to which they cannot be resampled ({wrong[0]})")
     if wrong:
         raise RunError(f"weights of another architecture: {'; '.join(wrong[:3])} ({len(wrong)} in all)")

@@ -1,147 +1,110 @@
-"""The model section of a recipe, read off the shapes of tensors with timm's names."""
+"""The model section of a recipe: made up from tensors with timm's names, or held against them."""
 
-import math
-import re
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from deit_fast.convert.formats.lazy_tensor import BadFileError
+from deit_fast.models.build import ModelFamily, build_model, families
+from deit_fast.models.state_dicts import Sizes, WeightsError
 from deit_fast.recipe.sections import Model
-from deit_fast.zoo import ARCHITECTURES, Architecture
+from deit_fast.runtime.errors import RecipeError
+from deit_fast.zoo import ARCHITECTURES, FAMILIES, find_family
 
-EVAL_CROP_RATIO = {"deit": 0.875, "resmlp": 0.875}
-"""The published evaluation's, where it is not 1 (facebookresearch/deit, README_deit)."""
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """What tensors say of their model."""
-
-    family: str
-    embed_dim: int
-    depth: int
-    patch_size: int
-    parallel: int
-    """Attention branches, and MLP branches, of a block."""
-    layer_scale: bool
-    distilled: bool
-    slots: int
-    """Position embeddings of tokens that are not patches."""
-    grid: tuple[int, int] | None
-    """Patches, high and wide; None where the tensors do not say."""
-    classes: int | None
-    """None: there is no head."""
-    has_class_token: bool
-    class_tokens: bool
-    """A token for each class."""
-    hmlp: bool
+_RANKS = {"pos_embed": 3, "cls_token": 3, "head.weight": 2, "head.bias": 1}
 
 
-def read_shapes(tensors: dict[str, Tensor], grid: tuple[int, int] | None = None) -> Shapes:
-    """Shapes of a state dict with timm's names; `grid` where the file says it, else square.
-
-    Raises BadFileError for tensors of another kind of model.
-    """
-    for name, rank in (("pos_embed", 3), ("cls_token", 3), ("head.weight", 2), ("head.bias", 1)):
+def recognise(tensors: dict[str, Tensor]) -> tuple[str, ModelFamily]:
+    """The family that recognises a state dict, and its name. Raises BadFileError where none does."""
+    for name, rank in _RANKS.items():
         if name in tensors and tensors[name].ndim != rank:
             raise BadFileError(f"has {name} {list(tensors[name].shape)}: expected {rank} dimensions")
-    stem = "stem" if "stem.proj.weight" in tensors else "patch_embed"
-    patches = tensors.get(f"{stem}.proj.weight")
-    convolutions = any(name.startswith("patch_embed.proj.0.") for name in tensors) and "norm.weight" in tensors
-    numbers = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d{1,4})\.", name))]
-    if numbers and patches is not None and patches.ndim == 4:
-        embed_dim, patch_size = patches.shape[0], patches.shape[2]
-    elif numbers and convolutions:
-        embed_dim, patch_size = tensors["norm.weight"].shape[0], 16  # as both stems of several convolutions have it
-    else:
-        some = ", ".join(sorted(tensors)[:3])
-        raise BadFileError(f"has {some[:150]!a}: expected the weights of a model of facebookresearch/deit")
-    distilled = "dist_token" in tensors
-    slots, side = 0, None
-    if "pos_embed" in tensors:
-        slots = _slots(tensors["pos_embed"].shape[1], distilled, grid)
-        side = grid or _square(tensors["pos_embed"].shape[1] - slots)
-    family = "deit" if slots else "deit3"
-    if "blocks.0.linear_tokens.weight" in tensors:
-        family, side = "resmlp", _square(tensors["blocks.0.linear_tokens.weight"].shape[0])
-    elif any(name.startswith("blocks_token_only.") for name in tensors):
-        family = "cait" if "pos_embed" in tensors else "patchconvnet"
-    head = tensors.get("head.weight")
-    return Shapes(
-        family,
-        embed_dim,
-        max(numbers) + 1,
-        patch_size,
-        parallel=sum(1 for name in tensors if re.fullmatch(r"blocks\.0\.attns\.\d+\.norm\.weight", name)) or 1,
-        layer_scale=any(re.match(r"blocks\.0\.(ls1|attns\.0\.ls|gamma_1)", name) for name in tensors),
-        distilled=distilled,
-        slots=slots,
-        grid=side,
-        classes=None if head is None else head.shape[0],
-        has_class_token="cls_token" in tensors,
-        class_tokens="cls_token" in tensors and tensors["cls_token"].shape[1] > 1,
-        hmlp=convolutions and family != "patchconvnet",
-    )
+    for name, family in families().items():
+        if family.recognises(tensors):
+            return name, family
+    some = ", ".join(sorted(tensors)[:3])
+    raise BadFileError(f"has {some[:150]!a}: expected the weights of a model of facebookresearch/deit")
 
 
-def _square(count: int) -> tuple[int, int]:
-    side = math.isqrt(count)
-    if side * side != count or not side:
-        raise BadFileError(f"has {count} patch positions: expected the square of a number")
-    return side, side
+def infer_model(
+    tensors: dict[str, Tensor], grid: tuple[int, int] | None = None, tanh: bool = False, heads: int | None = None
+) -> Model:
+    """The model section for a state dict with timm's names.
 
-
-def _slots(positions: int, distilled: bool, grid: tuple[int, int] | None) -> int:
-    """How many of the positions are of the class and distillation tokens: consecutive squares are further apart."""
-    for slots in (2, 0) if distilled else (1, 0):
-        patches = positions - slots
-        if patches == grid[0] * grid[1] if grid else patches > 0 and math.isqrt(patches) ** 2 == patches:
-            return slots
-    raise BadFileError(f"has {positions} positions: expected those of a square of patches, and of its tokens")
-
-
-def find_name(shapes: Shapes) -> str:
-    """The zoo's entry with these shapes. Raises BadFileError where there is none."""
-    # LayerScale and a class slot: the slot belongs to the class token, and without it this is DeiT III.
-    family = "deit3" if shapes.family == "deit" and shapes.layer_scale else shapes.family
-    found = [name for name, entry in ARCHITECTURES.items() if entry.family == family and _matches(entry, shapes)]
-    # LayerScale can be left out of any model, but some have an entry without it.
-    found.sort(key=lambda name: (ARCHITECTURES[name].layer_scale is not None) != shapes.layer_scale)
-    if found:
-        return found[0]
-    kind = f"{family} of width {shapes.embed_dim}, depth {shapes.depth}" + (
-        f" x {shapes.parallel}" if shapes.parallel > 1 else ""
-    )
-    distilled = ", distilled" if shapes.distilled else ""
-    raise BadFileError(f"is a {kind}, patch {shapes.patch_size}{distilled}: no such entry in deit_fast.zoo")
-
-
-def _matches(entry: Architecture, shapes: Shapes) -> bool:
-    return (
-        (entry.embed_dim, entry.depth, entry.parallel, entry.patch_size, entry.distilled, entry.class_tokens)
-        == (shapes.embed_dim, shapes.depth, shapes.parallel, shapes.patch_size, shapes.distilled, shapes.class_tokens)
-    )  # fmt: skip
-
-
-def infer_model(shapes: Shapes, tanh: bool = False, heads: int | None = None) -> Model:
-    """The model section for weights of these shapes; `tanh`: trained with GELU's approximation.
-
-    Raises BadFileError where the zoo has no such model, or one with another number of heads.
+    `grid`: patches, high and wide, where the file says it. `tanh`: trained with GELU's approximation. Raises
+    BadFileError where the zoo has no such model, or one with another number of heads.
     """
-    name = find_name(shapes)
+    family_name, family = recognise(tensors)
+    with _as_bad_file():
+        sizes = family.read(tensors, grid)
+    name = _find_name(family_name, sizes)
     entry = ARCHITECTURES[name]
     if heads is not None and heads != entry.num_heads:
         raise BadFileError(f"has {heads} attention heads: expected {entry.num_heads}, as {name} has")
-    if shapes.grid is not None and shapes.grid[0] != shapes.grid[1]:
-        raise BadFileError(f"has a grid of {shapes.grid[0]} x {shapes.grid[1]} patches: expected a square one")
     return Model(
         name=name,
-        image_size=shapes.grid[0] * shapes.patch_size if shapes.grid else 224,
-        num_classes=shapes.classes,
-        layer_scale="auto" if shapes.layer_scale == (entry.layer_scale is not None) else None,
-        pool="token" if shapes.has_class_token or shapes.family == "resmlp" else "avg",
-        position="sincos" if shapes.family == "deit3" and not shapes.grid else "learned",
+        num_classes=len(tensors["head.weight"]) if "head.weight" in tensors else None,
+        layer_scale="auto" if sizes.layer_scale == (entry.layer_scale is not None) else None,
         activation="gelu_tanh" if tanh else "gelu",
-        stem="hmlp" if shapes.hmlp else "patch",
+        **sizes.fields,
     )
+
+
+def _find_name(family: str, sizes: Sizes) -> str:
+    """The zoo's entry with these sizes. Raises BadFileError where there is none."""
+    found = [
+        name
+        for name, entry in ARCHITECTURES.items()
+        if find_family(name) is FAMILIES[family] and all(getattr(entry, key) == sizes.entry[key] for key in sizes.entry)
+    ]
+    # LayerScale can be left out of any model, but some have an entry without it.
+    found.sort(key=lambda name: (ARCHITECTURES[name].layer_scale is not None) != sizes.layer_scale)
+    if found:
+        return found[0]
+    words = ", ".join(f"{key}={value}" for key, value in sizes.entry.items())
+    raise BadFileError(f"is a model of the family {family} with {words}: no such entry in deit_fast.zoo")
+
+
+def check_declared(model: Model, tensors: dict[str, Tensor]) -> None:
+    """Raises BadFileError where tensors are not those of the model section that their file has.
+
+    No memory is used for the section's model, which a small file could make as large as it likes.
+    """
+    try:
+        own = describe_weights(model)
+    except RecipeError as error:
+        raise BadFileError(str(error)) from None
+    except (RuntimeError, OverflowError, TypeError):  # torch's, for sizes beyond 64 bits
+        raise BadFileError(f"has model.image_size={model.image_size}, model.num_classes={model.num_classes}: expected "
+                           "those of a model that can be built") from None  # fmt: skip
+    if wrong := differences(tensors, own):
+        raise BadFileError(
+            f"has weights of another architecture than its recipe's model.name={model.name!r} with model.image_size="
+            f"{model.image_size}, model.num_classes={model.num_classes}: {wrong[0]} ({len(wrong)} in all)"
+        )
+
+
+def describe_weights(model: Model) -> dict[str, Tensor]:
+    """The state dict of a section's model without its elements, which takes no memory."""
+    with torch.device("meta"):
+        return build_model(model).state_dict()
+
+
+def differences(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """In words, the weights of which `tensors` are not those of a model with the state dict `own`."""
+    return sorted(
+        f"{name} {list(tensors[name].shape) if name in tensors else 'missing'}, expected "
+        f"{list(own[name].shape) if name in own else 'no such weight'}"
+        for name in own.keys() | tensors.keys()
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+    )
+
+
+@contextlib.contextmanager
+def _as_bad_file() -> Iterator[None]:
+    try:
+        yield
+    except WeightsError as error:
+        raise BadFileError(str(error)) from None

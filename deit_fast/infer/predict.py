@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
 
@@ -18,11 +17,14 @@ from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import Change, build_initialised
 from deit_fast.infer.images import GivenImage, ImageList, readable_batches
 from deit_fast.infer.precision import Classifier, average_mirrored, choose_dtype
+from deit_fast.models.build import family_of
 from deit_fast.recipe.schema import Recipe
+from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.object_store import fetch_file
 from deit_fast.runtime.world import join_world
+from deit_fast.zoo import find_architecture
 from deit_fast.zoo.class_names import class_names, default_classes
 
 BATCH = 64
@@ -154,7 +156,8 @@ def extract_features(
         if isinstance(pixels, str):
             raise RunError(pixels)
         inputs = model.normalise(pixels)
-        batches.append([each.float().cpu() for each in _features(model.model, inputs, layers, pool)])
+        found = _features(model.model, model.recipe.model, inputs, layers, pool)
+        batches.append([each.float().cpu() for each in found])
     joined = [torch.cat(each) for each in zip(*batches, strict=True)]
     return joined if layers is not None else joined[0]
 
@@ -178,12 +181,14 @@ def print_predictions(found: Sequence[Prediction], kind: str | None = None) -> N
         print(f"{each.image}: {best or 'cannot be read'}")
 
 
-def _features(model: Any, inputs: Tensor, layers: int | Sequence[int] | None, pool: str | None) -> list[Tensor]:
-    # Tokens in the blocks that are no patches; timm's CaiT says 1 too, but its token comes after them.
-    prefix = model.num_prefix_tokens if isinstance(model, VisionTransformer) else 0
+def _features(
+    model: Any, section: Model, inputs: Tensor, layers: int | Sequence[int] | None, pool: str | None
+) -> list[Tensor]:
+    entry = find_architecture(section.name)
+    prefix = family_of(section.name).prefix_tokens(entry, section)
     if layers is None:
         tokens = model.forward_features(inputs)
-        if prefix == 2:  # class and distillation token, each with its head
+        if entry.distilled:  # class and distillation token, each with its head
             return [tokens[:, :2]]
         return [model.forward_head(tokens, pre_logits=True)]
     if pool == "token" and not prefix:

@@ -1,29 +1,116 @@
-"""The one door to a model: from a recipe's section."""
+"""The one door to a model, and what each family has to offer there."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from timm.models.cait import Cait
-from timm.models.mlp_mixer import MlpMixer
-from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 
-from deit_fast.models.cait import build_cait
-from deit_fast.models.patchconvnet import PatchConvNet, build_patchconvnet
-from deit_fast.models.resmlp import build_resmlp
+from deit_fast.models.state_dicts import Sizes, Weights
 from deit_fast.models.stochastic_depth import keep_count
-from deit_fast.models.vit import build_vit
 from deit_fast.recipe.sections import Model
+from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import RecipeError
-from deit_fast.zoo import Architecture, Family, find_architecture
+from deit_fast.zoo import FAMILIES, Architecture, find_architecture
 
-ImageModel = VisionTransformer | Cait | MlpMixer | PatchConvNet
+if TYPE_CHECKING:
+    # Python has no type for a module of torch that also keeps to a protocol, and timm's classes have no common base.
+    class ImageModel(nn.Module):
+        """What every family builds: images [B, 3, S, S] -> logits [B, K], with timm's interface."""
 
-BUILDERS: dict[Family, Callable[[Architecture, Model, bool], ImageModel]] = {
-    "deit3": build_vit,
-    "deit": build_vit,
-    "cait": build_cait,
-    "resmlp": build_resmlp,
-    "patchconvnet": build_patchconvnet,
-}
+        blocks: nn.Sequential
+        """The residual blocks in order, which give tokens [B, N, D], or a map [B, h, w, D]."""
+
+        def __call__(self, images: Tensor) -> Any:
+            """Logits [B, K]; those of both heads in the training of a distilled model that has a teacher."""
+
+        def forward_features(self, images: Tensor) -> Tensor:
+            """What is before the head, after the final norm: tokens [B, N, D]."""
+
+        def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+            """Of these tokens logits [B, K], or with `pre_logits` what the head sees [B, D]."""
+
+        def set_grad_checkpointing(self, enable: bool = True) -> None:
+            """Whether the backward pass computes each block's activations again instead of keeping them."""
+
+else:
+    ImageModel = nn.Module
+
+
+class TimmModel(NamedTuple):
+    """How timm makes the same model: `timm.create_model(name, **arguments)`."""
+
+    name: str
+    arguments: dict[str, Any]
+    pool: str = "token"
+    """Its global_pool."""
+
+
+class ModelFamily(ABC):
+    """A model family: the object FAMILY of a module of deit_fast/models/.
+
+    deit_fast/zoo/families/ has the module of the same name. State dicts have timm's names, or the family's reference's
+    where timm has no such model.
+    """
+
+    one_resolution: str | None = None
+    """A part of the names of weights that exist for one resolution only and cannot be resampled, if it has such."""
+
+    @abstractmethod
+    def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> nn.Module:
+        """An `ImageModel` with its initial weights, drawn from torch's global generator.
+
+        With `drop_subset` its blocks skip what stochastic depth drops (models/stochastic_depth.py).
+        """
+
+    @abstractmethod
+    def recognises(self, tensors: Weights) -> bool:
+        """Whether a state dict is of this family. Families are asked in the order of the zoo, and the first takes it.
+
+        The names may be anybody's, so a family asks for names that no other has.
+        """
+
+    @abstractmethod
+    def read(self, tensors: Weights, grid: tuple[int, int] | None) -> Sizes:
+        """The sizes of a state dict that it recognises; `grid` is high and wide in patches, where the file says it.
+
+        Raises WeightsError. Of damaged files KeyError and IndexError may come too.
+        """
+
+    def prefix_tokens(self, architecture: Architecture, section: Model) -> int:
+        """How many of the first tokens in the blocks are no patches."""
+        return 0
+
+    def timm_model(self, architecture: Architecture, section: Model) -> TimmModel | None:
+        """timm's model with this state dict; None where timm has none."""
+        return None
+
+    def is_reference(self, names: set[str]) -> bool:
+        """Whether these are names of facebookresearch/deit for this family, where they are not those of here."""
+        return False
+
+    def from_reference(self, tensors: Weights) -> dict[str, Tensor]:
+        """The names and shapes of here, of weights with the reference's. Raises WeightsError."""
+        return dict(tensors)
+
+    def to_reference(self, tensors: Weights) -> dict[str, Tensor]:
+        """The inverse of `from_reference`."""
+        return dict(tensors)
+
+
+@cache
+def families() -> dict[str, ModelFamily]:
+    """The families by name, in the order of the zoo."""
+    found = discover("deit_fast.models", "FAMILY", ModelFamily)  # type: ignore[type-abstract]
+    if alone := found.keys() ^ FAMILIES.keys():
+        raise TypeError(f"{', '.join(sorted(alone))}: expected a family in deit_fast.models and deit_fast.zoo.families")
+    return {name: found[name] for name in FAMILIES}
+
+
+def family_of(name: str) -> ModelFamily:
+    """The family of the zoo's entry `name`. Raises RecipeError, one line, where there is none."""
+    return families()[find_architecture(name).family]
+
 
 # Below this rate drawing, gathering and scattering cost what skipping saves (DINOv2 draws the line there too).
 SUBSET_FROM = 0.1
@@ -49,4 +136,4 @@ def check_drop_path(section: Model, batch: int) -> None:
 def build_model(section: Model) -> ImageModel:
     """The model of a recipe, initialised from torch's global generator."""
     architecture = find_architecture(section.name)
-    return BUILDERS[architecture.family](architecture, section, drops_subset(section))
+    return cast(ImageModel, family_of(section.name).build(architecture, section, drops_subset(section)))

@@ -4,7 +4,9 @@ from timm.layers import get_act_layer
 from timm.models.cait import Cait, LayerScaleBlock
 from torch import Tensor
 
+from deit_fast.models.build import ModelFamily, TimmModel
 from deit_fast.models.initialise import draw_weights
+from deit_fast.models.state_dicts import Sizes, Weights, count_blocks, image_side, square_grid
 from deit_fast.models.stochastic_depth import rate_of, residual_subset
 from deit_fast.recipe.sections import Model
 from deit_fast.zoo import Architecture
@@ -22,25 +24,53 @@ class SubsetCaitBlock(LayerScaleBlock):
         return residual_subset(x, rate, lambda kept: self.gamma_2 * self.mlp(self.norm2(kept)))
 
 
-def build_cait(architecture: Architecture, section: Model, drop_subset: bool) -> Cait:
-    """A CaiT with timm's state dict: images [B, 3, S, S] -> logits [B, K].
+class CaitFamily(ModelFamily):
+    def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> Cait:
+        """A CaiT with timm's state dict: images [B, 3, S, S] -> logits [B, K].
 
-    Stochastic depth has the same rate in every self-attention block and none in the two class-attention blocks, as in
-    facebookresearch/deit cait_models.py.
-    """
-    assert section.initial_layer_scale is not None
-    model = Cait(
-        img_size=section.image_size,
-        patch_size=architecture.patch_size,
-        num_classes=section.classes,
-        embed_dim=architecture.embed_dim,
-        depth=architecture.depth,
-        num_heads=architecture.num_heads,
-        drop_rate=section.dropout,
-        drop_path_rate=section.drop_path,
-        block_layers=SubsetCaitBlock if drop_subset else LayerScaleBlock,
-        act_layer=get_act_layer(section.activation),
-        init_values=section.initial_layer_scale,
-    )
-    draw_weights(model, section.init_std)
-    return model
+        Stochastic depth has the same rate in every self-attention block and none in the two class-attention blocks, as
+        in facebookresearch/deit cait_models.py.
+        """
+        assert section.initial_layer_scale is not None
+        model = Cait(
+            img_size=section.image_size,
+            patch_size=architecture.patch_size,
+            num_classes=section.classes,
+            embed_dim=architecture.embed_dim,
+            depth=architecture.depth,
+            num_heads=architecture.num_heads,
+            drop_rate=section.dropout,
+            drop_path_rate=section.drop_path,
+            block_layers=SubsetCaitBlock if drop_subset else LayerScaleBlock,
+            act_layer=get_act_layer(section.activation),
+            init_values=section.initial_layer_scale,
+        )
+        draw_weights(model, section.init_std)
+        return model
+
+    def recognises(self, tensors: Weights) -> bool:
+        """Class attention after the blocks, and positions: PatchConvNet has none."""
+        return {"patch_embed.proj.weight", "pos_embed"} <= tensors.keys() and any(
+            name.startswith("blocks_token_only.") for name in tensors
+        )
+
+    def read(self, tensors: Weights, grid: tuple[int, int] | None) -> Sizes:
+        embed_dim, _, patch_size, _ = tensors["patch_embed.proj.weight"].shape
+        entry = {"embed_dim": embed_dim, "depth": count_blocks(tensors), "patch_size": patch_size}
+        grid = grid or square_grid(tensors["pos_embed"].shape[1])
+        return Sizes(entry, "blocks.0.gamma_1" in tensors, {"image_size": image_side(grid, patch_size)})
+
+    def timm_model(self, architecture: Architecture, section: Model) -> TimmModel:
+        return TimmModel(
+            "cait_s24_224",
+            {
+                "img_size": section.image_size,
+                "patch_size": architecture.patch_size,
+                "embed_dim": architecture.embed_dim,
+                "depth": architecture.depth,
+                "num_heads": architecture.num_heads,
+            },
+        )
+
+
+FAMILY = CaitFamily()

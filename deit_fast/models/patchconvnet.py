@@ -3,7 +3,7 @@
 A convolutional stem to patches of 16 x 16 pixels, one residual convolutional block after the other at that resolution,
 and one attention layer in which a class token, or a token per class, collects what the head sees. Parameters have the
 names of facebookresearch/deit patchconvnet_models.py, so that its weights load; of the model with a token per class
-the reference's 1,000 heads of one output are one layer here (convert/facebook.py).
+the reference's 1,000 heads of one output are one layer here.
 """
 
 import itertools
@@ -18,12 +18,15 @@ from timm.models.cait import ClassAttn, LayerScaleBlockClassAttn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from deit_fast.models.build import ModelFamily
 from deit_fast.models.initialise import draw_weights
+from deit_fast.models.state_dicts import Sizes, Weights, WeightsError, count_blocks, image_side
 from deit_fast.models.stochastic_depth import drop_path_rates, rate_of, residual_subset
 from deit_fast.recipe.sections import Model
 from deit_fast.zoo import Architecture
 
 EPS = 1e-6  # of layer norms
+PATCH_SIZE = 16  # side, pixels: what the stem's strides multiply to
 
 
 class StridedStem(nn.Module):
@@ -152,8 +155,51 @@ class PatchConvNet(nn.Module):
         return self.forward_head(self.forward_features(images))
 
 
-def build_patchconvnet(architecture: Architecture, section: Model, drop_subset: bool) -> PatchConvNet:
-    """A PatchConvNet with the reference's initial weights: convolutions torch's, the rest from the truncated normal."""
-    model = PatchConvNet(architecture, section, drop_subset)
-    draw_weights(model, section.init_std)
-    return model
+class PatchConvNetFamily(ModelFamily):
+    def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> PatchConvNet:
+        """Initial weights are the reference's: convolutions torch's, the rest from the truncated normal."""
+        model = PatchConvNet(architecture, section, drop_subset)
+        draw_weights(model, section.init_std)
+        return model
+
+    def recognises(self, tensors: Weights) -> bool:
+        """A stem of several convolutions, and attention that comes after the blocks."""
+        return "patch_embed.proj.0.0.weight" in tensors and any(
+            name.startswith("blocks_token_only.") for name in tensors
+        )
+
+    def read(self, tensors: Weights, grid: tuple[int, int] | None) -> Sizes:
+        entry = {
+            "embed_dim": tensors["norm.weight"].shape[0],
+            "depth": count_blocks(tensors),
+            "patch_size": PATCH_SIZE,
+            "class_tokens": tensors["cls_token"].shape[1] > 1,
+        }
+        return Sizes(entry, "blocks.0.gamma_1" in tensors, {"image_size": image_side(None, PATCH_SIZE)})
+
+    def is_reference(self, names: set[str]) -> bool:
+        """Those of the form with a token per class; the others have the names of here."""
+        return {"head.0.weight", "blocks_token_only.0.gamma_1"} <= names
+
+    def from_reference(self, tensors: Weights) -> dict[str, Tensor]:
+        """A linear layer per class, each of one output, as the one layer head. Raises WeightsError."""
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
+        count = sum(name.startswith("head.") for name in tensors) // 2
+        for kind in ("weight", "bias"):
+            rows = [tensors.get(f"head.{label}.{kind}") for label in range(count)]
+            if any(row is None or row.shape[:1] != (1,) for row in rows):
+                raise WeightsError(f"has not one row head.K.{kind} for each of {count} classes")
+            kept[f"head.{kind}"] = torch.cat([row for row in rows if row is not None])
+        return kept
+
+    def to_reference(self, tensors: Weights) -> dict[str, Tensor]:
+        if tensors["cls_token"].shape[1] == 1:
+            return dict(tensors)
+        split = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
+        for label in range(len(tensors["head.weight"])):
+            for kind in ("weight", "bias"):
+                split[f"head.{label}.{kind}"] = tensors[f"head.{kind}"][label : label + 1].clone()
+        return split
+
+
+FAMILY = PatchConvNetFamily()

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 
 from deit_fast.recipe.sections import Distill, LambOptim, Loss, Mix, Model, Optim, Run, Schedule, Section
-from deit_fast.zoo import find_architecture
+from deit_fast.zoo import find_architecture, find_family
 
 Rule = Callable[..., str | None]
 
@@ -81,7 +81,7 @@ def two_outputs_take_train_mode(model: Model, loss: Loss, distill: Distill) -> s
 
 
 def _lacks_attention(model: Model) -> bool:
-    return find_architecture(model.name).family in ("resmlp", "patchconvnet")
+    return not find_family(model.name).has_attention
 
 
 @rule
@@ -103,7 +103,7 @@ def split_attention_exists(model: Model, optim: Optim) -> str | None:
 
 @rule
 def decayed_layers_have_an_order(model: Model, optim: Optim) -> str | None:
-    if optim.layer_decay is None or find_architecture(model.name).family != "patchconvnet":
+    if optim.layer_decay is None or find_family(model.name).layers_in_order:
         return None
     return (
         f"optim.layer_decay={optim.layer_decay:g}: expected null with model.name={model.name!r}, "

@@ -3,12 +3,11 @@
 `Objective` comes first; below it stand the losses, each of logits [B, K] and a mean over the batch unless it says so.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from deit_fast.data.augment.erase import draw_erasing, erase
@@ -19,6 +18,7 @@ from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Distill, Loss
 from deit_fast.runtime.world import to_device
 from deit_fast.training.distill import Teacher
+from deit_fast.zoo import find_architecture
 
 
 class Mixing(NamedTuple):
@@ -85,8 +85,9 @@ class Objective(nn.Module):
         self.classifier = classifier
         self.recipe = recipe
         self.teacher = teacher
-        if isinstance(classifier.model, VisionTransformerDistilled):  # without a teacher it learns as it predicts
-            classifier.model.set_distilled_training(teacher is not None)
+        if find_architecture(recipe.model.name).distilled:
+            student: Any = classifier.model
+            student.set_distilled_training(teacher is not None)  # without a teacher it learns as it predicts
 
     def forward(self, images: Tensor, labels: Tensor, mixing: Mixing | None, erasing: Erasing | None = None) -> Tensor:
         """The fields of a MicroBatch -> its loss: the order is normalise, erase, mix, then student and teacher."""

@@ -2,23 +2,26 @@
 
 from deit_fast.zoo.architectures import (
     ARCHITECTURES,
-    Architecture,
-    Family,
+    FAMILIES,
     find_architecture,
+    find_family,
     list_models,
     resolve_name,
 )
+from deit_fast.zoo.family import Architecture, Family, Published
 from deit_fast.zoo.fields import check_fields
-from deit_fast.zoo.published import PUBLISHED, Published, find_published
+from deit_fast.zoo.published import PUBLISHED, find_published
 
 __all__ = [
     "ARCHITECTURES",
+    "FAMILIES",
     "PUBLISHED",
     "Architecture",
     "Family",
     "Published",
     "check_fields",
     "find_architecture",
+    "find_family",
     "find_published",
     "list_models",
     "resolve_name",

@@ -4,24 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from deit_fast.runtime.errors import RecipeError
-from deit_fast.zoo.architectures import Family, find_architecture
+from deit_fast.zoo.architectures import find_architecture, find_family
 
-_PLAIN = {"position": "learned", "pool": "token", "stem": "patch"}
-
-# Fields of the vision transformers that say nothing about other families, or of which those know one way only.
-FIXED: dict[Family, dict[str, str]] = {
-    "deit3": {},
-    "deit": {},
-    "cait": {"drop_path_decay": "constant", **_PLAIN},
-    "resmlp": {"drop_path_decay": "constant", **_PLAIN},
-    "patchconvnet": _PLAIN,
-}
 STEM_PATCH_SIZE = 16
 
 
 def check_fields(name: str, fields: Mapping[str, Any]) -> None:
     """Raises RecipeError, one line, where the entry `name` cannot be built with `fields`."""
-    architecture = find_architecture(name)
+    architecture, family = find_architecture(name), find_family(name)
     patch_size = architecture.patch_size
 
     def refuse(key: str, expected: str, reason: str) -> None:
@@ -30,10 +20,11 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
 
     if fields["image_size"] < patch_size:
         refuse("image_size", f"at least {patch_size}", "whose patches are that large")
-    for key, only in FIXED[architecture.family].items():
-        if fields[key] != only:
-            refuse(key, repr(only), "which has no other")
-    if fields["layer_scale"] is None and FIXED[architecture.family]:
+    resolved = {**fields, "layer_scale": architecture.layer_scale} if fields["layer_scale"] == "auto" else fields
+    for key, only in family.fixed.items():
+        if resolved[key] != only:
+            refuse(key, "null" if only is None else repr(only), "which has no other")
+    if fields["layer_scale"] is None and family.needs_layer_scale:
         refuse("layer_scale", "a number or 'auto'", "which cannot do without")
     if fields["pool"] == "avg" and architecture.distilled:
         refuse("pool", "'token'", "which has a head for each of its two tokens")

@@ -1,7 +1,6 @@
 """The other families and fields: each trains, skips what stochastic depth drops, and computes what its paper says."""
 
 import copy
-import dataclasses
 import math
 
 import pytest
@@ -9,7 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
-from timm.models.cait import Cait, LayerScaleBlock
+from timm.models.cait import LayerScaleBlock
 from timm.models.mlp_mixer import ResBlock
 from timm.models.vision_transformer import ParallelThingsBlock
 from torch import Tensor
@@ -22,32 +21,20 @@ from deit_fast.models.resmlp import SubsetResBlock
 from deit_fast.models.stochastic_depth import SubsetParallelBlock
 from deit_fast.optim.build import parameter_groups
 from deit_fast.runtime.errors import RunError
-from deit_fast.zoo import ARCHITECTURES, Architecture, find_architecture
+from deit_fast.zoo import find_architecture
+from tests.toys import TOYS
 from tests.training.test_step import batch, make
 
-TOYS = {
-    "deit3": Architecture(32, 3, 2, 8),
-    "parallel": Architecture(32, 2, 2, 8, parallel=2),
-    "deit": Architecture(32, 3, 2, 8, "deit", None),
-    "distilled": Architecture(32, 3, 2, 8, "deit", None, distilled=True),
-    "cait": Architecture(32, 3, 2, 8, "cait", 0.1),
-    "resmlp": Architecture(32, 3, 1, 8, "resmlp", 0.1),
-    "patchconvnet": Architecture(32, 3, 1, 16, "patchconvnet", 0.1),
-    "class_tokens": Architecture(32, 3, 1, 16, "patchconvnet", 0.1, class_tokens=True),
-}
-
-
-@pytest.fixture(autouse=True)
-def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, architecture in TOYS.items():
-        monkeypatch.setitem(ARCHITECTURES, name, architecture)
+pytestmark = pytest.mark.usefixtures("toys")
 
 
 @pytest.mark.parametrize("words", [["model.drop_path=0.5"], ["model.drop_path=0.5", "model.drop_path_mode=bernoulli"],
                                    ["run.compile=off"]], ids=["subset", "bernoulli", "dense"])  # fmt: skip
 @pytest.mark.parametrize("name", TOYS)
 def test_a_step_of_every_family(name: str, words: list[str]) -> None:
-    _, step = make([f"model.name={name}", "model.image_size=16", "optim.ema_decay=0.5", *words])
+    _, step = make(
+        [f"model.name={name}", "model.image_size=16", "model.layer_scale=auto", "optim.ema_decay=0.5", *words]
+    )
     model = step.state.model.train()
     loss = step.objective(*batch())
     loss.backward()
@@ -67,7 +54,7 @@ def test_a_step_of_every_family(name: str, words: list[str]) -> None:
 
 @pytest.mark.parametrize("name", TOYS)
 def test_every_family_compiles_without_graph_breaks(name: str) -> None:
-    _, step = make([f"model.name={name}", "model.image_size=16", "model.drop_path=0.5"])
+    _, step = make([f"model.name={name}", "model.image_size=16", "model.layer_scale=auto", "model.drop_path=0.5"])
     step.state.model.train()
     torch._dynamo.reset()
     compiled = torch.compile(step.objective, backend="eager", fullgraph=True)
@@ -217,7 +204,7 @@ def test_class_slots_stay_when_positions_are_resampled(name: str, slots: int) ->
 
 def test_weights_that_cannot_change_resolution() -> None:
     source = create_model("resmlp", img_size=32).state_dict()
-    with pytest.raises(RunError, match="weights of another resolution: ResMLP's token mixing cannot be resampled"):
+    with pytest.raises(RunError, match="weights of another resolution, to which they cannot be resampled"):
         initialise(create_model("resmlp", img_size=48), source)
     convnet = create_model("patchconvnet", img_size=64).state_dict()
     assert initialise(create_model("patchconvnet", img_size=96), convnet) == []
@@ -225,9 +212,3 @@ def test_weights_that_cannot_change_resolution() -> None:
     table = fixed.pos_embed.clone()
     initialise(fixed, create_model("deit3", img_size=32, position="sincos").state_dict())
     assert torch.equal(fixed.pos_embed, table)
-
-
-def test_toys_are_of_every_family() -> None:
-    assert {toy.family for toy in TOYS.values()} == {entry.family for entry in ARCHITECTURES.values()}
-    assert isinstance(create_model("cait", img_size=16), Cait)
-    assert dataclasses.replace(TOYS["deit3"], parallel=2, depth=2) == TOYS["parallel"]

@@ -1,3 +1,6 @@
+import ast
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -6,8 +9,10 @@ from torch import nn
 
 import deit_fast
 from deit_fast.infer.create import create_model
+from deit_fast.models.build import families
 from deit_fast.runtime.errors import RecipeError
-from deit_fast.zoo import ARCHITECTURES
+from deit_fast.zoo import ARCHITECTURES, FAMILIES
+from tests.conftest import ROOT
 
 # SPEC of facebookresearch/deit models_v2.py at 224 px, 1000 classes, in millions.
 PUBLISHED_PARAMS = {"tiny_patch16": 5.72, "small_patch16": 22.06, "medium_patch16": 38.85, "base_patch16": 86.59,
@@ -69,3 +74,33 @@ def test_python_api() -> None:
     assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
     with pytest.raises(RecipeError, match="did you mean 'deit3_tiny_patch16'"):
         deit_fast.create_model("deit3_tny_patch16")
+
+
+FAMILY_FOLDERS = ("deit_fast/zoo/families", "deit_fast/models")
+
+
+@pytest.mark.parametrize("path", [
+    path for folder in ("deit_fast", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))
+    if str(path.parent.relative_to(ROOT)) not in FAMILY_FOLDERS
+], ids=lambda path: str(path.relative_to(ROOT)))  # fmt: skip
+def test_no_family_is_named_elsewhere(path: Path) -> None:
+    """What depends on the family is the family's to say: neither by its name, nor by the class of its model."""
+    tree = ast.parse(path.read_text())
+    named = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)} & FAMILIES.keys()
+    assert not named
+    modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    classes = {name for name in modules if name.startswith(("timm.models.", "deit_fast.models."))}
+    allowed = {"build", "recompute", "state_dicts"}
+    if path == ROOT / "benchmarks" / "peers.py":  # which trains timm's own model
+        allowed.add("vision_transformer")
+    assert {name.rpartition(".")[2] for name in classes} <= allowed
+
+
+def test_a_family_is_in_both_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(families()) == list(FAMILIES)
+    assert list(FAMILIES)[:5] == ["deit3", "deit", "cait", "resmlp", "patchconvnet"]
+    monkeypatch.setitem(FAMILIES, "unbuilt", FAMILIES["cait"])
+    with pytest.raises(
+        TypeError, match=r"unbuilt: expected a family in deit_fast\.models and deit_fast\.zoo\.families"
+    ):
+        families.__wrapped__()

@@ -5,15 +5,9 @@ import torch
 from torch import nn
 
 from deit_fast.infer.create import create_model
-from deit_fast.zoo import ARCHITECTURES, Architecture
 from tests.oracles.patchconvnet import patchconvnet_logits
 
-
-@pytest.fixture(autouse=True)
-def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "patchconvnet", Architecture(32, 3, 1, 16, "patchconvnet", 0.1))
-    with_tokens = Architecture(32, 3, 1, 16, "patchconvnet", 0.1, class_tokens=True)
-    monkeypatch.setitem(ARCHITECTURES, "class_tokens", with_tokens)
+pytestmark = pytest.mark.usefixtures("toys")
 
 
 @pytest.mark.parametrize("name", ["patchconvnet", "class_tokens"])

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import subprocess
 import sys
 from unittest import mock
@@ -18,9 +19,10 @@ from deit_fast.cli.main import main
 from deit_fast.infer.create import create_model
 from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import RecipeError
-from deit_fast.zoo import ARCHITECTURES, PUBLISHED, Architecture, find_architecture, list_models
+from deit_fast.zoo import ARCHITECTURES, PUBLISHED, Architecture, find_architecture, find_family, list_models
 from deit_fast.zoo.architectures import ALIASES
 from tests.conftest import ROOT
+from tests.toys import TOYS
 
 # Counted on the reference's own code (millions of parameters, billions of multiply-accumulates), by its names; the
 # digits given are the digits compared. PatchConvNet's are from its README, which counts norms as operations too.
@@ -182,9 +184,10 @@ def test_printed_figures_are_the_models_but_for_two() -> None:
 
 
 def test_every_published_model_has_a_row() -> None:
-    assert {row.name for row in PUBLISHED} == {name for name in ARCHITECTURES if "nano" not in name}
+    published = {name for name in ARCHITECTURES if find_family(name).published}
+    assert {row.name for row in PUBLISHED} == {name for name in published if "nano" not in name}
     referred = [find_architecture(name) for name, _ in REFERENCE]
-    assert {name for name, architecture in ARCHITECTURES.items() if not any(architecture is a for a in referred)} == {
+    assert {name for name in published if not any(ARCHITECTURES[name] is a for a in referred)} == {
         "deit3_nano_patch4", "deit3_nano_patch8", "patchconvnet_l60", "patchconvnet_l120"
     }  # fmt: skip
     weights = [row.weights for row in PUBLISHED if row.weights]
@@ -217,8 +220,21 @@ def test_addresses_are_timms_where_timm_has_them() -> None:
     assert ours == known
 
 
+@pytest.mark.usefixtures("toys")
+def test_a_capability_is_what_the_models_have() -> None:
+    for name, toy in TOYS.items():
+        family, model = find_family(name), built(name, 32)
+        attention = [
+            key for key, _ in model.named_parameters() if re.match(r"blocks\.\d+\.(attns\.0\.)?attn\.qkv\.", key)
+        ]
+        assert family.has_attention == bool(attention), name
+        assert family.layers_in_order == hasattr(model, "group_matcher"), name
+        slots = built(name, 32).state_dict().get("pos_embed", torch.empty(1, 16, 1)).shape[1] - 16
+        assert slots == (1 + toy.distilled if family.class_slot else 0), name
+
+
 def test_names() -> None:
-    assert len(TIMM) == 30
+    assert len(TIMM) >= 30
     for name in ALIASES:
         assert Model(name=name, image_size=224).name in ARCHITECTURES
     assert not ALIASES.keys() & ARCHITECTURES.keys()

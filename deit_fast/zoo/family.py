@@ -1,0 +1,103 @@
+"""What a model family says of itself without torch: its entries, their sizes, what was published, what it can do."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+_URL = "https://dl.fbaipublicfiles.com/deit/"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a model. A family that has sizes of its own derives a class from this one."""
+
+    embed_dim: int
+    depth: int
+    """Blocks; CaiT's two class-attention blocks and PatchConvNet's aggregation layer come on top."""
+    num_heads: int
+    patch_size: int
+    """Side of a patch, pixels."""
+    family: str
+    """The module of deit_fast/zoo/families/ that the entry stands in, and of deit_fast/models/ that builds it."""
+    layer_scale: float | None = 1e-4
+    """Initial value, where a recipe does not say otherwise."""
+    parallel: int = 1
+    """Attention branches, and then MLP branches, that are summed in a block (arXiv:2203.09795, section 3)."""
+    distilled: bool = False
+    """Whether there is a distillation token, with a head of its own; the model has timm's `set_distilled_training`."""
+    class_tokens: bool = False
+    """Whether each class has a token of its own (PatchConvNet)."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """One row of the zoo: an entry at a resolution, and one set of weights, if there is any."""
+
+    name: str
+    resolution: int
+    """Side of the images, pixels."""
+    params_m: float
+    """Millions of parameters, with 1,000 classes."""
+    gmacs: float
+    """Billions of multiply-accumulates per image."""
+    images_per_second: int | None = None
+    peak_memory_mb: int | None = None
+    top1: float | None = None
+    """ImageNet validation accuracy, %."""
+    top1_v2: float | None = None
+    """ImageNet V2 accuracy, %."""
+    training: str | None = None
+    """What the weights were trained on and how; None: there are none."""
+    weights: str | None = None
+    """Address of the weights."""
+    source: str | None = None
+    """Where accuracy, speed, memory and address are from; None where the code alone is published."""
+
+
+IN_1K = "ImageNet-1k"
+IN_21K = "ImageNet-21k, ImageNet-1k"
+DISTILLED = "ImageNet-1k, distilled"
+DINO = "DINO"
+UNKNOWN = (None, None)
+
+
+def published_rows(readme: str, name: str, resolution: int, sizes: tuple[float, float],
+                   speed: tuple[int | None, int | None],
+                   *weights: tuple[str, float | None, float | None, str]) -> Iterator[Published]:  # fmt: skip
+    """A row for each of (training, top-1, top-1 V2, file), by a README of facebookresearch/deit.
+
+    `sizes` are millions of parameters and billions of multiply-accumulates, `speed` images per second and MB. Rows
+    without an accuracy are timm's, but for DINO's, whose files the README lists.
+    """
+    for training, top1, top1_v2, file in weights:
+        source = "timm" if top1 is None and training != DINO else f"facebookresearch/deit {readme}"
+        yield Published(name, resolution, *sizes, *speed, top1, top1_v2, training, _URL + file, source)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: the object FAMILY of a module of deit_fast/zoo/families/."""
+
+    architectures: Mapping[str, Architecture]
+    """The entries by name, in the order in which the zoo lists them."""
+    toys: Mapping[str, Architecture]
+    """For each kind of model that the family has, sizes that a test builds and trains in a second."""
+    aliases: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """The names of timm and of the family's reference: the entry, and the side of the images that the name implies."""
+    published: Sequence[Published] = ()
+    """What was published of the entries. The zoo lists entries of which nothing was published after all others."""
+    position: int = 100
+    """The zoo lists families in the order of their positions, and those of the same position by name."""
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    """Fields of a recipe's model section of which the models know one value only, or of which they know nothing."""
+    needs_layer_scale: bool = False
+    """Whether model.layer_scale=null is refused."""
+    has_attention: bool = True
+    """Whether the blocks have self-attention: else optim.trainable="attention" and optim.split_qkv are refused."""
+    layers_in_order: bool = True
+    """Whether the models have timm's `group_matcher`: else optim.layer_decay is refused."""
+    is_vit: bool = False
+    """Whether the models are plain vision transformers, which have their class token in every block."""
+    class_slot: bool = False
+    """Whether a vision transformer's position embedding has a slot for the class token."""
+    eval_crop_ratio: float = 1.0
+    """The published evaluation's: the share of the resized image's side that the central crop keeps."""
