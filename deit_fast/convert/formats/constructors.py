@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deit_fast.convert.formats.lazy_tensor import DTYPES, BadFileError, Storage, Stored, stored_array
+from deit_fast.convert.formats.lazy_tensor import DTYPES, BadFileError, LazyTensor, Storage, lazy_array
 
 
 class Namespace(dict[str, Any]):
@@ -32,15 +32,15 @@ class NumpyType:
 
 @dataclass
 class NumpyArray:
-    """numpy pickles an empty array, then its contents; `stored` is None in between."""
+    """numpy pickles an empty array, then its contents; `contents` is None in between."""
 
-    stored: Stored | None = None
+    contents: LazyTensor | None = None
 
     def build(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, NumpyType) or dtype.dtype is None or not isinstance(raw, bytes):
             raise BadFileError(f"has an array of {getattr(dtype, 'name', 'objects')!r}: expected plain numbers")
-        self.stored = stored_array(raw, dtype.dtype, shape, bool(fortran))
+        self.contents = lazy_array(raw, dtype.dtype, shape, bool(fortran))
 
 
 @dataclass
@@ -57,10 +57,10 @@ def text(value: Any) -> str:
     return str(value)
 
 
-def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> Stored:
+def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> LazyTensor:
     if not isinstance(storage, Storage):
         raise BadFileError("has a tensor without a storage")
-    return Stored(storage, offset, tuple(shape), tuple(stride))
+    return LazyTensor(storage, offset, tuple(shape), tuple(stride))
 
 
 def _numpy_type(name: Any, *_: Any) -> NumpyType:
@@ -75,7 +75,7 @@ def _numpy_type(name: Any, *_: Any) -> NumpyType:
 def _numpy_scalar(dtype: NumpyType, raw: bytes = b"") -> Any:
     if dtype.dtype is None:
         return None
-    return stored_array(raw, dtype.dtype, (1,)).tensor()[0].item()
+    return lazy_array(raw, dtype.dtype, (1,)).tensor()[0].item()
 
 
 def _frombuffer(raw: bytes, dtype: NumpyType, shape: tuple[int, ...], order: str) -> NumpyArray:
@@ -113,7 +113,7 @@ _ALLOWED: dict[str, Any] = {
     "torch.Size": lambda *items: tuple(*items),
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": lambda stored, *_: stored,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "torch.device": lambda *_: Inert(),
     "numpy.ndarray": NumpyArray,
     "numpy.dtype": _numpy_type,

@@ -4,11 +4,16 @@ DeiT, its distilled form and CaiT have timm's own, and PatchConvNet is built her
 """
 
 import re
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from deit_fast.convert.formats import Export
 from deit_fast.convert.formats.lazy_tensor import BadFileError
+from deit_fast.convert.names import Codebase, TimmWeights
+from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.files import atomic_path
 
 # A block of parallel branches: branch 0 has the plain names, branch 1 another 1 at the end.
 _BRANCH = {
@@ -105,3 +110,27 @@ def _rename(name: str, table: dict[str, str]) -> str:
         if part == old or part.startswith(f"{old}."):
             return f"{block}{new}{part.removeprefix(old)}"
     return name
+
+
+def _to_timm(tensors: dict[str, Tensor]) -> TimmWeights:
+    family = facebook_family(set(tensors))
+    return TimmWeights(tensors if family is None else from_facebook(tensors, family))
+
+
+def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Path) -> list[str]:
+    """Writes {"model": ...}, as the reference's own files are."""
+    with atomic_path(path) as temporary:
+        torch.save({"model": to_facebook(model.state_dict())}, temporary)
+    if recipe.model.activation == "gelu_tanh":
+        return ["the format cannot say that the model was trained with GELU's tanh approximation"]
+    return []
+
+
+CODEBASE = Codebase(
+    "facebookresearch/deit",
+    recognises=lambda tensors: facebook_family(set(tensors)) is not None,
+    to_timm=_to_timm,
+    weights_key="model",
+    average_key="model_ema",
+)
+EXPORT = Export("facebook", ".pth", _write)

@@ -1,11 +1,11 @@
-"""torch's files, .pth, .pt and .bin: the zip archive of today and the pickles in a row of before 1.6.
+"""torch's zip archives, .pth, .pt and .bin, as torch.save writes them since 1.6.
 
 Tensors are views of the mapped file, so weights are read only where they are used, and optimizer states not at all.
+unpickler.py says why torch.load(weights_only=True, mmap=True) does not read them.
 """
 
 import io
 import mmap
-import stat
 import struct
 import zipfile
 from pathlib import Path
@@ -13,24 +13,14 @@ from typing import Any
 
 import torch
 
+from deit_fast.convert.formats import Container
 from deit_fast.convert.formats.constructors import text
 from deit_fast.convert.formats.lazy_tensor import BadFileError, Storage
-from deit_fast.convert.formats.pickles import read_pickle
+from deit_fast.convert.formats.unpickler import read_pickle
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _DIRECTORY_LIMIT = 4_000_000  # bytes of a zip archive's directory: 40,000 tensors
 _LOCAL_HEADER = 30  # bytes of a zip entry before its name; the lengths of name and extra field are its last two
-
-
-def map_file(path: Path) -> mmap.mmap:
-    """The file as memory of which writes stay private. Raises BadFileError for an empty one, OSError otherwise."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for somebody to write
-        raise BadFileError("is no regular file")
-    if not status.st_size:
-        raise BadFileError("is empty")
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+_MAGIC = b"PK\x03\x04"
 
 
 class _Directory:
@@ -47,8 +37,8 @@ class _Directory:
         return self._mapped.read(size)
 
 
-def read_zip(mapped: mmap.mmap) -> Any:
-    """The object of a zip archive of torch.save. Raises BadFileError where the archive is not as torch writes it."""
+def _read(path: Path, mapped: mmap.mmap) -> Any:
+    """The object that was saved. Raises BadFileError where the archive is not as torch writes it."""
     directory: Any = _Directory(mapped)
     with zipfile.ZipFile(directory) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
@@ -66,7 +56,7 @@ def read_zip(mapped: mmap.mmap) -> Any:
     def span(name: str) -> tuple[int, int]:
         entry = entries[prefix + name]
         header = entry.header_offset
-        if mapped[header : header + 4] != b"PK\x03\x04":
+        if mapped[header : header + 4] != _MAGIC:
             raise BadFileError("has a damaged zip directory")
         start = header + _LOCAL_HEADER + sum(struct.unpack_from("<HH", mapped, header + _LOCAL_HEADER - 4))
         if start + entry.file_size > len(mapped):
@@ -89,36 +79,4 @@ def read_zip(mapped: mmap.mmap) -> Any:
     return read_pickle(io.BytesIO(mapped[start:end]), storage)
 
 
-def read_pickles(mapped: mmap.mmap) -> Any:
-    """The object of a legacy torch file, or of a plain pickle of numpy arrays, as paddle writes it."""
-    mapped.seek(0)
-    storages: dict[str, Storage] = {}
-
-    def storage(reference: Any) -> Storage:
-        kind, dtype, key, _, count, view = reference
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
-            raise BadFileError("refers to something other than a whole storage")
-        return storages.setdefault(text(key), Storage(dtype, count))
-
-    first = read_pickle(mapped)
-    if first != LEGACY_MAGIC:
-        return first
-    read_pickle(mapped)  # the protocol's version
-    system = read_pickle(mapped)
-    if not system.get("little_endian", True):
-        raise BadFileError("was written on a big-endian machine")
-    content = read_pickle(mapped, storage)
-    order = read_pickle(mapped)
-    position = mapped.tell()
-    for key in order:
-        held = storages[text(key)]
-        if position + 8 > len(mapped):
-            raise BadFileError("ends before its tensors do; it may be truncated")
-        (count,) = struct.unpack_from("<q", mapped, position)
-        if count != held.count:
-            raise BadFileError(f"has a storage of {held.count} elements, written as {count}")
-        held.data, held.start = mapped, position + 8
-        position = held.start + count * held.dtype.itemsize
-        if position > len(mapped):
-            raise BadFileError("ends before its tensors do; it may be truncated")
-    return content
+CONTAINER = Container("torch", recognises=lambda mapped: mapped[:4] == _MAGIC, read=_read)
