@@ -150,9 +150,10 @@ def _read_own(tree: dict[Any, Any], ema: bool, size: int, path: Path) -> Weights
     state = tree["ema"] if ema else tree["model"]
     if state is None:
         raise BadFileError("expected a moving average, but the run had optim.ema_decay=null")
-    classes, tensors = check_names(check_plain(tree.get("classes"))), read_tensors(state, size)
+    words, classes = check_plain(tree["recipe"]), check_names(check_plain(tree.get("classes")))
+    tensors = read_tensors(state, size)
     try:
-        recipe = parse_recipe(check_plain(tree["recipe"]), source=str(path))
+        recipe = parse_recipe(words, source=str(path))
     except RecipeError as error:  # which names the file
         raise RunError(str(error)) from None
     _check_declared(recipe.model, read_shapes(tensors))
@@ -178,6 +179,5 @@ def _rename(tensors: dict[str, Tensor]) -> tuple[TimmWeights, str]:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     codebase = _choose(_codebases(), tensors)
-    if codebase is None:
-        raise BadFileError("has names of no known codebase")
+    assert codebase is not None, "timm's takes what no other recognises"
     return codebase.to_timm(tensors), codebase.source

@@ -1,8 +1,8 @@
 """One module per container of tensors: its bytes become arrays by name, and nothing in them is run.
 
 A module with a `CONTAINER` reads files, one with an `EXPORT` writes them. The other modules are what these share:
-lazy_tensor.py (tensors that still lie in their file), unpickler.py and constructors.py (pickles as data) and
-metadata.py (the words beside the tensors).
+lazy_tensor.py (tensors that still lie in their file), stored_zip.py (archives), unpickler.py and constructors.py
+(pickles as data), metadata.py (the words beside the tensors) and timm_folder.py (timm's config.json).
 """
 
 import mmap
