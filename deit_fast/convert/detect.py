@@ -126,7 +126,7 @@ def _choose(candidates: dict[str, T], content: Any) -> T | None:
     highest = max((each.priority for each in found.values()), default=0)
     names = [name for name, each in found.items() if each.priority == highest]
     if len(names) > 1:
-        raise BadFileError(f"is of {' and of '.join(names)} alike: expected one of them, or one of higher priority")
+        raise BadFileError(f"is recognised by {' and '.join(names)}: expected one of them to have the higher priority")
     return found[names[0]] if names else None
 
 

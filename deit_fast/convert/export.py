@@ -36,9 +36,10 @@ class Exported:
 
 @functools.cache
 def _exports() -> dict[str, Export]:
-    """The formats by their names: those of codebases, and those that are programs."""
-    found = [discover(f"deit_fast.convert.{package}", "EXPORT", Export).values() for package in ("formats", "names")]
-    return {each.name: each for each in sorted((each for exports in found for each in exports), key=lambda e: e.name)}
+    """The formats by their names, in alphabetical order: those of codebases, and programs."""
+    packages = ("deit_fast.convert.formats", "deit_fast.convert.names")
+    found = {each.name: each for package in packages for each in discover(package, "EXPORT", Export).values()}
+    return dict(sorted(found.items()))
 
 
 def choose_format(destination: Path, name: str | None) -> Export:

@@ -65,4 +65,6 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
     return content
 
 
-CONTAINER = Container("torch before 1.6 or paddle", recognises=lambda mapped: mapped[:2] in _PROTOCOLS, read=_read)
+CONTAINER = Container(
+    "pickles (torch before 1.6, paddle)", recognises=lambda mapped: mapped[:2] in _PROTOCOLS, read=_read
+)

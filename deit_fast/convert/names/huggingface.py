@@ -51,7 +51,7 @@ def _to_timm(tensors: dict[str, Tensor]) -> TimmWeights:
             parts[f"blocks.{layer[1]}.attn.qkv.{layer[3]}", layer[2].rpartition(".")[2]] = tensor
         elif not inner.startswith("pooler."):  # which no classifier uses
             raise BadFileError(f"has {name[:80]!a}, which transformers' ViT and DeiT do not have")
-    for fused in {name for name, _ in parts}:
+    for fused in dict.fromkeys(name for name, _ in parts):
         if any((fused, kind) not in parts for kind in _QKV):
             raise BadFileError(f"has not all three of {fused}'s query, key and value")
         renamed[fused] = torch.cat([parts[fused, kind] for kind in _QKV])
