@@ -50,7 +50,7 @@ class Inert:
     state: Any = field(default=None, repr=False)
 
 
-def text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A text or a number as text. Raises BadFileError for all else: that of nested tuples can take forever to write."""
     if type(value) not in (str, int):
         raise BadFileError(f"has a {type(value).__name__}: expected a text")
@@ -64,7 +64,7 @@ def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> Lazy
 
 
 def _numpy_type(name: Any, *_: Any) -> NumpyType:
-    code = text(name)
+    code = as_text(name)
     try:
         known = DTYPES.get(np.dtype(code).name) if len(code) < 8 else None
     except TypeError:
@@ -88,11 +88,11 @@ def _frombuffer(raw: bytes, dtype: NumpyType, shape: tuple[int, ...], order: str
 
 def _encode(content: str, encoding: str = "latin1") -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise BadFileError(f"has text in {text(encoding)[:20]!a}: expected latin1")
+        raise BadFileError(f"has text in {as_text(encoding)[:20]!a}: expected latin1")
     return content.encode("latin1")
 
 
-def mapping(items: Any = ()) -> dict[Any, Any]:
+def build_dict(items: Any = ()) -> dict[Any, Any]:
     result: dict[Any, Any] = {}
     for key, value in items:
         set_item(result, key, value)
@@ -108,7 +108,7 @@ def _attribute(owner: Any, name: str) -> None:
 _PLACES = ("", "._local")
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
 _ALLOWED: dict[str, Any] = {
-    "collections.OrderedDict": mapping,
+    "collections.OrderedDict": build_dict,
     "argparse.Namespace": Namespace,
     "torch.Size": lambda *items: tuple(*items),
     "torch._utils._rebuild_tensor": _tensor,
@@ -135,7 +135,7 @@ _CONSTANTS: dict[str, torch.dtype] = {
 }
 
 
-def find(module: str, name: str) -> Any:
+def resolve_name(module: str, name: str) -> Any:
     """What a pickle's name stands for. Raises BadFileError for all but the names of the table."""
     path = f"{module.replace('__builtin__', 'builtins')}.{name}"
     if path in _CONSTANTS:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from deit_fast.convert.formats import Container
-from deit_fast.convert.formats.constructors import text
+from deit_fast.convert.formats.constructors import as_text
 from deit_fast.convert.formats.lazy_tensor import BadFileError, LazyTensor, Storage
 from deit_fast.convert.formats.unpickler import read_pickle
 
@@ -42,7 +42,7 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
         kind, dtype, key, _, count, view = reference
         if kind != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
             raise BadFileError("refers to something other than a whole storage")
-        return storages.setdefault(text(key), Storage(dtype, count))
+        return storages.setdefault(as_text(key), Storage(dtype, count))
 
     read_pickle(mapped)  # the protocol's version
     system = read_pickle(mapped)
@@ -52,7 +52,7 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
     order = read_pickle(mapped)
     position = mapped.tell()
     for key in order:
-        held = storages[text(key)]
+        held = storages[as_text(key)]
         if position + 8 > len(mapped):
             raise BadFileError("ends before its tensors do; it may be truncated")
         (count,) = struct.unpack_from("<q", mapped, position)

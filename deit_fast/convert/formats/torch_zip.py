@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from deit_fast.convert.formats import Container
-from deit_fast.convert.formats.constructors import text
+from deit_fast.convert.formats.constructors import as_text
 from deit_fast.convert.formats.lazy_tensor import BadFileError, Storage
 from deit_fast.convert.formats.stored_zip import ZIP_START, StoredZip
 from deit_fast.convert.formats.unpickler import read_pickle
@@ -32,7 +32,7 @@ def _read(path: Path, mapped: mmap.mmap) -> Any:
         kind, dtype, key, _, count = reference
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise BadFileError("refers to something other than a storage")
-        start, end = archive.span(f"{prefix}data/{text(key)}")
+        start, end = archive.span(f"{prefix}data/{as_text(key)}")
         if type(count) is not int or count < 0 or count * dtype.itemsize > end - start:
             raise BadFileError(f"has a storage of {count} elements in {end - start} bytes")
         return Storage(dtype, count, mapped, start)
