@@ -1,53 +1,39 @@
-"""Any checkpoint as weights with timm's names: what a file is, its content says, never its name."""
+"""Any checkpoint as weights with timm's names: what a file is, its content says, never its name.
+
+A file is recognised twice: its first bytes by a container of formats/, its tensors' names by a codebase of names/.
+"""
 
 import contextlib
+import functools
+import mmap
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from deit_fast.convert.formats.flax import read_flax
-from deit_fast.convert.formats.lazy_tensor import BadFileError, Stored
-from deit_fast.convert.formats.metadata import check_names, check_plain, find_weights, parse_json, read_notes
-from deit_fast.convert.formats.torch_files import map_file, read_pickles, read_zip
+from deit_fast.convert.formats import Container
+from deit_fast.convert.formats.lazy_tensor import BadFileError, map_file, read_tensors
+from deit_fast.convert.formats.metadata import Notes, check_names, check_plain, find_weights, read_notes
 from deit_fast.convert.infer import check_declared, infer_model
-from deit_fast.convert.names.deit3_jax import from_deit3_jax, is_deit3_jax
-from deit_fast.convert.names.facebook import facebook_family, from_facebook
-from deit_fast.convert.names.huggingface import from_huggingface, is_huggingface
-from deit_fast.convert.names.mmpretrain import from_mmpretrain, is_mmpretrain
-from deit_fast.convert.names.passl import from_passl, passl_arrays
+from deit_fast.convert.names import Codebase, TimmWeights
 from deit_fast.recipe.schema import Recipe, parse_recipe
 from deit_fast.recipe.sections import Data, LambOptim, Run
+from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import RecipeError, RunError, one_line
 from deit_fast.zoo import find_family
 
-_HEADER_LIMIT = 3_000_000  # bytes of safetensors' header: 20,000 tensors, or the names of 21,843 classes
-_SHARED = 2  # how often a file may use its bytes, for tied weights
+T = TypeVar("T", Container, Codebase)
+
+_START = 9  # bytes of a file that its refusal shows
+_WRAPPERS = ("module.", "_orig_mod.")  # before every name: DistributedDataParallel's and torch.compile's
 # What parsers of damaged bytes raise, here and in zipfile, msgpack and pickletools.
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, struct.error,
            zipfile.BadZipFile, NotImplementedError, RecursionError, MemoryError, RuntimeError)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Named:
-    """Tensors with timm's names, and what their file says beside them."""
-
-    tensors: dict[str, Tensor]
-    source: str
-    """The format in words, for example "mmpretrain"."""
-    recipe: dict[str, Any] | None = None
-    classes: list[str] | None = None
-    tanh: bool = False
-    heads: int | None = None
-    grid: tuple[int, int] | None = None
-    mean: Any = None
-    std: Any = None
 
 
 @dataclass(frozen=True)
@@ -65,44 +51,33 @@ class Weights:
 def load_weights(path: Path, ema: bool = False) -> Weights:
     """Weights of a checkpoint in any known format, on the CPU; `ema` takes the moving average.
 
-    Ours (.pt and .safetensors) and those of facebookresearch/deit, deit3-jax, mmpretrain, PASSL, timm and transformers,
-    told apart by their content. No file's code is run. A foreign file gets a recipe whose model section (and published
-    crop ratio) is inferred from the tensors; its other values are defaults, so that it can be evaluated, exported and
-    trained from. Raises RunError, one line, for a missing, unknown, damaged or malicious file.
+    The formats are deit_fast's own (.pt and .safetensors) and those of the codebases in names/, in the containers of
+    formats/. No file's code is run. A foreign file gets a recipe whose model section (and published crop ratio) is
+    inferred from the tensors; its other values are defaults, so that it can be evaluated, exported and trained from.
+    Raises RunError, one line, for a missing, unknown, damaged or malicious file.
     """
-    named = read_named(path, ema)
-    if named.recipe is not None:
-        try:
-            recipe = parse_recipe(named.recipe, source=str(path))
-        except RecipeError as error:
-            raise RunError(str(error)) from None
-        with _in_one_line(path):
-            check_declared(recipe.model, named.tensors)
-        return Weights(named.tensors, recipe, named.classes)
     with _in_one_line(path):
+        file = find_weights(path)
+        mapped = map_file(file)
+        tree = _read_container(file, mapped)
+        if isinstance(tree.get("recipe"), dict) and isinstance(tree.get("model"), dict):
+            return _read_own(tree, ema, len(mapped), path)
+        named, source = _rename(read_tensors(_select(tree, ema), len(mapped)))
+        notes = read_notes(path) if path.is_dir() else Notes()
+        if path.is_dir():
+            named = replace(named, tanh=notes.tanh, mean=notes.mean, std=notes.std)
         model = infer_model(named.tensors, named.grid, named.tanh, named.heads)
         crop = {"eval_crop_ratio": find_family(model.name).eval_crop_ratio}
         colours = {key: tuple(value) for key, value in (("mean", named.mean), ("std", named.std)) if value is not None}
         recipe = Recipe(
             name=f"{model.name}_imported",
-            description=f"Made up around weights of {named.source}: the model section is theirs, the rest are "
-            "defaults.",
+            description=f"Made up around weights of {source}: the model section is theirs, the rest are defaults.",
             model=model,
             data=Data.model_validate(crop | colours),
             optim=LambOptim(lr=1e-5),
             run=Run(global_batch=512),
         )
-    return Weights(named.tensors, recipe, named.classes, named.source)
-
-
-def read_named(path: Path, ema: bool = False) -> Named:
-    """The tensors of a checkpoint with timm's names, whether or not the zoo has the model. Raises RunError."""
-    with _in_one_line(path):
-        named = _read(find_weights(path), ema)
-        if path.is_dir() and named.recipe is None:
-            notes = read_notes(path)
-            named = replace(named, tanh=notes.tanh, mean=notes.mean, std=notes.std, classes=notes.classes)
-        return named
+    return Weights(named.tensors, recipe, notes.classes, source)
 
 
 @contextlib.contextmanager
@@ -110,6 +85,8 @@ def _in_one_line(path: Path) -> Iterator[None]:
     """Whatever goes wrong with a file, as a RunError."""
     try:
         yield
+    except RunError:
+        raise
     except (BadFileError, ValidationError) as error:
         raise RunError(f"{path}: {one_line(error)[:300]}") from None
     except FileNotFoundError:
@@ -121,105 +98,74 @@ def _in_one_line(path: Path) -> Iterator[None]:
         raise RunError(f"{path}: expected a whole checkpoint, but it is damaged or truncated ({reason})") from None
 
 
-def _read(path: Path, ema: bool) -> Named:
-    mapped = map_file(path)
-    start = mapped[:9]
-    if start.startswith(b"PK\x03\x04"):
-        return _from_tree(read_zip(mapped), ema, len(mapped))
-    if len(start) == 9 and start[8:] == b"{":
-        return _from_safetensors(path, int.from_bytes(start[:8], "little"), len(mapped), ema)
-    if start[0] == 0x80 and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return _from_tree(read_pickles(mapped), ema, len(mapped))
-    if 0x81 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF):  # msgpack maps
-        return _from_flax(read_flax(mapped), ema)
-    raise BadFileError(f"starts with {start!r}: expected a file of torch, safetensors, flax (msgpack) or paddle")
+@functools.cache
+def _containers() -> dict[str, Container]:
+    return discover("deit_fast.convert.formats", "CONTAINER", Container)
 
 
-def _from_safetensors(path: Path, header: int, size: int, ema: bool) -> Named:
-    if header > min(size - 8, _HEADER_LIMIT):
-        raise BadFileError(f"claims a header of {header} bytes in {size}; it may be truncated")
-    if ema:
-        raise BadFileError("expected a moving average, but a safetensors file holds one model: give the .pt")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise BadFileError(f"expected a readable safetensors file ({one_line(error)[:150]})") from None
-    if "recipe" in metadata:
-        recipe, classes = parse_json(metadata["recipe"]), parse_json(metadata.get("classes", "null"))
-        if not isinstance(recipe, dict):
-            raise BadFileError(f"has a {type(recipe).__name__} as its recipe: expected an object")
-        return Named(tensors, "deit_fast", recipe, check_names(classes))
-    return _from_names(tensors, "timm")
+@functools.cache
+def _codebases() -> dict[str, Codebase]:
+    return discover("deit_fast.convert.names", "CODEBASE", Codebase)
 
 
-def _from_flax(tree: Any, ema: bool) -> Named:
-    if ema:
-        raise BadFileError("expected a moving average, but deit3-jax saves none")
-    if not is_deit3_jax(tree):
-        raise BadFileError("is a flax file, but not of deit3-jax (model.embed.wte)")
-    tensors, heads, grid = from_deit3_jax(tree)
-    return Named(tensors, "deit3-jax", tanh=True, heads=heads, grid=grid)
+def _choose(candidates: dict[str, T], content: Any) -> T | None:
+    """The one that recognises `content`, of several the one of the highest priority. Raises BadFileError for a tie."""
+    found = {name: each for name, each in candidates.items() if each.recognises(content)}
+    highest = max((each.priority for each in found.values()), default=0)
+    names = [name for name, each in found.items() if each.priority == highest]
+    if len(names) > 1:
+        raise BadFileError(f"is recognised by {' and '.join(names)}: expected one of them to have the higher priority")
+    return found[names[0]] if names else None
 
 
-def _from_tree(tree: Any, ema: bool, size: int) -> Named:
-    """A pickled tree, of a file of `size` bytes: ours, a training checkpoint, or the weights alone."""
+def _read_container(path: Path, mapped: mmap.mmap) -> dict[Any, Any]:
+    container = _choose(_containers(), mapped)
+    if container is None:
+        *names, last = [each.name for each in _containers().values()]
+        raise BadFileError(f"starts with {mapped[:_START]!r}: expected a file of {', '.join(names)} or {last}")
+    tree = container.read(path, mapped)
     if not isinstance(tree, dict):
         raise BadFileError(f"holds a {type(tree).__name__}: expected a dictionary of weights")
-    if isinstance(tree.get("recipe"), dict) and isinstance(tree.get("model"), dict):
-        if tree.get("format") != 1:
-            raise BadFileError("is of another format: expected a deit_fast checkpoint of format 1")
-        state = tree["ema"] if ema else tree["model"]
-        if state is None:
-            raise BadFileError("expected a moving average, but the run had optim.ema_decay=null")
-        recipe, classes = check_plain(tree["recipe"]), check_names(check_plain(tree.get("classes")))
-        return Named(_tensors(state, size), "deit_fast", recipe, classes)
-    arrays = passl_arrays(tree)
-    qkv = (arrays or {}).get("blocks.0.attn.qkv.weight")
-    if arrays and qkv is not None and not ema and qkv.shape[-1] == 3 * qkv.shape[0]:
-        return replace(_from_names(from_passl(_tensors(arrays, size)), "PASSL"), source="PASSL")
-    state = tree
-    if ema:
-        state = tree.get("model_ema", tree.get("state_dict_ema"))
-        if state is None and "ema_state_dict" in tree:
-            state = tree["state_dict"]  # mmengine's EMAHook swaps the two when it saves
-        if not isinstance(state, dict):
-            raise BadFileError("expected a moving average, but the file has none")
-    else:
-        for key in ("model", "state_dict"):
-            if isinstance(tree.get(key), dict):
-                state = tree[key]
-                break
-    return _from_names(_tensors(state, size), "facebookresearch/deit or timm")
+    return tree
 
 
-def _from_names(tensors: dict[str, Tensor], plain: str) -> Named:
-    """Tensors of one of the torch codebases, told apart by their names; `plain` are timm's own."""
-    for prefix in ("module.", "_orig_mod."):  # DistributedDataParallel's and torch.compile's
-        if tensors and all(name.startswith(prefix) for name in tensors):
+def _read_own(tree: dict[Any, Any], ema: bool, size: int, path: Path) -> Weights:
+    """A checkpoint of deit_fast's, of a file of `size` bytes: its recipe says what its weights are."""
+    if tree.get("format") != 1:
+        raise BadFileError("is of another format: expected a deit_fast checkpoint of format 1")
+    if ema and "ema" not in tree:
+        raise BadFileError("expected a moving average, but a safetensors file holds one model: give the .pt")
+    state = tree["ema"] if ema else tree["model"]
+    if state is None:
+        raise BadFileError("expected a moving average, but the run had optim.ema_decay=null")
+    words, classes = check_plain(tree["recipe"]), check_names(check_plain(tree.get("classes")))
+    tensors = read_tensors(state, size)
+    try:
+        recipe = parse_recipe(words, source=str(path))
+    except RecipeError as error:  # which names the file
+        raise RunError(str(error)) from None
+    check_declared(recipe.model, tensors)
+    return Weights(tensors, recipe, classes)
+
+
+def _select(tree: dict[Any, Any], ema: bool) -> Mapping[Any, Any]:
+    """The weights in a training file, by the keys of the codebases, or else the whole of it."""
+    if not ema:
+        keys = [each.weights_key for each in _codebases().values() if each.weights_key is not None]
+        return next((tree[key] for key in keys if isinstance(tree.get(key), dict)), tree)
+    for each in _codebases().values():
+        if each.average_key and (each.average_sign or each.average_key) in tree:
+            state = tree.get(each.average_key)
+            if isinstance(state, dict):
+                return state
+    raise BadFileError("expected a moving average, but the file has none")
+
+
+def _rename(tensors: dict[str, Tensor]) -> tuple[TimmWeights, str]:
+    """The tensors with timm's names, and the codebase that had them, in words."""
+    for prefix in _WRAPPERS:
+        if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    names = set(tensors)
-    if is_mmpretrain(names):
-        return Named(from_mmpretrain(tensors), "mmpretrain")
-    if is_huggingface(names):
-        return Named(from_huggingface(tensors), "transformers")
-    family = facebook_family(names)
-    if family is not None:
-        return Named(from_facebook(tensors, family), "facebookresearch/deit")
-    return Named(tensors, plain)
-
-
-def _tensors(state: Mapping[Any, Any], size: int) -> dict[str, Tensor]:
-    """The tensors of a file of `size` bytes. Raises BadFileError where they would be more than the file has."""
-    tensors, taken = {}, 0
-    for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Stored):
-            raise BadFileError(f"has {str(name)[:50]!a} of type {type(value).__name__}: expected tensors by name")
-        tensor = tensors[name] = value.tensor()
-        taken += tensor.nbytes
-        if taken > _SHARED * size:
-            raise BadFileError(f"has more than {taken} bytes of tensors in a file of {size}")
-    if not tensors:
-        raise BadFileError("has no weights")
-    return tensors
+    codebase = _choose(_codebases(), tensors)
+    assert codebase is not None, "timm's takes what no other recognises"
+    return codebase.to_timm(tensors), codebase.source

@@ -100,6 +100,8 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "bytes-of-a-number": (lambda: python(b"cnumpy._core.numeric\n_frombuffer\n(\x8a\x05\0\0\0\0\x10NK\x01X\x01\0\0\0C"
                                          b"tR"),
                           "has an array of a int: expected bytes"),
+    "bytes-of-torch": (lambda: torch_zip(b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\0\0\0\0\x01\x85R."),
+                       "asks for builtins.bytearray"),
     "copied-lists": (lambda: repeated(b"](" + b"N" * 400_000 + b"e", b"cbuiltins\ntuple\n(h\x00tR"), "more of itself"),
     "copied-dictionaries": (lambda: repeated(b"}(" + b"".join(b"J" + struct.pack("<i", n) + b"N" for n in range(90_000))
                                              + b"u", b"cargparse\nNamespace\n)Rh\x00b"), "more of itself"),
@@ -113,6 +115,8 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
                                   + bytes(5_000_000))}), "no readable msgpack|damaged"),
     "msgpack-names": (lambda: b"\xdf\x00\x0f\x00\x00" + b"".join(b"\xa6%06d\xc0" % n for n in range(0xF0000)),
                       "no readable msgpack"),
+    "flax-paths": (lambda: (b"\x81\xda\x10\x00" + b"a" * 4096) * 400 + b"\x01",
+                   "a name of more than 300 characters"),
     "flax-rank": (lambda: flax_array((1,) * 60, bytes(4)), "no readable msgpack|damaged"),
     "safetensors-many": (lambda: header({f"{n:06d}": EMPTY for n in range(190_000)}), "claims a header of"),
     "safetensors-quite-many": (lambda: header({f"{n:06d}": EMPTY for n in range(36_000)}), "expected the weights"),

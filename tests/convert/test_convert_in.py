@@ -8,10 +8,8 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
-from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 
-from deit_fast.convert.detect import load_weights, read_named
+from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import initialise
 from deit_fast.convert.names.facebook import to_facebook
 from deit_fast.models.build import build_model
@@ -93,7 +91,7 @@ def test_the_two_oracles_agree_on_the_tanh(tmp_path: Path) -> None:
     """Else a wrong GELU in one of them would pass for the converter's."""
     tree = oracle.jax_tree(128, 4, 4, 4, 8, 10)
     (tmp_path / "x").write_bytes(oracle.flax_bytes(tree))
-    named = to_facebook(read_named(tmp_path / "x").tensors)
+    named = to_facebook(load_weights(tmp_path / "x").tensors)
     expected = torch.from_numpy(oracle.jax_logits(tree, IMAGES.permute(0, 2, 3, 1).numpy()))
     torch.testing.assert_close(oracle.reference_logits(named, IMAGES, 4, "tanh"), expected, atol=1e-9, rtol=1e-9)
     assert (oracle.reference_logits(named, IMAGES, 4) - expected).abs().max() > 1e-5
@@ -119,43 +117,39 @@ def test_moving_averages(tmp_path: Path) -> None:
         load_weights(tmp_path / "none.pth", ema=True)
 
 
+def back_again(path: Path, foreign: dict[str, torch.Tensor]) -> None:
+    """What was read and renamed to the reference's names is what was written."""
+    back = to_facebook(load_weights(path).tensors)
+    assert back.keys() == foreign.keys()
+    assert all(torch.equal(back[name], value) for name, value in foreign.items())
+
+
 def test_parallel_blocks(tmp_path: Path) -> None:
-    weights = oracle.reference_weights(48, 3, 8, 4, 10, parallel=True)
+    weights = oracle.reference_weights(384, 18, 16, 2, 10, parallel=True)
     torch.save({"model": weights}, tmp_path / "x.pth")
-    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=3, num_heads=4, num_classes=10,
-                              init_values=1.0, no_embed_class=True, block_fn=ParallelThingsBlock).eval()  # fmt: skip
-    named = read_named(tmp_path / "x.pth")
-    assert initialise(model, named.tensors) == []
-    with torch.no_grad():
-        close(model(IMAGES), oracle.reference_logits(weights, IMAGES, 4))
-    back = to_facebook(named.tensors)
-    assert back.keys() == weights.keys()
-    assert all(torch.equal(back[name], weights[name]) for name in weights)
+    logits, found = our_logits(tmp_path / "x.pth")
+    assert found == "deit3_small_18x2_patch16 of facebookresearch/deit"
+    close(logits, oracle.reference_logits(weights, IMAGES, 6))
+    back_again(tmp_path / "x.pth", weights)
 
 
 def test_cait(tmp_path: Path) -> None:
     """The reference's names are timm's, behind DistributedDataParallel's prefix."""
     torch.manual_seed(0)
-    theirs = timm.create_model("cait_xxs24_224", img_size=32, num_classes=10, depth=2).eval()
+    theirs = timm.create_model("cait_xxs24_224", img_size=32, num_classes=10).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    torch.save({"model": {f"module.{name}": value for name, value in theirs.state_dict().items()}}, tmp_path / "S.pth")
-    ours = timm.create_model("cait_xxs24_224", img_size=32, num_classes=10, depth=2).eval()
-    named = read_named(tmp_path / "S.pth")
-    assert initialise(ours, named.tensors) == []
-    assert torch.equal(ours(IMAGES), theirs(IMAGES))
-    assert all(torch.equal(to_facebook(named.tensors)[k], v) for k, v in theirs.state_dict().items())
-
-
-def resmlp() -> MlpMixer:
-    return MlpMixer(img_size=32, patch_size=8, embed_dim=48, num_blocks=3, num_classes=10, mlp_ratio=4,
-                    block_layer=ResBlock, norm_layer=Affine).eval()  # fmt: skip
+    torch.save({"model": prefixed(theirs.state_dict())}, tmp_path / "S.pth")
+    logits, found = our_logits(tmp_path / "S.pth")
+    assert found.startswith("cait_xxs24 of facebookresearch/deit")
+    assert torch.equal(logits, theirs(IMAGES))
+    back_again(tmp_path / "S.pth", theirs.state_dict())
 
 
 def test_resmlp(tmp_path: Path) -> None:
     """A bare dictionary with the names of resmlp_models.py, mapped here by hand."""
     torch.manual_seed(0)
-    theirs = resmlp()
+    theirs = timm.create_model("resmlp_12_224", img_size=32, num_classes=10).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     foreign = {}
@@ -164,14 +158,12 @@ def test_resmlp(tmp_path: Path) -> None:
                          (".ls1", ".gamma_1"), (".ls2", ".gamma_2")):  # fmt: skip
             name = name.replace(new, old)
         foreign[name] = value.reshape(-1) if name.endswith(("alpha", "beta")) else value
-    assert foreign["blocks.0.norm1.alpha"].shape == (48,)
+    assert foreign["blocks.0.norm1.alpha"].shape == (384,)
     torch.save(foreign, tmp_path / "resmlp_12_no_dist.pth")
-    ours, named = resmlp(), read_named(tmp_path / "resmlp_12_no_dist.pth")
-    assert initialise(ours, named.tensors) == []
-    assert torch.equal(ours(IMAGES), theirs(IMAGES))
-    back = to_facebook(named.tensors)
-    assert back.keys() == foreign.keys()
-    assert all(torch.equal(back[name], value) for name, value in foreign.items())
+    logits, found = our_logits(tmp_path / "resmlp_12_no_dist.pth")
+    assert found == "resmlp_12 of facebookresearch/deit"
+    assert torch.equal(logits, theirs(IMAGES))
+    back_again(tmp_path / "resmlp_12_no_dist.pth", foreign)
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

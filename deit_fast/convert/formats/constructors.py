@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deit_fast.convert.formats.lazy_tensor import DTYPES, BadFileError, Storage, Stored, stored_array
+from deit_fast.convert.formats.lazy_tensor import DTYPES, BadFileError, LazyTensor, Storage, lazy_array
 
 
 class Namespace(dict[str, Any]):
@@ -32,15 +32,15 @@ class NumpyType:
 
 @dataclass
 class NumpyArray:
-    """numpy pickles an empty array, then its contents; `stored` is None in between."""
+    """numpy pickles an empty array, then its contents; `contents` is None in between."""
 
-    stored: Stored | None = None
+    contents: LazyTensor | None = None
 
     def build(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, NumpyType) or dtype.dtype is None or not isinstance(raw, bytes):
             raise BadFileError(f"has an array of {getattr(dtype, 'name', 'objects')!r}: expected plain numbers")
-        self.stored = stored_array(raw, dtype.dtype, shape, bool(fortran))
+        self.contents = lazy_array(raw, dtype.dtype, shape, bool(fortran))
 
 
 @dataclass
@@ -50,21 +50,21 @@ class Inert:
     state: Any = field(default=None, repr=False)
 
 
-def text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A text or a number as text. Raises BadFileError for all else: that of nested tuples can take forever to write."""
     if type(value) not in (str, int):
         raise BadFileError(f"has a {type(value).__name__}: expected a text")
     return str(value)
 
 
-def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> Stored:
+def _tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> LazyTensor:
     if not isinstance(storage, Storage):
         raise BadFileError("has a tensor without a storage")
-    return Stored(storage, offset, tuple(shape), tuple(stride))
+    return LazyTensor(storage, offset, tuple(shape), tuple(stride))
 
 
 def _numpy_type(name: Any, *_: Any) -> NumpyType:
-    code = text(name)
+    code = as_text(name)
     try:
         known = DTYPES.get(np.dtype(code).name) if len(code) < 8 else None
     except TypeError:
@@ -75,7 +75,7 @@ def _numpy_type(name: Any, *_: Any) -> NumpyType:
 def _numpy_scalar(dtype: NumpyType, raw: bytes = b"") -> Any:
     if dtype.dtype is None:
         return None
-    return stored_array(raw, dtype.dtype, (1,)).tensor()[0].item()
+    return lazy_array(raw, dtype.dtype, (1,)).tensor()[0].item()
 
 
 def _frombuffer(raw: bytes, dtype: NumpyType, shape: tuple[int, ...], order: str) -> NumpyArray:
@@ -88,11 +88,11 @@ def _frombuffer(raw: bytes, dtype: NumpyType, shape: tuple[int, ...], order: str
 
 def _encode(content: str, encoding: str = "latin1") -> bytes:
     if encoding not in ("latin1", "latin-1"):
-        raise BadFileError(f"has text in {text(encoding)[:20]!a}: expected latin1")
+        raise BadFileError(f"has text in {as_text(encoding)[:20]!a}: expected latin1")
     return content.encode("latin1")
 
 
-def mapping(items: Any = ()) -> dict[Any, Any]:
+def build_dict(items: Any = ()) -> dict[Any, Any]:
     result: dict[Any, Any] = {}
     for key, value in items:
         set_item(result, key, value)
@@ -108,12 +108,12 @@ def _attribute(owner: Any, name: str) -> None:
 _PLACES = ("", "._local")
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
 _ALLOWED: dict[str, Any] = {
-    "collections.OrderedDict": mapping,
+    "collections.OrderedDict": build_dict,
     "argparse.Namespace": Namespace,
     "torch.Size": lambda *items: tuple(*items),
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": lambda stored, *_: stored,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "torch.device": lambda *_: Inert(),
     "numpy.ndarray": NumpyArray,
     "numpy.dtype": _numpy_type,
@@ -135,7 +135,7 @@ _CONSTANTS: dict[str, torch.dtype] = {
 }
 
 
-def find(module: str, name: str) -> Any:
+def resolve_name(module: str, name: str) -> Any:
     """What a pickle's name stands for. Raises BadFileError for all but the names of the table."""
     path = f"{module.replace('__builtin__', 'builtins')}.{name}"
     if path in _CONSTANTS:

@@ -1,27 +1,35 @@
 """flax's msgpack files: a tree of dictionaries with arrays as extension type 1, (shape, dtype name, bytes).
 
+Here an array's name is its path in the tree, joined by dots.
+
 Facts of the layout: flax.serialization.msgpack_serialize. Arrays above 1 GiB, which flax writes in chunks, are refused.
 """
 
 import mmap
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
 from torch import Tensor
 
-from deit_fast.convert.formats.lazy_tensor import DTYPES, BadFileError, stored_array
+from deit_fast.convert.formats import Container
+from deit_fast.convert.formats.lazy_tensor import DTYPES, BadFileError, LazyTensor, lazy_array
 
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 _MAX_NAMES = 10_000  # of a dictionary; lists are written as dictionaries too
 _MAX_RANK = 8
+_MAX_PATH = 300  # characters of an array's path, which its dictionaries' other arrays repeat
 
 
-def read_flax(mapped: mmap.mmap) -> Any:
-    """The tree, with `Stored` arrays. msgpack's lengths are held against the file's before memory is taken."""
+def _recognises(mapped: mmap.mmap) -> bool:
+    return 0x81 <= mapped[0] <= 0x8F or mapped[0] in (0xDE, 0xDF)  # msgpack's dictionaries
+
+
+def _read(path: Path, mapped: mmap.mmap) -> dict[str, LazyTensor]:
     size = len(mapped)
     try:
-        return msgpack.unpackb(
+        tree = msgpack.unpackb(
             mapped,
             ext_hook=_unpack,
             raw=False,
@@ -36,6 +44,22 @@ def read_flax(mapped: mmap.mmap) -> Any:
         if isinstance(error, BadFileError):
             raise
         raise BadFileError(f"is no readable msgpack file ({error or type(error).__name__})") from None
+    return dict(_leaves(tree))
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, LazyTensor]]:
+    found = []
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if len(path) > _MAX_PATH:
+            raise BadFileError(f"has a name of more than {_MAX_PATH} characters ({path[:20]!a}...)")
+        if isinstance(value, dict):
+            found += _leaves(value, f"{path}.")
+        elif isinstance(value, LazyTensor):
+            found.append((path, value))
+        else:
+            raise BadFileError(f"has {path}={str(value)[:20]!a}: expected an array")
+    return found
 
 
 def _unpack(code: int, data: bytes) -> Any:
@@ -47,11 +71,18 @@ def _unpack(code: int, data: bytes) -> Any:
     dtype = DTYPES.get(name.decode("ascii"))
     if dtype is None:
         raise BadFileError(f"has an array of {name[:20]!a}: expected numbers")
-    return stored_array(raw, dtype, tuple(shape))
+    return lazy_array(raw, dtype, tuple(shape))
 
 
-def write_flax(tree: dict[str, Any]) -> bytes:
-    """The bytes of a tree of dictionaries with tensors as leaves, which `flax.serialization.msgpack_restore` reads."""
+def write_flax(tensors: dict[str, Tensor]) -> bytes:
+    """The bytes of a tree of tensors, by their paths in it, which `flax.serialization.msgpack_restore` reads."""
+    tree: dict[str, Any] = {}
+    for name, value in tensors.items():
+        *folders, leaf = name.split(".")
+        branch = tree
+        for folder in folders:
+            branch = branch.setdefault(folder, {})
+        branch[leaf] = value
     return msgpack.packb(tree, default=_pack, strict_types=True)
 
 
@@ -59,3 +90,6 @@ def _pack(leaf: Tensor) -> msgpack.ExtType:
     array = np.ascontiguousarray(leaf.detach().cpu().numpy())
     content = msgpack.packb((leaf.shape, array.dtype.name, array.tobytes()), use_bin_type=True)
     return msgpack.ExtType(_ARRAY, content)
+
+
+CONTAINER = Container("flax (msgpack)", recognises=_recognises, read=_read)

@@ -1,7 +1,11 @@
 """Tensors that still lie in their file: nothing is read, and no memory taken, before a size is known to be true."""
 
 import mmap
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +30,20 @@ DTYPES = {
 """Element types by the name that numpy, flax and torch give them."""
 
 
+_SHARED = 2  # how often a file may use its bytes, for tied weights
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The file as memory of which writes stay private. Raises BadFileError for an empty one, OSError otherwise."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for somebody to write
+        raise BadFileError("is no regular file")
+    if not status.st_size:
+        raise BadFileError("is empty")
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
 @dataclass
 class Storage:
     """`count` elements of one type, from byte `start` of `data` on; legacy torch files say late where that is."""
@@ -48,8 +66,8 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor of a file: a strided view of a storage, in elements."""
+class LazyTensor:
+    """A tensor of a file: a strided view of a storage. Offset and strides count elements, not bytes."""
 
     storage: Storage
     offset: int
@@ -75,8 +93,8 @@ class Stored:
         return self.storage.elements().as_strided(self.shape, self.stride, self.offset)
 
 
-def stored_array(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...], fortran: bool = False) -> Stored:
-    """An array of contiguous bytes, in C or Fortran order. Raises BadFileError where the bytes are not that many."""
+def lazy_array(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...], fortran: bool = False) -> LazyTensor:
+    """An array [*shape] of contiguous bytes, in C or Fortran order. Raises BadFileError for too few or many bytes."""
     elements = 1
     steps = []
     for length in shape if fortran else reversed(shape):
@@ -86,4 +104,22 @@ def stored_array(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...], fortran
         elements *= length
     if elements * dtype.itemsize != len(raw):
         raise BadFileError(f"has an array of shape {list(shape)} and {dtype} in {len(raw)} bytes")
-    return Stored(Storage(dtype, elements, raw), 0, tuple(shape), tuple(steps if fortran else reversed(steps)))
+    return LazyTensor(Storage(dtype, elements, raw), 0, tuple(shape), tuple(steps if fortran else reversed(steps)))
+
+
+def read_tensors(state: Mapping[Any, Any], size: int) -> dict[str, Tensor]:
+    """The tensors of a file of `size` bytes, by name; they may be LazyTensor or Tensor.
+
+    Raises BadFileError for anything else among them, for none, and where they are more bytes than twice the file's.
+    """
+    tensors, taken = {}, 0
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, LazyTensor | Tensor):
+            raise BadFileError(f"has {str(name)[:50]!a} of type {type(value).__name__}: expected tensors by name")
+        tensor = tensors[name] = value if isinstance(value, Tensor) else value.tensor()
+        taken += tensor.nbytes
+        if taken > _SHARED * size:
+            raise BadFileError(f"has more than {taken} bytes of tensors in a file of {size}")
+    if not tensors:
+        raise BadFileError("has no weights")
+    return tensors

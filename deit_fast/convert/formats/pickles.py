@@ -1,165 +1,70 @@
-"""Pickles read as data, by a stack machine that cannot import, call or look up anything of a file's choosing.
+"""Pickles in a row: torch's files of before 1.6, and the one pickle of numpy arrays that paddle.save writes."""
 
-Python's own unpickler executes; torch's weights_only reader runs constructors that take memory at a file's word. Here
-a pickle's names stand for the few constructors of constructors.py, and any other name ends the reading: "asks for
-posix.system". Opcodes are split by pickletools, which never allocates more than the file has.
-"""
+import mmap
+import struct
+from pathlib import Path
+from typing import Any
 
-import pickletools
-from collections.abc import Callable
-from typing import IO, Any
+import torch
 
-from deit_fast.convert.formats.constructors import (
-    Constructor,
-    Inert,
-    Namespace,
-    NumpyArray,
-    NumpyType,
-    find,
-    mapping,
-    set_item,
-    text,
+from deit_fast.convert.formats import Container
+from deit_fast.convert.formats.constructors import as_text
+from deit_fast.convert.formats.lazy_tensor import BadFileError, LazyTensor, Storage
+from deit_fast.convert.formats.unpickler import read_pickle
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOLS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_NAME_TABLE = "StructuredToParameterName@@"  # paddle.save's table of variable names, not a weight
+
+
+def _read(path: Path, mapped: mmap.mmap) -> Any:
+    mapped.seek(0)
+    first = read_pickle(mapped)
+    return _read_legacy(mapped) if first == _LEGACY_MAGIC else _without_variables(first)
+
+
+def _without_variables(tree: Any) -> Any:
+    """paddle's arrays by name. Since 2.1 each stands in a pair with the name of its variable."""
+    if not isinstance(tree, dict):
+        return tree
+    return {
+        name: value[1] if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], LazyTensor) else value
+        for name, value in tree.items()
+        if name != _NAME_TABLE
+    }
+
+
+def _read_legacy(mapped: mmap.mmap) -> Any:
+    """The object of torch's file, after its first pickle: storages follow the pickles, in an order of their own."""
+    storages: dict[str, Storage] = {}
+
+    def storage(reference: Any) -> Storage:
+        kind, dtype, key, _, count, view = reference
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or view is not None:
+            raise BadFileError("refers to something other than a whole storage")
+        return storages.setdefault(as_text(key), Storage(dtype, count))
+
+    read_pickle(mapped)  # the protocol's version
+    system = read_pickle(mapped)
+    if not system.get("little_endian", True):
+        raise BadFileError("was written on a big-endian machine")
+    content = read_pickle(mapped, storage)
+    order = read_pickle(mapped)
+    position = mapped.tell()
+    for key in order:
+        held = storages[as_text(key)]
+        if position + 8 > len(mapped):
+            raise BadFileError("ends before its tensors do; it may be truncated")
+        (count,) = struct.unpack_from("<q", mapped, position)
+        if count != held.count:
+            raise BadFileError(f"has a storage of {held.count} elements, written as {count}")
+        held.data, held.start = mapped, position + 8
+        position = held.start + count * held.dtype.itemsize
+        if position > len(mapped):
+            raise BadFileError("ends before its tensors do; it may be truncated")
+    return content
+
+
+CONTAINER = Container(
+    "pickles (torch before 1.6, paddle)", recognises=lambda mapped: mapped[:2] in _PROTOCOLS, read=_read
 )
-from deit_fast.convert.formats.lazy_tensor import BadFileError
-
-MAX_OPCODES = 500_000
-"""A training checkpoint of the largest model has about 200,000."""
-_SLACK = 1_000_000  # bytes and items that constructors may copy beyond what was read: short texts are named again
-
-
-def read_pickle(file: IO[bytes] | Any, persistent: Callable[[Any], Any] | None = None) -> Any:
-    """The object of the pickle at the file's position, of dicts, lists, tuples, plain values and `Stored` arrays.
-
-    `file` has read, readline and tell; `persistent` resolves torch's references to storages. What constructors copy is
-    never more than what was read so far. Raises BadFileError for a pickle that asks for more, or for anything not in
-    the table, and ValueError, IndexError or TypeError for a damaged one.
-    """
-    stack: list[Any] = []
-    start, copied = file.tell(), 0
-    marked: list[list[Any]] = []
-    memo: dict[int, Any] = {}
-
-    def since_mark() -> list[Any]:
-        nonlocal stack
-        items, stack = stack, marked.pop()
-        return items
-
-    def account(argument: Any) -> None:
-        # A pickle can name an object again in two bytes, so that each copy of it would be memory out of nothing.
-        nonlocal copied
-        if isinstance(argument, tuple):
-            copied += sum(len(each) for each in argument if hasattr(each, "__len__"))
-        if copied > file.tell() - start + _SLACK:
-            raise BadFileError("has a pickle that makes more of itself than it has bytes")
-
-    argument: Any
-    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if number > MAX_OPCODES:
-            raise BadFileError(f"has a pickle of more than {MAX_OPCODES} operations")
-        match opcode.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "STOP":
-                return stack.pop()
-            case "MARK":
-                marked.append(stack)
-                stack = []
-            case "POP":
-                stack.pop()
-            case "POP_MARK":
-                since_mark()
-            case "DUP":
-                stack.append(stack[-1])
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(opcode.name == "NEWTRUE")
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST" | "EMPTY_SET":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "LIST" | "FROZENSET":
-                items = since_mark()
-                stack.append(items)
-            case "TUPLE":
-                items = since_mark()
-                stack.append(tuple(items))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(opcode.name[-1])
-                if len(stack) < count:
-                    raise IndexError("stack underflow")
-                stack[-count:] = [tuple(stack[-count:])]
-            case "DICT":
-                items = since_mark()
-                stack.append(mapping(zip(items[::2], items[1::2], strict=True)))
-            case "APPEND":
-                item = stack.pop()
-                _list(stack[-1]).append(item)
-            case "APPENDS" | "ADDITEMS":
-                items = since_mark()
-                _list(stack[-1]).extend(items)
-            case "SETITEM" | "SETITEMS":
-                items = since_mark() if opcode.name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-                for key, value in zip(items[::2], items[1::2], strict=True):
-                    set_item(_dict(stack[-1]), key, value)
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(_plain(memo[argument]))
-            case "GLOBAL":
-                stack.append(find(*argument.split(" ", 1)))
-            case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
-                stack.append(find(text(module), text(name)))
-            case "REDUCE" | "NEWOBJ":
-                arguments = stack.pop()
-                account(arguments)
-                stack[-1] = _plain(_construct(stack[-1], arguments))
-            case "BUILD":
-                state = stack.pop()
-                account((state,))
-                _build(stack[-1], state)
-                stack[-1] = _plain(stack[-1])
-            case "BINPERSID" if persistent is not None:
-                stack[-1] = persistent(stack[-1])
-            case name if opcode.arg is not None and not name.startswith(("EXT", "PERSID", "INST")):
-                stack.append(argument)  # a number, a text or bytes
-            case name:
-                raise BadFileError(f"asks for the pickle operation {name}, which a checkpoint has no need of")
-    raise EOFError("a pickle without an end")
-
-
-def _construct(constructor: Any, arguments: Any) -> Any:
-    if not isinstance(constructor, Constructor) or type(arguments) is not tuple:
-        raise BadFileError(f"calls a {type(constructor).__name__}: expected the constructor of plain data")
-    return constructor.make(*arguments)
-
-
-def _build(target: Any, state: Any) -> None:
-    if isinstance(target, NumpyArray | NumpyType):
-        target.build(state)
-    elif isinstance(target, Namespace):
-        target.update(_dict(state))
-    elif not isinstance(target, dict | Inert):  # attributes of an OrderedDict, as torch gives its state dicts
-        raise BadFileError(f"sets the state of a {type(target).__name__}")
-
-
-def _plain(value: Any) -> Any:
-    """A numpy array that has its contents by now, as what it holds."""
-    return value.stored if isinstance(value, NumpyArray) and value.stored is not None else value
-
-
-def _list(value: Any) -> list[Any]:
-    if type(value) is not list:
-        raise BadFileError(f"appends to a {type(value).__name__}")
-    return value
-
-
-def _dict(value: Any) -> dict[Any, Any]:
-    if not isinstance(value, dict):
-        raise BadFileError(f"sets items of a {type(value).__name__}")
-    return value

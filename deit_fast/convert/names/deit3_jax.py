@@ -4,30 +4,32 @@ Its position embedding never has a class slot, so DeiT III goes in and out uncha
 to the class token, which is where it ends up in the forward pass. Its GELU is flax's default, the tanh approximation.
 """
 
-from typing import Any
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from deit_fast.convert.formats.lazy_tensor import BadFileError, Stored
+from deit_fast.convert.formats import Export
+from deit_fast.convert.formats.flax import write_flax
+from deit_fast.convert.formats.lazy_tensor import BadFileError
+from deit_fast.convert.names import Codebase, TimmWeights
+from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.files import atomic_path
+from deit_fast.zoo import find_architecture
 
 
-def is_deit3_jax(tree: Any) -> bool:
-    root = tree.get("model", tree) if isinstance(tree, dict) else None
-    return isinstance(root, dict) and isinstance(root.get("embed"), dict) and "wte" in root["embed"]
+def _recognises(tensors: dict[str, Tensor]) -> bool:
+    return any(name.removeprefix("model.").startswith("embed.wte.") for name in tensors)
 
 
-def from_deit3_jax(tree: dict[str, Any]) -> tuple[dict[str, Tensor], int, tuple[int, int] | None]:
-    """timm's names and shapes, the number of heads, and the grid of positions (None for fixed sine positions).
-
-    Raises BadFileError for a parameter that is missing, and for one that the layout does not have.
-    """
-    flat = dict(_leaves(tree.get("model", tree)))
+def _to_timm(tensors: dict[str, Tensor]) -> TimmWeights:
+    """Raises BadFileError for a parameter that is missing, and for one that the layout does not have."""
+    flat = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
 
     def take(name: str) -> Tensor:
         if name not in flat:
             raise BadFileError(f"has no {name}, which deit3-jax writes")
-        return flat.pop(name).tensor()
+        return flat.pop(name)
 
     timm = {
         "patch_embed.proj.weight": take("embed.wte.kernel").permute(3, 2, 0, 1),
@@ -62,11 +64,11 @@ def from_deit3_jax(tree: dict[str, Any]) -> tuple[dict[str, Tensor], int, tuple[
         timm["head.weight"], timm["head.bias"] = take("head.kernel").T, take("head.bias")
     if flat:
         raise BadFileError(f"has {', '.join(sorted(flat)[:3])}, which deit3-jax does not write")
-    return {name: tensor.contiguous() for name, tensor in timm.items()}, heads, grid
+    return TimmWeights({name: tensor.contiguous() for name, tensor in timm.items()}, heads, grid, tanh=True)
 
 
-def to_deit3_jax(tensors: dict[str, Tensor], heads: int, grid: tuple[int, int]) -> dict[str, Any]:
-    """deit3-jax's tree of a model with timm's names. Raises BadFileError for what deit3-jax has no place for."""
+def _from_timm(tensors: dict[str, Tensor], heads: int, grid: tuple[int, int]) -> dict[str, Tensor]:
+    """deit3-jax's parameters by their paths. Raises BadFileError for what deit3-jax has no place for."""
     left = {name: tensor.float() for name, tensor in tensors.items()}
     if "dist_token" in left:
         raise BadFileError("has a dist_token, for which deit3-jax has no place")
@@ -112,27 +114,19 @@ def to_deit3_jax(tensors: dict[str, Tensor], heads: int, grid: tuple[int, int]) 
         flat["head.kernel"], flat["head.bias"] = left.pop("head.weight").T, left.pop("head.bias")
     if left:
         raise BadFileError(f"has {', '.join(sorted(left)[:3])}, for which deit3-jax has no place")
-    return {"model": _nested(flat)}
+    return {f"model.{name}": value for name, value in flat.items()}
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Stored]]:
-    found = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found += _leaves(value, f"{prefix}{key}.")
-        elif isinstance(value, Stored):
-            found.append((f"{prefix}{key}", value))
-        else:
-            raise BadFileError(f"has {prefix}{key}={str(value)[:20]!a}: expected an array")
-    return found
+def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Path) -> list[str]:
+    entry = find_architecture(recipe.model.name)
+    grid = (recipe.model.image_size // entry.patch_size,) * 2
+    content = write_flax(_from_timm(model.state_dict(), entry.num_heads, grid))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+    if recipe.model.activation == "gelu":
+        return ["deit3-jax computes GELU by its tanh approximation, this model exactly"]
+    return []
 
 
-def _nested(flat: dict[str, Tensor]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        *folders, leaf = name.split(".")
-        branch = tree
-        for folder in folders:
-            branch = branch.setdefault(folder, {})
-        branch[leaf] = value
-    return tree
+CODEBASE = Codebase("deit3-jax", _recognises, _to_timm)
+EXPORT = Export("deit3-jax", ".msgpack", _write)

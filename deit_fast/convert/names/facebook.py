@@ -3,12 +3,19 @@
 DeiT, its distilled form and CaiT have timm's own, and PatchConvNet is built here with the reference's.
 """
 
-from torch import Tensor
+from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+from deit_fast.convert.formats import Export
 from deit_fast.convert.formats.lazy_tensor import BadFileError
 from deit_fast.convert.infer import recognise
+from deit_fast.convert.names import Codebase, TimmWeights
 from deit_fast.models.build import families
 from deit_fast.models.state_dicts import WeightsError
+from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.files import atomic_path
 
 
 def facebook_family(names: set[str]) -> str | None:
@@ -27,3 +34,27 @@ def from_facebook(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
 def to_facebook(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The reference's names of a model with timm's: the inverse of `from_facebook`. Raises BadFileError."""
     return recognise(tensors)[1].to_reference(tensors)
+
+
+def _to_timm(tensors: dict[str, Tensor]) -> TimmWeights:
+    family = facebook_family(set(tensors))
+    return TimmWeights(tensors if family is None else from_facebook(tensors, family))
+
+
+def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Path) -> list[str]:
+    """Writes {"model": ...}, as the reference's own files are."""
+    with atomic_path(path) as temporary:
+        torch.save({"model": to_facebook(model.state_dict())}, temporary)
+    if recipe.model.activation == "gelu_tanh":
+        return ["the format cannot say that the model was trained with GELU's tanh approximation"]
+    return []
+
+
+CODEBASE = Codebase(
+    "facebookresearch/deit",
+    recognises=lambda tensors: facebook_family(set(tensors)) is not None,
+    to_timm=_to_timm,
+    weights_key="model",
+    average_key="model_ema",
+)
+EXPORT = Export("facebook", ".pth", _write)

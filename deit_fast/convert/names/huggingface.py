@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deit_fast.convert.formats.lazy_tensor import BadFileError
+from deit_fast.convert.names import Codebase, TimmWeights
 
 _OUTER = {
     "embeddings.cls_token": "cls_token",
@@ -32,12 +33,12 @@ _LAYER = {
 _QKV = ("query", "key", "value")
 
 
-def is_huggingface(names: set[str]) -> bool:
-    return any(name.endswith("encoder.layer.0.attention.attention.query.weight") for name in names)
+def _recognises(tensors: dict[str, Tensor]) -> bool:
+    return any(name.endswith("encoder.layer.0.attention.attention.query.weight") for name in tensors)
 
 
-def from_huggingface(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's names and fused qkv. Raises BadFileError for a name that transformers' ViT and DeiT do not have."""
+def _to_timm(tensors: dict[str, Tensor]) -> TimmWeights:
+    """Raises BadFileError for a name that transformers' ViT and DeiT do not have."""
     renamed, parts = {}, {}
     for name, tensor in tensors.items():
         inner = re.sub(r"^(vit|deit)\.", "", name)
@@ -50,8 +51,11 @@ def from_huggingface(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             parts[f"blocks.{layer[1]}.attn.qkv.{layer[3]}", layer[2].rpartition(".")[2]] = tensor
         elif not inner.startswith("pooler."):  # which no classifier uses
             raise BadFileError(f"has {name[:80]!a}, which transformers' ViT and DeiT do not have")
-    for fused in {name for name, _ in parts}:
+    for fused in dict.fromkeys(name for name, _ in parts):
         if any((fused, kind) not in parts for kind in _QKV):
             raise BadFileError(f"has not all three of {fused}'s query, key and value")
         renamed[fused] = torch.cat([parts[fused, kind] for kind in _QKV])
-    return renamed
+    return TimmWeights(renamed)
+
+
+CODEBASE = Codebase("transformers", _recognises, _to_timm)

@@ -5,6 +5,7 @@ import re
 from torch import Tensor
 
 from deit_fast.convert.formats.lazy_tensor import BadFileError
+from deit_fast.convert.names import Codebase, TimmWeights
 
 _OUTER = {
     "backbone.cls_token": "cls_token",
@@ -26,12 +27,8 @@ _LAYER = {
 _SCALE = {"attn.gamma1.weight": "ls1.gamma", "ffn.gamma2.weight": "ls2.gamma"}
 
 
-def is_mmpretrain(names: set[str]) -> bool:
-    return "backbone.patch_embed.projection.weight" in names
-
-
-def from_mmpretrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's names. Raises BadFileError for a name that mmpretrain's vision transformers do not have."""
+def _to_timm(tensors: dict[str, Tensor]) -> TimmWeights:
+    """Raises BadFileError for a name that mmpretrain's vision transformers do not have."""
     renamed = {}
     for name, tensor in tensors.items():
         layer = re.match(r"backbone\.layers\.(\d+)\.(.+)$", name)
@@ -47,4 +44,14 @@ def from_mmpretrain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             renamed[f"blocks.{layer[1]}.{_LAYER[module]}.{kind}"] = tensor
         else:
             raise BadFileError(f"has {name[:80]!a}, which mmpretrain's vision transformers do not have")
-    return renamed
+    return TimmWeights(renamed)
+
+
+CODEBASE = Codebase(
+    "mmpretrain",
+    recognises=lambda tensors: "backbone.patch_embed.projection.weight" in tensors,
+    to_timm=_to_timm,
+    weights_key="state_dict",
+    average_key="state_dict",  # mmengine's EMAHook swaps the two when it saves
+    average_sign="ema_state_dict",
+)

@@ -1,7 +1,6 @@
-"""Programs of a model, for machines without this code: ONNX and torch.export's .pt2.
+"""ONNX, for machines without this code: float images [B, 3, S, S], normalised, to logits [B, K], with B free.
 
-Both take float images [B, 3, S, S], normalised with the recipe's mean and standard deviation, and give logits [B, K];
-B is free, S is the recipe's. ONNX needs the extra `export`.
+Writing needs the extra `export`.
 """
 
 import contextlib
@@ -10,20 +9,22 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from deit_fast.convert.formats import Export
+from deit_fast.convert.formats.program import describe_input, example_images
+from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RunError
-from deit_fast.runtime.files import atomic_path
 
 _INLINE_LIMIT = 1_500_000_000  # bytes of weights; protobuf, and so an .onnx file, ends at 2 GiB
 
 
-def export_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
+def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Path) -> list[str]:
     """Writes `path`, and beside it `path`.data where the weights are too large for one file. Raises RunError."""
     try:
         import onnx  # noqa: F401
@@ -34,38 +35,23 @@ def export_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
     large = sum(weight.nbytes for weight in model.state_dict().values()) > _INLINE_LIMIT
     # The file with the weights is named inside the other, so both get their names before they get their place.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder, _quiet():
-        torch.onnx.export(model, (images,), Path(folder) / path.name, dynamo=True, external_data=large, verbose=False,
+        torch.onnx.export(model, (example_images(recipe),), Path(folder) / path.name, dynamo=True,
+                          external_data=large, verbose=False,
                           input_names=["images"], output_names=["logits"],
                           dynamic_shapes=({0: Dim("batch", min=1)},))  # fmt: skip
         for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == path.name):
             os.replace(part, path.with_name(part.name))
+    return [describe_input(recipe)]
 
 
-def run_onnx(path: Path, images: Tensor) -> Tensor:
-    """Logits of an .onnx file by onnxruntime, on the CPU. Raises RunError where that is not installed."""
+def _reload(path: Path) -> Callable[[Tensor], Tensor]:
+    """onnxruntime, on the CPU. Raises RunError where that is not installed."""
     try:
         import onnxruntime
     except ImportError as error:
         raise RunError(f"{path}: expected the package {error.name}: pip install 'deit_fast[export]'") from None
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-
-
-def export_program(model: nn.Module, images: Tensor, path: Path) -> None:
-    """Writes a .pt2 file, which `torch.export.load(path).module()` makes a module of."""
-    program = torch.export.export(model, (images,), dynamic_shapes=({0: Dim("batch", min=1)},))
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-
-
-def run_program(path: Path, images: Tensor) -> Tensor:
-    """Logits of a .pt2 file."""
-    with open(path, "rb") as file:
-        module = torch.export.load(io.BytesIO(file.read())).module()
-    with torch.no_grad():
-        return module(images)
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
 @contextlib.contextmanager
@@ -79,3 +65,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+EXPORT = Export("onnx", ".onnx", _write, _reload)

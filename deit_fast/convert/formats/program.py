@@ -1,0 +1,45 @@
+"""torch.export's .pt2: float images [B, 3, S, S], normalised, to logits [B, K], with B free. It needs torch alone."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from deit_fast.convert.formats import Export
+from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.files import atomic_path
+
+_BATCH = 2  # of the example: torch.export would take 1 for a constant
+
+
+def example_images(recipe: Recipe) -> Tensor:
+    """Float images [2, 3, S, S] of the recipe's size, from which a program takes its shapes."""
+    return torch.zeros(_BATCH, 3, recipe.model.image_size, recipe.model.image_size)
+
+
+def describe_input(recipe: Recipe) -> str:
+    """How images have to be prepared for a program, in one line."""
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (recipe.data.mean, recipe.data.std))
+    size = recipe.model.image_size
+    return f"input: images [batch, 3, {size}, {size}] in [0, 1], less ({mean}), divided by ({std})"
+
+
+def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Path) -> list[str]:
+    """Writes a file of which `torch.export.load(path).module()` makes a module."""
+    program = torch.export.export(model, (example_images(recipe),), dynamic_shapes=({0: Dim("batch", min=1)},))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+    return [describe_input(recipe)]
+
+
+def _reload(path: Path) -> Callable[[Tensor], Tensor]:
+    with open(path, "rb") as file:
+        return torch.export.load(io.BytesIO(file.read())).module()
+
+
+EXPORT = Export("program", ".pt2", _write, _reload)

@@ -1,0 +1,43 @@
+"""torch's zip archives, .pth, .pt and .bin, as torch.save writes them since 1.6.
+
+Tensors are views of the mapped file, so weights are read only where they are used, and optimizer states not at all.
+unpickler.py says why torch.load(weights_only=True, mmap=True) does not read them.
+"""
+
+import io
+import mmap
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deit_fast.convert.formats import Container
+from deit_fast.convert.formats.constructors import as_text
+from deit_fast.convert.formats.lazy_tensor import BadFileError, Storage
+from deit_fast.convert.formats.stored_zip import ZIP_START, StoredZip
+from deit_fast.convert.formats.unpickler import read_pickle
+
+
+def _read(path: Path, mapped: mmap.mmap) -> Any:
+    """The object that was saved. Raises BadFileError where the archive is not as torch writes it."""
+    archive = StoredZip(mapped)
+    pickles = [name for name in archive.names if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise BadFileError("is a zip archive, but not one of torch.save")
+    prefix = pickles[0].removesuffix("data.pkl")
+    if prefix + "byteorder" in archive.names and mapped[slice(*archive.span(prefix + "byteorder"))] != b"little":
+        raise BadFileError("was written on a big-endian machine")
+
+    def storage(reference: Any) -> Storage:
+        kind, dtype, key, _, count = reference
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise BadFileError("refers to something other than a storage")
+        start, end = archive.span(f"{prefix}data/{as_text(key)}")
+        if type(count) is not int or count < 0 or count * dtype.itemsize > end - start:
+            raise BadFileError(f"has a storage of {count} elements in {end - start} bytes")
+        return Storage(dtype, count, mapped, start)
+
+    return read_pickle(io.BytesIO(mapped[slice(*archive.span(pickles[0]))]), storage)
+
+
+CONTAINER = Container("torch", recognises=lambda mapped: mapped[:4] == ZIP_START, read=_read)
