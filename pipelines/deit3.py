@@ -26,6 +26,7 @@ from torchx.specs import CfgVal
 
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.table import markdown_table
 
 from .dag import run_stages
 from .stages import Stage, dryrun_stage, get_app, sort_stages
@@ -138,7 +139,7 @@ def format_report(stages: Sequence[Stage]) -> str:
         "minutes": ("minutes", "{:.1f}"),
         "checkpoint": ("checkpoint", "{}"),
     }
-    rows = [["stage", *columns]]
+    rows = []
     for stage in stages:
         try:
             result = json.loads(Path(stage.result).read_text(encoding="utf-8"))
@@ -146,11 +147,7 @@ def format_report(stages: Sequence[Stage]) -> str:
             result = {}
         cells = [(result.get(key), form) for key, form in columns.values()]
         rows.append([stage.name, *("-" if value is None else form.format(value) for value, form in cells)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows
-    )
+    return "\n".join(markdown_table(["stage", *columns], rows))
 
 
 class _Parser(argparse.ArgumentParser):

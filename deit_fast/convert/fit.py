@@ -12,6 +12,7 @@ from deit_fast.convert.heads import cut_head, maps_to_1k, pairs_to_1k
 from deit_fast.models.build import ImageModel, build_model
 from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.table import plain_table
 
 # Weights that `initialise` makes fit, by the first part of their names.
 _FITTED = ("pos_embed", "dist_token", "head", "head_dist")
@@ -32,10 +33,7 @@ class Change(NamedTuple):
 
 def format_changes(changes: list[Change]) -> list[str]:
     """Lines of a table; none where nothing changed."""
-    if not changes:
-        return []
-    widths = [max(map(len, column)) for column in zip(*changes, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in changes]
+    return plain_table(changes)
 
 
 def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
