@@ -241,8 +241,8 @@ class Trainer:
         scores: dict[str, float] = {}
         self.state.model.eval()
         for prefix, predict in self.predictors.items():
-            result = evaluate(predict, self.eval_loader, self.world, lambda *_: self.watchdog.beat("evaluation"))
-            scores |= {f"{prefix}{key}": getattr(result, key) for key in ("top1", "top5", "loss")}
+            result = evaluate(predict, self.eval_loader, self.world, lambda: self.watchdog.beat("evaluation"))
+            scores |= {f"{prefix}{key}": value for key, value in result.values.items()}
         self.state.scores = scores
         if self.log is not None:
             self.log.record("eval", self.state.step, scores)
