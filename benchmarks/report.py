@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_fast.runtime.files import atomic_path
+from deit_fast.runtime.table import markdown_table
 
 from .goals import GOALS, NOT_TIMED
 from .measure import SCHEMA
@@ -76,7 +77,7 @@ def goals_table(found: Results) -> list[str]:
         verdict = MISSING if met is None else "met" if met else "**not met**"
         rows.append([goal.name, goal.text, f"{sign} {_number(goal.least)}{goal.unit}", measured, verdict])
     rows += [[name, text, "", "see tests/", ""] for name, text in NOT_TIMED.items()]
-    return _table(["goal", "what", "wanted", "measured", "met"], rows)
+    return markdown_table(["goal", "what", "wanted", "measured", "met"], rows)
 
 
 def throughput_table(found: Results) -> list[str]:
@@ -95,7 +96,7 @@ def throughput_table(found: Results) -> list[str]:
                     for r in mine
                 ]  # fmt: skip
     head = ["name", "params, M", "GFLOPs (MACs)", "px", "device", "mode", "batch", "im/s", "peak memory, MB", "MFU"]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def engine_table(found: Results) -> list[str]:
@@ -110,7 +111,7 @@ def engine_table(found: Results) -> list[str]:
                 + [f"{ours['mfu_executed']:.1%}", f"{ours['mfu_useful']:.1%}"]
             )  # fmt: skip
     head = ["model", "px", "device", "batch", "ours, im/s", "train / R", "train / T", "eval / R", "eval / T"]
-    return _table([*head, "MFU executed", "MFU useful"], rows) if rows else [MISSING]
+    return markdown_table([*head, "MFU executed", "MFU useful"], rows) if rows else [MISSING]
 
 
 def loader_table(found: Results) -> list[str]:
@@ -123,7 +124,7 @@ def loader_table(found: Results) -> list[str]:
                              ("images_per_second", "images_per_cpu_second") for side in (r["ours"], base)),
                              _ratio(r["ratios"]["wall"]), _ratio(r["ratios"]["cpu"])])  # fmt: skip
     head = ["case", "device", "ours, im/s", "peer, im/s", "ours, im/CPU-s", "peer, im/CPU-s", "ratio", "ratio per CPU"]
-    return _table(head, rows) if rows else [MISSING]
+    return markdown_table(head, rows) if rows else [MISSING]
 
 
 def optimizer_table(found: Results) -> list[str]:
@@ -134,7 +135,7 @@ def optimizer_table(found: Results) -> list[str]:
                 if name != "copy":
                     rows.append([r["model"], device, name, _spread(value), _ratio(
                         value["median"] / r["floor_milliseconds"]["lamb_clip_ema"])])  # fmt: skip
-    return _table(["shapes", "device", "case", "ms", "over the 52 B floor"], rows) if rows else [MISSING]
+    return markdown_table(["shapes", "device", "case", "ms", "over the 52 B floor"], rows) if rows else [MISSING]
 
 
 def end_to_end_table(found: Results) -> list[str]:
@@ -147,7 +148,7 @@ def end_to_end_table(found: Results) -> list[str]:
             over_reference = _ratio(ratios.get("real_over_reference"))
             rows.append([*row, _ratio(ratios["real_over_synthetic"]), f"{wait:.1%}", over_reference])
     head = ["model", "px", "device", "real, im/s", "synthetic, im/s", "ratio", "data wait", "over R with its loader"]
-    return _table(head, rows) if rows else [MISSING]
+    return markdown_table(head, rows) if rows else [MISSING]
 
 
 def _plots(found: Results, out: Path) -> list[Path]:
@@ -177,10 +178,6 @@ def _plots(found: Results, out: Path) -> list[Path]:
         figure.savefig(path, dpi=110)
         paths.append(path)
     return paths
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def _spread(values: dict[str, float]) -> str:

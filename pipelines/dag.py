@@ -1,12 +1,9 @@
 """A run of a pipeline's stages that can be stopped anywhere and continued.
 
-The jobs, their processes and their queues are TorchX's. This module decides what to start next, or on Slurm lets the
-queue decide, and remembers it in FOLDER/pipeline.json, which is written whole or not at all.
+The jobs, their processes and their queues are TorchX's. This module decides what to start next, or lets a
+queue decide that can, and remembers it in FOLDER/pipeline.json, which is written whole or not at all.
 """
 
-import contextlib
-import os
-import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,11 +17,10 @@ from torchx.specs import AppDryRunInfo, AppState, CfgVal, is_terminal
 
 from deit_fast.runtime.files import locked
 
-from . import slurm
-from .jobs import find_jobs, job_state, prepare_job
 from .logs import follow_log, log_tail
+from .schedulers import find_scheduler
 from .stages import Stage, check_unchanged, dryrun_stage, get_app, sort_stages
-from .state import PipelineError, Record, deaf, explain, find_processes, read_records, write_records
+from .state import PipelineError, Record, deaf, explain, read_records, write_records
 
 PATIENCE_SECONDS = 60.0  # for a scheduler that fails to answer, or does not list a job it has only just taken
 
@@ -47,8 +43,8 @@ def run_stages(
     need it and no others. Logs of running stages go to `stream`, if given. Local jobs end with an interrupt (they
     resume when run again), jobs on a cluster go on.
 
-    Slurm gets all stages at once, each to wait for its needs; without `watch` they are left to it, and None is returned
-    unless all were done before.
+    A queue, as Slurm's, gets all stages at once, each to wait for its needs; without `watch` they are left to it, and
+    None is returned unless all were done before.
 
     Raises PipelineError before anything is started.
     """
@@ -59,7 +55,7 @@ def run_stages(
         run = _Run(order, folder, runner, scheduler, dict(cfg), stream)
         try:
             run.attach(poll_seconds)
-            if scheduler == "slurm":
+            if find_scheduler(scheduler).queue:
                 run.submit()
                 if run.running and not watch:
                     return 1 if run.failed else None
@@ -86,14 +82,11 @@ class _Run:
     """Handles the scheduler gives no state for, and since when."""
     threads: dict[str, list[threading.Thread]] = field(default_factory=dict)
 
-    @property
-    def local(self) -> bool:
-        return self.scheduler.startswith("local")
-
     def attach(self, poll_seconds: float) -> None:
         """Reads pipeline.json and settles what is done, what still runs and what is to be started."""
         self.records = read_records(self.folder / "pipeline.json")
-        queued = find_jobs(self.scheduler, self.cfg)
+        scheduler = find_scheduler(self.scheduler)
+        queued = scheduler.find(self.cfg)
         for stage in self.order:
             record = self.records.get(stage.name)
             handle = queued.get(stage.output)
@@ -119,8 +112,9 @@ class _Run:
                 self._succeed(stage, record)
                 self._say(stage, "done before")
             elif state is not None and not is_terminal(state):
-                if self.scheduler == "slurm" and (lost := self._lost_needs(stage)):
-                    slurm.cancel_job(record.handle)  # Slurm would, a moment later: it waits for a failed one
+                if scheduler.queue and (lost := self._lost_needs(stage)):
+                    # The queue would, a moment later: it waits for a failed one.
+                    find_scheduler(record.handle).cancel(self.runner, record.handle)
                     record.state = "cancelled"
                     self._say(stage, f"cancelled     {record.handle}: {lost[0]!r} has to run again")
                     continue
@@ -137,7 +131,7 @@ class _Run:
         self._save()
 
     def submit(self) -> None:
-        """Leaves what is left to Slurm's queue, whole."""
+        """Leaves what is left to the scheduler's queue, whole."""
         for stage in self.order:
             if stage.name not in self.running and not self._done(stage.name) and not self._lost_needs(stage):
                 self._start(stage)
@@ -159,19 +153,15 @@ class _Run:
         return 1 if left else 0
 
     def interrupt(self) -> None:
-        """Ends local jobs, which LocalScheduler gives ten seconds to do so; jobs on a cluster stay."""
+        """Ends local jobs; jobs on a cluster stay."""
         with deaf():
             for name, stage in self.running.items():
                 record = self.records[name]
-                if not self.local:
+                scheduler = find_scheduler(record.handle)
+                if not scheduler.local:
                     self._say(stage, f"goes on; run this again to follow it, or: torchx cancel {record.handle}")
                     continue
-                if name in self.adopted:
-                    for pid in find_processes(record.handle):
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(pid, signal.SIGTERM)
-                else:
-                    self.runner.cancel(record.handle)
+                scheduler.cancel(self.runner, record.handle)
                 record.state, record.ended = "cancelled", time.time()
                 self._say(stage, "stopped; run this again to continue")
             self._save()
@@ -187,10 +177,11 @@ class _Run:
         return name in self.records and self.records[name].state == "succeeded"
 
     def _start(self, stage: Stage) -> None:
+        scheduler = find_scheduler(self.scheduler)
         try:
             job = self._dryrun(stage)
             after = [self.records[need].handle for need in stage.needs if need in self.running]
-            prepare_job(self.scheduler, job, stage.output, after)
+            scheduler.prepare(job, stage.output, after)
             handle = self.runner.schedule(job)
         except SignalException:
             raise
@@ -203,7 +194,7 @@ class _Run:
         self._save()
         again = f" (attempt {record.attempt})" if record.attempt > 1 else ""
         waits = f", after {', '.join(stage.needs)}" if self.running.keys() & set(stage.needs) else ""
-        self._say(stage, f"{'queued ' if self.scheduler == 'slurm' else 'started'}       {handle}{again}{waits}")
+        self._say(stage, f"{'queued ' if scheduler.queue else 'started'}       {handle}{again}{waits}")
         self._follow(stage, record)
 
     def _dryrun(self, stage: Stage) -> AppDryRunInfo[Any]:
@@ -220,28 +211,24 @@ class _Run:
     def _look(self, stage: Stage, record: Record) -> AppState | None:
         """The state of a stage's job: UNKNOWN while the scheduler may yet answer, None when there is no such job.
 
-        A killed driver leaves local jobs running, unknown to the next driver's scheduler: their processes are found by
-        the handle in their environment, and once they are gone the result tells how they ended.
+        Of a job that the scheduler no longer knows the result tells how it ended.
         """
-        reason, gone = "no such job", False
+        scheduler, reason = find_scheduler(record.handle), "no such job"
+        missing: AppState | None = AppState.UNKNOWN
         try:
-            state = job_state(self.runner, record.handle)
-            gone = state is None and self.scheduler == "kubernetes"
+            state = scheduler.state(self.runner, record.handle)
             if state not in (None, AppState.UNKNOWN):
                 self.silent_since.pop(record.handle, None)
                 return state
+            missing = scheduler.missing if state is None else AppState.UNKNOWN
         except SignalException:
             raise
         except Exception as error:  # a failed squeue, an API that is away, a state TorchX cannot translate
             reason = explain(error)
-        if self.local and find_processes(record.handle):
-            return AppState.RUNNING
         if stage.result and Path(stage.result).exists() and Path(stage.result).stat().st_mtime >= record.started - 2:
             return AppState.SUCCEEDED
-        if self.local:
-            return None
-        if gone:  # a job of Kubernetes that was cancelled is no more
-            return AppState.CANCELLED
+        if missing is not AppState.UNKNOWN:
+            return missing
         if record.handle not in self.silent_since:
             self._say(stage, f"{self.scheduler} gives no state of {record.handle}: {reason}")
         waited = time.time() - self.silent_since.setdefault(record.handle, time.time())
@@ -278,12 +265,12 @@ class _Run:
         minutes = f"{((record.ended or time.time()) - record.started) / 60:.1f} min"
         self._say(stage, f"{state.name if state else 'LOST'}        {minutes}   {record.handle}")
         lines = log_tail(self.runner, record)
-        if self.local:
+        if find_scheduler(record.handle).local:
             lines.append(f"(the whole log: {self.folder / 'logs' / stage.name})")
         print("\n".join(f"    {line}" for line in lines), flush=True)
 
     def _follow(self, stage: Stage, record: Record) -> None:
-        if self.stream is not None and not (self.local and stage.name in self.adopted):
+        if self.stream is not None:
             self.threads[stage.name] = follow_log(
                 self.runner, stage.name, record, self.stream, lambda: stage.name not in self.running
             )

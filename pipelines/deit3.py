@@ -26,8 +26,10 @@ from torchx.specs import CfgVal
 
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.table import markdown_table
 
 from .dag import run_stages
+from .schedulers import find_scheduler
 from .stages import Stage, dryrun_stage, get_app, sort_stages
 from .state import PipelineError, explain
 
@@ -138,7 +140,7 @@ def format_report(stages: Sequence[Stage]) -> str:
         "minutes": ("minutes", "{:.1f}"),
         "checkpoint": ("checkpoint", "{}"),
     }
-    rows = [["stage", *columns]]
+    rows = []
     for stage in stages:
         try:
             result = json.loads(Path(stage.result).read_text(encoding="utf-8"))
@@ -146,11 +148,7 @@ def format_report(stages: Sequence[Stage]) -> str:
             result = {}
         cells = [(result.get(key), form) for key, form in columns.values()]
         rows.append([stage.name, *("-" if value is None else form.format(value) for value, form in cells)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows
-    )
+    return "\n".join(markdown_table(["stage", *columns], rows))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -212,8 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     state = Path(os.path.abspath(options.state or out))
     given = {name: getattr(options, name) for name in WHERE if getattr(options, name) is not None}
     where = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    local = options.scheduler.startswith("local")
-    limit = options.max_parallel if options.max_parallel is not None else 1 if local else None
+    scheduler = find_scheduler(options.scheduler)
+    limit = options.max_parallel if options.max_parallel is not None else 1 if scheduler.local else None
     try:
         for option, folder in (("--out", options.out), ("--state", options.state or "")):
             if is_remote(folder):
@@ -223,9 +221,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 )
         if limit is not None and limit < 1:
             raise PipelineError(f"--max-parallel={limit}: expected at least 1")
-        if limit is not None and options.scheduler == "slurm":
+        if limit is not None and scheduler.queue:
             raise PipelineError(
-                f"--max-parallel={limit}: expected none with slurm, whose queue has every stage at once"
+                f"--max-parallel={limit}: expected none with {options.scheduler}, whose queue has every stage at once"
             )
         if not options.val and os.path.basename(options.data.rstrip("/")).startswith("train"):
             raise PipelineError(
@@ -247,8 +245,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     print(f"{pformat(asdict(get_app(job)), width=120)}\n{job}\n")
                 return 0
             stream = sys.stderr if sys.stderr.isatty() else None
+            poll_seconds = 1.0 if scheduler.local else 10.0
             status = run_stages(
-                stages, state, runner, options.scheduler, cfg, limit, 1.0 if local else 10.0, stream, options.watch
+                stages, state, runner, options.scheduler, cfg, limit, poll_seconds, stream, options.watch
             )
     except RunError as error:
         print(f"deit-fast: {error}", file=sys.stderr)
@@ -256,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, SignalException):  # before the first job
         return 130
     if status is None:
-        print("\nIn Slurm's queue. Run this again for what became of it, with --watch to follow it.")
+        print(f"\nIn {scheduler.queue}. Run this again for what became of it, with --watch to follow it.")
         return 0
     if status == 0:
         report = format_report(stages)

@@ -10,6 +10,7 @@ from torchx.runner import Runner
 from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppDef, AppDryRunInfo, CfgVal
 
+from .schedulers import find_scheduler
 from .state import PipelineError, Record, explain
 
 
@@ -58,7 +59,7 @@ def dryrun_stage(
 
     Raises PipelineError; a component that refuses its arguments raises SystemExit.
     """
-    if scheduler.startswith("local"):  # which makes a temporary log_dir where it is given none, and deletes it
+    if find_scheduler(scheduler).local:  # TorchX makes a temporary log_dir where it is given none, and deletes it
         cfg = {**cfg, "log_dir": str(folder / "logs" / stage.name)}
     try:
         return runner.dryrun_component(stage.component, [*stage.where, *stage.arguments], scheduler, cfg=cfg)

@@ -1,4 +1,4 @@
-"""What outlives a driver: pipeline.json, and jobs still running."""
+"""What outlives a driver: pipeline.json."""
 
 import contextlib
 import json
@@ -46,16 +46,6 @@ def read_records(path: Path) -> dict[str, Record]:
 
 def write_records(path: Path, records: dict[str, Record]) -> None:
     write_json(path, {"stages": {name: asdict(record) for name, record in records.items()}})
-
-
-def find_processes(handle: str) -> list[int]:
-    """Processes of this machine that belong to a TorchX job, by the handle TorchX puts in their environment (Linux)."""
-    mark, found = f"TORCHX_JOB_ID={handle}".encode(), []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # another user's, or just gone
-            if mark in environment.read_bytes().split(b"\0"):
-                found.append(int(environment.parent.name))
-    return found
 
 
 def explain(error: BaseException) -> str:

@@ -38,7 +38,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
     scores = evaluate_checkpoint(
         arguments.checkpoint, arguments.data, arguments.overrides,
-        arguments.ema, arguments.flip, arguments.real, arguments.report,
+        arguments.ema, arguments.flip, arguments.metrics, arguments.report,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(scores, indent=2))

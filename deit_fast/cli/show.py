@@ -4,11 +4,13 @@ import json
 import math
 import re
 import textwrap
+from itertools import islice
 
 from deit_fast.data.loader.sampler import epoch_views, steps_per_epoch
 from deit_fast.recipe.schema import SECTIONS, Recipe
 from deit_fast.recipe.sections import Model, Schedule
-from deit_fast.recipe.table import GROUPS, RECIPES, training_images
+from deit_fast.recipe.table import GROUPS, training_images
+from deit_fast.runtime.table import plain_table
 from deit_fast.training.schedule import learning_rate, total_steps
 from deit_fast.zoo import find_architecture
 
@@ -21,12 +23,9 @@ _CELLS = 4  # learning rates per line
 
 def list_as_text() -> str:
     """The recipe table: a heading per source, a line per recipe."""
-    width = max(map(len, RECIPES))
-    blocks = []
-    for source, rows in GROUPS.items():
-        lines = (f"  {recipe.name:{width}}  {recipe.description.splitlines()[0]}" for recipe in rows)
-        blocks.append("\n".join([source, *lines]))
-    return "\n\n".join(blocks)
+    rows = ((f"  {recipe.name}", recipe.description.splitlines()[0]) for each in GROUPS.values() for recipe in each)
+    lines = iter(plain_table(rows))
+    return "\n\n".join("\n".join([source, *islice(lines, len(each))]) for source, each in GROUPS.items())
 
 
 def recipe_as_text(recipe: Recipe, num_images: int | None = None) -> str:

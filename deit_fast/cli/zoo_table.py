@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from deit_fast.runtime.table import plain_table
 from deit_fast.zoo.architectures import ARCHITECTURES
 from deit_fast.zoo.family import Published
 from deit_fast.zoo.published import find_published
@@ -13,9 +14,7 @@ _HEAD = ("name", "px", "params, M", "GFLOPs", "im/s", "memory, MB", "acc@1", "ac
 
 def zoo_as_text(names: Iterable[str]) -> str:
     """The published rows of the entries `names`, in columns; "-" is what was not published."""
-    rows = [_HEAD, *map(_cells, find_published(names))]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(plain_table([_HEAD, *map(_cells, find_published(names))]))
 
 
 def zoo_as_json(names: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from deit_fast.convert.infer import describe_weights, differences
 from deit_fast.models.build import ImageModel, build_model, families
 from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.table import plain_table
 
 # Weights that `initialise` makes fit, by the first part of their names.
 _FITTED = ("pos_embed", "dist_token", "head", "head_dist")
@@ -33,10 +34,7 @@ class Change(NamedTuple):
 
 def format_changes(changes: list[Change]) -> list[str]:
     """Lines of a table; none where nothing changed."""
-    if not changes:
-        return []
-    widths = [max(map(len, column)) for column in zip(*changes, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in changes]
+    return plain_table(changes)
 
 
 def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

@@ -1,25 +1,25 @@
-"""Top-1, top-5 and loss over a data set: every image exactly once, at any world size."""
+"""The metrics of a model over a data set: every image exactly once, at any world size."""
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import build_initialised
 from deit_fast.convert.heads import maps_to_1k
-from deit_fast.data.loader.batches import Batch, EvalLoader
+from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.classes import check_same_classes, resolve_classes
 from deit_fast.data.sources.open import open_source
+from deit_fast.infer.metrics import Metric, Predicted, Totals, build_metrics, find_metrics
+from deit_fast.infer.metrics.outcomes import outcome_rows, read_outcomes
 from deit_fast.infer.precision import average_mirrored, build_predictor, choose_dtype
-from deit_fast.infer.real_labels import RealLabels
-from deit_fast.infer.report import OutcomeTable, wilson_interval, write_report
+from deit_fast.infer.report import wilson_interval, write_report
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.hardware import cpu_threads
@@ -32,11 +32,12 @@ EVAL_BATCH = 256
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracies in percent, mean loss, and how many images at what rate over all processes."""
+    """What the metrics say of all images, and how many these are at what rate over all processes."""
 
-    top1: float
-    top5: float
-    loss: float
+    values: dict[str, float]
+    """The metrics' figures by name: top1 and top5 in percent, loss in nats, ..."""
+    totals: dict[str, Totals]
+    """Each metric's sum, by the metric's name."""
     images: int
     images_per_second: float
 
@@ -53,28 +54,36 @@ def evaluate(
     predict: Callable[[Tensor], Tensor],
     loader: EvalLoader,
     world: World,
-    watch: Callable[[Batch, Tensor], None] | None = None,
+    watch: Callable[[], object] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Scores:
     """Scores of `predict` (uint8 images [B, 3, S, S] -> logits [B, K]) on this and all other processes' images.
 
-    watch: called with each batch of this process and the logits of its valid images, fp32 [batch.valid, K].
+    watch: called after each batch of this process. metrics: those of every evaluation, if none are given.
     """
-    sums = torch.zeros(4, dtype=torch.float64, device=world.device)  # top-1, top-5, loss, images
-    start, timed = time.perf_counter(), 0
+    metrics = find_metrics() if metrics is None else metrics
+    sums: dict[str, Tensor] = {}
+    start, images, timed = time.perf_counter(), 0, 0
     for number, batch in enumerate(progress(loader, len(loader), "evaluate", world.is_main)):
-        logits = predict(batch.images)[: batch.valid].float()
-        labels = batch.labels[: batch.valid]
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        images = torch.full_like(loss, batch.valid)
-        sums += torch.stack([ranked[:, 0].sum(), ranked.sum(), loss, images]).to(sums.dtype)
+        valid = batch.valid
+        logits = predict(batch.images)[:valid].float()
+        seen = Predicted(logits, batch.labels[:valid], batch.indices[:valid], batch.images[:valid])
+        for name, metric in metrics.items():
+            sums[name] = sums.get(name, 0) + metric.sums(seen).double()
+        images += valid
         if watch is not None:
-            watch(batch, logits)
+            watch()
         if number == 0 and len(loader) > 1:  # the first batch built the pipeline, and compiled
-            start, timed = time.perf_counter(), batch.valid
-    top1, top5, loss_sum, count = world.sum(sums).tolist()
+            start, timed = time.perf_counter(), valid
+    totals = {name: world.sum(each).cpu().numpy() for name, each in sums.items()}
+    count = int(world.sum(torch.tensor(images, device=world.device)))
     rate = (count - timed * world.size) / (time.perf_counter() - start)
-    return Scores(100 * top1 / count, 100 * top5 / count, loss_sum / count, int(count), rate)
+    values: dict[str, float] = {}
+    for name, metric in metrics.items():
+        found = metric.values(totals[name], count)
+        assert not found.keys() & values.keys(), f"metric {name}: {found.keys() & values.keys()} is another's"
+        values |= found
+    return Scores(values, totals, count, rate)
 
 
 def evaluate_checkpoint(
@@ -83,7 +92,7 @@ def evaluate_checkpoint(
     overrides: Iterable[str] = (),
     ema: bool = False,
     flip: bool = False,
-    real: Path | None = None,
+    metrics: Iterable[str] = (),
     report: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on a data set, with its own recipe or one changed by section.key=value words.
@@ -91,9 +100,10 @@ def evaluate_checkpoint(
     Any format that load_weights reads; a foreign file's recipe has the published crop ratio of its family. The data's
     classes have to be the checkpoint's, or ImageNet-1k's of a checkpoint of ImageNet-21k (model.num_classes=1000);
     another model.image_size resamples position embeddings. flip: the logits are the mean of those of an image and of
-    its mirror image. real: the real.json of ImageNet-ReaL, for a score by its labels too. report: a folder for
-    `write_report`. Returns Scores' fields with 95 % confidence intervals, the checkpoint, its format, the resolution,
-    minutes, and what was changed at loading. Raises RecipeError, DataError or RunError.
+    its mirror image. metrics: NAME=VALUE words for those of `infer.metrics` that have to be asked for, as
+    real=real.json. report: a folder for `write_report`. Returns the metrics' values, top-1 and top-5 with 95 %
+    confidence intervals, the checkpoint, its format, the resolution, minutes, and what was changed at loading. Raises
+    RecipeError, DataError or RunError.
     """
     start = time.perf_counter()
     weights = load_weights(fetch_file(checkpoint), ema)
@@ -106,7 +116,7 @@ def evaluate_checkpoint(
     names = weights.classes if weights.classes and not maps else [str(label) for label in range(asked or own)]
     check_same_classes(source, names, f"the classes of {checkpoint}")
     recipe = resolve_classes(recipe, source)
-    real_labels = RealLabels(real, source) if real else None
+    asked_for = build_metrics(metrics, source)
     world = join_world()
     if report is not None and world.is_main:
         report.mkdir(parents=True, exist_ok=True)  # fails now rather than after the evaluation
@@ -115,13 +125,13 @@ def evaluate_checkpoint(
     model = model.to(world.device).to(memory_format=torch.channels_last)
     predict = build_predictor(model.eval(), recipe, dtype, world)
     loader = build_eval_loader(recipe, source, world)
-    table = OutcomeTable(len(source), world.device)
+    chosen = {**find_metrics(), **asked_for, "outcomes": outcome_rows(len(source))}
     try:
-        scores = evaluate(average_mirrored(predict) if flip else predict, loader, world, table.add)
+        scores = evaluate(average_mirrored(predict) if flip else predict, loader, world, metrics=chosen)
     finally:
         loader.close()
-    outcomes = table.gather(world)
     leave_world()
+    outcomes = read_outcomes(scores.totals["outcomes"])
     result = {
         "checkpoint": str(checkpoint),
         "format": weights.source,
@@ -129,10 +139,11 @@ def evaluate_checkpoint(
         "weights": "ema" if ema else "model",
         "image_size": recipe.model.image_size,
         "flip": flip,
-        **asdict(scores),
+        **scores.values,
+        "images": scores.images,
+        "images_per_second": scores.images_per_second,
         "top1_interval": list(wilson_interval(int((outcomes.predictions == source.labels).sum()), len(source))),
         "top5_interval": list(wilson_interval(int(outcomes.in_top5.sum()), len(source))),
-        **(real_labels.scores(outcomes.predictions) if real_labels else {}),
         "minutes": (time.perf_counter() - start) / 60,
         "changes": [str(change) for change in changes],
     }

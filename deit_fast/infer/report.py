@@ -2,56 +2,20 @@
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from deit_fast.data.loader.batches import Batch
 from deit_fast.data.sources.base import Source
+from deit_fast.infer.metrics.outcomes import Outcomes
 from deit_fast.runtime.files import atomic_path, write_json
-from deit_fast.runtime.world import World, to_device
 
 MISTAKES = 200
 PICTURE_CLASSES = 100
 """Most classes whose confusion matrix is a table and a picture; those of more are kept sparse."""
 _NAMED_TICKS = 40
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """What a model made of each of N images, in the order of the source."""
-
-    predictions: NDArray[np.int64]
-    confidences: NDArray[np.float64]
-    """Softmax of the predicted class's logit, in [0, 1]."""
-    in_top5: NDArray[np.bool_]
-    """Whether the label is among the five largest logits."""
-
-
-class OutcomeTable:
-    """Collects the outcomes of this process's images on the device, without waiting for it, and then everybody's."""
-
-    def __init__(self, images: int, device: torch.device) -> None:
-        self._rows = torch.zeros(images, 4, dtype=torch.float64, device=device)
-
-    def add(self, batch: Batch, logits: Tensor) -> None:
-        """logits: fp32 [batch.valid, K], of the images that are no padding."""
-        confidences, predictions = logits.softmax(dim=1).max(dim=1)
-        top5 = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        in_top5 = (top5 == batch.labels[: batch.valid, None]).any(dim=1)
-        rows = torch.stack([each.double() for each in (predictions, confidences, in_top5, torch.ones_like(in_top5))], 1)
-        self._rows.index_add_(0, to_device(batch.indices[: batch.valid], self._rows.device), rows)
-
-    def gather(self, world: World) -> Outcomes:
-        """Every process's outcomes, on every process; a collective."""
-        predictions, confidences, in_top5, times = world.sum(self._rows).cpu().numpy().T
-        assert (times == 1).all(), "every image is evaluated exactly once"
-        return Outcomes(predictions.astype(np.int64), confidences, in_top5.astype(bool))
 
 
 def wilson_interval(hits: int, images: int) -> tuple[float, float]:

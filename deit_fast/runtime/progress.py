@@ -1,9 +1,13 @@
-"""How far something is that takes more than a few seconds: a bar on a terminal, a line now and then elsewhere."""
+"""How far something is that takes more than a few seconds: a bar on a terminal, a line now and then elsewhere.
+
+The bar is tqdm's, which draws in the thread that counts and leaves stdout alone; rich would bring a drawing thread to
+every process and stand between the program and its output, for one line that needs no layout.
+"""
 
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from tqdm import tqdm
 
@@ -11,14 +15,55 @@ Item = TypeVar("Item")
 LINE_SECONDS = 10.0
 
 
+class Progress:
+    """`start` of `total` things, named `what`, are done; a context manager.
+
+    lines: whether a log file gets "WHAT: 3 of 9" on stderr every LINE_SECONDS; False where the caller writes lines of
+    its own. show: False for all but the one process of several that reports.
+    """
+
+    def __init__(
+        self, total: int, what: str, start: int = 0, unit: str = "it", lines: bool = True, show: bool = True
+    ) -> None:
+        self._what, self._total, self._done = what, total, start
+        drawn = show and sys.stderr.isatty()
+        self._bar = (
+            tqdm(desc=what, total=total, initial=start, unit=unit, leave=False, dynamic_ncols=True) if drawn else None
+        )
+        self._lines = show and lines and not drawn
+        self._last_line = time.monotonic()
+
+    def update(self, count: int = 1) -> None:
+        """`count` more are done."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif self._lines and time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
+            print(f"{self._what}: {self._done} of {self._total}", file=sys.stderr, flush=True)
+
+    def write(self, line: str) -> None:
+        """Prints a line to stdout, above the bar where there is one."""
+        if self._bar is None:
+            print(line, flush=True)
+        else:
+            self._bar.write(line)
+
+    def close(self) -> None:
+        """Takes the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
 def progress(items: Iterable[Item], total: int, what: str, show: bool = True) -> Iterator[Item]:
-    """The items, with progress on stderr; `show` is for the one process of several that reports."""
-    if show and sys.stderr.isatty():
-        yield from tqdm(items, desc=what, total=total, leave=False, dynamic_ncols=True)
-        return
-    last = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        yield item
-        if show and time.monotonic() - last > LINE_SECONDS:
-            last = time.monotonic()
-            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+    """The items, counted by a Progress as each is done with."""
+    with Progress(total, what, show=show) as bar:
+        for item in items:
+            yield item
+            bar.update()

@@ -87,8 +87,8 @@ class Evaluation:
         scores: dict[str, float] = {}
         state.model.eval()
         for prefix, predict in self._predictors.items():
-            result = evaluate(predict, self._loader, job.world, lambda *_: watchdog.beat("evaluation"))
-            scores |= {f"{prefix}{key}": getattr(result, key) for key in ("top1", "top5", "loss")}
+            result = evaluate(predict, self._loader, job.world, lambda: watchdog.beat("evaluation"))
+            scores |= {f"{prefix}{key}": value for key, value in result.values.items()}
         state.scores = scores
         self._log.record("eval", state.step, scores)
 

@@ -45,9 +45,9 @@ def test_scores_are_those_of_the_valid_images(classes: int) -> None:
             hits5.append(label in ranked[:5])
             losses.append(np.log(np.exp(values).sum()) - values[label])
     assert scores.images == 11
-    assert scores.top1 == pytest.approx(100 * np.mean(hits1))
-    assert scores.top5 == pytest.approx(100 * np.mean(hits5))
-    assert scores.loss == pytest.approx(np.mean(losses), rel=1e-6)
+    assert scores.values["top1"] == pytest.approx(100 * np.mean(hits1))
+    assert scores.values["top5"] == pytest.approx(100 * np.mean(hits5))
+    assert scores.values["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
 
 
 def test_a_checkpoint_scores_what_torchvision_and_timm_make_of_it(folder_data: Path, tmp_path: Path) -> None:

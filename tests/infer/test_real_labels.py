@@ -5,14 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from deit_fast.data.loader.batches import Batch
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.open import open_source
-from deit_fast.infer.real_labels import RealLabels
+from deit_fast.infer.evaluate import evaluate
+from deit_fast.infer.metrics.real import build_metric
 from deit_fast.runtime.errors import DataError
+from deit_fast.runtime.world import World
 from tests.image_files import encode, write
 
 NUMBERS = {"a": [3, 1], "b": [5, 2], "c": [4]}  # the images of each class
+CPU = World(0, 1, torch.device("cpu"))
 LISTS = [[0], [0, 2], [], [2], [1, 0]]
 
 
@@ -26,17 +31,24 @@ def source(tmp_path: Path) -> Source:
 
 def refused(path: Path, source: Source) -> str:
     with pytest.raises(DataError) as error:
-        RealLabels(path, source)
+        build_metric(str(path), source)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 def test_images_without_labels_do_not_count(source: Source, tmp_path: Path) -> None:
-    real = RealLabels(write(tmp_path / "real.json", json.dumps(LISTS).encode()), source)
+    real = build_metric(str(write(tmp_path / "real.json", json.dumps(LISTS).encode())), source)
+    order = np.array([4, 0, 2, 1, 3, 0])  # the last is padding
     # The source has images 1 and 3 of a, 2 and 5 of b, 4 of c.
     for predictions, hits in (([0, 0, 2, 1, 2], 4), ([1, 0, 1, 2, 0], 0), ([0, 2, 0, 0, 1], 3)):
-        scores = real.scores(np.array(predictions))
-        assert scores == {"real_top1": 100 * hits / 4, "real_images": 4}
+        logits = torch.eye(3)[predictions]
+        none = torch.zeros(3, dtype=torch.long)
+        batches = [
+            Batch(torch.from_numpy(each), none, each, None, 0, number, valid)
+            for number, (each, valid) in enumerate(((order[:3], 3), (order[3:], 2)))
+        ]
+        scores = evaluate(lambda images, logits=logits: logits[images], batches, CPU, metrics={"real": real})
+        assert scores.values == {"real_top1": 100 * hits / 4, "real_images": 4}
 
 
 def test_wrong_files_and_counts_are_refused(source: Source, tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ from deit_fast.checkpoint.format import save_checkpoint
 from deit_fast.cli.main import main
 from deit_fast.data.loader.batches import Batch
 from deit_fast.data.sources.base import Source
-from deit_fast.infer.report import Outcomes, OutcomeTable, confusion_matrix, wilson_interval, write_report
+from deit_fast.infer.evaluate import evaluate
+from deit_fast.infer.metrics.outcomes import Outcomes, outcome_rows, read_outcomes
+from deit_fast.infer.report import confusion_matrix, wilson_interval, write_report
 from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.world import World
@@ -110,17 +112,22 @@ def test_every_file_says_what_scikit_learn_says(classes: int, tmp_path: Path) ->
 
 
 def test_padding_and_batches_without_images_leave_no_outcome() -> None:
-    table, logits = OutcomeTable(4, torch.device("cpu")), 5 * torch.eye(7)[[6, 2, 3, 0]] + torch.arange(7) / 10
+    world, logits = World(0, 1, torch.device("cpu")), 5 * torch.eye(7)[[6, 2, 3, 0]] + torch.arange(7) / 10
     labels = torch.tensor([6, 1, 3, 2])
-    for indices, valid in (([2, 0], 2), ([3, 1, 1], 2), ([0, 0], 0)):
-        batch = Batch(torch.zeros(0), labels[indices], np.array(indices), None, 0, 0, valid)
-        table.add(batch, logits[indices][:valid])
-    outcomes = table.gather(World(0, 1, torch.device("cpu")))
+
+    def batch(indices: list[int], valid: int) -> Batch:
+        return Batch(torch.tensor(indices), labels[indices], np.array(indices), None, 0, 0, valid)
+
+    batches = [batch([2, 0], 2), batch([3, 1, 1], 2), batch([0, 0], 0)]
+    metrics = {"outcomes": outcome_rows(4)}
+    scores = evaluate(lambda images: logits[images], batches, world, metrics=metrics)  # type: ignore[arg-type]
+    outcomes = read_outcomes(scores.totals["outcomes"])
     assert outcomes.predictions.tolist() == [6, 2, 3, 0]
     assert outcomes.in_top5.tolist() == [True, False, True, False]  # 1 comes sixth after 2, 6, 5, 4, 3
     assert outcomes.confidences == pytest.approx(softmax(logits.numpy(), axis=1).max(axis=1))
+    scores = evaluate(lambda images: logits[images], batches[1:], world, metrics=metrics)  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="exactly once"):
-        OutcomeTable(4, torch.device("cpu")).gather(World(0, 1, torch.device("cpu")))
+        read_outcomes(scores.totals["outcomes"])
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +230,8 @@ def test_one_line_for_what_cannot_be_evaluated(
         (["--report", str(tmp_path / "file" / "report")], "Not a directory"),
         (["--real", str(tmp_path / "real.json")], "expected labels for the 33 images"),
         (["--real", str(tmp_path / "none.json")], "expected a readable list"),
+        (["--metric", f"real={tmp_path / 'real.json'}"], "expected labels for the 33 images"),
+        (["--metric", "rael=real.json"], "--metric rael=real.json: expected one of real, and =VALUE (did you mean"),
         (["model.num_classes=5"], "model.num_classes=5: expected 3"),
         (["--data", str(tmp_path / "two")], f"expected the classes of {checkpoint}, 3 in number, found 2"),
         (["data.category=genus"], "data.category='genus': expected iNaturalist's annotations"),

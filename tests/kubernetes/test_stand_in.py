@@ -11,8 +11,8 @@ from torchx.runner import Runner, get_runner
 from torchx.specs import AppDef, AppState, Resource, Role, VolumeMount
 
 from pipelines.logs import follow_log
+from pipelines.schedulers import find_scheduler
 from pipelines.state import Record
-from pipelines.volcano import job_state
 from tests.kubernetes.cluster import NAMESPACE, QUEUE, Cluster
 from tests.kubernetes.jobs import Job
 
@@ -45,12 +45,14 @@ def submit(cluster: Cluster, runner: Runner, app: AppDef, grace: int | None = No
 
 @pytest.mark.filterwarnings(r"ignore:\s*Role a configured with restarts")
 def test_a_log_is_followed_over_a_restart(cluster: Cluster, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.logs.FOLLOW_SECONDS", 0.2)
+    monkeypatch.setattr("pipelines.schedulers.kubernetes.FOLLOW_SECONDS", 0.2)
     script = "echo one; until [ -e /runs/go ]; do sleep 0.1; done; if mkdir /runs/mark; then exit 3; fi; echo two"
     job = submit(cluster, runner, shell(script, retries=3))
     record = Record("running", "", [], job.handle, "a", 1, 1, time.time())
     stream = io.StringIO()
-    (thread,) = follow_log(runner, "a", record, stream, lambda: job_state(job.handle) is AppState.SUCCEEDED)
+    scheduler = find_scheduler("kubernetes")
+    ended = lambda: scheduler.state(runner, job.handle) is AppState.SUCCEEDED  # noqa: E731
+    (thread,) = follow_log(runner, "a", record, stream, ended)
     job.wait_until(lambda: stream.getvalue() == "a | one\n", 20, "the first line")
     (cluster.claims["runs"] / "go").touch()
     assert job.wait(30) == "Completed"
@@ -67,7 +69,7 @@ def test_a_pod_has_its_grace_period(cluster: Cluster, runner: Runner, grace: int
     runner.cancel(job.handle)
     job.wait_until(lambda: not job.running(), 10, "the pod's end")
     assert [pod.exit_code for pod in job.pods()] == [status]
-    assert job_state(job.handle) is None
+    assert find_scheduler("kubernetes").state(runner, job.handle) is None
 
 
 def test_without_a_policy_a_failure_ends_the_job(cluster: Cluster, runner: Runner) -> None:

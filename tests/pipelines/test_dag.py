@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,12 @@ from pathlib import Path
 import pytest
 from deit_fast.pipelines import dag
 from deit_fast.pipelines.dag import run_stages
+from deit_fast.pipelines.schedulers.local_cwd import find_processes
 from deit_fast.pipelines.stages import Stage, sort_stages
-from deit_fast.pipelines.state import PipelineError, find_processes
-from torchx.runner import get_runner
+from deit_fast.pipelines.state import PipelineError
+from torchx.runner import Runner, get_runner
+from torchx.schedulers.api import DescribeAppResponse
+from torchx.schedulers.local_scheduler import CWDImageProvider, LocalScheduler
 
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.files import locked
@@ -263,27 +267,53 @@ def test_an_interrupt_between_two_polls_is_not_lost(
     assert states(tmp_path / "out") == {"a": "cancelled"}
 
 
+class Cluster(LocalScheduler):
+    """A scheduler for which the pipelines have no module. Asked for a state, it does not answer at first."""
+
+    silences = 5
+
+    def __init__(self, session_name: str, **_: object) -> None:
+        super().__init__(session_name, CWDImageProvider)
+        self.backend = "cluster"
+
+    def describe(self, app_id: str) -> DescribeAppResponse | None:
+        self.silences -= 1
+        if self.silences >= 0:
+            raise RuntimeError("squeue: error\n  Socket timed out")
+        return super().describe(app_id)
+
+
+class Forgetful(Cluster):
+    silences = 0
+
+    def describe(self, app_id: str) -> None:
+        return None
+
+
 def test_a_silent_cluster_is_waited_for(
     tmp_path: Path, component: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(dag._Run, "local", property(lambda self: False))
     stages = [shell(component, "a", "true")]
-    with get_runner() as runner:
-        answer, silent = runner.status, iter(range(5))
+    with Runner("test", {"cluster": Cluster}) as runner:
+        assert run_stages(stages, tmp_path / "out", runner, "cluster", {}, poll_seconds=0.02) == 0
+    assert capfd.readouterr().out.count("squeue: error Socket timed out") == 1
 
-        def status(handle: str) -> object:
-            if next(silent, None) is not None:
-                raise RuntimeError("squeue: error\n  Socket timed out")
-            return answer(handle)
+    monkeypatch.setattr(dag, "PATIENCE_SECONDS", 0.1)
+    with Runner("test", {"cluster": Forgetful}) as runner:
+        assert run_stages(stages, tmp_path / "two", runner, "cluster", {}, poll_seconds=0.02) == 1
+    assert "LOST" in capfd.readouterr().out
 
-        monkeypatch.setattr(runner, "status", status)
-        assert run_stages(stages, tmp_path / "out", runner, "local_cwd", {}, poll_seconds=0.02) == 0
-        assert capfd.readouterr().out.count("squeue: error Socket timed out") == 1
 
-        monkeypatch.setattr(runner, "status", lambda handle: None)
-        monkeypatch.setattr(dag, "PATIENCE_SECONDS", 0.1)
-        assert run_stages(stages, tmp_path / "two", runner, "local_cwd", {}, poll_seconds=0.02) == 1
-        assert "LOST" in capfd.readouterr().out
+def test_an_interrupt_leaves_a_clusters_jobs(
+    tmp_path: Path, component: str, journal: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stages = [shell(component, "a", f"sleep 0.5; echo a >> {journal}"), shell(component, "b", "true", "a")]
+    with Runner("test", {"cluster": Cluster}) as runner:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        assert run_stages(stages, tmp_path / "out", runner, "cluster", {}, poll_seconds=0.02) == 130
+        wait_for(journal, "a")
+    assert "goes on; run this again to follow it, or: torchx cancel cluster://test/" in capfd.readouterr().out
+    assert states(tmp_path / "out") == {"a": "running"}
 
 
 def test_logs_are_streamed_where_asked(tmp_path: Path, component: str) -> None:

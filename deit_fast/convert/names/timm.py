@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import timm
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -40,8 +41,6 @@ def _reload(path: Path) -> Callable[[Tensor], Tensor] | None:
     weights = _weights_of(path)
     if weights.name != _WEIGHTS:
         return None
-    import timm  # late: it takes a second, and no reader needs it
-
     return timm.create_model(f"local-dir:{weights.parent}", pretrained=True).eval()
 
 

@@ -1,0 +1,77 @@
+"""The figures of an evaluation, one module each: what a batch adds to a sum, and what the sum over all images says.
+
+A module with a METRIC is part of every evaluation, a training's too: two passes over logits cost nothing beside a
+model. One that needs a file or much time has a `build_metric` instead, and is asked for: --metric NAME=VALUE.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from types import FunctionType
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deit_fast.data.sources.base import Source
+from deit_fast.runtime.discover import discover
+from deit_fast.runtime.errors import RunError, suggest
+
+Totals = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A batch as a metric sees it: b images, which may be none, and the model's logits. Padding is cut off."""
+
+    logits: Tensor
+    """fp32 [b, K], on the device."""
+    labels: Tensor
+    """int64 [b], on the device."""
+    indices: NDArray[np.int64]
+    """[b], on the host: the images' places in the data set."""
+    images: Tensor
+    """uint8 [b, 3, S, S], on the device: as the model got them, before normalisation."""
+
+    @cached_property
+    def top5(self) -> Tensor:
+        """The classes of the five largest logits, the largest first: int64 [b, 5], or [b, K] where K is less."""
+        return self.logits.topk(min(5, self.logits.shape[1]), dim=1).indices
+
+    @cached_property
+    def most_likely(self) -> tuple[Tensor, Tensor]:
+        """Confidences fp32 [b], in [0, 1], and classes int64 [b]: the softmax's largest value and its place."""
+        confidences, classes = self.logits.softmax(dim=1).max(dim=1)
+        return confidences, classes
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure or a few, as two functions without a state."""
+
+    sums: Callable[[Predicted], Tensor]
+    """What a batch adds: a tensor of one shape for all batches, on the device. It must not wait for the device, so no
+    `.item()`, `.cpu()` or boolean mask. It is added up in fp64, over batches and then over processes."""
+    values: Callable[[Totals, int], dict[str, float]]
+    """The figures by name, from that sum (on the host, fp64) and the number of images."""
+
+
+@cache
+def find_metrics() -> dict[str, Metric]:
+    """The metrics of every evaluation, by their modules' names."""
+    return discover(__name__, "METRIC", Metric)
+
+
+def build_metrics(words: Iterable[str], source: Source) -> dict[str, Metric]:
+    """The metrics that NAME=VALUE words ask for, over the images of `source`. Raises RunError for an unknown name.
+
+    A metric's own `build_metric(value, source)` raises RunError or DataError for a value that it cannot use.
+    """
+    known = discover(__name__, "build_metric", FunctionType)
+    built = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in known:
+            raise RunError(f"--metric {word}: expected one of {', '.join(known)}, and =VALUE{suggest(name, known)}")
+        built[name] = known[name](value, source)
+    return built

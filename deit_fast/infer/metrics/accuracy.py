@@ -1,0 +1,20 @@
+"""Top-1 and top-5 accuracy, percent: the label has the largest logit, or one of the five largest."""
+
+import torch
+from torch import Tensor
+
+from deit_fast.infer.metrics import Metric, Predicted, Totals
+
+
+def count_hits(seen: Predicted) -> Tensor:
+    """[2]: images whose label is first, and among the first five."""
+    hits = seen.top5 == seen.labels[:, None]
+    return torch.stack([hits[:, 0].sum(), hits.sum()])
+
+
+def accuracies(hits: Totals, images: int) -> dict[str, float]:
+    top1, top5 = hits.tolist()
+    return {"top1": 100 * top1 / images, "top5": 100 * top5 / images}
+
+
+METRIC = Metric(count_hits, accuracies)

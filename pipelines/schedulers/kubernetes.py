@@ -1,0 +1,122 @@
+"""Kubernetes, with Volcano's jobs.
+
+TorchX 0.7.0 fails on a job that is gone, and on a phase it has no name for.
+"""
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torchx.runner import Runner
+from torchx.schedulers.api import Stream
+from torchx.specs import AppDryRunInfo, AppState, CfgVal, is_terminal
+from torchx.util.strings import normalize_str
+
+from ..state import PipelineError, explain
+from . import Scheduler
+
+FOLLOW_SECONDS = 5.0  # between two attempts at the log of a pod
+_MARK = "deit-fast/output"
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*Z) ?")
+_VOLCANO = {"group": "batch.volcano.sh", "version": "v1alpha1", "plural": "jobs"}
+_STATES = {
+    "Pending": AppState.PENDING,
+    "Completed": AppState.SUCCEEDED,
+    "Failed": AppState.FAILED,
+    "Terminated": AppState.FAILED,
+    "Aborted": AppState.CANCELLED,
+}  # and on the way from one to another: Running, Restarting, Completing, ...
+
+
+class Kubernetes(Scheduler):
+    """Its client is imported where it is used, since few have it."""
+
+    missing = AppState.CANCELLED  # a job that was cancelled is no more
+
+    def prepare(self, job: AppDryRunInfo[Any], output: str, after: Sequence[str]) -> None:
+        job.request.resource["metadata"].setdefault("annotations", {})[_MARK] = output
+
+    def find(self, cfg: Mapping[str, CfgVal]) -> dict[str, str]:
+        """Those of the namespace in `cfg`. Raises PipelineError where Kubernetes does not answer."""
+        namespace = str(cfg.get("namespace") or "default")
+        try:
+            jobs = _api().list_namespaced_custom_object(**_VOLCANO, namespace=namespace)["items"]
+        except Exception as error:  # of a client that may be missing, for an API that may be anywhere
+            raise PipelineError(f"Kubernetes: {explain(error)}") from error
+        return {
+            output: f"kubernetes://torchx/{namespace}:{job['metadata']['name']}"
+            for job in jobs
+            if (output := (job["metadata"].get("annotations") or {}).get(_MARK)) and not is_terminal(_state(job))
+        }
+
+    def state(self, runner: Runner, handle: str) -> AppState | None:
+        namespace, name = _split_handle(handle)
+        try:
+            return _state(_api().get_namespaced_custom_object(**_VOLCANO, namespace=namespace, name=name))
+        except Exception as error:
+            if getattr(error, "status", None) == 404:
+                return None
+            raise
+
+    def log(self, runner: Runner, handle: str, role: str, replica: int) -> Iterable[str]:
+        """The lines a pod printed so far.
+
+        Clients before 37 give the printed form of the bytes, in one line, for the text that TorchX asks for.
+        """
+        from kubernetes import client
+
+        namespace, name = _split_handle(handle)
+        pod = normalize_str(f"{name}-{role}-{replica}-0")
+        api = client.CoreV1Api(_connect())
+        answer: Any = api.read_namespaced_pod_log(pod, namespace, timestamps=True, _preload_content=False)
+        return (_split_time(line)[1] for line in answer.data.decode(errors="replace").splitlines())
+
+    def follow(
+        self, runner: Runner, handle: str, role: str, stream: Stream | None, ended: Callable[[], bool]
+    ) -> Iterable[str]:
+        """A log is there once the pod has started and ends with the pod; a job that restarts has another."""
+        last = ""
+        while True:
+            seen, over = last, ended()  # before it is read: there may be more
+            with contextlib.suppress(Exception):  # no pod yet, or none any more
+                for line in super().follow(runner, handle, role, stream, ended):
+                    last, text = _split_time(line)
+                    if last > seen:
+                        yield text
+            if over:
+                return
+            time.sleep(FOLLOW_SECONDS)
+
+
+def _split_time(line: str) -> tuple[str, str]:
+    """The time that Kubernetes puts before a line, and the line."""
+    stamp = _STAMP.match(line)
+    return (stamp[1], line[stamp.end() :].rstrip()) if stamp else ("", line.rstrip())
+
+
+def _split_handle(handle: str) -> tuple[str, str]:
+    namespace, _, name = handle.rpartition("/")[2].partition(":")
+    return namespace, name
+
+
+def _state(job: dict[str, Any]) -> AppState:
+    # Volcano takes a moment to give a new job its status.
+    phase = job.get("status", {}).get("state", {}).get("phase", "Pending")
+    return _STATES.get(phase, AppState.RUNNING)
+
+
+def _api() -> Any:
+    from kubernetes import client
+
+    return client.CustomObjectsApi(_connect())
+
+
+def _connect() -> Any:
+    from kubernetes import config
+
+    return config.new_client_from_config()
+
+
+SCHEDULER = Kubernetes()

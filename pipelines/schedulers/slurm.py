@@ -1,0 +1,109 @@
+"""Slurm: its queue knows the order of the jobs.
+
+TorchX passes on few of sbatch's options and reads no state of a cancelled job (0.7.0) or of a pending one (nightlies,
+on Slurm before 23).
+"""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from torchx.runner import Runner
+from torchx.schedulers.api import DescribeAppResponse, Stream
+from torchx.schedulers.slurm_scheduler import SlurmBatchRequest, SlurmScheduler
+from torchx.specs import AppDryRunInfo, AppState, CfgVal
+
+from ..state import PipelineError
+from . import Scheduler, as_text
+
+SIGNAL = "USR1@120"  # a checkpoint and an orderly end take seconds; Slurm may send it a minute early
+_MARK = "deit-fast:"
+_WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+_FAILED = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}
+
+
+class Slurm(Scheduler):
+    """Methods raise PipelineError where Slurm does not answer."""
+
+    queue = "Slurm's queue"
+
+    def prepare(self, job: AppDryRunInfo[SlurmBatchRequest], output: str, after: Sequence[str]) -> None:
+        """Lets a job that makes `output` wait in the queue for the jobs with the handles `after`.
+
+        It starts once all of them have succeeded and is cancelled when one does not. Shortly before its time limit, if
+        it has one, it gets the signal of $SBATCH_SIGNAL, or SIGNAL where that is not set.
+        """
+        command = job.request.cmd
+        comments = [word for word in command if word.startswith("--comment=")]  # the user's stays in front
+        command += [" ".join([*(comments or ["--comment="]), _MARK + output]).replace("= ", "=")]
+        if after:
+            command += [f"--dependency=afterok:{':'.join(map(_id, after))}", "--kill-on-invalid-dep=yes"]
+        if "SBATCH_SIGNAL" not in os.environ:
+            command += [f"--signal={SIGNAL}"]
+
+    def find(self, cfg: Mapping[str, CfgVal]) -> dict[str, str]:
+        lines = _ask("squeue", "--me", "--noheader", "--format", "%i %k").splitlines()
+        jobs = {}
+        for line in lines:
+            job, _, comment = line.partition(" ")
+            if _MARK in comment:
+                jobs[comment.partition(_MARK)[2].strip()] = f"slurm://torchx/{job.partition('+')[0]}"
+        return jobs
+
+    def state(self, runner: Runner, handle: str) -> AppState | None:
+        return _job_state(handle)
+
+    def log(self, runner: Runner, handle: str, role: str, replica: int) -> Iterable[str]:
+        """The lines a node's processes printed to stderr."""
+        return map(as_text, _Logs("torchx").log_iter(_id(handle), role, replica))
+
+    def follow(
+        self, runner: Runner, handle: str, role: str, stream: Stream | None, ended: Callable[[], bool]
+    ) -> Iterable[str]:
+        return map(as_text, _Logs("torchx").log_iter(_id(handle), role, should_tail=True))
+
+    def cancel(self, runner: Runner, handle: str) -> None:
+        _ask("scancel", _id(handle))
+
+
+def _job_state(handle: str) -> AppState | None:
+    """The state of all parts of a job together, None for an unknown job."""
+    try:
+        lines = _ask("squeue", "--noheader", "--states", "all", "--jobs", _id(handle), "--format", "%T").split("\n")
+    except PipelineError:  # it forgets a job minutes after its end
+        lines = []
+    if not any(lines):
+        lines = _ask("sacct", "-X", "--noheader", "--parsable2", "--jobs", _id(handle), "--format", "State").split("\n")
+    states = {line.split()[0] for line in lines if line.strip()}  # CANCELLED by UID
+    if not states:
+        return None
+    if left := states - _FAILED - {"COMPLETED", "CANCELLED"}:
+        return AppState.PENDING if left <= _WAITING else AppState.RUNNING
+    if states & _FAILED:
+        return AppState.FAILED
+    return AppState.CANCELLED if "CANCELLED" in states else AppState.SUCCEEDED
+
+
+class _Logs(SlurmScheduler):
+    """TorchX's, which asks for the state of a job before it reads its log."""
+
+    def describe(self, app_id: str) -> DescribeAppResponse | None:
+        state = _job_state(app_id)
+        return None if state is None else DescribeAppResponse(app_id, state=state)
+
+
+def _id(handle: str) -> str:
+    return handle.rpartition("/")[2]
+
+
+def _ask(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PipelineError(f"{command[0]}: {error}; expected to run where Slurm's commands work") from error
+    if done.returncode:
+        raise PipelineError(f"{command[0]}: {done.stderr.strip() or f'exit status {done.returncode}'}")
+    return done.stdout
+
+
+SCHEDULER = Slurm()
