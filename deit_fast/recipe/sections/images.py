@@ -60,7 +60,7 @@ class Augment(Section):
     """RandAugment: mean magnitude, of 10."""
     rand_std: Annotated[NonNegative, _RAND] = 0.5
     """RandAugment: standard deviation of the magnitude."""
-    rand_extra: tuple[str, ...] = ()
+    rand_extra: Annotated[tuple[str, ...], _RAND] = ()
     """RandAugment: operations that it draws from beside timm's, by their names in data/augment/operations/."""
     erase: Fraction = 0.0
     """Random erasing: probability per view, on normalised pixels; above 0 there are erase_mode and erase_count."""
