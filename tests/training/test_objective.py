@@ -195,9 +195,9 @@ def test_no_graph_breaks(kind: str) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on CPUs needs g++, which is not installed")
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_steps_are_the_eager_ones(kind: str) -> None:
-    eager, compiled = step_of(kind, "optim.name=adamw"), step_of(kind, "optim.name=adamw", "run.compile=on")
     # Inductor draws from its own generator; with torch's, the compiled step has to be the eager one.
     with torch._inductor.config.patch(fallback_random=True):
+        eager, compiled = step_of(kind, "optim.name=adamw"), step_of(kind, "optim.name=adamw", "run.compile=on")
         for seed in range(3):
             with torch._dynamo.config.patch(error_on_recompile=seed > 0):
                 eager([batch(seed, mixed=True)], 1e-3)
