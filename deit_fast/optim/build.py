@@ -13,7 +13,7 @@ from deit_fast.optim.base import RecipeOptimizer, Setup, WeightAverage
 from deit_fast.optim.sharding import Shards, local
 from deit_fast.recipe.sections import Optim
 
-UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token", "alpha", "beta")  # the last are ResMLP's norms
+UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token")
 TRAINED_WITH_ATTENTION = ("head.weight", "head.bias", "pos_embed")
 
 
@@ -31,8 +31,8 @@ def freeze(model: nn.Module, section: Optim) -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
-    """Trained parameters, grouped by `lr_scale` and then `weight_decay`, the smaller first: without decay are 1-D
-    tensors, biases, tokens and position embedding.
+    """Trained parameters, grouped by `lr_scale` and then `weight_decay`, the smaller first: without decay are vectors
+    (ResMLP's norms are [1, 1, D]), biases, tokens and position embedding.
 
     facebookresearch/deit through timm's add_weight_decay, except that the distillation token, which it decays by an
     oversight, is with the other tokens. With layer_decay, lr_scale shrinks as in timm's param_groups_layer_decay.
@@ -41,7 +41,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float |
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, param in model.named_parameters():
         if param.requires_grad:
-            plain = param.ndim <= 1 or name.endswith(".bias") or name.rsplit(".", 1)[-1] in UNDECAYED
+            vector = param.ndim <= 1 or (param.ndim == 3 and param.numel() == param.shape[2])
+            plain = vector or name.endswith(".bias") or name.rsplit(".", 1)[-1] in UNDECAYED
             groups.setdefault((scales[name], 0.0 if plain else weight_decay), []).append(param)
     return [
         {"params": params, "lr_scale": scale, "weight_decay": decay}

@@ -67,7 +67,8 @@ def replicate(objective: nn.Module, run: Run) -> tuple[nn.Module, Exchange]:
     return ddp, lambda last: contextlib.nullcontext() if last else ddp.no_sync()
 
 
-def _blocks_of(model: Any) -> Iterator[nn.Module]:
-    """The residual blocks of a model."""
-    yield from model.blocks
-    yield from getattr(model, "blocks_token_only", ())  # of CaiT and PatchConvNet
+def _blocks_of(model: nn.Module) -> Iterator[nn.Module]:
+    """The residual blocks of a model: timm's `blocks`, and CaiT's and PatchConvNet's `blocks_token_only`."""
+    for name, child in model.named_children():
+        if name.startswith("blocks"):
+            yield from child.children()
