@@ -100,8 +100,10 @@ def prepare(
         compile_blocks(models, recipe, classifier.run, world)
         return TrainStep(recipe, state, world, classifier, objective, exchange_in_shards(state.model))
 
+    images = run.global_batch // (world.size * run.accumulation)  # Cosub's two passes over them come later
+
     def try_one_batch(module: nn.Module) -> None:
-        try_gradient(module, blank_batch(recipe, recipe.pass_size(world.size), world.device), world.device)
+        try_gradient(module, blank_batch(recipe, images, world.device), world.device)
 
     # Compiled outside DDP and called inside, which is one region without graph breaks at the buckets, but all gradients
     # arrive together at its end. Compiled at a call of DDP's, torch would cut it at every bucket.

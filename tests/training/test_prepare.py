@@ -11,7 +11,7 @@ from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.world import World
 from deit_fast.training.job import Job, plan_job
-from deit_fast.training.objective import BatchBuilder, MicroBatch, blank_batch
+from deit_fast.training.objective import BatchBuilder, MicroBatch
 from deit_fast.training.prepare import initialise, prepare
 from deit_fast.training.start import build_loader
 from tests.training.test_train import WORDS
@@ -21,6 +21,7 @@ RECIPES = {
     "mixing and erasing": ["augment.erase=0.25", "augment.erase_count=2"],
     "mixing": [],
     "erasing": ["mix.mixup=0", "mix.cutmix=0", "augment.erase=0.5"],
+    "cosub": ["loss.name=bce", "loss.cosub=true"],
     "plain, accumulated": ["mix.mixup=0", "mix.cutmix=0", "run.accumulation=2"],
 }
 
@@ -45,10 +46,18 @@ def layout(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("words", RECIPES.values(), ids=RECIPES)
-def test_the_trial_is_laid_out_like_the_loaders_batches(folder_data: Path, tmp_path: Path, words: list[str]) -> None:
-    job = plan(folder_data, tmp_path, *words)
-    size = job.recipe.pass_size(1)
-    assert layout(blank_batch(job.recipe, size, CPU.device)) == layout(first_batch(job))
+def test_the_trial_is_laid_out_like_the_loaders_batches(
+    folder_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    job = plan(folder_data, tmp_path, *words, "run.compile=on")
+    tried: list[MicroBatch] = []
+
+    def note(module: torch.nn.Module, batch: MicroBatch, device: torch.device) -> None:
+        tried.append(batch)
+
+    monkeypatch.setattr("deit_fast.training.prepare.try_gradient", note)
+    prepare(job.recipe, initialise(job.recipe, CPU), CPU, job.dtype)
+    assert layout(*tried) == layout(first_batch(job))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on CPUs needs g++, which is not installed")
