@@ -1,5 +1,6 @@
 import copy
 import io
+import math
 
 import numpy as np
 import pytest
@@ -66,6 +67,15 @@ def test_inner_products_lose_little(size: int) -> None:
     a, b = (torch.randn(size, generator=generator) for _ in range(2))
     exact = a.numpy().astype(np.float64) * b.numpy()
     assert inner_product(a, b) == pytest.approx(exact.sum(), abs=1e-7 * np.abs(exact).sum())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1, BLOCK, BLOCK + 1, 2 * BLOCK])
+def test_inner_products_overflow_without_a_warning(size: int) -> None:
+    huge = torch.full((size,), 1e30)
+    assert inner_product(huge, huge) == math.inf
+    assert inner_product(huge, -huge) == -math.inf
+    assert math.isnan(inner_product(torch.full((size,), math.inf), torch.zeros(size)))
 
 
 @pytest.mark.parametrize(("grad_scale", "clips"), [(1e-3, False), (0.5, True)], ids=["unclipped", "clipped"])
