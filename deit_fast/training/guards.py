@@ -5,33 +5,46 @@ sees it on the device and skips the step, on every process alike. In metrics.jso
 and `loss` and `grad_norm` are means over the others (null where there was no other). A few in a run do no harm.
 After run.nonfinite_limit of them in a row the run ends. One line then says at which step they began, and on which
 ranks the loss was not finite. Where it names the gradient alone, every loss was finite, and the backward pass
-overflowed. nonfinite.txt in the run folder lists the images of that step, and the checkpoints before it are whole.
-What to turn, the likeliest first:
+overflowed. What to turn, the likeliest first:
 
 * optim.lr down or schedule.warmup_epochs up, where `grad_norm` in metrics.jsonl grows towards that step;
 * optim.max_grad_norm down (null is no clipping), where `grad_norm` jumps from one line to the next;
 * run.precision=fp32, to see whether bf16 is the reason;
-* the images themselves, where another seed ends with the same ones: `deit-fast data check` reads them all.
+* the weights of --init, where the first step is skipped already: a file may hold some that are not finite;
+* the images themselves, where another seed ends with the same ones: `deit-fast data check` reads them all;
+* mix.mixup=0 mix.cutmix=0, where the images alone give a finite loss: mixing is all that a batch has beside them.
 
 A run goes on with the recipe it was started with. One with other values is another run: give it a folder of its own,
-and with --init the weights of a checkpoint from before.
+and with --init the weights of a checkpoint from before. --init takes weights alone: schedule and moments start anew.
+No checkpoint is written inside a row of skipped steps, so the same command ends again at the same step. The last
+checkpoint has finite weights, which may be useless all the same, as a loss often explodes some hundred steps before it
+overflows: evaluate one before you build on it.
+
+nonfinite.txt in the run folder lists the images of the first skipped step. Step N of a message or of metrics.jsonl is
+the N-th, which is step N - 1 of everything that counts from 0: the loader, the samplers, `learning_rate`. These lines
+give its images and draws again, `recipe` being that of the run folder's recipe.json:
+
+    job = plan_job(recipe, open_source(data, "train"), None, out, join_world())
+    loader, _ = build_loader(job, N - 1)
+    batch = BatchBuilder(recipe, job.world.device)(next(iter(loader)))  # with run.accumulation, the first of so many
 """
 
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from deit_fast.data.loader.batches import Batch
 from deit_fast.data.sources.base import Source
 from deit_fast.recipe.sections import Run
-from deit_fast.runtime.errors import DataError, RunError, printable
+from deit_fast.runtime.errors import DataError, printable
 from deit_fast.runtime.files import atomic_path
 from deit_fast.runtime.world import World
+from deit_fast.training.job import Job
 from deit_fast.training.step import Meter
-
-NAMED = 3  # images in the message; the file has all
 
 
 def check_interval(run: Run) -> int:
@@ -39,42 +52,64 @@ def check_interval(run: Run) -> int:
     return min(run.log_every, run.nonfinite_limit)
 
 
+class _Noted(NamedTuple):
+    """What a step was made with."""
+
+    images: list[int]
+    lr: float
+
+
 class Divergence:
     """Watches for a run of steps that were all skipped."""
 
-    def __init__(self, run: Run, source: Source, world: World, out: Path) -> None:
-        self._limit, self._source, self._world = run.nonfinite_limit, source, world
-        self._path = out / "nonfinite.txt"
+    def __init__(self, job: Job) -> None:
+        self._job, run = job, job.recipe.run
+        self._path = job.out / "nonfinite.txt"
         # As many steps as can be skipped in a row before `check` is called again.
-        self._images: deque[list[int]] = deque(maxlen=run.nonfinite_limit + check_interval(run))
+        self._noted: deque[_Noted] = deque(maxlen=run.nonfinite_limit + check_interval(run))
+        self.skipping = False
+        """Whether the step before the last `check` was skipped; on every process the same."""
 
-    def note(self, batches: Sequence[Batch]) -> None:
-        """Notes the images of one step, those that took the places of bad ones among them."""
-        self._images.append(np.concatenate([batch.indices for batch in batches]).tolist())
+    def note(self, batches: Sequence[Batch], lr: float) -> None:
+        """Notes the images of one step, those that took the places of bad ones among them, and its learning rate."""
+        self._noted.append(_Noted(np.concatenate([batch.indices for batch in batches]).tolist(), lr))
 
-    def check(self, meter: Meter, step: int) -> None:
-        """Raises RunError, on every process the same, where the last run.nonfinite_limit of `step` steps, or more,
-        were all skipped.
+    def check(self, meter: Meter, step: int) -> str:
+        """The line to end the run with, on every process the same, where the last run.nonfinite_limit of `step` steps,
+        or more, were all skipped; else nothing. A collective.
 
-        It names the first of them and its images: those of the processes whose own loss was not finite, or all where
-        every loss was and only the gradient was not. The main process lists them in out/nonfinite.txt.
+        The line is about the first of them. Its images are listed in out/nonfinite.txt by the main process: those of
+        the processes whose own loss was not finite, or all where every loss was and only the gradient was not.
         """
+        world, run = self._job.world, self._job.recipe.run
         in_a_row = int(meter.skipped_in_a_row.item())
-        if not self._world.any(in_a_row >= self._limit):
-            return
-        found = self._world.gather((bool(meter.began_here.item()), self._images[-in_a_row]))
+        self.skipping = world.any(in_a_row > 0)
+        if not self.skipping or not world.any(in_a_row >= run.nonfinite_limit):
+            return ""
+        images, lr = self._noted[-in_a_row]
+        found = world.gather((bool(meter.began_here.item()), images))
         ranks = [rank for rank, (began, _) in enumerate(found) if began]
-        images = [index for rank in ranks or range(self._world.size) for index in dict.fromkeys(found[rank][1])]
-        names = [printable(self._source.name(index)) for index in images]
-        if self._world.is_main:
-            with atomic_path(self._path) as temporary:
-                temporary.write_text("\n".join(names) + "\n", encoding="utf-8")
+        first = step - in_a_row + 1
+        if world.is_main:
+            self._write(first, [found[rank][1] for rank in ranks or range(world.size)])
         what = f"the loss on rank {', '.join(map(str, ranks))}" if ranks else "the gradient, though no loss,"
-        raise RunError(
-            f"step {step - in_a_row + 1}: {what} was not finite, nor was a step since: {in_a_row} in a row are too "
-            f"many for run.nonfinite_limit={self._limit}; its {len(names)} images, {', '.join(names[:NAMED])} and so "
-            f"on, are in {self._path}"
+        clip = self._job.recipe.optim.max_grad_norm
+        settings = f"learning rate of that step {lr:.3g}, optim.max_grad_norm={'null' if clip is None else f'{clip:g}'}"
+        precision = "bf16" if self._job.dtype == torch.bfloat16 else "fp32"
+        return (
+            f"step {first}: {what} was not finite, and {in_a_row} steps in a row were skipped "
+            f"(run.nonfinite_limit={run.nonfinite_limit}, looked at every {check_interval(run)} steps); {settings}, "
+            f"computed in {precision}; what to turn: README, 'A loss that is not finite'; "
+            f"images of that step: {self._path}"
         )
+
+    def _write(self, first: int, images: Iterable[list[int]]) -> None:
+        job = self._job
+        epoch = f"epoch {first / job.steps_per_epoch:.4g}"  # as in metrics.jsonl
+        names = [job.source.name(index) for part in images for index in dict.fromkeys(part)]
+        lines = [f"# step {first}, {epoch}, run.seed={job.recipe.run.seed}", *map(printable, names)]
+        with atomic_path(self._path) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 class BadImages:

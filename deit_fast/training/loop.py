@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.data.loader.batches import Batch, TrainLoader
+from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.metrics_log import MetricsLog
 from deit_fast.runtime.profile import profiled
 from deit_fast.runtime.stopping import StopSignal
@@ -16,7 +17,7 @@ from deit_fast.training.distill import Teacher
 from deit_fast.training.guards import BadImages, Divergence, check_interval
 from deit_fast.training.job import Job
 from deit_fast.training.objective import BatchBuilder
-from deit_fast.training.periodic import Checkpoints, Evaluation, TrainMetrics
+from deit_fast.training.periodic import Checkpoints, Evaluation, TrainMetrics, draw_curves
 from deit_fast.training.prepare import prepare
 from deit_fast.training.schedule import learning_rate
 from deit_fast.training.start import build_loader
@@ -27,7 +28,10 @@ AGREE_STEPS = 10  # between the processes' agreements on whether to stop
 def run_loop(
     job: Job, state: TrainState, teacher: Teacher | None, log: MetricsLog, watchdog: Watchdog, stop: StopSignal
 ) -> bool:
-    """Trains from the state's step to the last one. False where a signal stopped it before, after a checkpoint."""
+    """Trains from the state's step to the last one. False where a signal stopped it before, after a checkpoint.
+
+    Raises RunError, after a last line of metrics, where too many steps in a row were not finite.
+    """
     recipe, world = job.recipe, job.world
     with ExitStack() as stack:
         checkpoints = stack.enter_context(closing(Checkpoints(job, state, log)))
@@ -38,7 +42,7 @@ def run_loop(
         step = prepare(recipe, state, world, job.dtype, teacher)
         evaluation = stack.enter_context(closing(Evaluation(job, state, step, log, watchdog)))
         bad_images = BadImages(state.bad_images, job.source, recipe.data.max_bad, world, job.out)
-        divergence = Divergence(recipe.run, job.source, world, job.out)
+        divergence = Divergence(job)
         build_batch = BatchBuilder(recipe, world.device)
         batches_of_steps = batches_by_step(loader, recipe.run.accumulation, metrics)
         if recipe.run.profile:
@@ -51,22 +55,30 @@ def run_loop(
             step([build_batch(batch) for batch in batches], lr)
 
             bad_images.note(batches)
-            divergence.note(batches)
+            divergence.note(batches, lr)
             log.advance()
             watchdog.beat(f"step {state.step + 1}")
             due = what_is_due(job, state.step, stop)
             if due.check:
                 log.say(*bad_images.check())
-                divergence.check(step.meter, state.step)
+                if ending := divergence.check(step.meter, state.step):
+                    metrics.record(step.meter, lr)  # where it can be seen coming
+                    draw_curves(job)
+                    raise RunError(ending)
             if due.log:
                 metrics.record(step.meter, lr)
                 checkpoints.report()
             if due.evaluate:
                 evaluation.run()
-            if due.save:
+            # Not amid skipped steps: the weights are still those before, and a run that starts again meets all of them.
+            saves = due.save and (not divergence.skipping or state.step == job.total_steps)
+            if saves:
                 checkpoints.save(due.evaluate)
+            if due.save:
                 metrics.restart()
             if due.stop:
+                if not saves:
+                    log.say(f"step {state.step} was skipped: the checkpoint before it stays the last")
                 break
 
         watchdog.beat(f"the checkpoint of step {state.step}")

@@ -15,7 +15,7 @@ from deit_fast.infer.evaluate import build_eval_loader, evaluate
 from deit_fast.optim.sharding import gather
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.hardware import peak_memory
-from deit_fast.runtime.metrics_log import MetricsLog
+from deit_fast.runtime.metrics_log import MetricsLog, plot_curves
 from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.training.job import Job
 from deit_fast.training.step import Meter, TrainStep
@@ -47,6 +47,12 @@ class TrainMetrics:
         seconds = time.perf_counter() - window.start
         state.add_window(window.steps, seconds, is_first=window.is_first)
         state.skipped += round(skipped)
+        if skipped:
+            limit = f"run.nonfinite_limit={job.recipe.run.nonfinite_limit} in a row end the run"
+            self._log.say(
+                f"step {state.step}: {round(skipped)} of the last {window.steps} steps skipped, "
+                f"loss or gradient was not finite ({limit})"
+            )
         values = {
             "epoch": state.step / job.steps_per_epoch,
             "loss": loss / counted if counted else math.nan,
@@ -65,6 +71,12 @@ class TrainMetrics:
         self.window = Window(is_first=self.window.is_first)
 
 
+def draw_curves(job: Job) -> None:
+    """curves.png in the run folder, by the main process, of what the log has so far."""
+    if job.world.is_main:
+        plot_curves(job.out, f"{job.recipe.name}, {job.recipe.model.image_size} px")
+
+
 class Evaluation:
     """Scores of the model and of its moving average, where there is validation data."""
 
@@ -74,7 +86,7 @@ class Evaluation:
         self._predictors: dict[str, Callable[[Tensor], Tensor]] = {}
 
     def run(self) -> None:
-        """Puts top1 and top5, percent, and loss into the state and the log, the average's with "ema_" before them."""
+        """Puts the metrics' figures into the state and the log, the average's with "ema_" before their names."""
         job, state, watchdog = self._job, self._state, self._watchdog
         if job.val_source is None:
             return

@@ -15,7 +15,7 @@ from deit_fast.runtime.errors import RunError, StoppedError
 from deit_fast.runtime.files import locked, write_json
 from deit_fast.runtime.hardware import peak_memory
 from deit_fast.runtime.log_sinks import chosen_sinks
-from deit_fast.runtime.metrics_log import MetricsLog, plot_curves
+from deit_fast.runtime.metrics_log import MetricsLog
 from deit_fast.runtime.object_store import fetch_file, is_remote
 from deit_fast.runtime.stopping import StopSignal
 from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
@@ -23,6 +23,7 @@ from deit_fast.runtime.world import join_world, leave_world
 from deit_fast.training.distill import load_teacher
 from deit_fast.training.job import Job, plan_job
 from deit_fast.training.loop import run_loop
+from deit_fast.training.periodic import draw_curves
 from deit_fast.training.prepare import initialise
 from deit_fast.training.start import take_up
 
@@ -117,8 +118,8 @@ def write_result(job: Job, state: TrainState) -> dict[str, Any]:
         "checkpoint": f"{store.uri if store is not None else out}/checkpoints/last.pt",
     }
     failure = ""
+    draw_curves(job)
     if world.is_main:
-        plot_curves(out, f"{recipe.name}, {recipe.model.image_size} px")
         write_json(out / "result.json", result)
         try:
             if store is not None:
