@@ -74,11 +74,15 @@ def derive_facts(recipe: Recipe, num_images: int | None = None) -> dict[str, str
     last = learning_rate(recipe.schedule, recipe.optim.lr, total - 1, steps)
     cells = [f"{epoch:>4} {rate:8.2e}" for epoch, rate in _rates(recipe, steps)] + [f"last {last:8.2e}"]
     table = ["    ".join(cells[row : row + _CELLS]) for row in range(0, len(cells), _CELLS)]
-    return {**facts, "learning rate": "\n".join(["at the start of epoch", *table])}
+    facts["learning rate"] = "\n".join(["at the start of epoch", *table])
+    if (decay := recipe.optim.layer_decay) is not None:
+        layers = find_architecture(model.name).depth + 1  # the blocks and the embeddings
+        facts["layer decay"] = f"the rate above is the head's; the embeddings get {decay**layers:.3g} of it"
+    return facts
 
 
 def _rates(recipe: Recipe, steps: int) -> list[tuple[int, float]]:
-    """Learning rates at the starts of the warmup's epochs, and of every tenth of the run where they have changed."""
+    """Learning rates at the starts of the warmup's epochs; after that, and near the end, where they have changed."""
     shown: list[tuple[int, float]] = []
     schedule = recipe.schedule
     for epoch in _milestones(schedule):
@@ -91,8 +95,8 @@ def _rates(recipe: Recipe, steps: int) -> list[tuple[int, float]]:
 def _milestones(schedule: Schedule) -> list[int]:
     warmup = math.ceil(schedule.warmup_epochs)
     first = range(0, warmup + 2, max(1, warmup // 5))
-    tenths = (math.floor(schedule.epochs * part / 10) for part in range(1, 10))
-    return sorted({0, *(epoch for epoch in (*first, *tenths) if epoch < schedule.epochs)})
+    parts = (math.floor(schedule.epochs * percent / 100) for percent in (*range(10, 100, 10), 95, 99))
+    return sorted({0, *(epoch for epoch in (*first, *parts) if epoch < schedule.epochs)})
 
 
 def _share(global_batch: int, accumulation: int) -> str:

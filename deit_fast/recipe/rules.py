@@ -122,7 +122,7 @@ def sharded_models_keep_no_statistics(run: Run, model: Model) -> str | None:
 
 
 @rule
-def the_cosine_falls(schedule: Schedule, optim: Optim) -> str | None:
+def the_rate_falls(schedule: Schedule, optim: Optim) -> str | None:
     if schedule.min_lr <= optim.lr:
         return None
     return f"schedule.min_lr={schedule.min_lr:g}: expected at most optim.lr={optim.lr:g}"

@@ -2,7 +2,8 @@
 
 The loop asks for it at every step and hands it to the step, which gives each group of weights its share of it
 (optim/build.py: optim.layer_decay). optim.lr is the peak for run.global_batch and is not rescaled; the curve is the
-recipe's `schedule`. metrics.jsonl has it as `lr`, and `deit-fast show` prints it for any recipe.
+recipe's `schedule`. `lr` in metrics.jsonl is that of the last step done: in the line of step N, learning_rate at N - 1.
+`deit-fast show` prints rates of any recipe.
 """
 
 import math
@@ -13,9 +14,15 @@ from deit_fast.recipe.sections import Schedule
 def learning_rate(schedule: Schedule, peak: float, step: int, steps_per_epoch: int) -> float:
     """Learning rate of optimizer step `step`, counted from 0; `peak` is optim.lr.
 
-    Linear warmup from warmup_lr, then a cosine to min_lr. The cosine's phase counts from the start of the run (timm
-    CosineLR as facebookresearch/deit calls it), or with warmup_prefix from the end of the warmup (optax
-    warmup_cosine_decay_schedule in deit3-jax, mmpretrain); either way it ends with the run.
+    With t in epochs (step / steps_per_epoch), w = warmup_epochs, T = epochs, and s = w with warmup_prefix, else 0:
+
+        warmup_lr + (peak - warmup_lr) * t / w                               while t < w
+        min_lr + (peak - min_lr) / 2 * (1 + cos(pi * (t - s) / (T - s)))     after that
+
+    With warmup_prefix=false the cosine's phase starts at step 0 (timm CosineLR as facebookresearch/deit calls it). Then
+    the peak of a run with a warmup is not quite reached: the rate rises to just below it and drops at t = w to the
+    second line. With warmup_prefix=true (optax warmup_cosine_decay_schedule in deit3-jax, mmpretrain) the rate at t = w
+    is the peak. Either way min_lr would be the rate of the step after the last.
 
     `update` says what the curve is sampled at: every step, the start of the epoch (PASSL), or every step of the warmup
     and then the start of the epoch (mmpretrain). With reference_epoch_steps epoch e gets the curve at e - 1, as the

@@ -1,8 +1,11 @@
 """What `deit-fast show` derives from a recipe, against numbers worked out by hand or taken from the sources' logs."""
 
 import pytest
+import torch
 
 from deit_fast.cli.show import WIDTH, derive_facts, list_as_text, recipe_as_text
+from deit_fast.models.build import build_model
+from deit_fast.optim.build import parameter_groups
 from deit_fast.recipe.schema import SECTIONS
 from deit_fast.recipe.table import RECIPES, get_recipe, list_recipes
 
@@ -58,13 +61,25 @@ def test_learning_rates_of_the_published_log() -> None:
     assert [rates[str(epoch)] for epoch in range(7)] == [
         "1.00e-06", "1.00e-06", "8.01e-04", "1.60e-03", "2.40e-03", "3.20e-03", "4.00e-03",
     ]  # fmt: skip
-    assert list(rates) == [*"0123456", "80", "160", "240", "320", "400", "480", "560", "640", "720", "last"]
+    assert list(rates) == [*"0123456", *map(str, range(80, 800, 80)), "760", "792", "last"]
     assert rates["last"] == "1.01e-05"  # the curve at epoch 798, one epoch late
     finetuning = facts("deit3_base_1k_224_ft")["learning rate"].split()
     assert dict(zip(finetuning[5::2], finetuning[6::2], strict=True)) == {
         "0": "1.00e-06", "1": "2.80e-06", "2": "4.60e-06", "3": "6.40e-06", "4": "8.20e-06", "5": "1.00e-05",
         "6": "1.00e-05", "last": "1.00e-05",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["deit3_small_patch16", "deit_tiny_distilled_patch16", "cait_xxs24", "resmlp_12"])
+def test_layer_decay_tells_what_the_embeddings_get(name: str) -> None:
+    recipe = get_recipe("deit3_small_1k_224", ["optim.layer_decay=0.75", f"model.name={name}"])
+    with torch.device("meta"):
+        groups = parameter_groups(build_model(recipe.model), 0.05, 0.75)
+    assert max(group["lr_scale"] for group in groups) == 1
+    least = min(group["lr_scale"] for group in groups)
+    expected = f"the rate above is the head's; the embeddings get {least:.3g} of it"
+    assert derive_facts(recipe)["layer decay"] == expected
+    assert "layer decay" not in facts("deit3_small_1k_224")
 
 
 def test_what_cannot_run_is_said() -> None:

@@ -10,7 +10,8 @@ from deit_fast.recipe.sections.optim import Optim
 from deit_fast.recipe.sections.optimizers.adamw import AdamWOptim
 from deit_fast.recipe.sections.optimizers.lamb import LambOptim
 from deit_fast.recipe.sections.optimizers.sgd import SGDOptim
-from deit_fast.recipe.sections.training import Run, Schedule
+from deit_fast.recipe.sections.run import Run
+from deit_fast.recipe.sections.schedule import Schedule
 
 __all__ = ["AdamWOptim", "Augment", "Data", "Distill", "LambOptim", "Loss", "Mix", "Model", "Optim", "Run",
            "SGDOptim", "Schedule", "Section"]  # fmt: skip
