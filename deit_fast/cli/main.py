@@ -47,8 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
     evaluate.add_argument("--flip", action="store_true", help="average the logits of each image and its mirror image")
     evaluate.add_argument(
-        "--metric", dest="metrics", action="append", default=[], metavar="NAME=VALUE", help="a metric that needs a file"
-    )
+        "--metric", dest="metrics", action="append", default=[], metavar="NAME=VALUE",
+        help="a metric to ask for: real=FILE; accuracy and loss are always on",
+    )  # fmt: skip
     evaluate.add_argument(
         "--real", dest="metrics", action="append", type=lambda text: f"real={_path(text)}", metavar="real.json",
         help="score by the labels of ImageNet-ReaL too, as --metric real=real.json does",

@@ -17,7 +17,7 @@ from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.classes import check_same_classes, resolve_classes
 from deit_fast.data.sources.open import open_source
 from deit_fast.infer.metrics import Metric, Predicted, Totals, build_metrics, find_metrics
-from deit_fast.infer.metrics.outcomes import outcome_rows, read_outcomes
+from deit_fast.infer.outcomes import outcome_rows, read_outcomes
 from deit_fast.infer.precision import average_mirrored, build_predictor, choose_dtype
 from deit_fast.infer.report import wilson_interval, write_report
 from deit_fast.recipe.schema import Recipe

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source
-from deit_fast.infer.metrics.outcomes import Outcomes
+from deit_fast.infer.outcomes import Outcomes
 from deit_fast.runtime.files import atomic_path, write_json
 
 MISTAKES = 200

@@ -25,7 +25,7 @@ from deit_fast.cli.main import main
 from deit_fast.data.loader.batches import Batch
 from deit_fast.data.sources.base import Source
 from deit_fast.infer.evaluate import evaluate
-from deit_fast.infer.metrics.outcomes import Outcomes, outcome_rows, read_outcomes
+from deit_fast.infer.outcomes import Outcomes, outcome_rows, read_outcomes
 from deit_fast.infer.report import confusion_matrix, wilson_interval, write_report
 from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
@@ -231,7 +231,13 @@ def test_one_line_for_what_cannot_be_evaluated(
         (["--real", str(tmp_path / "real.json")], "expected labels for the 33 images"),
         (["--real", str(tmp_path / "none.json")], "expected a readable list"),
         (["--metric", f"real={tmp_path / 'real.json'}"], "expected labels for the 33 images"),
-        (["--metric", "rael=real.json"], "--metric rael=real.json: expected one of real, and =VALUE (did you mean"),
+        (
+            ["--metric", "rael=real.json"],
+            "--metric rael=real.json: unknown; always on: accuracy, loss; to ask for: real=FILE (did you mean 'real'?)",
+        ),
+        (["--metric", "loss"], "--metric loss: loss is always on; to ask for: real=FILE"),
+        (["--metric", "real="], "--metric real=: expected real=FILE"),
+        (["--metric", "real"], "--metric real: expected real=FILE"),
         (["model.num_classes=5"], "model.num_classes=5: expected 3"),
         (["--data", str(tmp_path / "two")], f"expected the classes of {checkpoint}, 3 in number, found 2"),
         (["data.category=genus"], "data.category='genus': expected iNaturalist's annotations"),

@@ -250,8 +250,9 @@ def test_two_processes_skip_together(folder_data: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_stop_together(folder_data: Path, tmp_path: Path) -> None:
-    """One process's loss is not finite: both end, with its images and not the other's."""
-    stopped = run_two(folder_data, tmp_path / "stops", 1, range(4, 100))
+    """One process's loss is not finite: both end, with its images and not the other's, and the checkpoints before."""
+    stopped = run_two(folder_data, tmp_path / "stops", 1, range(4, 100), "run.checkpoint_every=1")
+    assert steps_with_checkpoints(tmp_path / "stops") == [3, 4]
     assert stopped.returncode == 1
     told = re.findall(r"deit-fast: rank (\d): (step 5: the loss on rank 1 was not finite.*)", stopped.stderr)
     assert sorted(rank for rank, _ in told) == ["0", "1"], stopped.stderr

@@ -1,12 +1,14 @@
 """The figures of an evaluation, one module each: what a batch adds to a sum, and what the sum over all images says.
 
-A module with a METRIC is part of every evaluation, a training's too: two passes over logits cost nothing beside a
-model. One that needs a file or much time has a `build_metric` instead, and is asked for: --metric NAME=VALUE.
+A module with a METRIC is part of every evaluation, a training's too: reading the logits once more takes next to no time
+beside the model. One that needs a file or much time has a `build_metric` instead, and `deit-fast evaluate` alone knows
+it, where it is asked for: --metric NAME=VALUE.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from inspect import signature
 from types import FunctionType
 
 import numpy as np
@@ -53,7 +55,7 @@ class Metric:
     """What a batch adds: a tensor of one shape for all batches, on the device. It must not wait for the device, so no
     `.item()`, `.cpu()` or boolean mask. It is added up in fp64, over batches and then over processes."""
     values: Callable[[Totals, int], dict[str, float]]
-    """The figures by name, from that sum (on the host, fp64) and the number of images."""
+    """The figures by name, from that sum (on the host, fp64) and the number of images, which is never 0."""
 
 
 @cache
@@ -63,15 +65,22 @@ def find_metrics() -> dict[str, Metric]:
 
 
 def build_metrics(words: Iterable[str], source: Source) -> dict[str, Metric]:
-    """The metrics that NAME=VALUE words ask for, over the images of `source`. Raises RunError for an unknown name.
+    """The metrics that NAME=VALUE words ask for, over the images of `source`. Raises RunError for a name that is
+    unknown or always on, and without a value.
 
     A metric's own `build_metric(value, source)` raises RunError or DataError for a value that it cannot use.
     """
     known = discover(__name__, "build_metric", FunctionType)
-    built = {}
+    usage = {name: f"{name}={next(iter(signature(build).parameters)).upper()}" for name, build in known.items()}
+    to_ask_for, built = f"to ask for: {', '.join(usage.values())}", {}
     for word in words:
         name, _, value = word.partition("=")
+        if name in find_metrics():
+            raise RunError(f"--metric {word}: {name} is always on; {to_ask_for}")
         if name not in known:
-            raise RunError(f"--metric {word}: expected one of {', '.join(known)}, and =VALUE{suggest(name, known)}")
+            always, near = f"always on: {', '.join(find_metrics())}", suggest(name, [*known, *find_metrics()])
+            raise RunError(f"--metric {word}: unknown; {always}; {to_ask_for}{near}")
+        if not value:
+            raise RunError(f"--metric {word}: expected {usage[name]}")
         built[name] = known[name](value, source)
     return built
