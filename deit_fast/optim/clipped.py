@@ -1,7 +1,7 @@
 """What an optimizer of torch's kind lacks here: clipping, skipped steps and the moving average, all on the device."""
 
-from abc import abstractmethod
 import inspect
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 

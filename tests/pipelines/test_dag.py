@@ -307,9 +307,15 @@ def test_a_silent_cluster_is_waited_for(
 def test_an_interrupt_leaves_a_clusters_jobs(
     tmp_path: Path, component: str, journal: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    stages = [shell(component, "a", f"sleep 0.5; echo a >> {journal}"), shell(component, "b", "true", "a")]
+    begun = tmp_path / "begun"
+    stages = [shell(component, "a", f"touch {begun}; sleep 0.5; echo a >> {journal}"), shell(component, "b", "true", "a")]
+
+    def interrupt() -> None:
+        wait_for(begun)
+        os.kill(os.getpid(), signal.SIGINT)
+
     with Runner("test", {"cluster": Cluster}) as runner:
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Thread(target=interrupt).start()
         assert run_stages(stages, tmp_path / "out", runner, "cluster", {}, poll_seconds=0.02) == 130
         wait_for(journal, "a")
     assert "goes on; run this again to follow it, or: torchx cancel cluster://test/" in capfd.readouterr().out
