@@ -308,7 +308,8 @@ def test_an_interrupt_leaves_a_clusters_jobs(
     tmp_path: Path, component: str, journal: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     begun = tmp_path / "begun"
-    stages = [shell(component, "a", f"touch {begun}; sleep 0.5; echo a >> {journal}"), shell(component, "b", "true", "a")]
+    script = f"touch {begun}; sleep 0.5; echo a >> {journal}"
+    stages = [shell(component, "a", script), shell(component, "b", "true", "a")]
 
     def interrupt() -> None:
         wait_for(begun)
