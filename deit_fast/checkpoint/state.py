@@ -69,7 +69,10 @@ class TrainState:
             setattr(self, key, state[key])
 
     def load_weights(self, weights: dict[str, Tensor], averages: dict[str, Tensor] | None = None) -> None:
-        """Weights of the model, and of its moving average where there is one, whole tensors with timm's names."""
+        """Takes up weights of the model and, where there is one, of its moving average: whole tensors by timm's names.
+
+        Each has its weight's shape [...]; of a sharded model each process keeps its rows alone.
+        """
         for model, tensors in ((self.model, weights), (self.ema, averages)):
             if model is not None:
                 assert tensors is not None

@@ -46,6 +46,10 @@ class ImageList(Source):
                 )
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as an encoded file, uint8 [bytes]: a path's or URL's own bytes; of pixels a BMP, without loss.
+
+        Raises DataError where a file or URL cannot be read.
+        """
         image = self._images[index]
         if isinstance(image, str | os.PathLike):
             path = os.fspath(image)

@@ -90,11 +90,14 @@ class ModelFamily(ABC):
         return False
 
     def from_reference(self, tensors: Weights) -> dict[str, Tensor]:
-        """The names and shapes of here, of weights with the reference's. Raises WeightsError."""
+        """Weights by this project's names and shapes, of weights with the reference's, such as a head [K, D].
+
+        The default is for a family whose reference has the names of here. Raises WeightsError.
+        """
         return dict(tensors)
 
     def to_reference(self, tensors: Weights) -> dict[str, Tensor]:
-        """The inverse of `from_reference`."""
+        """The inverse of `from_reference`: weights by the reference's names, in its shapes, such as a head [K, D]."""
         return dict(tensors)
 
 

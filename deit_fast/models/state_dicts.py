@@ -47,7 +47,7 @@ def image_side(grid: tuple[int, int] | None, patch_size: int) -> int:
 
 
 def rename_blocks(tensors: Weights, table: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors with names by `rename_block`."""
+    """The tensors, of any shape [...], each with its name changed by `rename_block`."""
     return {rename_block(name, table): tensor for name, tensor in tensors.items()}
 
 

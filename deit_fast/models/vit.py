@@ -157,9 +157,11 @@ class ViTFamily(ModelFamily):
         return "blocks.0.gamma_1" in names and _has_vit_blocks({rename_block(name, _SCALE) for name in names})
 
     def from_reference(self, tensors: Weights) -> dict[str, Tensor]:
+        """Renames LayerScale and parallel branches, by models_v2.py, to timm's; each tensor keeps its shape [...]."""
         return rename_blocks(tensors, _BRANCH if "blocks.0.norm11.weight" in tensors else _SCALE)
 
     def to_reference(self, tensors: Weights) -> dict[str, Tensor]:
+        """Renames LayerScale and parallel branches to models_v2.py's; each tensor keeps its shape [...]."""
         return rename_blocks(tensors, inverse(_BRANCH) | inverse(_SCALE))
 
 

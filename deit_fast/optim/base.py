@@ -83,11 +83,11 @@ class WeightAverage:
 
     @property
     def weights(self) -> Iterable[Tensor]:
-        """The weights that have an average."""
+        """The weights that have an average, tensors of any shape [...]."""
         return self._averages.keys()
 
     def of(self, weight: Tensor) -> Tensor | None:
-        """The average of `weight`, None where it has none."""
+        """The average of `weight`, which has the weight's shape [...]; None where it has none."""
         return self._averages.get(weight)
 
     @torch.no_grad()

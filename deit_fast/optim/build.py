@@ -72,7 +72,7 @@ def build_optimizer(
 ) -> RecipeOptimizer:
     """The recipe's optimizer, which also moves `ema`, a copy of the model, by section.ema_decay; freezes the rest.
 
-    The learning rate of each group is a tensor on the model's device, for the step to fill: changing it recompiles
+    The learning rate of each group is a tensor [] on the model's device, for the step to fill: changing it recompiles
     nothing. A group's `lr_scale` is its share of the head's rate. Where the model is sharded, its `shards` are what the
     optimizer moves. copies: as Lamb's, and for it alone. Raises RecipeError where the model lacks what the section asks
     for.

@@ -90,7 +90,10 @@ class Objective(nn.Module):
             student.set_distilled_training(teacher is not None)  # without a teacher it learns as it predicts
 
     def forward(self, images: Tensor, labels: Tensor, mixing: Mixing | None, erasing: Erasing | None = None) -> Tensor:
-        """The fields of a MicroBatch -> its loss: the order is normalise, erase, mix, then student and teacher."""
+        """The loss [] fp32 of a MicroBatch, given by its fields: images uint8 [B, 3, S, S], labels int64 [B], draws.
+
+        The order is normalise, erase, mix, then student and teacher.
+        """
         inputs = self.classifier.normalise(images)
         if erasing is not None:
             inputs = erase(inputs, *erasing, self.recipe.augment.erase_mode)
@@ -115,12 +118,12 @@ class Objective(nn.Module):
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over batch and classes against targets > 0: binarised after mixing (facebookresearch/deit engine.py)."""
+    """Mean [] of logits [B, K] against targets [B, K] > 0: binarised after mixing (facebookresearch/deit engine.py)."""
     return F.binary_cross_entropy_with_logits(logits, (targets > 0).to(logits.dtype))
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of soft targets that sum to one."""
+    """Cross-entropy [] of logits [B, K] with soft targets [B, K] that sum to one over the classes."""
     return F.cross_entropy(logits, targets)
 
 

@@ -72,7 +72,10 @@ class TrainStep:
         return total
 
     def update(self, loss: Tensor) -> None:
-        """Moves weights and moving average, unless a gradient is not finite: then the step is skipped, and counted."""
+        """Moves weights and moving average, unless a gradient is not finite: then the step is skipped, and counted.
+
+        loss: the mean loss [] fp32 of this process's batches, as `forward_backward` returns it, for the meter.
+        """
         optimizer = self.state.optimizer
         optimizer.step()  # clips, updates, and moves state.ema in the same pass over memory
         self.meter.add(loss, optimizer.grad_norm, optimizer.skipped)

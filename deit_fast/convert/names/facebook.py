@@ -24,7 +24,10 @@ def facebook_family(names: set[str]) -> str | None:
 
 
 def from_facebook(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
-    """timm's names and shapes of a family of `facebook_family`; unknown names stay as they are. Raises BadFileError."""
+    """timm's names and shapes, such as a head [K, D], of a family of `facebook_family`; unknown names stay as they are.
+
+    Raises BadFileError for tensors that are no such model's.
+    """
     try:
         return families()[family].from_reference(tensors)
     except WeightsError as error:
@@ -32,7 +35,10 @@ def from_facebook(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
 
 
 def to_facebook(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reference's names of a model with timm's: the inverse of `from_facebook`. Raises BadFileError."""
+    """The reference's names and shapes of a model's weights with timm's, each of its weight's shape [...].
+
+    The inverse of `from_facebook`. Raises BadFileError for tensors that no family recognises.
+    """
     return recognise(tensors)[1].to_reference(tensors)
 
 

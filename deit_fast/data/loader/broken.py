@@ -63,7 +63,7 @@ def without_name(source: Source, index: int, error: DataError) -> str:
 
 
 def pil_complaint(encoded: NDArray[np.uint8]) -> str:
-    """Why PIL cannot decode the image, in its words; empty where it can."""
+    """Why PIL cannot decode the image, encoded uint8 [bytes], in its words; empty where it can."""
     try:
         with open_image(encoded) as image:
             image.load()

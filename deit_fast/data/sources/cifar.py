@@ -53,6 +53,7 @@ class Cifar(Source):
         self._sizes[:] = _SIDE
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as a PPM file of 32 x 32 px, uint8 [bytes]."""
         pixels = self._pixels[index].reshape(3, -1).T
         return np.concatenate((_PPM_HEADER, pixels.reshape(-1)))
 

@@ -51,6 +51,7 @@ class INaturalist(Source):
         super().__init__(uri, classes, np.array([label_of[each] for each in ids], np.int64))
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as stored, uint8 [bytes]. Raises DataError where its file cannot be read."""
         return read_bytes(self._paths[index])
 
     def name(self, index: int) -> str:

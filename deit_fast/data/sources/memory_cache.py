@@ -30,6 +30,7 @@ class CachedSource(Source):
         self._lock = threading.Lock()
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as stored, uint8 [bytes], from memory or else from the source. Raises what the source does."""
         found = self._kept.get(index)
         if found is not None:
             return found

@@ -35,6 +35,7 @@ class SalvagedShards(TarShards):
         super().__init__(uri, shards)
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """As TarShards.read, uint8 [bytes]. Raises DataError for a sample that was lost with its shard, too."""
         if self._places[index, 0] == _LOST:
             reason = self.damaged[int(self._shard_of[index])]
             raise DataError(f"{printable(self.name(index))}: lost with its shard: {reason}")

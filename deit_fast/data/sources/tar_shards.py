@@ -50,6 +50,7 @@ class TarShards(Source):
         self.counted = not names.is_file()
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as stored, uint8 [bytes]. Raises DataError where its shard cannot be read or ends before."""
         offset, size = self._places[index].tolist()
         data = read_bytes(self._shards[self._shard_of[index]], offset, size)
         if len(data) < size:

@@ -13,6 +13,7 @@ class Pictures(Sink):
         self._folder = folder
 
     def image(self, name: str, grid: Tensor, step: int) -> None:
+        """Writes NAME.png from a picture, uint8 [3, H, W]."""
         save_image(grid.float() / 255, self._folder / f"{name}.png")
 
 

@@ -18,6 +18,7 @@ class TensorBoard(Sink):
             self._board.add_scalar(f"{kind}/{key}", value, step)
 
     def image(self, name: str, grid: Tensor, step: int) -> None:
+        """Adds a picture, uint8 [3, H, W], at the step."""
         self._board.add_image(name, grid, step)
 
     def close(self) -> None:
