@@ -85,7 +85,9 @@ class Saver:
 
     last.pt and best.pt, with what belongs to them, are links to the files of their steps. At most one checkpoint is
     being written. A save that fails is told once, by whichever method is called next; what was there before it is
-    whole. kept: the steps of the checkpoints in the folder that the state descends from; others go with the next save.
+    whole.
+
+    kept: the steps of the checkpoints in the folder that the state descends from; others go with the next save.
     publish: called in the thread after each checkpoint; its RunError is told like a save that fails.
     """
 
@@ -113,9 +115,10 @@ class Saver:
                 file.unlink()
 
     def save(self, beside: dict[str, Any], top1: float | None) -> list[str]:
-        """Starts to write the state, and `beside`; waits for the checkpoint before it. Returns what failed of that.
+        """Starts to write the state, and `beside`, once the checkpoint before it is done. Returns what failed of that.
 
-        top1: the state's score where it was just evaluated; the highest so far makes it best.pt as well.
+        top1: the state's top-1 accuracy, percent, where it was just evaluated; the highest so far makes it best.pt as
+        well.
         """
         failures = self.finish()
         self._best_before = self._state.best_top1

@@ -26,16 +26,27 @@ class TrainState:
     compute: ImageModel | None = None  # the model that the step computes with, where it is a copy of `model`
     copies: dict[Tensor, nn.Parameter] = field(default_factory=dict)  # its own weights, of no state dict
     step: int = 0
+    """Optimizer steps done."""
     skipped: int = 0
+    """Those of them that a non-finite gradient skipped."""
     seconds: float = 0.0
+    """Wall time of the steps, without evaluations and checkpoints."""
     timed_steps: int = 0
+    """Steps that count for speed: those after each process's first window."""
     timed_seconds: float = 0.0
+    """Wall time of these."""
     best_top1: float = -1.0
+    """Highest top-1 accuracy of an evaluation so far, percent; -1 before the first."""
     scores: dict[str, float] = field(default_factory=dict)
+    """The last evaluation's figures by name: top1 and top5 in percent, loss in nats, ema_top1 and so on."""
     bad_images: dict[int, str] = field(default_factory=dict)
+    """Images that could not be used, by index, and why, in words."""
 
     def add_window(self, steps: int, seconds: float, is_first: bool) -> None:
-        """Adds the wall time of some steps; a process's first window, with its warm-up, does not count for speed."""
+        """Adds the wall time, `seconds`, of `steps` steps.
+
+        A process's first window, with its warm-up, does not count for speed.
+        """
         self.seconds += seconds
         if not is_first:
             self.timed_steps += steps
@@ -43,7 +54,10 @@ class TrainState:
 
     @property
     def steps_per_second(self) -> float:
-        """Without the first windows of the run's processes, where there are others; 0 before the first step."""
+        """Optimizer steps per second of wall time; 0 before the first step.
+
+        The first windows of the run's processes, with their warm-up, count only where there are no others.
+        """
         if self.timed_steps:
             return self.timed_steps / self.timed_seconds
         return self.step / self.seconds if self.seconds else 0.0

@@ -41,6 +41,7 @@ class Weights:
     """A model's weights and the recipe they were trained with; of a foreign file, one made up around its model."""
 
     tensors: dict[str, Tensor]
+    """By timm's names, on the CPU, each of its weight's shape [...]."""
     recipe: Recipe
     classes: list[str] | None
     """Names of the head's classes, where the file has them."""

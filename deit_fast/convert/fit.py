@@ -23,17 +23,20 @@ class Change(NamedTuple):
     """One thing that differs between a checkpoint and the model it was loaded into."""
 
     weight: str
+    """Name of the weight, or of the head."""
     done: str
     """resampled, mapped, folded, padded, dropped, computed or initialised."""
     found: str
+    """What the checkpoint has, in words."""
     now: str
+    """What the model has, in words."""
 
     def __str__(self) -> str:
         return f"{self.weight}: {self.done}, {self.found} -> {self.now}"
 
 
 def format_changes(changes: list[Change]) -> list[str]:
-    """Lines of a table; none where nothing changed."""
+    """The rows as lines of a table for the user; none where nothing changed."""
     return plain_table(changes)
 
 

@@ -1,4 +1,4 @@
-"""The model section of a recipe: made up from tensors with timm's names, or held against them."""
+"""The model section that weights with timm's names belong to: found from their shapes, or compared with them."""
 
 import contextlib
 from collections.abc import Iterator, Mapping

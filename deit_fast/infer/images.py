@@ -65,7 +65,7 @@ class ImageList(Source):
         return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
 
     def only(self, indices: Sequence[int]) -> "ImageList":
-        """A list of some of the images."""
+        """A list of the images at `indices`."""
         return ImageList([self._images[index] for index in indices], allow_urls=True)  # they were allowed already
 
 
@@ -93,7 +93,7 @@ def readable_batches(
 ) -> Iterator[tuple[list[int], torch.Tensor | str]]:
     """Indices and pixels, uint8 [b, 3, S, S] as in evaluation, of all images that can be decoded, in their order.
 
-    An image that cannot be comes alone, with the reason in the place of its pixels.
+    batch: images at most. An image that cannot be decoded comes alone, with the reason in the place of its pixels.
     """
     waiting = list(range(len(images)))
     counter = progress(range(len(images)), len(images), "images")  # moved on by hand, an image at a time

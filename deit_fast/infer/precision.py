@@ -1,4 +1,4 @@
-"""A model as it is used: from uint8 images to fp32 logits, in the recipe's type and compiled where it says so."""
+"""The forward pass as it is used: from uint8 images to fp32 logits, under the recipe's autocast."""
 
 import contextlib
 from collections.abc import Callable

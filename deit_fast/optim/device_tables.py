@@ -1,4 +1,4 @@
-"""What a launch of kernels reads besides its tensors: small tables that are uploaded when they change, and scratch."""
+"""Small tables that kernels read besides their tensors, kept on the device, and their scratch memory."""
 
 from typing import Any
 

@@ -41,7 +41,10 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def gather(content: Any) -> None:
-    """The other processes' part when the main process copies `content`: every sharded tensor is made whole once."""
+    """What the other processes call while the main process copies `content`: every sharded tensor is made whole once.
+
+    content: the same nested dicts and lists of tensors as there.
+    """
     if isinstance(content, DTensor):
         content.full_tensor()
     elif isinstance(content, dict | list | tuple):

@@ -23,20 +23,30 @@ class Recipe(Section):
     description: str = ""
     """Source, what differs from it, cost and published result."""
     model: Model
+    """The network."""
     data: Data = Data()
+    """The images, and how they are evaluated."""
     augment: Augment = Augment()
+    """What is done to each view of an image."""
     mix: Mix = Mix()
+    """Mixup and CutMix."""
     loss: Loss = Loss()
+    """The loss of the labels."""
     distill: Distill = Distill()
+    """The teacher, if there is one."""
     optim: SerializeAsAny[Optim]
+    """The optimizer and its values."""
     schedule: Schedule = Schedule()
+    """The learning rate over time."""
     run: Run
+    """Batch, seeds, precision, and what is written when."""
 
     def problems(self) -> Iterator[str]:
+        """The lines of the rules between sections that are broken."""
         yield from broken_rules({name: getattr(self, name) for name in SECTIONS})
 
     def pass_size(self, processes: int) -> int:
-        """Images in one forward pass of one process: its views, and Cosub's second pass over them."""
+        """Images in one forward pass of one of `processes` processes; Cosub's passes count twice."""
         return self.run.global_batch // (processes * self.run.accumulation) * (2 if self.loss.cosub else 1)
 
     def check_processes(self, count: int) -> None:

@@ -30,6 +30,7 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 
 
 def one_line(text: object) -> str:
+    """The text with its white space, line breaks among it, as single spaces."""
     return " ".join(str(text).split())
 
 

@@ -19,7 +19,7 @@ COLLECTIVE_SECONDS = 1800.0  # other processes may compile meanwhile
 
 @dataclass(frozen=True)
 class World:
-    """This process among the run's."""
+    """This process among the run's: its rank, from 0 to size - 1, and the device it computes on."""
 
     rank: int
     size: int

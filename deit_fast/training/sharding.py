@@ -31,7 +31,10 @@ def build_mesh(run: Run, world: World) -> DeviceMesh | None:
 
 
 def shard_model(model: nn.Module, mesh: DeviceMesh, reduce_dtype: str) -> None:
-    """Cuts a model in host memory over the devices of `mesh`, in place; gradients are averaged in `reduce_dtype`."""
+    """Cuts a model in host memory over the devices of `mesh`, in place.
+
+    reduce_dtype: "fp32" or "bf16", the type in which gradients are averaged.
+    """
     options: Any = {
         "mesh": mesh,
         # The root too, which torch would leave whole: what is only evaluated, as the moving average is, has no backward

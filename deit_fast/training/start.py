@@ -1,4 +1,4 @@
-"""Where a run starts: a checkpoint, given weights or the seed's own; and the loader from that step on."""
+"""Where a run starts: from a checkpoint, given weights or its seed; and the loader from that step on."""
 
 from pathlib import Path
 

@@ -99,12 +99,12 @@ class Meter:
 
     @classmethod
     def on(cls, device: torch.device) -> Self:
-        """Nothing counted yet."""
+        """A meter on the device that has counted nothing yet."""
         zero = torch.zeros((), device=device)
         return cls(torch.zeros(4, device=device), zero, zero > 0)
 
     def add(self, loss: Tensor, grad_norm: Tensor, skipped: Tensor) -> None:
-        """Counts one step: scalars [] on the device; skipped is 1 where the step was."""
+        """Counts one step by its loss [], gradient norm [] and whether it was skipped [], 1 or 0, on the device."""
         counted = skipped == 0
         values = torch.stack([loss, grad_norm, counted.to(loss.dtype)])
         self.sums += torch.cat([torch.where(counted, values, 0.0), skipped[None]])

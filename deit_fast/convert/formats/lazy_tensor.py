@@ -46,7 +46,10 @@ def map_file(path: Path) -> mmap.mmap:
 
 @dataclass
 class Storage:
-    """`count` elements of one type, from byte `start` of `data` on; legacy torch files say late where that is."""
+    """`count` elements of one type, from byte `start` of `data` on.
+
+    Legacy torch files have the elements after the pickle that speaks of them: until then `data` is None.
+    """
 
     dtype: torch.dtype
     count: int

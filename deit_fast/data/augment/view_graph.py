@@ -67,7 +67,7 @@ def flip(images: DataNode, horizontal: DataNode) -> DataNode:
 
 
 def luma(images: DataNode) -> DataNode:
-    """uint8 [H, W, 3] -> uint8 [H, W, 1], PIL's convert("L")."""
+    """uint8 [H, W, 3] -> uint8 [H, W, 1], the greyscale image as PIL's convert("L") has it."""
     return fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
 
 

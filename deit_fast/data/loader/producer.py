@@ -43,6 +43,7 @@ class Prepared(NamedTuple):
     indices: NDArray[np.int64]
     """[b], the images that are used: the plan's, but for substitutes."""
     inputs: list[Any]
+    """What the pipeline takes: encoded images, uint8 [bytes] each, then parameters [b, ...]."""
     bad: dict[int, str]
     """Images, the plan's or candidates for their places, that cannot be used, and why."""
 

@@ -19,6 +19,7 @@ class StepIndices:
     """What one part of a global batch holds; all arrays are int64 [global_batch / parts]."""
 
     epoch: int
+    """Counted from 0."""
     indices: NDArray[np.int64]
     """Images, as indices of the source."""
     views: NDArray[np.int64]
@@ -37,7 +38,7 @@ def epoch_order(num_images: int, epoch: int, seed: int, repeats: int) -> tuple[N
 
 
 def epoch_views(num_images: int, repeats: int) -> int:
-    """Views in an epoch: N, rounded down to a multiple of 256 with repeats (the reference's RASampler)."""
+    """Views in an epoch: num_images, rounded down to a multiple of 256 with repeats (the reference's RASampler)."""
     if repeats == 1 or num_images < _REPEATED_MULTIPLE:
         return num_images
     return num_images // _REPEATED_MULTIPLE * _REPEATED_MULTIPLE

@@ -1,4 +1,4 @@
-"""What every data set is to the rest: encoded images with a class each, and what is known of them without decoding."""
+"""`Source`, what every data set is to the rest: encoded images with a class each, sizes known without decoding."""
 
 import io
 import os
@@ -31,7 +31,10 @@ _END = b"\xff\xd9"
 
 
 class Source(ABC):
-    """N encoded images with a class each. Reading is safe from several threads."""
+    """N encoded images with a class each. Reading is safe from several threads.
+
+    uri: the place as the user wrote it. classes: names of the K classes. labels: int64 [N], indices into classes.
+    """
 
     def __init__(self, uri: str, classes: list[str], labels: NDArray[np.int64]) -> None:
         self.uri = uri

@@ -25,6 +25,7 @@ class When:
     unless: bool = False
 
     def holds(self, value: Any) -> bool:
+        """Whether the field is there while the other one has this value."""
         return (value in self.values) != self.unless
 
 
@@ -39,7 +40,7 @@ class Section(BaseModel):
 
     @classmethod
     def kinds(cls) -> Mapping[str, type["Section"]]:
-        """The classes of a section that has one per value of its field `name`; none where this class is all."""
+        """The classes of a section that has one per value of its field `name`; empty for any other."""
         return {}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The optimizer: what all have in common. Each has a class of its own, with its fields, in `optimizers/`."""
+"""The section `optim`: what all optimizers have in common. The fields of each one are in `optimizers/`."""
 
 from collections.abc import Mapping
 from functools import cache
