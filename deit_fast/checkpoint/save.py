@@ -35,10 +35,10 @@ class Snapshot:
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
     def begin(self, content: Any, later: set[int]) -> Any:
-        """`content`, nested dicts and lists, with a buffer in the place of each tensor, to be filled by `copy`.
+        """`content`, nested dicts and lists, with a buffer in the place of each tensor [...], to be filled by `copy`.
 
-        A tensor whose address is not in `later` may change before that, and is copied here and now. So is one that is
-        sharded, of which every other process has to give its rows: with `gather` of the same content.
+        A tensor whose address is not in `later` may change before that, and is copied here and now. So is a sharded
+        tensor: every other process gives its rows by calling `gather` with the same content.
         """
         before, self._buffers, self._pairs = iter(self._buffers), [], []
 
@@ -71,7 +71,10 @@ class Snapshot:
 
     @torch.no_grad()
     def copy(self) -> None:
-        """Fills the buffers; returns when they are full. For another thread than the one that trains."""
+        """Fills the buffers; returns when they are full.
+
+        The thread that writes calls it, while the other one goes on with training.
+        """
         with torch.cuda.stream(self._stream):
             for buffer, value in self._pairs:
                 buffer.copy_(value, non_blocking=True)

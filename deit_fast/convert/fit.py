@@ -84,9 +84,10 @@ def fit_positions(
     """Resamples the patches' positions to `grid`, and moves the class slot to where the model has it.
 
     tensors, own: the weights, changed in place, and the model's state dict; pos_embed is [1, slots + H x W, D]. grid,
-    old_grid: high and wide in patches, the model's and, where it is known, the weights'. A class slot is a constant
-    added to the class token, so folding it into the token, or a slot of zeros, changes nothing in the model's output.
-    Returns a row for each change. Raises RunError where the positions are no square and `old_grid` does not say what.
+    old_grid: (H, W) in patches, of the model and, where it is known, of the weights. Returns a row for each change.
+
+    A class slot is a constant added to the class token, so folding it into the token, or a slot of zeros, changes
+    nothing in the model's output. Raises RunError where the positions are no square and `old_grid` is None.
     """
     positions, expected = tensors.get("pos_embed"), own.get("pos_embed")
     if positions is None or expected is None or positions.ndim != 3 or positions.shape[2] != expected.shape[2]:
@@ -168,8 +169,9 @@ def initialise(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, in
 
     Returns a row for all that differed: positions resampled (from a square, or from `grid`), a class slot moved, a
     distillation head dropped or initialised, a head of ImageNet-21k cut down to 1k or one of other classes initialised.
+
     pos_embed is [1, slots + N, D], a head [K, D]; every other weight has to be there, and of the model's shape. grid:
-    high and wide in patches, of the tensors. Raises RunError for weights of another architecture.
+    (H, W) of the tensors, in patches. Raises RunError for weights of another architecture.
     """
     tensors, own = dict(tensors), model.state_dict()
     changes = fit_distillation(tensors, own)

@@ -10,14 +10,14 @@ from torch import Tensor
 from deit_fast.zoo.class_names import imagenet_classes
 
 UNMAPPED_BIAS = -10.0
-"""Of a class that the larger head does not know, with weights of zero (deit3-jax)."""
+"""Bias of a class that the larger head does not know; its weights are zero (deit3-jax)."""
 
 WINTER21 = 19167
 _LARGE = (WINTER21, 21841, 21843)
 
 
 def maps_to_1k(classes: int, target: int) -> bool:
-    """Whether a head of `classes` classes is one of ImageNet-21k, and `target` the 1,000 that are among them."""
+    """Whether `classes` is the size of a head of ImageNet-21k, and `target` that of one of ImageNet-1k, 1,000."""
     return target == 1000 and classes in _LARGE
 
 

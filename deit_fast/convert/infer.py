@@ -36,7 +36,7 @@ def infer_model(
 ) -> Model:
     """The model section for a state dict with timm's names, each of its weight's shape, such as head.weight [K, D].
 
-    grid: patches, high and wide, where the file says it. tanh: trained with GELU's approximation. heads: of the
+    grid: height and width in patches, where the file says it. tanh: trained with GELU's approximation. heads: of the
     attention, where the file says it. Raises BadFileError where the zoo has no such model, or one with another number
     of heads.
     """

@@ -73,7 +73,7 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def read(self, tensors: Weights, grid: tuple[int, int] | None) -> Sizes:
-        """The sizes of a state dict that it recognises; `grid` is high and wide in patches, where the file says it.
+        """The sizes of a state dict that it recognises; `grid` is height and width in patches, where the file says it.
 
         Raises WeightsError. Of damaged files KeyError and IndexError may come too.
         """
@@ -93,7 +93,7 @@ class ModelFamily(ABC):
     def from_reference(self, tensors: Weights) -> dict[str, Tensor]:
         """Weights by this project's names and shapes, of weights with the reference's, such as a head [K, D].
 
-        The default is for a family whose reference has the names of here. Raises WeightsError.
+        The default is for a family whose reference has the same names. Raises WeightsError.
         """
         return dict(tensors)
 

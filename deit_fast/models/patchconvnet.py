@@ -161,6 +161,8 @@ class PatchConvNet(nn.Module):
 
 
 class PatchConvNetFamily(ModelFamily):
+    """PatchConvNet, with one class token or a token per class; timm has no such model."""
+
     def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> PatchConvNet:
         """Initial weights are the reference's: convolutions torch's, the rest from the truncated normal."""
         model = PatchConvNet(architecture, section, drop_subset)
@@ -183,7 +185,7 @@ class PatchConvNetFamily(ModelFamily):
         return Sizes(entry, "blocks.0.gamma_1" in tensors, {"image_size": image_side(None, PATCH_SIZE)})
 
     def is_reference(self, names: set[str]) -> bool:
-        """Those of the form with a token per class; the others have the names of here."""
+        """Those of the form with a token per class; the others' names are this project's."""
         return {"head.0.weight", "blocks_token_only.0.gamma_1"} <= names
 
     def from_reference(self, tensors: Weights) -> dict[str, Tensor]:

@@ -48,6 +48,8 @@ _TIMM = {(384, 12): "resmlp_12_224", (384, 24): "resmlp_24_224", (384, 36): "res
 
 
 class ResMLPFamily(ModelFamily):
+    """ResMLP: timm's `resmlp_*`."""
+
     one_resolution = "linear_tokens"
 
     def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> MlpMixer:
@@ -78,6 +80,7 @@ class ResMLPFamily(ModelFamily):
         return model
 
     def recognises(self, tensors: Weights) -> bool:
+        """Token mixing by linear layers in the blocks."""
         return "blocks.0.linear_tokens.weight" in tensors
 
     def read(self, tensors: Weights, grid: tuple[int, int] | None) -> Sizes:

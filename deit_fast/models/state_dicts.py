@@ -31,7 +31,7 @@ def count_blocks(tensors: Weights) -> int:
 
 
 def square_grid(patches: int) -> tuple[int, int]:
-    """A square grid of `patches` patches: high and wide. Raises WeightsError for no square number."""
+    """Height and width, in patches, of a square of `patches`. Raises WeightsError for no square number."""
     side = math.isqrt(patches)
     if side * side != patches or not side:
         raise WeightsError(f"has {patches} patch positions: expected the square of a number")

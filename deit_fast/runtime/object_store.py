@@ -47,7 +47,10 @@ def is_remote(uri: object) -> bool:
 
 
 def local_place(uri: str) -> Path:
-    """Where things of this URI are kept on this machine: the cache folder, then the URI's parts."""
+    """Where things of this URI are kept on this machine: the cache folder, then the URI's parts.
+
+    Raises RunError for a URI with "..".
+    """
     scheme, _, path = uri.partition("://")
     parts = [part for part in path.split("/") if part]
     if ".." in parts:

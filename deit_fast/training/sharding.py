@@ -48,7 +48,10 @@ def shard_model(model: nn.Module, mesh: DeviceMesh, reduce_dtype: str) -> None:
 
 
 def exchange_in_shards(model: nn.Module) -> Exchange:
-    """For a sharded model: every backward pass but the last adds its gradients up here."""
+    """The exchange of a sharded model's gradients: only a step's last backward pass sends them.
+
+    Those before it add them up in this process.
+    """
 
     def exchange(last: bool) -> AbstractContextManager[object]:
         assert isinstance(model, FSDPModule)

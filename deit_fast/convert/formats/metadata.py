@@ -58,7 +58,10 @@ def read_notes(folder: Path) -> Notes:
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Plain data. Raises BadFileError where there is too much of it, ValueError or RecursionError where it is none."""
+    """Plain data from JSON. Raises BadFileError for more than 4 MB of it, and as `check_plain`.
+
+    What is no JSON raises ValueError, and too deep a nesting RecursionError.
+    """
     if len(content) > _JSON_LIMIT:
         raise BadFileError(f"has more than {_JSON_LIMIT} bytes of JSON: expected a few thousand")
     return check_plain(json.loads(content))

@@ -19,7 +19,7 @@ class TimmWeights:
     heads: int | None = None
     """Of the attention, where the shapes say it. timm's do not, so None is the zoo's."""
     grid: tuple[int, int] | None = None
-    """Patches of the position embeddings, high and wide; None: a square."""
+    """Height and width of the position embeddings in patches; None: a square."""
     tanh: bool = False
     """Trained with GELU's tanh approximation."""
     mean: Any = None

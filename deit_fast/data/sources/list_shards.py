@@ -1,4 +1,4 @@
-"""Tar shards as far as they can be read, with all that is wrong with them: training refuses them at the first."""
+"""Tar shards as far as they can be read, with all their faults listed: training refuses a shard at its first one."""
 
 import os
 import tarfile

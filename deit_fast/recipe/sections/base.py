@@ -62,6 +62,7 @@ class Section(BaseModel):
 
     @model_validator(mode="after")
     def check(self) -> Self:
+        """Raises ValueError with a line for each of `problems`; pydantic makes it a ValidationError."""
         values = self.__dict__
         refused = {key: mark for key in self.model_fields_set if (mark := self.condition_of(key, values))}
         lines = [f"{key}={values[key]!r}: no such key with {mark.key}={values[mark.key]!r}"
@@ -73,5 +74,6 @@ class Section(BaseModel):
 
     @model_serializer(mode="wrap")
     def dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields that the section has with these values; those whose condition does not hold are left out."""
         kept = self.keys_with(self.__dict__)
         return {key: value for key, value in handler(self).items() if key in kept}

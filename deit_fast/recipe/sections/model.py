@@ -48,6 +48,7 @@ class Model(Section):
     @field_validator("name")
     @classmethod
     def resolve(cls, name: str) -> str:
+        """The zoo's entry that the name stands for. Raises RecipeError for a name that is none."""
         return resolve_name(name)[0]
 
     def problems(self) -> Iterator[str]:

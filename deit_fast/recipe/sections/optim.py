@@ -36,6 +36,7 @@ class Optim(Section):
     @field_validator("name")
     @classmethod
     def has_its_own_class(cls, name: str) -> str:
+        """Raises ValueError for a name that no optimizer has, and for this class in place of the name's own."""
         kinds = _optimizers()
         if name not in kinds:
             *others, last = map(repr, kinds)

@@ -9,6 +9,8 @@ from deit_fast.runtime.log_sinks import LogSink, Sink
 
 
 class Pictures(Sink):
+    """A PNG file for each picture, in the run folder."""
+
     def __init__(self, folder: Path, step: int) -> None:
         self._folder = folder
 
