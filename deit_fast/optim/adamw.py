@@ -11,7 +11,7 @@ class AdamW(Clipped, torch.optim.AdamW):
     """torch's AdamW with what a run asks of an optimizer: see `Clipped`."""
 
     def move(self) -> None:
-        torch.optim.AdamW.step(self)
+        self.move_as(torch.optim.AdamW)
 
 
 def build(section: AdamWOptim, setup: Setup) -> AdamW:

@@ -1,6 +1,7 @@
 """Gradient clipping, skipped steps and the moving average around torch's optimizers, all on the device."""
 
 from abc import abstractmethod
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,6 +39,14 @@ class Clipped(RecipeOptimizer):
         self.move()
         if self.average is not None:
             self.average.update(self.average.weights, self.skipped)
+
+    def move_as(self, kind: type[torch.optim.Optimizer]) -> None:
+        """Moves as torch's own class `kind`, one of the bases, does, without running the hooks of the step once more.
+
+        torch puts the call of the hooks around the `step` of each class of which an optimizer was made: around that of
+        `kind` too, where a program has made a plain one before (torch/optim/optimizer.py, 2.14).
+        """
+        inspect.unwrap(kind.step, stop=lambda step: not hasattr(step, "hooked"))(self)
 
     @abstractmethod
     def move(self) -> None:

@@ -22,7 +22,7 @@ class SGD(Clipped, torch.optim.SGD):
                 self.state[param]["momentum_buffer"] = torch.zeros_like(param)
 
     def move(self) -> None:
-        torch.optim.SGD.step(self)
+        self.move_as(torch.optim.SGD)
 
 
 def build(section: SGDOptim, setup: Setup) -> SGD:

@@ -184,3 +184,18 @@ def test_sgd_without_momentum() -> None:
     assert model.weight.grad is not None
     torch.testing.assert_close(model.weight.detach(), start - 0.5 * (model.weight.grad + 0.1 * start))
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("kind", [LambOptim, AdamWOptim, SGDOptim])
+def test_hooks_of_a_step_run_once_whatever_was_made_before(kind: type[Optim]) -> None:
+    """FSDP's gradients are handed over in one: run twice, it would hand over none."""
+    for plain in (torch.optim.AdamW, torch.optim.SGD):
+        plain([nn.Parameter(torch.zeros(1))], lr=1.0)  # from here on its step calls the hooks as well
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(kind(lr=1e-2), model)
+    seen: list[str] = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    give_gradients(model, 0)
+    optimizer.step()
+    assert seen == ["before", "after"]
