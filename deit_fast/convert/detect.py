@@ -19,8 +19,8 @@ from torch import Tensor
 from deit_fast.convert.formats import Container
 from deit_fast.convert.formats.lazy_tensor import BadFileError, map_file, read_tensors
 from deit_fast.convert.formats.metadata import Notes, check_names, check_plain, find_weights, read_notes
-from deit_fast.convert.infer import check_declared, infer_model
 from deit_fast.convert.names import Codebase, TimmWeights
+from deit_fast.convert.recognise import check_declared, infer_model
 from deit_fast.recipe.schema import Recipe, parse_recipe
 from deit_fast.recipe.sections import Data, LambOptim, Run
 from deit_fast.runtime.discover import discover

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deit_fast.convert.detect import Weights
-from deit_fast.convert.heads import cut_head, maps_to_1k, pairs_to_1k
-from deit_fast.convert.infer import describe_weights, differences
+from deit_fast.convert.imagenet21k import cut_head, maps_to_1k, pairs_to_1k
+from deit_fast.convert.recognise import describe_weights, differences
 from deit_fast.models.build import ImageModel, build_model, families
 from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import RunError

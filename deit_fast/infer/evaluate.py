@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import build_initialised
-from deit_fast.convert.heads import maps_to_1k
+from deit_fast.convert.imagenet21k import maps_to_1k
 from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.classes import check_same_classes, resolve_classes

@@ -1,7 +1,7 @@
 """Gradient clipping, skipped steps and the moving average around torch's optimizers, all on the device."""
 
-from abc import abstractmethod
 import inspect
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 

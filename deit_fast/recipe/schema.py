@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import SerializeAsAny
 
-from deit_fast.recipe.dumps import drop_unread
+from deit_fast.recipe.old_dumps import drop_unread
 from deit_fast.recipe.parse import all_fields, merge_section, parse_section, read_word, unknown_key
 from deit_fast.recipe.rules import broken_rules
 from deit_fast.recipe.sections import Augment, Data, Distill, Loss, Mix, Model, Optim, Run, Schedule, Section

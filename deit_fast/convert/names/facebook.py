@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from deit_fast.convert.formats import Export
 from deit_fast.convert.formats.lazy_tensor import BadFileError
-from deit_fast.convert.infer import recognise
 from deit_fast.convert.names import Codebase, TimmWeights
+from deit_fast.convert.recognise import recognise
 from deit_fast.models.build import families
 from deit_fast.models.state_dicts import WeightsError
 from deit_fast.recipe.schema import Recipe

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source, read_bytes
 from deit_fast.data.sources.classes import check_labels, read_class_names
-from deit_fast.data.sources.format import Request, SourceFormat
+from deit_fast.data.sources.source_format import Request, SourceFormat
 from deit_fast.runtime.errors import DataError, one_line
 
 _SIDE = 32

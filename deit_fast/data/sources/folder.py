@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
 from deit_fast.data.sources.classes import order_classes
-from deit_fast.data.sources.format import SourceFormat
+from deit_fast.data.sources.source_format import SourceFormat
 from deit_fast.runtime.errors import DataError
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source, read_bytes
-from deit_fast.data.sources.format import Request, SourceFormat, validation_beside
+from deit_fast.data.sources.source_format import Request, SourceFormat, validation_beside
 from deit_fast.runtime.errors import DataError, one_line
 
 _ANNOTATIONS = re.compile(r"train(20\d\d)\.json")
