@@ -72,8 +72,10 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave, of a run of the same recipe; where the model is sharded, from whole tensors
-        in host memory."""
+        """Takes up what `state_dict` gave, of a run of the same recipe.
+
+        Where the model is sharded, the tensors are whole and lie in host memory: each process takes its rows.
+        """
         self.load_weights(state["model"], state["ema"])
         optimizer = state["optimizer"]
         self.optimizer.load_state_dict(

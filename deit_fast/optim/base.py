@@ -59,7 +59,7 @@ class Setup:
     own: Callable[[Tensor], Tensor]
     """What stands in the groups for a parameter of the model: itself, or this process's rows of a sharded one."""
     shards: Shards | None
-    """Of a sharded model."""
+    """The shards of a sharded model; None: each process has the model whole."""
     copies: Mapping[Tensor, Tensor]
     """bf16 stand-ins of parameters, which LAMB alone writes."""
 

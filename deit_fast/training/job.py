@@ -28,11 +28,11 @@ class Job:
     """The run folder."""
     world: World
     store: RunStore | None
-    """Where the run folder is kept as well."""
+    """Where the run folder is kept as well; None: nowhere."""
     samplers: Sequence[TrainSampler]
     """One per gradient-accumulation pass of this process."""
     dtype: torch.dtype
-    """Of the forward pass."""
+    """Type of the forward pass."""
     steps_per_epoch: int
     """Optimizer steps."""
     total_steps: int

@@ -83,8 +83,10 @@ class TrainStep:
     # -------------------------------------------------------------------------------------------------------------
 
     def predictor(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """uint8 images [B, 3, S, S] -> fp32 logits [B, K] with the weights of `model`, the trained or the averaged
-        one, in the type of the training step, and eager where that had to be."""
+        """uint8 images [B, 3, S, S] -> fp32 logits [B, K] with the weights of `model`, the trained or the averaged one.
+
+        The type is that of the training step, and it is compiled where the step is.
+        """
         recipe = self.recipe if self.compiled else self.recipe.override(["run.compile=off"])
         return build_predictor(model, recipe, self.classifier.dtype, self.world)
 

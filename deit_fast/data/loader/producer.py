@@ -76,8 +76,10 @@ class Producer:
         return prepared.inputs
 
     def recover(self, error: RuntimeError) -> None:
-        """After DALI failed: gives all batches in flight again, to a new pipeline, with the images that it refuses
-        substituted. Raises DataError where nothing may be substituted, DALI's own error where no image explains it.
+        """After DALI failed: gives all batches in flight again, to a new pipeline, without the images that it refuses.
+
+        Others take their places. Raises DataError where nothing may be substituted, DALI's own error where no image
+        explains it.
         """
         if self._substitutes is None:
             if self.in_flight:

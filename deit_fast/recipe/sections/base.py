@@ -17,8 +17,10 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class When:
-    """Marks a field that its section has only while another, `key`, is one of `values`; with `unless`, while it is none
-    of them."""
+    """Marks a field that its section has only while another, `key`, is one of `values`.
+
+    With `unless`, the section has it only while `key` is none of them.
+    """
 
     key: str
     values: tuple[Any, ...]

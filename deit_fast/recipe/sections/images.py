@@ -46,7 +46,8 @@ class Augment(Section):
     rrc_linear: PASSL's, whose aspect ratio is uniform and whose area always fits. pad: as src with black padding, for
     images of 32 px and less. center: as in evaluation. scale and ratio are of rrc and rrc_linear."""
     interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
-    """Of the resize, with antialiasing. random: one of the two per view. The policies' own rotations stay bicubic."""
+    """Interpolation of the resize, which antialiases. random: one of the two per view. The policies' own rotations stay
+    bicubic."""
     scale: Annotated[tuple[Positive, Positive], _RESIZED_CROP] = (0.08, 1.0)
     """Range of RandomResizedCrop's area, as a fraction of the image's."""
     ratio: Annotated[tuple[Positive, Positive], _RESIZED_CROP] = (3 / 4, 4 / 3)

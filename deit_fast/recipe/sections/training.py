@@ -44,13 +44,13 @@ class Run(Section):
     seed: Seed = 0
     """Seed of initialisation, order, augmentation, mixing and dropout."""
     init_seed: Seed | None = None
-    """Of initialisation alone; null: run.seed. Likewise the three below."""
+    """Seed of initialisation; null: run.seed."""
     order_seed: Seed | None = None
-    """Of the order of the images."""
+    """Seed of the order of the images; null: run.seed."""
     mix_seed: Seed | None = None
-    """Of mixup and CutMix."""
+    """Seed of mixup and CutMix; null: run.seed."""
     dropout_seed: Seed | None = None
-    """Of dropout and stochastic depth."""
+    """Seed of dropout and stochastic depth; null: run.seed."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast on GPUs and CPUs that have it in hardware, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
