@@ -64,7 +64,7 @@ class Recipe(Section):
             )
 
     def check_teacher(self, path: object) -> None:
-        """Raises RecipeError unless a teacher's weights are given, as `path`, exactly where there is distillation."""
+        """Raises RecipeError for distillation without a teacher's weights, `path`, or weights without distillation."""
         if self.distill.kind == "none" and path:
             raise RecipeError(f"--teacher {path}: expected none with distill.kind='none'")
         if self.distill.kind != "none" and not path:

@@ -1,8 +1,8 @@
 """`open_source`, the way to labelled images as they are stored: folders, tar shards, data sets as downloaded.
 
-A place is shown to every format of this folder (source_format.py). Those that know it by files of their own go first;
-where none does, the folder of the split is entered, if there is one, and all are asked there. That two formats claim a
-place is an error.
+A place is shown to every format of this folder (source_format.py). Those that know it by files of their own go first.
+Where none does, and the place has a folder of the split, that folder is shown to all formats instead. That two formats
+claim a place is an error.
 """
 
 from pathlib import Path
