@@ -1,4 +1,4 @@
-"""What the sections of a recipe must have in common: a rule each, with its message.
+"""Rules between the sections of a recipe: each looks at some sections together and has its own message.
 
 A rule's parameters are the sections that it reads. It returns the line to tell the user, or None. Rules about one
 section alone are in its `problems`.
@@ -16,6 +16,7 @@ RULES: list[Rule] = []
 
 
 def rule(check: Rule) -> Rule:
+    """Adds a rule to RULES; a decorator."""
     RULES.append(check)
     return check
 

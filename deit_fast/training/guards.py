@@ -53,11 +53,11 @@ class Divergence:
         self._images.append(np.concatenate([batch.indices for batch in batches]).tolist())
 
     def check(self, meter: Meter, step: int) -> None:
-        """Raises RunError, on every process the same, where the last run.nonfinite_limit of `step` steps, or more,
-        were all skipped.
+        """Raises RunError, on every process the same, where the last steps up to `step` were all skipped.
 
-        It names the first of them and its images: those of the processes whose own loss was not finite, or all where
-        every loss was and only the gradient was not. The main process lists them in out/nonfinite.txt.
+        That is run.nonfinite_limit of them or more. The error names the first of them and the images of the processes
+        whose own loss was not finite. Where every loss was finite, and the gradient alone was not, it names the images
+        of all. The main process lists them in out/nonfinite.txt.
         """
         in_a_row = int(meter.skipped_in_a_row.item())
         if not self._world.any(in_a_row >= self._limit):

@@ -17,14 +17,17 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class When:
-    """Marks a field that its section has only while another, `key`, is one of `values`; with `unless`, while it is none
-    of them."""
+    """Marks a field that its section has only while another, `key`, is one of `values`.
+
+    With `unless`, the section has it only while `key` is none of them.
+    """
 
     key: str
     values: tuple[Any, ...]
     unless: bool = False
 
     def holds(self, value: Any) -> bool:
+        """Whether the field is there while the other one has this value."""
         return (value in self.values) != self.unless
 
 
@@ -39,7 +42,7 @@ class Section(BaseModel):
 
     @classmethod
     def kinds(cls) -> Mapping[str, type["Section"]]:
-        """The classes of a section that has one per value of its field `name`; none where this class is all."""
+        """The classes of a section that has one per value of its field `name`; empty for any other."""
         return {}
 
     @classmethod
@@ -61,6 +64,7 @@ class Section(BaseModel):
 
     @model_validator(mode="after")
     def check(self) -> Self:
+        """Raises ValueError with a line for each of `problems`; pydantic makes it a ValidationError."""
         values = self.__dict__
         refused = {key: mark for key in self.model_fields_set if (mark := self.condition_of(key, values))}
         lines = [f"{key}={values[key]!r}: no such key with {mark.key}={values[mark.key]!r}"
@@ -72,5 +76,6 @@ class Section(BaseModel):
 
     @model_serializer(mode="wrap")
     def dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields that the section has with these values; those whose condition does not hold are left out."""
         kept = self.keys_with(self.__dict__)
         return {key: value for key, value in handler(self).items() if key in kept}
