@@ -63,7 +63,7 @@ def merge_section(base: type[Section], old: Mapping[str, Any], changes: Mapping[
 
 
 def read_word(text: str, field: FieldInfo | None) -> Any:
-    """A typed value: JSON where it parses, a list for comma-separated JSON, else the word itself."""
+    """A typed value: JSON where it parses, a list for comma-separated JSON or names, else the word itself."""
     if field is not None and field.annotation is str:
         return text
     for candidate in (text, f"[{text}]") if "," in text else (text,):
@@ -71,7 +71,7 @@ def read_word(text: str, field: FieldInfo | None) -> Any:
             return json.loads(candidate, parse_constant=str)
         except (ValueError, RecursionError):  # no JSON, or numbers and nesting beyond what Python reads
             continue
-    return text
+    return text.split(",") if field is not None and field.annotation == tuple[str, ...] else text
 
 
 def unknown_key(key: str, name: str, choices: Iterable[str]) -> str:
@@ -94,18 +94,20 @@ def _refuse(
         mark = kind.condition_of(key, content)
         assert mark is not None
         cause, value = mark.key, content.get(mark.key, kind.model_fields[mark.key].default)
-        owners: Iterable[Any] = () if mark.unless else mark.values
+        owners: Iterable[Any] = mark.values
+        relation = " other than " if mark.unless else "="
     elif key in all_fields(base):
         cause, value = "name", content.get("name", kind.model_fields["name"].default)
         owners = [each for each, other in base.kinds().items() if key in other.model_fields]
+        relation = "="
     else:
         return unknown_key(f"{name}.{key}", key, live)
     if cause in wrong:
         return None
-    where = f" (it is of {name}.{cause}={' or '.join(map(repr, owners))})" if owners else suggest(key, live)
+    where = f"{name}.{cause}{relation}{' or '.join(map(repr, owners))}"
     return (
         f"{name}.{key}={brief(repr(content[key]))}: no such key with {name}.{cause}={value!r}; "
-        f"expected one of {', '.join(live)}{where}"
+        f"expected one of {', '.join(live)} (it is of {where})"
     )
 
 
