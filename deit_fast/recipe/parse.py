@@ -23,7 +23,8 @@ def parse_section(name: str, base: type[Section], content: Any) -> tuple[Section
     if not isinstance(content, dict):
         return None, [f"{name}={brief(repr(content))}: expected a table of keys and values"]
     kind = kind_of(base, content)
-    known = {key: value for key, value in content.items() if key in kind.keys_with(content)}
+    live = kind.keys_with(content)
+    known = {key: value for key, value in content.items() if key in live}
     section, lines, wrong = None, list[str](), set[str]()
     try:
         section = kind.model_validate_json(json.dumps(known, default=str))
