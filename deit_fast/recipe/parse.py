@@ -18,8 +18,10 @@ from deit_fast.runtime.errors import brief, one_line, suggest
 def parse_section(name: str, base: type[Section], content: Any) -> tuple[Section | None, list[str]]:
     """The section `name` from plain data; or None and a line for each key with something wrong, once per key.
 
-    base: the section's class, or what the classes of its kinds have in common.
+    base: the section's class, or what the classes of its kinds have in common. What is such a section stays as it is.
     """
+    if isinstance(content, base):
+        return content, []
     if not isinstance(content, dict):
         return None, [f"{name}={brief(repr(content))}: expected a table of keys and values"]
     kind = kind_of(base, content)
