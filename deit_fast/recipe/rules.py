@@ -12,20 +12,20 @@ from deit_fast.zoo import find_architecture, find_family
 
 Rule = Callable[..., str | None]
 
-RULES: list[Rule] = []
+RULES: dict[Rule, tuple[str, ...]] = {}
+"""The rules, each with the names of the sections that it reads."""
 
 
 def rule(check: Rule) -> Rule:
     """Adds a rule to RULES; a decorator."""
-    RULES.append(check)
+    RULES[check] = tuple(inspect.signature(check).parameters)
     return check
 
 
 def broken_rules(sections: Mapping[str, Section]) -> Iterator[str]:
     """The lines of all rules that these sections break; a rule whose sections are not all here is left out."""
-    for check in RULES:
-        names = inspect.signature(check).parameters
-        if names.keys() <= sections.keys() and (line := check(**{name: sections[name] for name in names})):
+    for check, names in RULES.items():
+        if sections.keys() >= set(names) and (line := check(*(sections[name] for name in names))):
             yield line
 
 

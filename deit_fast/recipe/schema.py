@@ -87,9 +87,15 @@ class Recipe(Section):
 
         Raises RecipeError, as `override` does.
         """
-        whole = {key: each.model_dump(mode="json") for key, each in changes.items() if isinstance(each, Section)}
-        parts = {key: each for key, each in changes.items() if key not in whole}
-        return parse_recipe(merge(self.model_dump(mode="json"), parts) | whole)
+        content: dict[str, Any] = dict(self)
+        for name, each in changes.items():
+            if isinstance(each, Section):
+                content[name] = each.model_dump(mode="json")
+            elif name in SECTIONS and isinstance(each, dict):
+                content[name] = merge_section(SECTIONS[name], content[name].model_dump(mode="json"), each)
+            else:
+                content[name] = each
+        return parse_recipe(content)
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -135,7 +141,7 @@ def parse_with_words(content: dict[str, Any], words: Iterable[str], source: str 
 def parse_recipe(
     content: dict[str, Any], source: str = "", mistakes: Iterable[str] = (), typed: Iterable[str] = ()
 ) -> Recipe:
-    """A Recipe from plain data. Raises RecipeError with a line for everything that is wrong.
+    """A Recipe from plain data, or sections. Raises RecipeError with a line for everything that is wrong.
 
     source: the file, if any, which each line names but those about the keys in `typed`, that came as words. mistakes:
     lines that are known already. Rules over several sections are held only where these sections are right by

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -48,13 +49,14 @@ class Section(BaseModel):
     @classmethod
     def keys_with(cls, content: Mapping[str, Any]) -> list[str]:
         """The fields of a section with these values, in order."""
-        return [key for key in cls.model_fields if cls.condition_of(key, content) is None]
+        lacking = {key for key in _conditions(cls) if cls.condition_of(key, content)}
+        return [key for key in cls.model_fields if key not in lacking]
 
     @classmethod
     def condition_of(cls, key: str, content: Mapping[str, Any]) -> When | None:
         """The condition by which a section with these values lacks its field `key`; None where it has it."""
-        for mark in cls.model_fields[key].metadata:
-            if isinstance(mark, When) and not mark.holds(content.get(mark.key, cls.model_fields[mark.key].default)):
+        for mark in _conditions(cls).get(key, ()):
+            if not mark.holds(content.get(mark.key, cls.model_fields[mark.key].default)):
                 return mark
         return None
 
@@ -79,3 +81,11 @@ class Section(BaseModel):
         """The fields that the section has with these values; those whose condition does not hold are left out."""
         kept = self.keys_with(self.__dict__)
         return {key: value for key, value in handler(self).items() if key in kept}
+
+
+@cache
+def _conditions(section: type[Section]) -> dict[str, tuple[When, ...]]:
+    """The marks of those fields that have any: looked up once, since an import parses the whole table."""
+    marks = {key: tuple(each for each in field.metadata if isinstance(each, When))
+             for key, field in section.model_fields.items()}  # fmt: skip
+    return {key: each for key, each in marks.items() if each}
