@@ -1,18 +1,17 @@
 """deit_fast: DeiT III vision transformers, trained fast and faithfully.
 
-The names below load torch, and DALI where images are read, only when they are used.
+A name below is loaded when it is first used: torch by the models, DALI where images are read, neither by recipes.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from deit_fast.recipe.table import get_recipe, list_recipes
-from deit_fast.zoo import list_models
-
 if TYPE_CHECKING:
     from deit_fast.infer.create import create_model
     from deit_fast.infer.predict import LoadedModel, Prediction, extract_features, load_model, predict
+    from deit_fast.recipe.table import get_recipe, list_recipes
     from deit_fast.training.run import train
+    from deit_fast.zoo import list_models
 
 __all__ = [
     "LoadedModel",
@@ -27,7 +26,13 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {"create_model": "deit_fast.infer.create", "train": "deit_fast.training.run"}
+_HOMES = {
+    "create_model": "deit_fast.infer.create",
+    "get_recipe": "deit_fast.recipe.table",
+    "list_models": "deit_fast.zoo",
+    "list_recipes": "deit_fast.recipe.table",
+    "train": "deit_fast.training.run",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running code, loaded across resolutions and class counts."""
+"""The files of a checkpoint: written whole or not at all, verified by checksums, read without running code."""
 
 import json
 import os
@@ -38,9 +38,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> Digests:
-    """The two files of `save_checkpoint` without their seal; returns the SHA-256 of each by its suffix.
+    """The two files of `save_checkpoint` without their seal; returns the SHA-256 of each, hexadecimal, by its suffix.
 
-    A full disk leaves both as they were; a crash may leave a new one beside an old one, which no seal fits.
+    A full disk leaves both as they were; a crash may leave a new one beside an old one, which no seal fits. Raises
+    RunError where a file cannot be written.
     """
     weights = {name: value.detach().contiguous().cpu() for name, value in state["model"].items()}
     header = {key: json.dumps(state.get(key)) for key in ("recipe", "classes", "step")}
@@ -55,7 +56,10 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> Digests:
 
 
 def seal_checkpoint(path: Path, digests: Digests) -> None:
-    """Writes PATH.sha256, in the format of sha256sum, which can check it too. Raises RunError."""
+    """Writes PATH.sha256, in the format of sha256sum, which can check it too.
+
+    digests: as `write_checkpoint` returns them. Raises RunError where the file cannot be written.
+    """
     try:
         with atomic_path(path.with_suffix(SEAL)) as temporary:
             temporary.write_text(_format_seal(path, digests), encoding="utf-8")
@@ -66,7 +70,8 @@ def seal_checkpoint(path: Path, digests: Digests) -> None:
 def link_checkpoint(source: Path, destination: Path, digests: Digests) -> None:
     """Makes `destination` the same checkpoint as `source`, without a second copy where the file system has links.
 
-    A crash in between leaves files that the seal beside them does not fit. Raises RunError.
+    A crash in between leaves files that the seal beside them does not fit. Raises RunError where they cannot be
+    written.
     """
     try:
         for suffix in SUFFIXES:
@@ -121,7 +126,10 @@ def _format_seal(path: Path, digests: Digests) -> str:
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote. Raises RunError, one line, for anything else."""
+    """The state that `save_checkpoint` wrote: plain data and tensors of their weights' shapes [...], on the device.
+
+    Raises RunError, one line, for anything else.
+    """
     try:
         # Mapped, not read: who wants the weights alone does not pay for the optimizer's state.
         state = torch.load(path, map_location=device, weights_only=True, mmap=True)

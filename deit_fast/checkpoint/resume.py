@@ -8,8 +8,11 @@ from deit_fast.runtime.world import World
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The sealed checkpoints of a run: the steps' from the newest down, then last.pt and best.pt where they are not
-    links to one of those. None where there is no checkpoint yet; RunError where last.pt has no seal."""
+    """The sealed checkpoints of a run: the steps' from the newest down, then last.pt and best.pt.
+
+    The last two are left out where they are links to one of the steps'. The list is empty where there is no checkpoint
+    yet. Raises RunError where last.pt has no seal.
+    """
     steps = sorted(folder.glob(f"step-*{SEAL}"), key=step_of, reverse=True)
     found: list[Path] = []
     for seal in [*steps, folder / f"last{SEAL}", folder / f"best{SEAL}"]:
@@ -22,7 +25,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def kept_steps(folder: Path, last: int) -> list[int]:
-    """The steps up to `last` of which the folder has a sealed checkpoint."""
+    """The steps up to `last` of which the folder has a sealed checkpoint, the smallest first."""
     return sorted(step for step in map(step_of, folder.glob(f"step-*{SEAL}")) if 0 < step <= last)
 
 

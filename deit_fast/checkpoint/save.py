@@ -35,10 +35,10 @@ class Snapshot:
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
     def begin(self, content: Any, later: set[int]) -> Any:
-        """`content`, nested dicts and lists, with a buffer in the place of each tensor, to be filled by `copy`.
+        """`content`, nested dicts and lists, with a buffer in the place of each tensor [...], to be filled by `copy`.
 
-        A tensor whose address is not in `later` may change before that, and is copied here and now. So is one that is
-        sharded, of which every other process has to give its rows: with `gather` of the same content.
+        A tensor whose address is not in `later` may change before that, and is copied here and now. So is a sharded
+        tensor: every other process gives its rows by calling `gather` with the same content.
         """
         before, self._buffers, self._pairs = iter(self._buffers), [], []
 
@@ -71,7 +71,10 @@ class Snapshot:
 
     @torch.no_grad()
     def copy(self) -> None:
-        """Fills the buffers; returns when they are full. For another thread than the one that trains."""
+        """Fills the buffers; returns when they are full.
+
+        The thread that writes calls it, while the other one goes on with training.
+        """
         with torch.cuda.stream(self._stream):
             for buffer, value in self._pairs:
                 buffer.copy_(value, non_blocking=True)
@@ -85,7 +88,9 @@ class Saver:
 
     last.pt and best.pt, with what belongs to them, are links to the files of their steps. At most one checkpoint is
     being written. A save that fails is told once, by whichever method is called next; what was there before it is
-    whole. kept: the steps of the checkpoints in the folder that the state descends from; others go with the next save.
+    whole.
+
+    kept: the steps of the checkpoints in the folder that the state descends from; others go with the next save.
     publish: called in the thread after each checkpoint; its RunError is told like a save that fails.
     """
 
@@ -113,9 +118,10 @@ class Saver:
                 file.unlink()
 
     def save(self, beside: dict[str, Any], top1: float | None) -> list[str]:
-        """Starts to write the state, and `beside`; waits for the checkpoint before it. Returns what failed of that.
+        """Starts to write the state, and `beside`, once the checkpoint before it is done. Returns what failed of that.
 
-        top1: the state's score where it was just evaluated; the highest so far makes it best.pt as well.
+        top1: the state's top-1 accuracy, percent, where it was just evaluated; the highest so far makes it best.pt as
+        well.
         """
         failures = self.finish()
         self._best_before = self._state.best_top1

@@ -26,16 +26,27 @@ class TrainState:
     compute: ImageModel | None = None  # the model that the step computes with, where it is a copy of `model`
     copies: dict[Tensor, nn.Parameter] = field(default_factory=dict)  # its own weights, of no state dict
     step: int = 0
+    """Optimizer steps done."""
     skipped: int = 0
+    """Those of them that a non-finite gradient skipped."""
     seconds: float = 0.0
+    """Wall time of the steps, without evaluations and checkpoints."""
     timed_steps: int = 0
+    """Steps that count for speed: those after each process's first window."""
     timed_seconds: float = 0.0
+    """Wall time of these."""
     best_top1: float = -1.0
+    """Highest top-1 accuracy of an evaluation so far, percent; -1 before the first."""
     scores: dict[str, float] = field(default_factory=dict)
+    """The last evaluation's figures by name: top1 and top5 in percent, loss in nats, ema_top1 and so on."""
     bad_images: dict[int, str] = field(default_factory=dict)
+    """Images that could not be used, by index, and why, in words."""
 
     def add_window(self, steps: int, seconds: float, is_first: bool) -> None:
-        """Adds the wall time of some steps; a process's first window, with its warm-up, does not count for speed."""
+        """Adds the wall time, `seconds`, of `steps` steps.
+
+        A process's first window, with its warm-up, does not count for speed.
+        """
         self.seconds += seconds
         if not is_first:
             self.timed_steps += steps
@@ -43,7 +54,10 @@ class TrainState:
 
     @property
     def steps_per_second(self) -> float:
-        """Without the first windows of the run's processes, where there are others; 0 before the first step."""
+        """Optimizer steps per second of wall time; 0 before the first step.
+
+        The first windows of the run's processes, with their warm-up, count only where there are no others.
+        """
         if self.timed_steps:
             return self.timed_steps / self.timed_seconds
         return self.step / self.seconds if self.seconds else 0.0
@@ -58,8 +72,10 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave, of a run of the same recipe; where the model is sharded, from whole tensors
-        in host memory."""
+        """Takes up what `state_dict` gave, of a run of the same recipe.
+
+        Where the model is sharded, the tensors are whole and lie in host memory: each process takes its rows.
+        """
         self.load_weights(state["model"], state["ema"])
         optimizer = state["optimizer"]
         self.optimizer.load_state_dict(
@@ -69,7 +85,10 @@ class TrainState:
             setattr(self, key, state[key])
 
     def load_weights(self, weights: dict[str, Tensor], averages: dict[str, Tensor] | None = None) -> None:
-        """Weights of the model, and of its moving average where there is one, whole tensors with timm's names."""
+        """Takes up weights of the model and, where there is one, of its moving average: whole tensors by timm's names.
+
+        Each has its weight's shape [...]; of a sharded model each process keeps its rows alone.
+        """
         for model, tensors in ((self.model, weights), (self.ema, averages)):
             if model is not None:
                 assert tensors is not None

@@ -158,7 +158,7 @@ class RunStore:
 def pull_everywhere(store: RunStore, world: World) -> list[str]:
     """Copies of the run on every machine, the same; what the main process has alone goes to the store before.
 
-    Returns what is to be said. Raises RunError, on every process.
+    Returns lines for the user. Raises RunError, on every process.
     """
     lines: list[str] = []
     error = ""

@@ -1,4 +1,4 @@
-"""What the commands do: arguments in, printed results out. torch and DALI are imported only where needed."""
+"""The commands: a function for each, from parsed arguments to an exit status. torch and DALI are imported late."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ EXIT_INCOMPLETE = 1  # some images could not be read; the others are done
 
 
 def run_train(arguments: argparse.Namespace) -> int:
+    """`deit-fast train`: trains, and prints the result as JSON on the main process; 0."""
     recipe = get_recipe(arguments.recipe, arguments.overrides)
     recipe.check_teacher(arguments.teacher)
     resume = arguments.resume if arguments.resume not in ("auto", "never") else None
@@ -33,6 +34,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
+    """`deit-fast evaluate`: prints the scores as JSON on the main process; 0."""
     _check_there(arguments.checkpoint)
     from deit_fast.infer.evaluate import evaluate_checkpoint
 
@@ -48,6 +50,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
+    """`deit-fast convert`: writes a checkpoint in another format, and prints what changed; 0."""
     _check_there(arguments.source)
     from deit_fast.convert.export import export_checkpoint
     from deit_fast.convert.fit import format_changes
@@ -61,6 +64,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
+    """`deit-fast predict`: prints the classes of images; EXIT_INCOMPLETE where one could not be read."""
     _check_there(arguments.checkpoint)
     from deit_fast.infer.images import find_images
     from deit_fast.infer.predict import load_model, predict, print_predictions
@@ -78,6 +82,10 @@ def run_predict(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
+    """`deit-fast show`: prints the recipe table or one recipe; 0.
+
+    Raises RecipeError for --images without a recipe or with --json.
+    """
     if arguments.images is not None and (arguments.recipe is None or arguments.json):
         raise RecipeError(f"--images {arguments.images}: expected with a recipe's name and without --json")
     if arguments.recipe is None:
@@ -89,6 +97,7 @@ def run_show(arguments: argparse.Namespace) -> int:
 
 
 def run_zoo(arguments: argparse.Namespace) -> int:
+    """`deit-fast zoo`: prints the zoo's rows that match a pattern; 0. Raises RecipeError where none does."""
     names = list_models(arguments.pattern)
     if not names:
         find_architecture(arguments.pattern)  # says which name is near
@@ -96,6 +105,7 @@ def run_zoo(arguments: argparse.Namespace) -> int:
 
 
 def run_data_demo(arguments: argparse.Namespace) -> int:
+    """`deit-fast data demo`: writes the demo's digits, and prints their folder; 0."""
     from deit_fast.data.tools.demo import write_demo
 
     print(write_demo(arguments.folder))
@@ -103,6 +113,10 @@ def run_data_demo(arguments: argparse.Namespace) -> int:
 
 
 def run_data_preview(arguments: argparse.Namespace) -> int:
+    """`deit-fast data preview`: writes a picture of what training sees; 0.
+
+    Raises RunError for an --out that does not end in .png.
+    """
     recipe = get_recipe(arguments.recipe, arguments.overrides)
     if arguments.out.suffix.lower() != ".png":
         raise RunError(f"--out {arguments.out}: expected a name that ends in .png")
@@ -117,6 +131,7 @@ def run_data_preview(arguments: argparse.Namespace) -> int:
 
 
 def run_data_check(arguments: argparse.Namespace) -> int:
+    """`deit-fast data check`: prints a report of each split; EXIT_INCOMPLETE where an image could not be used."""
     from deit_fast.data.sources.open import find_validation
     from deit_fast.data.sources.shard_names import Split
     from deit_fast.data.tools.check import check_source, open_to_check, write_bad
@@ -135,6 +150,7 @@ def run_data_check(arguments: argparse.Namespace) -> int:
 
 
 def run_data_shard(arguments: argparse.Namespace) -> int:
+    """`deit-fast data shard`: writes tar shards of each split, and prints how many; 0."""
     from deit_fast.data.sources.base import Source
     from deit_fast.data.sources.open import find_validation, open_source
     from deit_fast.data.sources.shard_names import Split
@@ -164,7 +180,7 @@ def _check_there(*checkpoints: str | Path | None) -> None:
 
 
 def complain(message: object) -> None:
-    """The message's lines on stderr, with the rank where there are several processes."""
+    """Prints the message's lines to stderr, with the rank where there are several processes."""
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     for line in str(message).split("\n"):
         print(f"deit-fast: {rank}{printable(line)}", file=sys.stderr)

@@ -15,6 +15,7 @@ OVERRIDES = "section.key=value words that change the recipe, for example optim.l
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands. The function of a command is the `run` of its parsed arguments."""
     parser = _Parser(
         prog="deit-fast",
         description="Train DeiT III vision transformers.",
@@ -173,7 +174,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 on success, 2 and one line on stderr for what the user can mend, 75 stopped by a signal."""
+    """Runs one command and returns its exit status.
+
+    0: success. 1: some images could not be used, the others are done. 2: a mistake that the user can mend, told on
+    stderr, a line each. 75: stopped by a signal, to be started again. 130: interrupted.
+    """
     arguments, words = build_parser().parse_known_args(argv)
     status = 2
     try:

@@ -51,7 +51,10 @@ def recipe_as_text(recipe: Recipe, num_images: int | None = None) -> str:
 
 
 def derive_facts(recipe: Recipe, num_images: int | None = None) -> dict[str, str]:
-    """What follows from a recipe's values, by name; `num_images` training images instead of the named data's."""
+    """What follows from a recipe's values, by name, in words: parameters, steps, learning rates and the like.
+
+    num_images: training images that are counted with, instead of the named data's.
+    """
     model, run, repeats = recipe.model, recipe.run, recipe.data.repeats
     data, known = training_images(recipe)
     images = known if num_images is None else num_images

@@ -19,8 +19,8 @@ from torch import Tensor
 from deit_fast.convert.formats import Container
 from deit_fast.convert.formats.lazy_tensor import BadFileError, map_file, read_tensors
 from deit_fast.convert.formats.metadata import Notes, check_names, check_plain, find_weights, read_notes
-from deit_fast.convert.infer import check_declared, infer_model
 from deit_fast.convert.names import Codebase, TimmWeights
+from deit_fast.convert.recognise import check_declared, infer_model
 from deit_fast.recipe.schema import Recipe, parse_recipe
 from deit_fast.recipe.sections import Data, LambOptim, Run
 from deit_fast.runtime.discover import discover
@@ -41,6 +41,7 @@ class Weights:
     """A model's weights and the recipe they were trained with; of a foreign file, one made up around its model."""
 
     tensors: dict[str, Tensor]
+    """By timm's names, on the CPU, each of its weight's shape [...]."""
     recipe: Recipe
     classes: list[str] | None
     """Names of the head's classes, where the file has them."""

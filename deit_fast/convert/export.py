@@ -25,6 +25,7 @@ class Exported:
 
     path: Path
     format: str
+    """Name of the format written, as --format takes it."""
     source: str
     """Format of the checkpoint it was made from."""
     changes: list[Change]
@@ -32,6 +33,7 @@ class Exported:
     difference: float
     """Largest absolute difference of logits between the original and what was written, on random images."""
     notes: list[str]
+    """Lines for the user: what the format has no place for."""
 
 
 @functools.cache

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deit_fast.convert.detect import Weights
-from deit_fast.convert.heads import cut_head, maps_to_1k, pairs_to_1k
-from deit_fast.convert.infer import describe_weights, differences
+from deit_fast.convert.imagenet21k import cut_head, maps_to_1k, pairs_to_1k
+from deit_fast.convert.recognise import describe_weights, differences
 from deit_fast.models.build import ImageModel, build_model, families
 from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import RunError
@@ -23,17 +23,20 @@ class Change(NamedTuple):
     """One thing that differs between a checkpoint and the model it was loaded into."""
 
     weight: str
+    """Name of the weight, or of the head."""
     done: str
     """resampled, mapped, folded, padded, dropped, computed or initialised."""
     found: str
+    """What the checkpoint has, in words."""
     now: str
+    """What the model has, in words."""
 
     def __str__(self) -> str:
         return f"{self.weight}: {self.done}, {self.found} -> {self.now}"
 
 
 def format_changes(changes: list[Change]) -> list[str]:
-    """Lines of a table; none where nothing changed."""
+    """The rows as lines of a table for the user; none where nothing changed."""
     return plain_table(changes)
 
 
@@ -49,7 +52,11 @@ def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, 
 
 
 def fit_distillation(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list[Change]:
-    """Drops the distillation token and head where the model has none; initialises them where the weights have none."""
+    """Drops the distillation token and head where the model has none; initialises them where the weights have none.
+
+    tensors, own: the weights, changed in place, and the model's state dict. The token is [1, 1, D]; its slot in
+    pos_embed [1, slots + N, D] goes and comes with it. Returns a row for each change.
+    """
     names = ("dist_token", "head_dist.weight", "head_dist.bias")
     changes = []
     if "dist_token" in tensors and "dist_token" not in own:
@@ -76,8 +83,11 @@ def fit_positions(
 ) -> list[Change]:
     """Resamples the patches' positions to `grid`, and moves the class slot to where the model has it.
 
+    tensors, own: the weights, changed in place, and the model's state dict; pos_embed is [1, slots + H x W, D]. grid,
+    old_grid: (H, W) in patches, of the model and, where it is known, of the weights. Returns a row for each change.
+
     A class slot is a constant added to the class token, so folding it into the token, or a slot of zeros, changes
-    nothing in the model's output. Raises RunError where the positions are no square and `old_grid` does not say what.
+    nothing in the model's output. Raises RunError where the positions are no square and `old_grid` is None.
     """
     positions, expected = tensors.get("pos_embed"), own.get("pos_embed")
     if positions is None or expected is None or positions.ndim != 3 or positions.shape[2] != expected.shape[2]:
@@ -103,7 +113,10 @@ def fit_positions(
 
 
 def fix_positions(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list[Change]:
-    """The model's own fixed sines and cosines, whatever the weights have."""
+    """Puts the model's own fixed sines and cosines [1, N, D] in the place of whatever positions the weights have.
+
+    tensors, own: the weights, changed in place, and the model's state dict. Returns a row where the two differed.
+    """
     found, tensors["pos_embed"] = tensors.get("pos_embed"), own["pos_embed"]
     if (
         found is not None
@@ -131,7 +144,11 @@ def _split(positions: int, token: int, distilled: bool, grid: tuple[int, int] | 
 
 
 def fit_head(name: str, tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list[Change]:
-    """A head of other classes: cut down where it is ImageNet-21k's and the model's is ImageNet-1k's, else anew."""
+    """Fits the head `name`, weight [K, D] and bias [K], to the model's classes, and returns a row where it changed.
+
+    A head of ImageNet-21k is cut down where the model's is ImageNet-1k's. Any other gives way to the model's initial
+    one. tensors, own: the weights, changed in place, and the model's state dict.
+    """
     weight, bias = f"{name}.weight", f"{name}.bias"
     if weight not in own or bias not in own:
         return []
@@ -152,7 +169,9 @@ def initialise(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, in
 
     Returns a row for all that differed: positions resampled (from a square, or from `grid`), a class slot moved, a
     distillation head dropped or initialised, a head of ImageNet-21k cut down to 1k or one of other classes initialised.
-    Every other weight has to be there, and of the model's shape. Raises RunError for weights of another architecture.
+
+    pos_embed is [1, slots + N, D], a head [K, D]; every other weight has to be there, and of the model's shape. grid:
+    (H, W) of the tensors, in patches. Raises RunError for weights of another architecture.
     """
     tensors, own = dict(tensors), model.state_dict()
     changes = fit_distillation(tensors, own)

@@ -24,8 +24,9 @@ def compile_or_stay(module: nn.Module, attempt: Callable[[nn.Module], object], r
     """`module` compiled, where the run wants that and `attempt` succeeds with it on every process; else as it is.
 
     torch.compile works at the first call only, so `attempt` makes one, with the shapes that will come. All processes
-    have to call this together, and all get the same kind of module. Where it fails, the main process prints why.
-    Raises RunError on all of them where run.compile is "on", and what is no failure of the compiler: out of memory.
+    have to call this together, and all get the same kind of module. Where it fails, the main process prints why; with
+    run.compile="on" all of them raise RunError instead. An error that is not the compiler's, such as memory that runs
+    out, is raised as it is.
     """
     if not wants_compile(run, world.device):
         return module

@@ -1,4 +1,4 @@
-"""Models by name, as timm's users make them: with or without the weights of a checkpoint."""
+"""`create_model`: models by name, as timm's users make them, with or without the weights of a checkpoint."""
 
 import warnings
 from pathlib import Path

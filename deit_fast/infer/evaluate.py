@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import build_initialised
-from deit_fast.convert.heads import maps_to_1k
+from deit_fast.convert.imagenet21k import maps_to_1k
 from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.classes import check_same_classes, resolve_classes
@@ -32,14 +32,16 @@ EVAL_BATCH = 256
 
 @dataclass(frozen=True)
 class Scores:
-    """What the metrics say of all images, and how many these are at what rate over all processes."""
+    """The figures of an evaluation over all images and all processes."""
 
     values: dict[str, float]
     """The metrics' figures by name: top1 and top5 in percent, loss in nats, ..."""
     totals: dict[str, Totals]
-    """Each metric's sum, by the metric's name."""
+    """Each metric's sum over all images, fp64 [...] as the metric lays it out, by the metric's name."""
     images: int
+    """Images evaluated, each once."""
     images_per_second: float
+    """Over all processes; the first of several batches is not timed."""
 
 
 def build_eval_loader(recipe: Recipe, source: Source, world: World) -> EvalLoader:

@@ -46,6 +46,10 @@ class ImageList(Source):
                 )
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as an encoded file, uint8 [bytes]: a path's or URL's own bytes; of pixels a BMP, without loss.
+
+        Raises DataError where a file or URL cannot be read.
+        """
         image = self._images[index]
         if isinstance(image, str | os.PathLike):
             path = os.fspath(image)
@@ -61,7 +65,7 @@ class ImageList(Source):
         return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {index}"
 
     def only(self, indices: Sequence[int]) -> "ImageList":
-        """A list of some of the images."""
+        """A list of the images at `indices`."""
         return ImageList([self._images[index] for index in indices], allow_urls=True)  # they were allowed already
 
 
@@ -89,7 +93,7 @@ def readable_batches(
 ) -> Iterator[tuple[list[int], torch.Tensor | str]]:
     """Indices and pixels, uint8 [b, 3, S, S] as in evaluation, of all images that can be decoded, in their order.
 
-    An image that cannot be comes alone, with the reason in the place of its pixels.
+    batch: images at most. An image that cannot be decoded comes alone, with the reason in the place of its pixels.
     """
     waiting = list(range(len(images)))
     counter = progress(range(len(images)), len(images), "images")  # moved on by hand, an image at a time

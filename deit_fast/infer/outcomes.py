@@ -13,9 +13,10 @@ from deit_fast.runtime.world import to_device
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a model made of each of N images, in the order of the source."""
+    """What a model made of each of N images: arrays [N], in the order of the source."""
 
     predictions: NDArray[np.int64]
+    """The class of the largest logit."""
     confidences: NDArray[np.float64]
     """Softmax of the predicted class's logit, in [0, 1]."""
     in_top5: NDArray[np.bool_]
@@ -23,7 +24,7 @@ class Outcomes:
 
 
 def outcome_rows(images: int) -> Metric:
-    """The metric over a data set of so many images; it has no figures of its own, see `read_outcomes`."""
+    """The metric over a data set of `images` images; it has no figures of its own, see `read_outcomes`."""
 
     def rows(seen: Predicted) -> Tensor:
         """[images, 4]: prediction, confidence, whether the label is in the top 5, and 1; zeros for all other images."""

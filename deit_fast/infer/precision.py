@@ -1,4 +1,4 @@
-"""A model as it is used: from uint8 images to fp32 logits, in the recipe's type and compiled where it says so."""
+"""The forward pass as it is used: from uint8 images to fp32 logits, under the recipe's autocast."""
 
 import contextlib
 from collections.abc import Callable
@@ -49,7 +49,10 @@ class Classifier(nn.Module):
         return classes.float(), distilled.float()
 
     def run(self, model: nn.Module, images: Tensor) -> Any:
-        """Whatever `model` makes of normalised images, in the run's type."""
+        """Whatever `model` makes of normalised images, fp32 [B, 3, S, S], under autocast to the run's type.
+
+        Of a classifier that is logits [B, K] in the run's type.
+        """
         with self.attention(), torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return model(images)
 
@@ -65,10 +68,13 @@ class Classifier(nn.Module):
 
 
 def build_predictor(model: nn.Module, recipe: Recipe, dtype: torch.dtype, world: World) -> Callable[[Tensor], Tensor]:
-    """uint8 images -> logits with `model`'s weights, compiled where the recipe's training step is."""
+    """uint8 images [B, 3, S, S] -> fp32 logits [B, K] with `model`'s weights.
+
+    The function is compiled where the recipe's training step is.
+    """
     return CompiledPredictor(Classifier(model, recipe, dtype, world.device), recipe.run, world)
 
 
 def average_mirrored(predict: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`predict` with the mean of an image's and its mirror image's logits."""
+    """`predict`, images [B, 3, S, S] -> logits [B, K], with the mean of an image's and its mirror image's logits."""
     return lambda images: (predict(images) + predict(images.flip(3))) / 2

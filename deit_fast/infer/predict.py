@@ -69,22 +69,26 @@ class LoadedModel(Classifier):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most likely classes of one image, best first, or why there are none."""
+    """The k most likely classes of one image, best first, or why there are none."""
 
     image: str
+    """Its path or URL; "image N" where pixels were given."""
     labels: list[int]
+    """Indices of the classes."""
     scores: list[float]
-    """Probabilities, the softmax of the logits."""
+    """Probabilities in [0, 1], the softmax of the logits."""
     names: list[str]
+    """Readable names of the classes."""
     error: str | None = None
+    """Why the image could not be read, in words; None where it could."""
 
 
 def load_model(checkpoint: str | Path, ema: bool = False, overrides: Sequence[str] = ()) -> LoadedModel:
     """The model of a checkpoint, on the GPU if there is one; `overrides` are section.key=value words for its recipe.
 
-    Any format that load_weights reads. ema: its moving average. model.image_size=384 resamples position embeddings.
-    A file that does not name its classes is taken to have ImageNet's, where the number of them is that of a list
-    known (`labels.default_classes`): the WordNet ids of ImageNet-1k for 1,000. Raises RecipeError or RunError.
+    Any format that load_weights reads. ema: its moving average. model.image_size=384 resamples position embeddings. A
+    file that does not name its classes is taken to have ImageNet's, where the number of them is that of a list known
+    (`class_names.default_classes`): the WordNet ids of ImageNet-1k for 1,000. Raises RecipeError or RunError.
     """
     weights = load_weights(fetch_file(checkpoint), ema)
     recipe = weights.recipe.override(overrides)

@@ -1,4 +1,4 @@
-"""What an evaluation tells beyond two percentages: accuracy per class, confusions, the most confident mistakes."""
+"""The report of an evaluation: accuracy per class, confusions, the most confident mistakes, confidence intervals."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ _NAMED_TICKS = 40
 
 
 def wilson_interval(hits: int, images: int) -> tuple[float, float]:
-    """95 % confidence interval of an accuracy, in percent (Wilson's score interval, 1927)."""
+    """95 % confidence interval of `hits` of `images`, as an accuracy in percent (Wilson's score interval, 1927)."""
     if not images:
         return 0.0, 100.0
     z = 1.959963984540054  # the normal distribution's 97.5th percentile
@@ -31,7 +31,10 @@ def wilson_interval(hits: int, images: int) -> tuple[float, float]:
 
 
 def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-    """[num_classes, num_classes]: how many images of each class (row) were taken for each class (column)."""
+    """How many images of each class (row) were taken for each class (column): int64 [num_classes, num_classes].
+
+    labels, predictions: int64 [N].
+    """
     pairs = labels * num_classes + predictions
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 

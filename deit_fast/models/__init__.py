@@ -1,1 +1,6 @@
-"""The networks: timm's modules and names, with what DeiT III needs and timm lacks."""
+"""The networks: timm's modules and names, with what DeiT III needs and timm lacks.
+
+In: a recipe's model section. Out: an `ImageModel`, images [B, 3, S, S] -> logits [B, K]. build.py has `build_model` and
+what a family offers (`ModelFamily`). A family is a module with a FAMILY: deit3.py and deit.py (on vit.py), cait.py,
+resmlp.py, patchconvnet.py. They share stochastic_depth.py, stem.py, initialise.py, recompute.py and state_dicts.py.
+"""

@@ -1,4 +1,4 @@
-"""The one door to a model, and what each family has to offer there."""
+"""`build_model`, the one way to a model, and `ModelFamily`: what each family has to offer for it."""
 
 from abc import ABC, abstractmethod
 from functools import cache
@@ -42,6 +42,7 @@ class TimmModel(NamedTuple):
 
     name: str
     arguments: dict[str, Any]
+    """All but num_classes and the activation."""
     pool: str = "token"
     """Its global_pool."""
 
@@ -54,7 +55,7 @@ class ModelFamily(ABC):
     """
 
     one_resolution: str | None = None
-    """A part of the names of weights that exist for one resolution only and cannot be resampled, if it has such."""
+    """Part of the names of weights that exist for one resolution only and cannot be resampled; None: there are none."""
 
     @abstractmethod
     def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> nn.Module:
@@ -72,7 +73,7 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def read(self, tensors: Weights, grid: tuple[int, int] | None) -> Sizes:
-        """The sizes of a state dict that it recognises; `grid` is high and wide in patches, where the file says it.
+        """The sizes of a state dict that it recognises; `grid` is height and width in patches, where the file says it.
 
         Raises WeightsError. Of damaged files KeyError and IndexError may come too.
         """
@@ -86,15 +87,18 @@ class ModelFamily(ABC):
         return None
 
     def is_reference(self, names: set[str]) -> bool:
-        """Whether these are names of facebookresearch/deit for this family, where they are not those of here."""
+        """Whether these are facebookresearch/deit's names of this family, where they are not this project's too."""
         return False
 
     def from_reference(self, tensors: Weights) -> dict[str, Tensor]:
-        """The names and shapes of here, of weights with the reference's. Raises WeightsError."""
+        """Weights by this project's names and shapes, of weights with the reference's, such as a head [K, D].
+
+        The default is for a family whose reference has the same names. Raises WeightsError.
+        """
         return dict(tensors)
 
     def to_reference(self, tensors: Weights) -> dict[str, Tensor]:
-        """The inverse of `from_reference`."""
+        """The inverse of `from_reference`: weights by the reference's names, in its shapes, such as a head [K, D]."""
         return dict(tensors)
 
 
@@ -124,7 +128,7 @@ def drops_subset(section: Model) -> bool:
 
 
 def check_drop_path(section: Model, batch: int) -> None:
-    """Raises RecipeError where the subset of a batch this small is all of it: that would be no stochastic depth."""
+    """Raises RecipeError where a batch of `batch` images is so small that stochastic depth would drop none of it."""
     drops = section.drop_path and section.train_mode and drops_subset(section)
     if drops and keep_count(batch, section.drop_path) == batch:
         raise RecipeError(
@@ -134,6 +138,9 @@ def check_drop_path(section: Model, batch: int) -> None:
 
 
 def build_model(section: Model) -> ImageModel:
-    """The model of a recipe, initialised from torch's global generator."""
+    """The model of a recipe, initialised from torch's global generator.
+
+    Raises RecipeError for a name that is no model's.
+    """
     architecture = find_architecture(section.name)
     return cast(ImageModel, family_of(section.name).build(architecture, section, drops_subset(section)))

@@ -25,6 +25,8 @@ class SubsetCaitBlock(LayerScaleBlock):
 
 
 class CaitFamily(ModelFamily):
+    """CaiT: timm's `cait_*`, whose class token comes in after the self-attention blocks."""
+
     def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> Cait:
         """A CaiT with timm's state dict: images [B, 3, S, S] -> logits [B, K].
 

@@ -5,6 +5,8 @@ from deit_fast.models.vit import ViTFamily, has_layer_scale, split_positions
 
 
 class DeiTFamily(ViTFamily):
+    """DeiT, plain and distilled: timm's `deit_*`."""
+
     def recognises(self, tensors: Weights) -> bool:
         """A vision transformer with a class slot in its positions; with LayerScale as well it is DeiT III."""
         if not super().recognises(tensors) or "pos_embed" not in tensors or has_layer_scale(tensors):

@@ -6,6 +6,8 @@ from deit_fast.models.vit import ViTFamily
 
 
 class DeiT3Family(ViTFamily):
+    """DeiT III: timm's `deit3_*`; and the models of Three things."""
+
     def recognises(self, tensors: Weights) -> bool:
         """A vision transformer that is no DeiT: with LayerScale, or without a class slot in its positions."""
         return super().recognises(tensors) and not deit.FAMILY.recognises(tensors)

@@ -1,4 +1,4 @@
-"""Initial weights, as all models of facebookresearch/deit have them."""
+"""Initial weights: the truncated normal of all models of facebookresearch/deit."""
 
 from torch import nn
 

@@ -61,6 +61,7 @@ class ConvMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Channels stay innermost in memory throughout: what the norm wants and convolutions are fastest with.
+        """[B, H, W, D] -> [B, H, W, D]."""
         return self.qkv_pos(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -76,9 +77,11 @@ class ConvBlock(nn.Module):
         self.subset = subset
 
     def branch(self, x: Tensor) -> Tensor:
+        """The scaled residual [B, H, W, D] of x [B, H, W, D], before stochastic depth."""
         return self.gamma_1 * self.attn(self.norm1(x))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, D] -> [B, H, W, D]: x and its branch, of the rows that stochastic depth keeps."""
         if self.training and self.subset:
             return residual_subset(x, rate_of(self.drop_path), self.branch)
         return x + self.drop_path(self.branch(x))
@@ -92,6 +95,7 @@ class ClassTokensAttention(ClassAttn):
         self.num_classes = num_classes
 
     def forward(self, x: Tensor) -> Tensor:
+        """Class tokens, then patches [B, K + N, D] -> what each class token collects [B, K, D]."""
         tokens, patches = x[:, : self.num_classes], x[:, self.num_classes :]
         heads = [
             linear(part).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # B H . D/H
@@ -152,10 +156,13 @@ class PatchConvNet(nn.Module):
         return self.head(tokens[:, 0])
 
     def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] -> logits [B, K]."""
         return self.forward_head(self.forward_features(images))
 
 
 class PatchConvNetFamily(ModelFamily):
+    """PatchConvNet, with one class token or a token per class; timm has no such model."""
+
     def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> PatchConvNet:
         """Initial weights are the reference's: convolutions torch's, the rest from the truncated normal."""
         model = PatchConvNet(architecture, section, drop_subset)
@@ -178,11 +185,14 @@ class PatchConvNetFamily(ModelFamily):
         return Sizes(entry, "blocks.0.gamma_1" in tensors, {"image_size": image_side(None, PATCH_SIZE)})
 
     def is_reference(self, names: set[str]) -> bool:
-        """Those of the form with a token per class; the others have the names of here."""
+        """Those of the form with a token per class; the others' names are this project's."""
         return {"head.0.weight", "blocks_token_only.0.gamma_1"} <= names
 
     def from_reference(self, tensors: Weights) -> dict[str, Tensor]:
-        """A linear layer per class, each of one output, as the one layer head. Raises WeightsError."""
+        """Joins the reference's linear layer per class, [1, D] each, to the one layer head, weight [K, D] and bias [K].
+
+        Raises WeightsError where a class has no such layer.
+        """
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
         count = sum(name.startswith("head.") for name in tensors) // 2
         for kind in ("weight", "bias"):
@@ -193,6 +203,10 @@ class PatchConvNetFamily(ModelFamily):
         return kept
 
     def to_reference(self, tensors: Weights) -> dict[str, Tensor]:
+        """Splits the head [K, D] of a model with a token per class into a linear layer [1, D] for each.
+
+        Other models' weights have the reference's names already.
+        """
         if tensors["cls_token"].shape[1] == 1:
             return dict(tensors)
         split = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}

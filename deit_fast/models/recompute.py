@@ -24,9 +24,10 @@ _KEPT = [
 
 
 def recompute(model: ImageModel, run: Run) -> None:
-    """Sets up a model by run.grad_checkpointing, in place; random draws, as of stochastic depth, are the same twice.
+    """Sets up activation checkpointing in a model, in place, as run.grad_checkpointing says.
 
-    "selective" is experimental: what it gains on a GPU is not measured.
+    Random draws, as of stochastic depth, are the same in both passes. "selective" is experimental: what it gains on a
+    GPU is not measured.
     """
     if run.grad_checkpointing == "selective":
         contexts = partial(create_selective_checkpoint_contexts, _KEPT)

@@ -48,6 +48,8 @@ _TIMM = {(384, 12): "resmlp_12_224", (384, 24): "resmlp_24_224", (384, 36): "res
 
 
 class ResMLPFamily(ModelFamily):
+    """ResMLP: timm's `resmlp_*`."""
+
     one_resolution = "linear_tokens"
 
     def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> MlpMixer:
@@ -78,6 +80,7 @@ class ResMLPFamily(ModelFamily):
         return model
 
     def recognises(self, tensors: Weights) -> bool:
+        """Token mixing by linear layers in the blocks."""
         return "blocks.0.linear_tokens.weight" in tensors
 
     def read(self, tensors: Weights, grid: tuple[int, int] | None) -> Sizes:
@@ -94,12 +97,14 @@ class ResMLPFamily(ModelFamily):
         return {"blocks.0.norm1.alpha", "patch_embed.proj.weight"} <= names
 
     def from_reference(self, tensors: Weights) -> dict[str, Tensor]:
+        """Renames resmlp_models.py's weights to timm's; its affine layers' vectors [D] are [1, 1, D] here."""
         return {
             re.sub(r"^patch_embed\.", "stem.", name): tensor.reshape(1, 1, -1) if name.endswith(_AFFINE) else tensor
             for name, tensor in rename_blocks(tensors, _REFERENCE).items()
         }
 
     def to_reference(self, tensors: Weights) -> dict[str, Tensor]:
+        """Renames timm's weights to resmlp_models.py's; affine layers [1, 1, D] are vectors [D] there."""
         return {
             re.sub(r"^stem\.", "patch_embed.", name): tensor.flatten() if name.endswith(_AFFINE) else tensor
             for name, tensor in rename_blocks(tensors, inverse(_REFERENCE)).items()

@@ -1,4 +1,4 @@
-"""State dicts with timm's names: the sizes that families read off them, and names of blocks changed."""
+"""Reading state dicts with timm's names: the sizes of the model that they belong to; and renaming blocks."""
 
 import math
 import re
@@ -20,6 +20,7 @@ class Sizes(NamedTuple):
     entry: dict[str, Any]
     """Fields of `Architecture` that tell the zoo's entry from the family's others."""
     layer_scale: bool
+    """Whether the blocks have LayerScale."""
     fields: dict[str, Any]
     """Fields of the recipe's model section, but for name, num_classes, layer_scale and activation."""
 
@@ -30,7 +31,7 @@ def count_blocks(tensors: Weights) -> int:
 
 
 def square_grid(patches: int) -> tuple[int, int]:
-    """High and wide in patches. Raises WeightsError where `patches` is not the square of a number."""
+    """Height and width, in patches, of a square of `patches`. Raises WeightsError for no square number."""
     side = math.isqrt(patches)
     if side * side != patches or not side:
         raise WeightsError(f"has {patches} patch positions: expected the square of a number")
@@ -47,7 +48,7 @@ def image_side(grid: tuple[int, int] | None, patch_size: int) -> int:
 
 
 def rename_blocks(tensors: Weights, table: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors with names by `rename_block`."""
+    """The tensors, of any shape [...], each with its name changed by `rename_block`."""
     return {rename_block(name, table): tensor for name, tensor in tensors.items()}
 
 
@@ -57,7 +58,7 @@ def inverse(table: Mapping[str, str]) -> dict[str, str]:
 
 
 def rename_block(name: str, table: Mapping[str, str]) -> str:
-    """`blocks.3.OLD.rest` as `blocks.3.NEW.rest`, by a table of OLD to NEW; any other name as it is."""
+    """`blocks.3.OLD.rest` as `blocks.3.NEW.rest`, by a table of OLD to NEW; any other name stays as it is."""
     match = re.match(r"(blocks\.\d+\.)(.+)$", name)
     if match is None:
         return name

@@ -157,9 +157,11 @@ class ViTFamily(ModelFamily):
         return "blocks.0.gamma_1" in names and _has_vit_blocks({rename_block(name, _SCALE) for name in names})
 
     def from_reference(self, tensors: Weights) -> dict[str, Tensor]:
+        """Renames LayerScale and parallel branches, by models_v2.py, to timm's; each tensor keeps its shape [...]."""
         return rename_blocks(tensors, _BRANCH if "blocks.0.norm11.weight" in tensors else _SCALE)
 
     def to_reference(self, tensors: Weights) -> dict[str, Tensor]:
+        """Renames LayerScale and parallel branches to models_v2.py's; each tensor keeps its shape [...]."""
         return rename_blocks(tensors, inverse(_BRANCH) | inverse(_SCALE))
 
 
@@ -174,9 +176,11 @@ def has_layer_scale(tensors: Weights) -> bool:
 
 
 def split_positions(tensors: Weights, grid: tuple[int, int] | None = None) -> tuple[int, tuple[int, int]]:
-    """How many of the positions are of the class and distillation tokens, and the grid of the others.
+    """How many of the positions are slots of class and distillation tokens; height and width, in patches, of the rest.
 
-    Consecutive squares are further apart than these. Raises WeightsError where no square, nor `grid`, is left.
+    tensors: with pos_embed [1, slots + H x W, D]. grid: (H, W), where the file says it. Otherwise the rest has to be a
+    square: consecutive squares are further apart than there are slots, so one number of slots fits at most. Raises
+    WeightsError where none fits.
     """
     positions = tensors["pos_embed"].shape[1]
     for slots in (2, 0) if "dist_token" in tensors else (1, 0):

@@ -8,7 +8,7 @@ from deit_fast.recipe.sections import AdamWOptim
 
 
 class AdamW(Clipped, torch.optim.AdamW):
-    """torch's AdamW with what a run asks of an optimizer."""
+    """torch's AdamW with what a run asks of an optimizer: see `Clipped`."""
 
     def move(self) -> None:
         self.move_as(torch.optim.AdamW)

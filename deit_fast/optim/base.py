@@ -1,4 +1,4 @@
-"""What the optimizers share: what a run asks of each, the weights' moving average, and passes over all tensors."""
+"""What all optimizers share: the class `RecipeOptimizer`, the weights' moving average, fused updates and norms."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +33,7 @@ class RecipeOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step, after `closure` where there is one, whose loss is returned."""
+        """One step; `closure`, where there is one, is called before it, and its loss is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -43,7 +43,7 @@ class RecipeOptimizer(torch.optim.Optimizer, ABC):
 
     @abstractmethod
     def update(self) -> None:
-        """The step itself."""
+        """Moves parameters, state and averages by the gradients, and sets `grad_norm` and `skipped`."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Setup:
     own: Callable[[Tensor], Tensor]
     """What stands in the groups for a parameter of the model: itself, or this process's rows of a sharded one."""
     shards: Shards | None
-    """Of a sharded model."""
+    """The shards of a sharded model; None: each process has the model whole."""
     copies: Mapping[Tensor, Tensor]
     """bf16 stand-ins of parameters, which LAMB alone writes."""
 
@@ -83,16 +83,19 @@ class WeightAverage:
 
     @property
     def weights(self) -> Iterable[Tensor]:
-        """The weights that have an average."""
+        """The weights that have an average, tensors of any shape [...]."""
         return self._averages.keys()
 
     def of(self, weight: Tensor) -> Tensor | None:
-        """The average of `weight`, None where it has none."""
+        """The average of `weight`, which has the weight's shape [...]; None where it has none."""
         return self._averages.get(weight)
 
     @torch.no_grad()
     def update(self, weights: Iterable[Tensor], skipped: Tensor) -> None:
-        """Moves the averages of `weights`; skipped [] is 1 to leave them, else 0, on the weights' device."""
+        """Moves the averages of `weights`, tensors of any shape [...].
+
+        skipped []: 1 to leave them, else 0, on the weights' device.
+        """
         followed = [w.detach() for w in weights if w in self._averages]
         averages = [self._averages[w] for w in weights if w in self._averages]
         if followed:
@@ -108,8 +111,9 @@ def sgd_update(
     weight_decay: float = 0.0,
     pull: bool = False,
 ) -> None:
-    """tensors -= lr * (directions + weight_decay * tensors), or with `pull` tensors -= lr * (tensors - directions),
-    unless skipped [] is 1.
+    """tensors -= lr * (directions + weight_decay * tensors), or with `pull` tensors -= lr * (tensors - directions).
+
+    In place, unless skipped [] is 1. A direction has its tensor's shape [...]; lr is a number or a tensor [].
 
     torch's fused SGD: one pass over memory, and both lr and the decision to skip may stay on the device. The pull is
     its weight decay of 1 against a negated gradient.
@@ -131,7 +135,7 @@ def sgd_update(
 
 
 def global_norm(tensors: Sequence[Tensor], add_up: AddUp | None = None) -> Tensor:
-    """The norm [] of all elements of `tensors`; with `add_up`, of those of all processes."""
+    """The L2 norm [] of all elements of `tensors`, of any shape [...]; with `add_up`, of those of all processes."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
     return norm if add_up is None else add_up(norm.square()).sqrt()
 

@@ -31,9 +31,9 @@ def freeze(model: nn.Module, section: Optim) -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
-    """Trained parameters, grouped by `lr_scale` and then `weight_decay`, the smaller first: without decay are vectors
-    (ResMLP's norms are [1, 1, D]), biases, tokens and position embedding.
+    """Trained parameters as optimizer groups: "params", "lr_scale" and "weight_decay", in the order of the last two.
 
+    Vectors (ResMLP's norms are [1, 1, D]), biases, tokens and the position embedding have no weight decay. That is
     facebookresearch/deit through timm's add_weight_decay, except that the distillation token, which it decays by an
     oversight, is with the other tokens. With layer_decay, lr_scale shrinks as in timm's param_groups_layer_decay.
     """
@@ -72,7 +72,7 @@ def build_optimizer(
 ) -> RecipeOptimizer:
     """The recipe's optimizer, which also moves `ema`, a copy of the model, by section.ema_decay; freezes the rest.
 
-    The learning rate of each group is a tensor on the model's device, for the step to fill: changing it recompiles
+    The learning rate of each group is a tensor [] on the model's device, for the step to fill: changing it recompiles
     nothing. A group's `lr_scale` is its share of the head's rate. Where the model is sharded, its `shards` are what the
     optimizer moves. copies: as Lamb's, and for it alone. Raises RecipeError where the model lacks what the section asks
     for.

@@ -1,4 +1,4 @@
-"""What an optimizer of torch's kind lacks here: clipping, skipped steps and the moving average, all on the device."""
+"""Gradient clipping, skipped steps and the moving average around torch's optimizers, all on the device."""
 
 import inspect
 from abc import abstractmethod
@@ -11,10 +11,9 @@ from deit_fast.optim.base import AddUp, RecipeOptimizer, WeightAverage, global_n
 
 
 class Clipped(RecipeOptimizer):
-    """A RecipeOptimizer of which only `move` is to be written, or taken over from the optimizer of torch that comes
-    after it among the bases.
+    """A RecipeOptimizer that lacks `move`: a subclass writes it, or has it from torch's optimizer among its bases.
 
-    max_grad_norm=None is no clipping; add_up as Lamb's. All else is that optimizer's, or torch.optim.Optimizer's.
+    max_grad_norm: None is no clipping. add_up: as Lamb's. All other options are torch's optimizer's.
     """
 
     def __init__(
@@ -51,5 +50,8 @@ class Clipped(RecipeOptimizer):
 
     @abstractmethod
     def move(self) -> None:
-        """Moves parameters and state by their gradients, which are clipped; leaves both as they were where
-        `self.skipped` [] is 1. Gradients may be non-finite then. The host must not wait for the device."""
+        """Moves parameters and state by their gradients, which are clipped.
+
+        Both stay as they were where `self.skipped` [] is 1: gradients may be non-finite then. The host must not wait
+        for the device.
+        """

@@ -13,8 +13,9 @@ M = TypeVar("M", bound=nn.Module)
 def copy_to_compute(model: M) -> tuple[M, dict[Tensor, nn.Parameter]]:
     """A copy of `model` and, for each weight and bias of its Linear and Conv2d layers, what stands in its place there.
 
-    Those are what autocast rounds to bf16, so the copy's outputs have the same bits. All other parameters, and the
-    running statistics, are the model's own tensors. `write_copies` makes the copy follow weights that were loaded.
+    A weight, fp32 of any shape [...], has a bf16 parameter of the same shape there. Autocast would round these weights
+    to bf16, so the copy's outputs have the same bits. All other parameters, and the running statistics, are the model's
+    own tensors. `write_copies` makes the copy follow weights that were loaded.
     """
     copies: dict[Tensor, nn.Parameter] = {
         weight: nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=weight.requires_grad)
@@ -28,6 +29,6 @@ def copy_to_compute(model: M) -> tuple[M, dict[Tensor, nn.Parameter]]:
 
 @torch.no_grad()
 def write_copies(copies: Mapping[Tensor, Tensor]) -> None:
-    """Rounds every weight to its copy."""
+    """Rounds every weight, fp32 of any shape [...], to its bf16 copy of the same shape, in place."""
     for weight, rounded in copies.items():
         rounded.copy_(weight)

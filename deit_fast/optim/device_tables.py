@@ -1,4 +1,4 @@
-"""What a launch of kernels reads besides its tensors: small tables that are uploaded when they change, and scratch."""
+"""Small tables that kernels read besides their tensors, kept on the device, and their scratch memory."""
 
 from typing import Any
 
@@ -19,14 +19,18 @@ class DeviceTables:
         self._captured: list[Any] = []
 
     def table(self, name: str, values: list[Any], dtype: torch.dtype) -> Tensor:
-        """`values` on the device."""
+        """`values`, n numbers or rows of m, as a tensor [n] or [n, m] of `dtype` on the device."""
         known = self._tables.get(name)
         if known is None or known[0] != values:
             known = self._upload(name, values, torch.tensor(values, dtype=dtype))
         return known[2]
 
     def chunk_tensor(self, first_chunk: list[int]) -> Tensor:
-        """Tensor of each chunk, int32: long, so compared by `first_chunk`, which determines it."""
+        """The number of the tensor that each chunk is of, int32 [chunks].
+
+        first_chunk: the first chunk of each tensor, then the number of all chunks. It determines the table, which is
+        long, so it is what the last call's is compared by.
+        """
         known = self._tables.get("chunk_tensor")
         if known is None or known[0] != first_chunk:
             bounds = torch.tensor(first_chunk)
@@ -35,7 +39,7 @@ class DeviceTables:
         return known[2]
 
     def scratch(self, lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """fp32 tensors of these lengths, the same ones until the lengths change."""
+        """An fp32 tensor [length] for each of the lengths, not initialised; the same ones until the lengths change."""
         if tuple(map(len, self._scratch)) != lengths:
             self._scratch = tuple(torch.empty(length, device=self.device) for length in lengths)
         return self._scratch

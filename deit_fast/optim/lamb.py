@@ -71,7 +71,11 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def sharded_lamb_update(groups: Sequence[TensorGroup], divisor: Tensor | None, skipped: Tensor, add_up: AddUp) -> None:
-    """`lamb_update` of all groups where each process holds a part of every tensor: one sum for the norms of all."""
+    """`lamb_update` of all groups where each process holds a part of every tensor: one sum for the norms of all.
+
+    divisor [], skipped []: as `lamb_update` takes them. add_up: sums fp32 [2 n] over the processes, the squared norms
+    of n decayed tensors and of their updates.
+    """
     updates: list[Sequence[Tensor]] = []
     for group in groups:
         if group.weight_decay == 0:

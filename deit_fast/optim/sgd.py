@@ -11,7 +11,7 @@ from deit_fast.recipe.sections import SGDOptim
 
 
 class SGD(Clipped, torch.optim.SGD):
-    """torch's SGD with what a run asks of an optimizer."""
+    """torch's SGD with what a run asks of an optimizer: see `Clipped`."""
 
     def __init__(self, params: Iterable[Any], max_grad_norm: float | None, **options: Any) -> None:
         super().__init__(params, max_grad_norm, **options)

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 
 def cut(whole: Tensor, like: DTensor) -> DTensor:
-    """A whole tensor, in host memory or a mapped file, cut as `like` is: no more than this process's rows is read.
+    """A whole tensor [R, ...], in host memory or a mapped file, cut as `like` [R, ...] is: no other row is read.
 
     Not distribute_tensor(src_data_rank=None), which moves the whole tensor to the device first and cuts it there: on a
     GPU every process would read the whole file. On a CPU both take the same, half of a mapped tensor for two processes.
@@ -26,7 +26,7 @@ def cut(whole: Tensor, like: DTensor) -> DTensor:
 
 
 def cut_weights(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Whole tensors as the model's load_state_dict takes them: each cut as the model's own, or as it is."""
+    """Whole tensors [R, ...] as the model's load_state_dict takes them: each cut as the model's own, or as it is."""
     own = model.state_dict()
     return {
         name: cut(value, like) if isinstance(like := own.get(name), DTensor) and like.shape == value.shape else value
@@ -35,13 +35,16 @@ def cut_weights(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: its rows of one that is sharded."""
+    """What this process holds of a tensor [R, ...]: its rows [r, ...] of a sharded one, else the whole."""
     with torch.no_grad():
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(content: Any) -> None:
-    """The other processes' part when the main process copies `content`: every sharded tensor is made whole once."""
+    """What the other processes call while the main process copies `content`: every sharded tensor is made whole once.
+
+    content: the same nested dicts and lists of tensors as there.
+    """
     if isinstance(content, DTensor):
         content.full_tensor()
     elif isinstance(content, dict | list | tuple):
@@ -66,12 +69,12 @@ class Shards:
         self._whole: dict[Tensor, DTensor] = {leaf: param for param, leaf in self._leaves.items()}
 
     def leaf(self, param: Tensor) -> nn.Parameter:
-        """The rows of the model's `param` that are here."""
+        """The rows [r, ...] of the model's `param` [R, ...] that this process has, as the optimizer's parameter."""
         assert isinstance(param, DTensor)
         return self._leaves[param]
 
     def parts(self, param: Tensor, count: int) -> list[int]:
-        """How many rows of each of `count` equal parts of `param` are here."""
+        """How many rows of each of `count` equal parts of `param` [R, ...] this process has, in order."""
         assert isinstance(param, DTensor)
         start, stop = _own_rows(param)
         size = len(param) // count
@@ -86,7 +89,7 @@ class Shards:
 
     @staticmethod
     def add_up(values: Tensor) -> Tensor:
-        """Sums over all processes, in place."""
+        """Sums `values` [n] over all processes, in place, and returns them."""
         dist.all_reduce(values)
         return values
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deit_fast.recipe.dumps import drop_unread
+from deit_fast.recipe.old_dumps import drop_unread
 from deit_fast.recipe.schema import SECTIONS, Recipe, merge, parse_recipe
 from deit_fast.runtime.errors import RecipeError, brief, one_line, suggest
 

@@ -18,12 +18,15 @@ from deit_fast.runtime.errors import brief, one_line, suggest
 def parse_section(name: str, base: type[Section], content: Any) -> tuple[Section | None, list[str]]:
     """The section `name` from plain data; or None and a line for each key with something wrong, once per key.
 
-    base: the section's class, or what the classes of its kinds have in common.
+    base: the section's class, or what the classes of its kinds have in common. What is such a section stays as it is.
     """
+    if isinstance(content, base):
+        return content, []
     if not isinstance(content, dict):
         return None, [f"{name}={brief(repr(content))}: expected a table of keys and values"]
     kind = kind_of(base, content)
-    known = {key: value for key, value in content.items() if key in kind.keys_with(content)}
+    live = kind.keys_with(content)
+    known = {key: value for key, value in content.items() if key in live}
     section, lines, wrong = None, list[str](), set[str]()
     try:
         section = kind.model_validate_json(json.dumps(known, default=str))
@@ -63,7 +66,7 @@ def merge_section(base: type[Section], old: Mapping[str, Any], changes: Mapping[
 
 
 def read_word(text: str, field: FieldInfo | None) -> Any:
-    """A typed value: JSON where it parses, a list for comma-separated JSON, else the word itself."""
+    """A typed value: JSON where it parses, a list for comma-separated JSON or names, else the word itself."""
     if field is not None and field.annotation is str:
         return text
     for candidate in (text, f"[{text}]") if "," in text else (text,):
@@ -71,7 +74,7 @@ def read_word(text: str, field: FieldInfo | None) -> Any:
             return json.loads(candidate, parse_constant=str)
         except (ValueError, RecursionError):  # no JSON, or numbers and nesting beyond what Python reads
             continue
-    return text
+    return text.split(",") if field is not None and field.annotation == tuple[str, ...] else text
 
 
 def unknown_key(key: str, name: str, choices: Iterable[str]) -> str:
@@ -94,18 +97,20 @@ def _refuse(
         mark = kind.condition_of(key, content)
         assert mark is not None
         cause, value = mark.key, content.get(mark.key, kind.model_fields[mark.key].default)
-        owners: Iterable[Any] = () if mark.unless else mark.values
+        owners: Iterable[Any] = mark.values
+        relation = " other than " if mark.unless else "="
     elif key in all_fields(base):
         cause, value = "name", content.get("name", kind.model_fields["name"].default)
         owners = [each for each, other in base.kinds().items() if key in other.model_fields]
+        relation = "="
     else:
         return unknown_key(f"{name}.{key}", key, live)
     if cause in wrong:
         return None
-    where = f" (it is of {name}.{cause}={' or '.join(map(repr, owners))})" if owners else suggest(key, live)
+    where = f"{name}.{cause}{relation}{' or '.join(map(repr, owners))}"
     return (
         f"{name}.{key}={brief(repr(content[key]))}: no such key with {name}.{cause}={value!r}; "
-        f"expected one of {', '.join(live)}{where}"
+        f"expected one of {', '.join(live)} (it is of {where})"
     )
 
 

@@ -1,4 +1,4 @@
-"""What the sections of a recipe must have in common: a rule each, with its message.
+"""Rules between the sections of a recipe: each looks at some sections together and has its own message.
 
 A rule's parameters are the sections that it reads. It returns the line to tell the user, or None. Rules about one
 section alone are in its `problems`.
@@ -12,19 +12,20 @@ from deit_fast.zoo import find_architecture, find_family
 
 Rule = Callable[..., str | None]
 
-RULES: list[Rule] = []
+RULES: dict[Rule, tuple[str, ...]] = {}
+"""The rules, each with the names of the sections that it reads."""
 
 
 def rule(check: Rule) -> Rule:
-    RULES.append(check)
+    """Adds a rule to RULES; a decorator."""
+    RULES[check] = tuple(inspect.signature(check).parameters)
     return check
 
 
 def broken_rules(sections: Mapping[str, Section]) -> Iterator[str]:
     """The lines of all rules that these sections break; a rule whose sections are not all here is left out."""
-    for check in RULES:
-        names = inspect.signature(check).parameters
-        if names.keys() <= sections.keys() and (line := check(**{name: sections[name] for name in names})):
+    for check, names in RULES.items():
+        if sections.keys() >= set(names) and (line := check(*(sections[name] for name in names))):
             yield line
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import SerializeAsAny
 
-from deit_fast.recipe.dumps import drop_unread
+from deit_fast.recipe.old_dumps import drop_unread
 from deit_fast.recipe.parse import all_fields, merge_section, parse_section, read_word, unknown_key
 from deit_fast.recipe.rules import broken_rules
 from deit_fast.recipe.sections import Augment, Data, Distill, Loss, Mix, Model, Optim, Run, Schedule, Section
@@ -23,20 +23,30 @@ class Recipe(Section):
     description: str = ""
     """Source, what differs from it, cost and published result."""
     model: Model
+    """The network."""
     data: Data = Data()
+    """The images, and how they are evaluated."""
     augment: Augment = Augment()
+    """What is done to each view of an image."""
     mix: Mix = Mix()
+    """Mixup and CutMix."""
     loss: Loss = Loss()
+    """The loss of the labels."""
     distill: Distill = Distill()
+    """The teacher, if there is one."""
     optim: SerializeAsAny[Optim]
+    """The optimizer and its values."""
     schedule: Schedule = Schedule()
+    """The learning rate over time."""
     run: Run
+    """Batch, seeds, precision, and what is written when."""
 
     def problems(self) -> Iterator[str]:
+        """The lines of the rules between sections that are broken."""
         yield from broken_rules({name: getattr(self, name) for name in SECTIONS})
 
     def pass_size(self, processes: int) -> int:
-        """Images in one forward pass of one process: its views, and Cosub's second pass over them."""
+        """Images in one forward pass of one of `processes` processes; Cosub's passes count twice."""
         return self.run.global_batch // (processes * self.run.accumulation) * (2 if self.loss.cosub else 1)
 
     def check_processes(self, count: int) -> None:
@@ -54,7 +64,7 @@ class Recipe(Section):
             )
 
     def check_teacher(self, path: object) -> None:
-        """Raises RecipeError unless a teacher's weights are given, as `path`, exactly where there is distillation."""
+        """Raises RecipeError for distillation without a teacher's weights, `path`, or weights without distillation."""
         if self.distill.kind == "none" and path:
             raise RecipeError(f"--teacher {path}: expected none with distill.kind='none'")
         if self.distill.kind != "none" and not path:
@@ -77,9 +87,15 @@ class Recipe(Section):
 
         Raises RecipeError, as `override` does.
         """
-        whole = {key: each.model_dump(mode="json") for key, each in changes.items() if isinstance(each, Section)}
-        parts = {key: each for key, each in changes.items() if key not in whole}
-        return parse_recipe(merge(self.model_dump(mode="json"), parts) | whole)
+        content: dict[str, Any] = dict(self)
+        for name, each in changes.items():
+            if isinstance(each, Section):
+                content[name] = each.model_dump(mode="json")
+            elif name in SECTIONS and isinstance(each, dict):
+                content[name] = merge_section(SECTIONS[name], content[name].model_dump(mode="json"), each)
+            else:
+                content[name] = each
+        return parse_recipe(content)
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -125,7 +141,7 @@ def parse_with_words(content: dict[str, Any], words: Iterable[str], source: str 
 def parse_recipe(
     content: dict[str, Any], source: str = "", mistakes: Iterable[str] = (), typed: Iterable[str] = ()
 ) -> Recipe:
-    """A Recipe from plain data. Raises RecipeError with a line for everything that is wrong.
+    """A Recipe from plain data, or sections. Raises RecipeError with a line for everything that is wrong.
 
     source: the file, if any, which each line names but those about the keys in `typed`, that came as words. mistakes:
     lines that are known already. Rules over several sections are held only where these sections are right by

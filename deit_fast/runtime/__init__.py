@@ -1,1 +1,5 @@
-"""What every room stands on: errors, files, object stores, processes, hardware, progress, logs, watchdog, profiler."""
+"""What every room stands on, and knows nothing of models or images itself.
+
+Extension points: discover.py. The user: errors.py, progress.py, table.py. Files: files.py, object_store.py. Processes
+and machines: world.py, hardware.py, stopping.py, watchdog.py. A run's figures: metrics_log.py, log_sinks/, profile.py.
+"""

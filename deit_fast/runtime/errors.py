@@ -30,6 +30,7 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 
 
 def one_line(text: object) -> str:
+    """The text with its white space, line breaks among it, as single spaces."""
     return " ".join(str(text).split())
 
 
@@ -40,6 +41,6 @@ def printable(name: str) -> str:
 
 
 def brief(text: str, limit: int = 200) -> str:
-    """At most `limit` characters of a user's text, as part of one line: others as backslash escapes."""
+    """The first `limit` characters of a user's text, as part of one line; unprintable ones as backslash escapes."""
     shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text[:limit])
     return shown if len(text) <= limit else f"{shown}..."

@@ -44,7 +44,10 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Waits until no other process or thread is in here with the same lock file, which it makes; raises OSError."""
+    """Holds the lock file `path`, which is made, while the block runs: waits until no other process or thread holds it.
+
+    Raises OSError where the file cannot be made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -58,7 +61,10 @@ def hash_file(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes plain data; values that are not finite, which JSON cannot hold, become null."""
+    """Writes plain data; values that are not finite, which JSON cannot hold, become null.
+
+    Raises OSError where the file cannot be written.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(finite(content), indent=2) + "\n", encoding="utf-8")
 

@@ -30,7 +30,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def peak_memory(device: torch.device) -> float:
-    """GiB: the GPU's high-water mark of torch's allocator, or this process's resident set on a CPU."""
+    """Peak memory so far, GiB: of torch's allocator on a GPU, of this process's resident set on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

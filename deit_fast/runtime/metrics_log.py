@@ -1,4 +1,4 @@
-"""What a run tells: its figures, to every log sink that is on; a progress bar; curves.png at the end."""
+"""The metrics of a run: recorded to every log sink that is on; a progress bar; curves.png at the end."""
 
 import contextlib
 import sys
@@ -16,7 +16,7 @@ from deit_fast.runtime.log_sinks.json_lines import read_metrics
 
 
 class MetricsLog:
-    """The metrics of one run folder, from `step` on: what a crash left behind later than that is dropped.
+    """The metrics of one run folder, from `step` on, of `total` steps; what a crash left behind beyond it is dropped.
 
     sinks: those that are on, of `chosen_sinks`, by name. speaks: whether this is the run's main process; the log of any
     other one is mute.
@@ -46,7 +46,7 @@ class MetricsLog:
                 self.say(f"step {step}: not in {name} ({error.strerror})")
 
     def images(self, name: str, images: Tensor, step: int) -> None:
-        """A grid of images [B, 3, H, W] uint8, eight in a row."""
+        """Hands every sink a picture of images, uint8 [B, 3, H, W], eight in a row."""
         if self._speaks:
             grid = make_grid(images, nrow=8)
             for sink in self._sinks.values():

@@ -31,11 +31,13 @@ class Object(NamedTuple):
 
     uri: str
     size: int
+    """Bytes."""
     version: str
     """Another one whenever the content is: the store's ETag, or a file's time."""
 
     @property
     def name(self) -> str:
+        """The last part of its URI."""
         return self.uri.rpartition("/")[2]
 
 
@@ -45,7 +47,10 @@ def is_remote(uri: object) -> bool:
 
 
 def local_place(uri: str) -> Path:
-    """Where things of this URI are kept on this machine: the cache folder, then the URI's parts."""
+    """Where things of this URI are kept on this machine: the cache folder, then the URI's parts.
+
+    Raises RunError for a URI with "..".
+    """
     scheme, _, path = uri.partition("://")
     parts = [part for part in path.split("/") if part]
     if ".." in parts:
@@ -54,7 +59,7 @@ def local_place(uri: str) -> Path:
 
 
 def find_object(uri: str) -> Object:
-    """Raises RunError, one line, where there is none or the store does not show it."""
+    """The object at a URI. Raises RunError, one line, where there is none or the store does not show it."""
     info = _attempt(uri, lambda: _connect(uri).info(uri))
     if info["type"] != "file":
         raise RunError(f"{uri}: expected an object, found a folder")
@@ -85,7 +90,7 @@ def list_objects(uri: str) -> tuple[set[str], list[Object]]:
 
 
 def cached_place(wanted: Object) -> Path:
-    """Where `fetch` puts it."""
+    """Where `fetch` puts the object on this machine by default."""
     place = local_place(wanted.uri)
     version = hashlib.sha256(f"{wanted.version} {wanted.size}".encode()).hexdigest()[:12]
     return place.with_name(f"{place.stem}@{version}{place.suffix}")
@@ -111,7 +116,10 @@ def fetch(wanted: Object, path: Path | None = None) -> Path:
 
 
 def fetch_all(wanted: list[Object], what: str) -> list[Path]:
-    """`fetch` of each, many at a time, once there is room for all. Raises RunError."""
+    """`fetch` of each object, many at a time, once there is room for all.
+
+    what: the objects in words, for messages. Raises RunError, also where the disk is too small.
+    """
     missing = sum(each.size for each in wanted if not _is_here(each, cached_place(each)))
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,6 +135,7 @@ def fetch_file(path: str | Path) -> Path:
 
 
 def read_object(uri: str) -> bytes:
+    """The object's content. Raises RunError."""
     return _attempt(uri, lambda: _connect(uri).cat_file(uri))
 
 
@@ -146,12 +155,12 @@ def write_object(uri: str, content: Path | bytes) -> None:
 
 
 def copy_object(source: str, destination: str) -> None:
-    """Within the store. Raises RunError."""
+    """Copies an object within its store. Raises RunError."""
     _attempt(destination, lambda: _connect(source).cp_file(source, destination))
 
 
 def remove_object(uri: str) -> None:
-    """Raises RunError, unless it is gone already."""
+    """Removes an object, unless it is gone already. Raises RunError where the store does not let it."""
     try:
         _attempt(uri, lambda: _connect(uri).rm_file(uri))
     except _MissingError:

@@ -55,9 +55,11 @@ class StepProfile:
 
     device: torch.device
     steps: int = 0
+    """Steps recorded; the caller counts them."""
     waited: float = 0.0
     """Seconds spent waiting for batches."""
     seconds: float = 0.0
+    """Wall time from `start` to `stop`."""
     _events: list[Any] = field(default_factory=list)
     _profile: Any = None
     _start: float = 0.0

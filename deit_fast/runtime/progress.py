@@ -18,8 +18,9 @@ LINE_SECONDS = 10.0
 class Progress:
     """`start` of `total` things, named `what`, are done; a context manager.
 
-    lines: whether a log file gets "WHAT: 3 of 9" on stderr every LINE_SECONDS; False where the caller writes lines of
-    its own. show: False for all but the one process of several that reports.
+    unit: what a thing is called beside the rate. lines: whether a log file gets "WHAT: 3 of 9" on stderr every
+    LINE_SECONDS; False where the caller writes lines of its own. show: False for all but the one process of several
+    that reports.
     """
 
     def __init__(

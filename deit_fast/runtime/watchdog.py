@@ -27,7 +27,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="deit-fast-watchdog", daemon=True)
 
     def beat(self, now_at: str, allowance: float = 0.0) -> None:
-        """A sign of life: what comes next, `now_at`, has the timeout and the allowance, seconds, from now on."""
+        """A sign of life: what comes next, `now_at`, may take the timeout and `allowance`, seconds, from now on."""
         self._beat = (time.monotonic(), now_at, allowance)
 
     def __enter__(self) -> Self:

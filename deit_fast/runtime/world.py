@@ -19,7 +19,7 @@ COLLECTIVE_SECONDS = 1800.0  # other processes may compile meanwhile
 
 @dataclass(frozen=True)
 class World:
-    """This process among the run's."""
+    """This process among the run's: its rank, from 0 to size - 1, and the device it computes on."""
 
     rank: int
     size: int
@@ -31,7 +31,7 @@ class World:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over all processes, in place, of a tensor on `device`; the same tensor when there is one."""
+        """Sums a tensor of any shape [...] on `device` over all processes, in place, and returns it."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -116,6 +116,6 @@ def leave_world() -> None:
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """A copy of a host array on the device, without waiting for it."""
+    """A copy of a host array of any shape [...] on the device, same shape and type; a GPU's copy is not waited for."""
     host = torch.from_numpy(array)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host

@@ -31,7 +31,7 @@ def record_step(step: TrainStep) -> None:
 
 
 class Recorded:
-    """A function of tensors that is called as it is for some times, then recorded, and replayed from there on.
+    """A function of tensors that is called as it is for `eager_calls` times, then recorded, and replayed from there on.
 
     Its input, nested sequences of tensors and None, has the same shapes at every call: it is copied to where the graph
     reads. Raises RunError where the function cannot be recorded: the process can then no longer be relied on.

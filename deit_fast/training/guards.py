@@ -75,11 +75,11 @@ class Divergence:
         self._noted.append(_Noted(np.concatenate([batch.indices for batch in batches]).tolist(), lr))
 
     def check(self, meter: Meter, step: int) -> str:
-        """The line to end the run with, on every process the same, where the last run.nonfinite_limit of `step` steps,
-        or more, were all skipped; else nothing. A collective.
+        """The line to end the run with where the last steps up to `step` were all skipped, else nothing; a collective.
 
-        The line is about the first of them. Its images are listed in out/nonfinite.txt by the main process: those of
-        the processes whose own loss was not finite, or all where every loss was and only the gradient was not.
+        That is run.nonfinite_limit of them or more. The line, on every process the same, is about the first of them.
+        The main process lists its images in out/nonfinite.txt: those of the processes whose own loss was not finite.
+        Where every loss was finite, and the gradient alone was not, they are the images of all.
         """
         world, run = self._job.world, self._job.recipe.run
         in_a_row = int(meter.skipped_in_a_row.item())

@@ -1,4 +1,4 @@
-"""One process's part of a run: what it is given, and what follows from that before anything is built."""
+"""`Job`: what a process of a run is given, and what follows from that before anything is built."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,23 +23,29 @@ class Job:
     recipe: Recipe
     source: Source
     val_source: Source | None
+    """Validation images; None: there is no evaluation."""
     out: Path
     """The run folder."""
     world: World
     store: RunStore | None
-    """Where the run folder is kept as well."""
+    """Where the run folder is kept as well; None: nowhere."""
     samplers: Sequence[TrainSampler]
     """One per gradient-accumulation pass of this process."""
     dtype: torch.dtype
-    """Of the forward pass."""
+    """Type of the forward pass."""
     steps_per_epoch: int
+    """Optimizer steps."""
     total_steps: int
+    """Optimizer steps of the whole run."""
 
 
 def plan_job(
     recipe: Recipe, source: Source, val_source: Source | None, out: Path, world: World, store: RunStore | None = None
 ) -> Job:
-    """Raises RecipeError for a batch that these processes cannot divide, and for what this machine lacks."""
+    """The job of this process: its samplers, type and numbers of steps.
+
+    Raises RecipeError for a batch that these processes cannot divide, and for what this machine lacks.
+    """
     samplers = build_samplers(recipe, len(source), world.rank, world.size)
     check_drop_path(recipe.model, recipe.pass_size(world.size))
     dtype = check_machine(recipe.run, world)

@@ -28,9 +28,10 @@ AGREE_STEPS = 10  # between the processes' agreements on whether to stop
 def run_loop(
     job: Job, state: TrainState, teacher: Teacher | None, log: MetricsLog, watchdog: Watchdog, stop: StopSignal
 ) -> bool:
-    """Trains from the state's step to the last one. False where a signal stopped it before, after a checkpoint.
+    """Trains from the state's step to the last one, and says whether that was reached.
 
-    Raises RunError, after a last line of metrics, where too many steps in a row were not finite.
+    False: a signal stopped the run before, after a checkpoint unless the last step was skipped. Raises RunError or
+    DataError where a guard ends it.
     """
     recipe, world = job.recipe, job.world
     with ExitStack() as stack:
@@ -97,7 +98,10 @@ class Due(NamedTuple):
 
 
 def what_is_due(job: Job, step: int, stop: StopSignal) -> Due:
-    """After `step` steps; on every process the same, which agree now and then on whether one of them has to stop."""
+    """What follows the first `step` steps, the same on every process.
+
+    Every AGREE_STEPS steps the processes agree on whether a signal told one of them to stop.
+    """
     run = job.recipe.run
     is_last = step == job.total_steps
     epoch, rest = divmod(step, job.steps_per_epoch)

@@ -24,23 +24,23 @@ from deit_fast.zoo import find_architecture
 class Mixing(NamedTuple):
     """Draws of mixup and CutMix for a batch, on the device."""
 
-    lam: Tensor  # B, share of the image itself
-    box: Tensor  # B 4, top, left, bottom, right of what CutMix pastes
+    lam: Tensor  # B float32, share of the image itself
+    box: Tensor  # B 4 int32, px: top, left, bottom, right of what CutMix pastes
     cutmix: Tensor  # B bool
 
 
 class Erasing(NamedTuple):
     """Draws of random erasing for a batch, on the device."""
 
-    boxes: Tensor  # B n 4, top, left, bottom, right
-    keys: Tensor  # B 2, of the noise
+    boxes: Tensor  # B n 4 int32, px: top, left, bottom, right
+    keys: Tensor  # B 2 int64, of the noise
 
 
 class MicroBatch(NamedTuple):
     """What one forward-backward pass takes."""
 
     images: Tensor  # B 3 S S uint8, channels-last
-    labels: Tensor  # B
+    labels: Tensor  # B int64
     mixing: Mixing | None
     erasing: Erasing | None = None
 
@@ -67,8 +67,10 @@ class BatchBuilder:
 
 
 def blank_batch(recipe: Recipe, size: int, device: torch.device) -> MicroBatch:
-    """`size` black images of class 0 with the draws of the first step: in shapes, types and strides like any batch of
-    the run. torch.compile is tried out with it before there is data; it draws from no generator of torch's."""
+    """`size` black images of class 0 with the draws of the first step: a batch to try torch.compile with.
+
+    Shapes, types and strides are those of any batch of the run. It draws from no generator of torch's.
+    """
     side, places = recipe.model.image_size, np.arange(size)
     images = torch.zeros(size, 3, side, side, dtype=torch.uint8, device=device).to(memory_format=torch.channels_last)
     labels = torch.zeros(size, dtype=torch.int64, device=device)
@@ -90,7 +92,10 @@ class Objective(nn.Module):
             student.set_distilled_training(teacher is not None)  # without a teacher it learns as it predicts
 
     def forward(self, images: Tensor, labels: Tensor, mixing: Mixing | None, erasing: Erasing | None = None) -> Tensor:
-        """The fields of a MicroBatch -> its loss: the order is normalise, erase, mix, then student and teacher."""
+        """The loss [] fp32 of a MicroBatch, given by its fields: images uint8 [B, 3, S, S], labels int64 [B], draws.
+
+        The order is normalise, erase, mix, then student and teacher.
+        """
         inputs = self.classifier.normalise(images)
         if erasing is not None:
             inputs = erase(inputs, *erasing, self.recipe.augment.erase_mode)
@@ -115,12 +120,12 @@ class Objective(nn.Module):
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over batch and classes against targets > 0: binarised after mixing (facebookresearch/deit engine.py)."""
+    """Mean [] of logits [B, K] against targets [B, K] > 0: binarised after mixing (facebookresearch/deit engine.py)."""
     return F.binary_cross_entropy_with_logits(logits, (targets > 0).to(logits.dtype))
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of soft targets that sum to one."""
+    """Cross-entropy [] of logits [B, K] with soft targets [B, K] that sum to one over the classes."""
     return F.cross_entropy(logits, targets)
 
 

@@ -1,4 +1,4 @@
-"""What comes every so often beside the steps: a line of metrics, an evaluation, a checkpoint; one class for each."""
+"""What a run does every so many steps: a line of metrics, an evaluation, a checkpoint; one class for each."""
 
 import math
 import time
@@ -26,10 +26,13 @@ class Window:
     """The steps since the last line of metrics, and the wall time."""
 
     start: float = field(default_factory=time.perf_counter)
+    """When it began, seconds of time.perf_counter."""
     steps: int = 0
+    """Optimizer steps in it."""
     waited: float = 0.0
     """Seconds spent waiting for batches."""
     is_first: bool = True
+    """Whether it is the process's first, which has the warm-up in it."""
 
 
 class TrainMetrics:
@@ -40,7 +43,11 @@ class TrainMetrics:
         self.window = Window()
 
     def record(self, meter: Meter, lr: float) -> None:
-        """Reads back what gathered on the device since the last time, of all processes, and begins a new window."""
+        """Reads back what gathered on the device since the last time, of all processes, and begins a new window.
+
+        lr: the learning rate of the last step. Figures: loss and grad_norm as means over the steps that were not
+        skipped, images_per_second, data_wait as a share of the time, peak_memory_gib in GiB.
+        """
         job, state, window = self._job, self._state, self.window
         loss, grad_norm, counted, skipped = (job.world.sum(meter.sums.clone()) / job.world.size).tolist()
         meter.sums.zero_()
@@ -86,7 +93,10 @@ class Evaluation:
         self._predictors: dict[str, Callable[[Tensor], Tensor]] = {}
 
     def run(self) -> None:
-        """Puts the metrics' figures into the state and the log, the average's with "ema_" before their names."""
+        """Evaluates the model, and its moving average where there is one; the state and the log get the scores.
+
+        They are the metrics' figures by name; the average's names begin with "ema_".
+        """
         job, state, watchdog = self._job, self._state, self._watchdog
         if job.val_source is None:
             return

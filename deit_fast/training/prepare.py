@@ -60,8 +60,10 @@ def initialise(recipe: Recipe, world: World) -> TrainState:
 
 
 def build_state(recipe: Recipe, model: ImageModel, mesh: DeviceMesh | None = None) -> TrainState:
-    """Optimizer and moving average for a model with its initial weights: on its device, or in host memory with a `mesh`
-    over whose devices it is to be sharded."""
+    """Optimizer and moving average for a model with its initial weights, as the state of step 0.
+
+    The model is on its device; with a `mesh` it is in host memory, to be sharded over the mesh's devices.
+    """
     ema = None
     if recipe.optim.ema_decay is not None:
         ema = copy.deepcopy(model).requires_grad_(False).eval()

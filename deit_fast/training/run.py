@@ -99,9 +99,9 @@ def find_result(job: Job, state: TrainState) -> dict[str, Any] | None:
 
 
 def write_result(job: Job, state: TrainState) -> dict[str, Any]:
-    """What a run of which all steps are trained came to: result.json and curves.png, also in the object store.
+    """Writes result.json and curves.png of a run whose steps are all trained, here and in its object store.
 
-    Raises RunError, on every process, where the store could not be reached.
+    Returns the content of result.json. Raises RunError, on every process, where the store could not be reached.
     """
     recipe, out, world, store = job.recipe, job.out, job.world, job.store
     result = {

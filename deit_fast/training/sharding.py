@@ -31,7 +31,10 @@ def build_mesh(run: Run, world: World) -> DeviceMesh | None:
 
 
 def shard_model(model: nn.Module, mesh: DeviceMesh, reduce_dtype: str) -> None:
-    """Cuts a model in host memory over the devices of `mesh`, in place; gradients are averaged in `reduce_dtype`."""
+    """Cuts a model in host memory over the devices of `mesh`, in place.
+
+    reduce_dtype: "fp32" or "bf16", the type in which gradients are averaged.
+    """
     options: Any = {
         "mesh": mesh,
         # The root too, which torch would leave whole: what is only evaluated, as the moving average is, has no backward
@@ -45,7 +48,10 @@ def shard_model(model: nn.Module, mesh: DeviceMesh, reduce_dtype: str) -> None:
 
 
 def exchange_in_shards(model: nn.Module) -> Exchange:
-    """For a sharded model: every backward pass but the last adds its gradients up here."""
+    """The exchange of a sharded model's gradients: only a step's last backward pass sends them.
+
+    Those before it add them up in this process.
+    """
 
     def exchange(last: bool) -> AbstractContextManager[object]:
         assert isinstance(model, FSDPModule)

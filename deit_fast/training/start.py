@@ -1,4 +1,4 @@
-"""Where a run starts: a checkpoint, given weights or the seed's own; and the loader from that step on."""
+"""Where a run starts: from a checkpoint, given weights or its seed; and the loader from that step on."""
 
 from pathlib import Path
 
@@ -28,8 +28,8 @@ def take_up(job: Job, state: TrainState, init: Path | None, resume: str) -> list
     2. resume is "auto": the newest whole checkpoint in out/checkpoints;
     3. init is a path: that file's weights, position embeddings and head adapted to this recipe;
     4. the seed's own initialisation, which the state has.
-    Only the main process writes. Raises RunError where no checkpoint is whole, RecipeError where it is of another
-    recipe.
+
+    Only the main process writes. Raises RunError where no checkpoint is whole, RecipeError for one of another recipe.
     """
     world, folder = job.world, job.out / "checkpoints"
     lines = pull_everywhere(job.store, world) if job.store is not None and resume != "never" else []

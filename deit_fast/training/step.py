@@ -72,7 +72,10 @@ class TrainStep:
         return total
 
     def update(self, loss: Tensor) -> None:
-        """Moves weights and moving average, unless a gradient is not finite: then the step is skipped, and counted."""
+        """Moves weights and moving average, unless a gradient is not finite: then the step is skipped, and counted.
+
+        loss: the mean loss [] fp32 of this process's batches, as `forward_backward` returns it, for the meter.
+        """
         optimizer = self.state.optimizer
         optimizer.step()  # clips, updates, and moves state.ema in the same pass over memory
         self.meter.add(loss, optimizer.grad_norm, optimizer.skipped)
@@ -80,8 +83,10 @@ class TrainStep:
     # -------------------------------------------------------------------------------------------------------------
 
     def predictor(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """uint8 images [B, 3, S, S] -> fp32 logits [B, K] with the weights of `model`, the trained or the averaged
-        one, in the type of the training step, and eager where that had to be."""
+        """uint8 images [B, 3, S, S] -> fp32 logits [B, K] with the weights of `model`, the trained or the averaged one.
+
+        The type is that of the training step, and it is compiled where the step is.
+        """
         recipe = self.recipe if self.compiled else self.recipe.override(["run.compile=off"])
         return build_predictor(model, recipe, self.classifier.dtype, self.world)
 
@@ -96,12 +101,12 @@ class Meter:
 
     @classmethod
     def on(cls, device: torch.device) -> Self:
-        """Nothing counted yet."""
+        """A meter on the device that has counted nothing yet."""
         zero = torch.zeros((), device=device)
         return cls(torch.zeros(4, device=device), zero, zero > 0)
 
     def add(self, loss: Tensor, grad_norm: Tensor, skipped: Tensor) -> None:
-        """Counts one step: scalars [] on the device; skipped is 1 where the step was."""
+        """Counts one step by its loss [], gradient norm [] and whether it was skipped [], 1 or 0, on the device."""
         counted = skipped == 0
         values = torch.stack([loss, grad_norm, counted.to(loss.dtype)])
         self.sums += torch.cat([torch.where(counted, values, 0.0), skipped[None]])

@@ -1,4 +1,8 @@
-"""The model zoo: what can be built, under which names, and what was published of it. Plain data, no torch."""
+"""The model zoo: what can be built, under which names, and what was published of it. Plain data, no torch.
+
+families/ has a module per family. architectures.py and published.py are the tables of all of them, family.py the types
+of their rows, fields.py the check of a recipe's model section, class_names.py the names of ImageNet's classes.
+"""
 
 from deit_fast.zoo.architectures import (
     ARCHITECTURES,

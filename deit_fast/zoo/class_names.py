@@ -1,4 +1,4 @@
-"""Names of classes for people. ImageNet's come with timm, by WordNet id."""
+"""Readable names of classes. ImageNet's come with timm, by WordNet id."""
 
 from functools import cache
 
@@ -19,13 +19,15 @@ def class_names(classes: list[str]) -> list[str]:
 
 
 def default_classes(count: int) -> list[str]:
-    """The classes of a model that names none: WordNet ids where their number is that of a list of ImageNet, else
-    numbers."""
+    """The classes of a model that names none.
+
+    WordNet ids where `count` is that of a list of ImageNet, else the numbers 0 to count - 1.
+    """
     return list(imagenet_classes(count)) if count in IMAGENETS else [str(label) for label in range(count)]
 
 
 def imagenet_classes(count: int = 1000) -> tuple[str, ...]:
-    """The WordNet ids of the ImageNet with so many classes, in the order of the labels."""
+    """WordNet ids of the ImageNet of `count` classes, in the order of the labels."""
     from timm.data import ImageNetInfo
 
     return tuple(ImageNetInfo(IMAGENETS[count]).label_names())

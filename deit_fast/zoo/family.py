@@ -1,4 +1,4 @@
-"""What a model family says of itself without torch: its entries, their sizes, what was published, what it can do."""
+"""The types of the zoo's rows: a model family, its architectures, and what was published of them. No torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +11,13 @@ class Architecture:
     """Sizes of a model. A family that has sizes of its own derives a class from this one."""
 
     embed_dim: int
+    """D, the channels of a token."""
     depth: int
     """Blocks; CaiT's two class-attention blocks and PatchConvNet's aggregation layer come on top."""
     num_heads: int
+    """Attention heads; 1 in ResMLP, which has no attention."""
     patch_size: int
-    """Side of a patch, pixels."""
+    """Side of a patch, px."""
     family: str
     """The module of deit_fast/zoo/families/ that the entry stands in, and of deit_fast/models/ that builds it."""
     layer_scale: float | None = 1e-4
@@ -33,14 +35,17 @@ class Published:
     """One row of the zoo: an entry at a resolution, and one set of weights, if there is any."""
 
     name: str
+    """The entry."""
     resolution: int
-    """Side of the images, pixels."""
+    """Side of the images, px."""
     params_m: float
     """Millions of parameters, with 1,000 classes."""
     gmacs: float
     """Billions of multiply-accumulates per image."""
     images_per_second: int | None = None
+    """The authors' throughput, on their machine."""
     peak_memory_mb: int | None = None
+    """The authors' peak memory, on their machine, MB."""
     top1: float | None = None
     """ImageNet validation accuracy, %."""
     top1_v2: float | None = None

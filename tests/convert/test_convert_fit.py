@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import format_changes, initialise
-from deit_fast.convert.heads import cut_head, pairs_to_1k
+from deit_fast.convert.imagenet21k import cut_head, pairs_to_1k
 from deit_fast.infer.create import create_model
 from deit_fast.runtime.errors import RunError
 from tests.oracles import foreign_checkpoints as oracle

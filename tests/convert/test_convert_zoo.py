@@ -9,8 +9,8 @@ import torch
 from deit_fast.convert.detect import load_weights
 from deit_fast.convert.export import export_checkpoint
 from deit_fast.convert.fit import initialise
-from deit_fast.convert.infer import describe_weights, infer_model
 from deit_fast.convert.names.facebook import to_facebook
+from deit_fast.convert.recognise import describe_weights, infer_model
 from deit_fast.models.build import build_model, family_of
 from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import RunError

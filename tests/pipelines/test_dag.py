@@ -5,78 +5,18 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deit_fast.pipelines import dag
 from deit_fast.pipelines.dag import run_stages
 from deit_fast.pipelines.schedulers.local_cwd import find_processes
 from deit_fast.pipelines.stages import Stage, sort_stages
 from deit_fast.pipelines.state import PipelineError
-from torchx.runner import Runner, get_runner
-from torchx.schedulers.api import DescribeAppResponse
-from torchx.schedulers.local_scheduler import CWDImageProvider, LocalScheduler
+from torchx.runner import get_runner
 
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.files import locked
-
-COMPONENTS = '''
-import sys
-
-from torchx import specs
-
-
-def sh(*words: str, script: str, refuse: str = "") -> specs.AppDef:
-    """Runs a script."""
-    if refuse:
-        print(refuse, file=sys.stderr)
-        raise SystemExit(2)
-    args = ["-c", script.replace("$", "$$"), *words]
-    return specs.AppDef(name="sh", roles=[specs.Role(name="main", image="", entrypoint="/bin/sh", args=args)])
-'''
-
-
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """LocalScheduler installs handlers; pytest gets its own back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def component(tmp_path: Path) -> str:
-    (tmp_path / "components.py").write_text(COMPONENTS)
-    return f"{tmp_path / 'components.py'}:sh"
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Path:
-    return tmp_path / "journal"
-
-
-def run(stages: list[Stage], folder: Path, max_parallel: int | None = None) -> int:
-    with get_runner() as runner:
-        return run_stages(stages, folder, runner, "local_cwd", {}, max_parallel, poll_seconds=0.02)
-
-
-def states(folder: Path) -> dict[str, str]:
-    return {n: record["state"] for n, record in json.loads((folder / "pipeline.json").read_text())["stages"].items()}
-
-
-def wait_for(path: Path, text: str = "", seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not (path.exists() and text in path.read_text()):
-        assert time.monotonic() < end, f"{path} never held {text!r}"
-        time.sleep(0.02)
-
-
-def shell(component: str, name: str, script: str, *needs: str, result: str = "") -> Stage:
-    return Stage(name, component, ("--script", script), needs, output=result, result=result)
+from tests.pipelines.conftest import run, shell, states, wait_for
 
 
 def test_bad_graphs_are_one_line() -> None:
@@ -265,55 +205,6 @@ def test_an_interrupt_between_two_polls_is_not_lost(
         stages = [shell(component, "a", "exec sleep 30")]
         assert run_stages(stages, tmp_path / "out", runner, "local_cwd", {}, poll_seconds=0.02) == 130
     assert states(tmp_path / "out") == {"a": "cancelled"}
-
-
-class Cluster(LocalScheduler):
-    """A scheduler for which the pipelines have no module. Asked for a state, it does not answer at first."""
-
-    silences = 5
-
-    def __init__(self, session_name: str, **_: object) -> None:
-        super().__init__(session_name, CWDImageProvider)
-        self.backend = "cluster"
-
-    def describe(self, app_id: str) -> DescribeAppResponse | None:
-        self.silences -= 1
-        if self.silences >= 0:
-            raise RuntimeError("squeue: error\n  Socket timed out")
-        return super().describe(app_id)
-
-
-class Forgetful(Cluster):
-    silences = 0
-
-    def describe(self, app_id: str) -> None:
-        return None
-
-
-def test_a_silent_cluster_is_waited_for(
-    tmp_path: Path, component: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    stages = [shell(component, "a", "true")]
-    with Runner("test", {"cluster": Cluster}) as runner:
-        assert run_stages(stages, tmp_path / "out", runner, "cluster", {}, poll_seconds=0.02) == 0
-    assert capfd.readouterr().out.count("squeue: error Socket timed out") == 1
-
-    monkeypatch.setattr(dag, "PATIENCE_SECONDS", 0.1)
-    with Runner("test", {"cluster": Forgetful}) as runner:
-        assert run_stages(stages, tmp_path / "two", runner, "cluster", {}, poll_seconds=0.02) == 1
-    assert "LOST" in capfd.readouterr().out
-
-
-def test_an_interrupt_leaves_a_clusters_jobs(
-    tmp_path: Path, component: str, journal: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    stages = [shell(component, "a", f"sleep 0.5; echo a >> {journal}"), shell(component, "b", "true", "a")]
-    with Runner("test", {"cluster": Cluster}) as runner:
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-        assert run_stages(stages, tmp_path / "out", runner, "cluster", {}, poll_seconds=0.02) == 130
-        wait_for(journal, "a")
-    assert "goes on; run this again to follow it, or: torchx cancel cluster://test/" in capfd.readouterr().out
-    assert states(tmp_path / "out") == {"a": "running"}
 
 
 def test_logs_are_streamed_where_asked(tmp_path: Path, component: str) -> None:

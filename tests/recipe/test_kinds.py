@@ -35,7 +35,8 @@ def lines_of(*words: str, name: str = LAMB) -> list[str]:
          "(it is of augment.policy='rand_augment')"),
         ("augment.crop=center augment.scale=0.5,1", "augment.scale=[0.5, 1]: no such key with augment.crop='center'; ",
          "(it is of augment.crop='rrc' or 'rrc_linear')"),
-        ("augment.erase_mode=const", "augment.erase_mode='const': no such key with augment.erase=0.0; ", ""),
+        ("augment.erase_mode=const", "augment.erase_mode='const': no such key with augment.erase=0.0; ",
+         "(it is of augment.erase other than 0.0)"),
         ("distill.alpha=0.1", "distill.alpha=0.1: no such key with distill.kind='none'; expected one of kind", ""),
         ("distill.teacher=resnet50", "distill.teacher='resnet50': no such key with distill.kind='none'; ", ""),
         (f"{TOKEN} distill.kind=hard distill.tau=3", "distill.tau=3: no such key with distill.kind='hard'; ",
@@ -46,6 +47,13 @@ def test_what_a_kind_ignores_is_refused(words: str, start: str, end: str) -> Non
     (line,) = lines_of(*words.split())
     assert line.startswith(start)
     assert line.endswith(end)
+
+
+@pytest.mark.parametrize(("text", "names"), [("Color", ["Color"]), ("Color,Sharpness", ["Color", "Sharpness"]),
+                                             ('["Color"]', ["Color"]), ("[]", [])])  # fmt: skip
+def test_names_need_no_quotes_of_a_shell(text: str, names: list[str]) -> None:
+    words = ["augment.policy=rand_augment", "augment.color_jitter=0", f"augment.rand_extra={text}"]
+    assert list(get_recipe(LAMB, words).augment.rand_extra) == names
 
 
 def test_keys_of_other_kinds_are_no_part_of_a_recipe() -> None:

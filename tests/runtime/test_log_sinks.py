@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> N
             log.record("train", step, {"loss": 1.0 / step})
     with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"kind": "train", "st')  # a crash amid a line
+    time.sleep(1.0)  # TensorBoard's files are read by name, and two of one second and process by a number, as text
     with log_of(tmp_path, 20) as log:
         log.record("train", 30, {"loss": math.nan})
         log.record("eval", 30, {"top1": 50.0})

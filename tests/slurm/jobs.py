@@ -101,6 +101,6 @@ def find_trainers(job: Job) -> list[int]:
         except OSError:
             continue
         launcher = any(word.endswith(b"torchrun") for word in words)
-        if b"deit_fast.cli.main" in words and os.fsencode(job.out) in words and not launcher:
+        if b"deit_fast.cli" in words and os.fsencode(job.out) in words and not launcher:
             found.append(int(process.name))
     return sorted(found)

@@ -39,9 +39,9 @@ class Export:
     """A format that a model can be written in."""
 
     name: str
-    """As --format takes it."""
+    """Its name, as --format takes it."""
     ending: str
-    """Of the files that get this format without --format."""
+    """Ending of the files that get this format without --format."""
     write: Callable[[nn.Module, Recipe, list[str] | None, Path], list[str]]
     """Writes a model in evaluation mode, with its recipe and class names, to the path. Returns notes for the user.
 

@@ -16,16 +16,21 @@ class Namespace(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Constructor:
+    """A name of the table: `make` is called where the pickle calls the object of that name."""
+
     name: str
     make: Callable[..., Any]
 
 
 @dataclass
 class NumpyType:
+    """A numpy.dtype as torch's; None where torch has no such type."""
+
     dtype: torch.dtype | None
     name: str
 
     def build(self, state: tuple[Any, ...]) -> None:
+        """Takes a pickled dtype's state. Raises BadFileError for big-endian ones."""
         if state[1] not in ("<", "|", "="):
             raise BadFileError("has big-endian arrays: expected little-endian ones")
 
@@ -37,6 +42,7 @@ class NumpyArray:
     contents: LazyTensor | None = None
 
     def build(self, state: tuple[Any, ...]) -> None:
+        """Takes a pickled array's state. Raises BadFileError for arrays of anything but plain numbers."""
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, NumpyType) or dtype.dtype is None or not isinstance(raw, bytes):
             raise BadFileError(f"has an array of {getattr(dtype, 'name', 'objects')!r}: expected plain numbers")
@@ -51,7 +57,7 @@ class Inert:
 
 
 def as_text(value: Any) -> str:
-    """A text or a number as text. Raises BadFileError for all else: that of nested tuples can take forever to write."""
+    """A text or a number as text. Raises BadFileError for all else: nested tuples can take forever to write."""
     if type(value) not in (str, int):
         raise BadFileError(f"has a {type(value).__name__}: expected a text")
     return str(value)
@@ -93,6 +99,7 @@ def _encode(content: str, encoding: str = "latin1") -> bytes:
 
 
 def build_dict(items: Any = ()) -> dict[Any, Any]:
+    """A dictionary of pairs. Raises BadFileError as `set_item`."""
     result: dict[Any, Any] = {}
     for key, value in items:
         set_item(result, key, value)
@@ -146,6 +153,7 @@ def resolve_name(module: str, name: str) -> Any:
 
 
 def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
+    """`target[key] = value`. Raises BadFileError for a key that is no plain value."""
     if type(key) not in (str, int, bytes, float, bool, type(None)):  # nested tuples can take forever to hash
         raise BadFileError(f"has a dictionary with a {type(key).__name__} as key")
     target[key] = value

@@ -75,7 +75,10 @@ def _unpack(code: int, data: bytes) -> Any:
 
 
 def write_flax(tensors: dict[str, Tensor]) -> bytes:
-    """The bytes of a tree of tensors, by their paths in it, which `flax.serialization.msgpack_restore` reads."""
+    """The msgpack bytes of arrays of any shape [...] by name, as a tree: each dot in a name begins a branch.
+
+    `flax.serialization.msgpack_restore` reads them.
+    """
     tree: dict[str, Any] = {}
     for name, value in tensors.items():
         *folders, leaf = name.split(".")

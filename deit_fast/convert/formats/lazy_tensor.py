@@ -46,7 +46,10 @@ def map_file(path: Path) -> mmap.mmap:
 
 @dataclass
 class Storage:
-    """`count` elements of one type, from byte `start` of `data` on; legacy torch files say late where that is."""
+    """`count` elements of one type, from byte `start` of `data` on.
+
+    Legacy torch files have the elements after the pickle that speaks of them: until then `data` is None.
+    """
 
     dtype: torch.dtype
     count: int
@@ -54,7 +57,10 @@ class Storage:
     start: int = 0
 
     def elements(self) -> Tensor:
-        """The storage as a flat tensor: mapped where the file is, so read on use; else a copy."""
+        """The storage as a flat tensor [count]: mapped where the file is, so read on use; else a copy.
+
+        Raises BadFileError where the file ends before it.
+        """
         size = self.count * self.dtype.itemsize
         if self.data is None or self.start + size > len(self.data):
             raise BadFileError(f"holds less than the {size} bytes of one of its tensors; it may be truncated")
@@ -75,7 +81,7 @@ class LazyTensor:
     stride: tuple[int, ...]
 
     def tensor(self) -> Tensor:
-        """The tensor itself. Raises BadFileError where the view does not lie within its storage."""
+        """The tensor itself, [*shape]. Raises BadFileError where the view does not lie within its storage."""
         numbers = (self.offset, *self.shape, *self.stride)
         if any(type(number) is not int or number < 0 for number in numbers) or len(self.shape) != len(self.stride):
             raise BadFileError("has a tensor of impossible shape")
@@ -108,7 +114,7 @@ def lazy_array(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...], fortran: 
 
 
 def read_tensors(state: Mapping[Any, Any], size: int) -> dict[str, Tensor]:
-    """The tensors of a file of `size` bytes, by name; they may be LazyTensor or Tensor.
+    """The tensors of a file of `size` bytes, by name, of any shape [...]; they may be LazyTensor or Tensor.
 
     Raises BadFileError for anything else among them, for none, and where they are more bytes than twice the file's.
     """

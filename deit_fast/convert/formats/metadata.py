@@ -18,11 +18,13 @@ class Notes:
     """What the config.json of a model's folder says that its weights do not."""
 
     classes: list[str] | None = None
+    """Names of the K classes."""
     tanh: bool = False
     """Trained with GELU's tanh approximation."""
     mean: Any = None
     """Channel means, of images in [0, 1]; not validated."""
     std: Any = None
+    """Channel standard deviations, of images in [0, 1]; not validated."""
 
 
 def find_weights(path: Path) -> Path:
@@ -39,7 +41,10 @@ def find_weights(path: Path) -> Path:
 
 
 def read_notes(folder: Path) -> Notes:
-    """The config.json of timm's folders; transformers' says nothing that its weights do not."""
+    """What the config.json of timm's folders says; transformers' says nothing that its weights do not.
+
+    Raises BadFileError for one that is too large, or that is no plain data.
+    """
     with open(folder / "config.json", "rb") as file:
         config = parse_json(file.read(_JSON_LIMIT + 1))
     if not isinstance(config, dict):
@@ -53,7 +58,10 @@ def read_notes(folder: Path) -> Notes:
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Plain data. Raises BadFileError where there is too much of it, ValueError or RecursionError where it is none."""
+    """Plain data from JSON. Raises BadFileError for more than 4 MB of it, and as `check_plain`.
+
+    What is no JSON raises ValueError, and too deep a nesting RecursionError.
+    """
     if len(content) > _JSON_LIMIT:
         raise BadFileError(f"has more than {_JSON_LIMIT} bytes of JSON: expected a few thousand")
     return check_plain(json.loads(content))

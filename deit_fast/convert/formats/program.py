@@ -16,7 +16,7 @@ _BATCH = 2  # of the example: torch.export would take 1 for a constant
 
 
 def example_images(recipe: Recipe) -> Tensor:
-    """Float images [2, 3, S, S] of the recipe's size, from which a program takes its shapes."""
+    """Float images [2, 3, S, S] of the recipe's size S, px, from which a program takes its shapes."""
     return torch.zeros(_BATCH, 3, recipe.model.image_size, recipe.model.image_size)
 
 

@@ -44,6 +44,7 @@ class StoredZip:
 
     @property
     def names(self) -> list[str]:
+        """Names of the entries, in the order of the archive's directory."""
         return list(self._entries)
 
     def span(self, name: str) -> tuple[int, int]:

@@ -15,15 +15,17 @@ class TimmWeights:
     """Tensors with timm's names, and what their file says of the model beside them."""
 
     tensors: dict[str, Tensor]
+    """By timm's names, each of its weight's shape [...]."""
     heads: int | None = None
     """Of the attention, where the shapes say it. timm's do not, so None is the zoo's."""
     grid: tuple[int, int] | None = None
-    """Patches of the position embeddings, high and wide; None: a square."""
+    """Height and width of the position embeddings in patches; None: a square."""
     tanh: bool = False
     """Trained with GELU's tanh approximation."""
     mean: Any = None
     """Channel means, of images in [0, 1]; not validated. None: ImageNet's."""
     std: Any = None
+    """Channel standard deviations, as `mean`."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from deit_fast.convert.formats import Export
 from deit_fast.convert.formats.lazy_tensor import BadFileError
-from deit_fast.convert.infer import recognise
 from deit_fast.convert.names import Codebase, TimmWeights
+from deit_fast.convert.recognise import recognise
 from deit_fast.models.build import families
 from deit_fast.models.state_dicts import WeightsError
 from deit_fast.recipe.schema import Recipe
@@ -24,7 +24,10 @@ def facebook_family(names: set[str]) -> str | None:
 
 
 def from_facebook(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
-    """timm's names and shapes of a family of `facebook_family`; unknown names stay as they are. Raises BadFileError."""
+    """timm's names and shapes, such as a head [K, D], of a family of `facebook_family`; unknown names stay as they are.
+
+    Raises BadFileError for tensors that are no such model's.
+    """
     try:
         return families()[family].from_reference(tensors)
     except WeightsError as error:
@@ -32,7 +35,10 @@ def from_facebook(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
 
 
 def to_facebook(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reference's names of a model with timm's: the inverse of `from_facebook`. Raises BadFileError."""
+    """The reference's names and shapes of a model's weights with timm's, each of its weight's shape [...].
+
+    The inverse of `from_facebook`. Raises BadFileError for tensors that no family recognises.
+    """
     return recognise(tensors)[1].to_reference(tensors)
 
 

@@ -35,11 +35,11 @@ class EraseParams:
 def draw_erasing(
     augment: Augment, image_size: int, seed: int, epoch: int, indices: NDArray[np.int64], views: NDArray[np.int64]
 ) -> EraseParams:
-    """Boxes and keys of B views whose sides are S px: view views[b] of image indices[b].
+    """Boxes [B, n, 4] and keys [B, 2] of B views with sides of S px: view views[b] of image indices[b].
 
-    A view is erased with probability augment.erase, by 1 to augment.erase_count boxes. They share an area of 2 % to a
-    third of the view, each with its own draw, at a log-uniform aspect ratio of 0.3 to 1 / 0.3; a box that does not fit
-    in ten tries is left out. The facts are timm's `data/random_erasing.py`.
+    indices, views: int64 [B]. A view is erased with probability augment.erase, by 1 to augment.erase_count boxes. They
+    share an area of 2 % to a third of the view, each with its own draw, at a log-uniform aspect ratio of 0.3 to 1 /
+    0.3; a box that does not fit in ten tries is left out. The facts are timm's `data/random_erasing.py`.
     """
     count, most = len(indices), augment.erase_count
     draws = uniform(seed, Stream.ERASE, epoch, indices, views, 4 + most * (2 * _TRIES + 2))

@@ -73,7 +73,7 @@ POLICIES = ("rand_augment", "auto_augment")
 
 
 def count_operations(augment: Augment) -> int:
-    """Operations in a row that the recipe's policy, one of POLICIES, applies to a view at most."""
+    """How many operations in a row the recipe's policy, one of POLICIES, applies to a view at most."""
     return augment.rand_ops if augment.policy == "rand_augment" else _AUTO_OPS.shape[1]
 
 

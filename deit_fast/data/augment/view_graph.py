@@ -26,12 +26,15 @@ _TRUNCATE = -0.498 / 255
 
 
 def truncate(values: DataNode) -> DataNode:
-    """Float HWC -> uint8 HWC, clamped and truncated as PIL does. brightness_contrast is DALI's fastest such cast."""
+    """Float [H, W, C] -> uint8 [H, W, C], clamped to 0..255 and truncated as PIL does.
+
+    brightness_contrast is DALI's fastest such cast.
+    """
     return fn.brightness_contrast(values, brightness_shift=_TRUNCATE, dtype=types.UINT8)
 
 
 def beside(parameter: DataNode, images: DataNode) -> DataNode:
-    """The parameter on the images' device, as arithmetic needs it."""
+    """The parameter, a number [] or a vector [n] on the CPU, on the images' device, as arithmetic needs it."""
     return parameter.gpu() if images.device == "gpu" else parameter
 
 
@@ -64,7 +67,7 @@ def flip(images: DataNode, horizontal: DataNode) -> DataNode:
 
 
 def luma(images: DataNode) -> DataNode:
-    """uint8 [H, W, 3] -> uint8 [H, W, 1], PIL's convert("L")."""
+    """uint8 [H, W, 3] -> uint8 [H, W, 1], the greyscale image as PIL's convert("L") has it."""
     return fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
 
 
@@ -85,9 +88,10 @@ def three_augment(images: DataNode, operation: DataNode, sigma: DataNode) -> Dat
 
 
 def enhance(images: DataNode, kind: DataNode, factor: DataNode) -> DataNode:
-    """One of PIL's ImageEnhance operations per image, `degenerate + (image - degenerate) * factor` in uint8.
+    """One of PIL's ImageEnhance operations per image, `degenerate + (image - degenerate) * factor`: uint8 [H, W, 3].
 
-    The degenerate image is black (BRIGHTNESS), the rounded mean luma (CONTRAST) or the greyscale image (SATURATION).
+    kind: a number [], BRIGHTNESS, CONTRAST or SATURATION. factor: float32 [], at 1 nothing changes. The degenerate
+    image is black (BRIGHTNESS), the rounded mean luma (CONTRAST) or the greyscale image (SATURATION).
     """
     if kind == SATURATION:
         weight = beside(factor, images)

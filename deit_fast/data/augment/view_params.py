@@ -64,10 +64,10 @@ def draw_views(
     views: NDArray[np.int64],
     sizes: NDArray[np.int32],
 ) -> ViewParams:
-    """Parameters of B augmented views: view views[b] of image indices[b], stored at sizes[b] (height, width) px.
+    """Parameters of B augmented views: view views[b] of image indices[b], stored at sizes[b] px.
 
-    3-Augment as in DeiT III (arXiv:2204.07118, section 3.2) and facebookresearch/deit augment.py; for the other
-    policies see `policies.py`.
+    indices, views: int64 [B]. sizes: int32 [B, 2], height and width. 3-Augment is DeiT III's (arXiv:2204.07118, section
+    3.2; facebookresearch/deit augment.py); for the other policies see `policies.py`.
     """
 
     def draw(stream: Stream, draws: int) -> NDArray[np.float64]:
@@ -178,5 +178,5 @@ def _resize_shorter(sizes: NDArray[np.int32], shorter: int) -> NDArray[np.int64]
 
 
 def between(draws: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
-    """Uniform numbers of [0, 1) moved to [low, high)."""
+    """Uniform numbers of [0, 1), any shape [...], moved to [low, high)."""
     return low + draws * (high - low)

@@ -33,6 +33,7 @@ class Batch:
     positions: NDArray[np.int64] | None
     """[b], places in the global batch; None in evaluation."""
     epoch: int
+    """Counted from 0; in evaluation 0."""
     step: int
     """Optimizer step in training, number of the batch in evaluation."""
     valid: int

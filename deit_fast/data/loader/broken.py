@@ -30,9 +30,10 @@ def raise_culprit(
 def find_refused(
     encoded: list[NDArray[np.uint8]], windows: NDArray[np.int32] | None, device: torch.device, threads: int = 1
 ) -> list[int]:
-    """Places of the images, or of those whose windows [B, 4], DALI cannot decode on the device; by halving.
+    """Places of the encoded images, uint8 [bytes] each, that DALI cannot decode on the device; found by halving.
 
-    None where the device cannot decode anything: then it is not the images.
+    windows: int32 [B, 4], where windows of the images alone are decoded. The list is empty where the device cannot
+    decode anything: then it is not the images.
     """
     if not encoded or decodes(encoded, device, windows, threads) or not decodes([small_image()], device):
         return []
@@ -63,7 +64,7 @@ def without_name(source: Source, index: int, error: DataError) -> str:
 
 
 def pil_complaint(encoded: NDArray[np.uint8]) -> str:
-    """Why PIL cannot decode the image, in its words; empty where it can."""
+    """Why PIL cannot decode the image, encoded uint8 [bytes], in its words; empty where it can."""
     try:
         with open_image(encoded) as image:
             image.load()

@@ -43,6 +43,7 @@ class Prepared(NamedTuple):
     indices: NDArray[np.int64]
     """[b], the images that are used: the plan's, but for substitutes."""
     inputs: list[Any]
+    """What the pipeline takes: encoded images, uint8 [bytes] each, then parameters [b, ...]."""
     bad: dict[int, str]
     """Images, the plan's or candidates for their places, that cannot be used, and why."""
 
@@ -75,8 +76,10 @@ class Producer:
         return prepared.inputs
 
     def recover(self, error: RuntimeError) -> None:
-        """After DALI failed: gives all batches in flight again, to a new pipeline, with the images that it refuses
-        substituted. Raises DataError where nothing may be substituted, DALI's own error where no image explains it.
+        """After DALI failed: gives all batches in flight again, to a new pipeline, without the images that it refuses.
+
+        Others take their places. Raises DataError where nothing may be substituted, DALI's own error where no image
+        explains it.
         """
         if self._substitutes is None:
             if self.in_flight:

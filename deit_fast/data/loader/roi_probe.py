@@ -23,12 +23,15 @@ _MEAN = 1.0  # of 255: chroma may be upsampled differently along a window's edge
 
 
 def is_sound(device: torch.device) -> bool:
-    """Whether windows decoded alone equal those cut from whole images, tried in a child."""
+    """Whether windows of JPEGs decoded alone equal those cut from whole images, tried in a child process.
+
+    A child that crashes or hangs is an answer: False.
+    """
     return exits_well([sys.executable, "-m", "deit_fast.data.loader.roi_probe", str(device)])
 
 
 def exits_well(command: Sequence[str], seconds: float = _SECONDS) -> bool:
-    """Whether the command ends with status 0 in time: no error, no signal, no hanging."""
+    """Whether the command ends with status 0 within `seconds`: no error, no signal, no hanging."""
     try:
         return subprocess.run(command, capture_output=True, timeout=seconds).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -36,7 +39,10 @@ def exits_well(command: Sequence[str], seconds: float = _SECONDS) -> bool:
 
 
 def largest_difference(device: torch.device) -> float:
-    """Mean difference, of 255, between a window decoded alone and cut from the whole image; the largest of many."""
+    """The largest mean difference, of 255, between a window decoded alone and the same window of the whole image.
+
+    Some hundred JPEGs of many sizes are tried on the device.
+    """
     rng = np.random.default_rng(0)
     encoded, sizes = [], rng.integers(64, 900, (_BATCH * _BATCHES, 2))
     for number, size in enumerate(sizes.tolist()):

@@ -19,6 +19,7 @@ class StepIndices:
     """What one part of a global batch holds; all arrays are int64 [global_batch / parts]."""
 
     epoch: int
+    """Counted from 0."""
     indices: NDArray[np.int64]
     """Images, as indices of the source."""
     views: NDArray[np.int64]
@@ -37,7 +38,7 @@ def epoch_order(num_images: int, epoch: int, seed: int, repeats: int) -> tuple[N
 
 
 def epoch_views(num_images: int, repeats: int) -> int:
-    """Views in an epoch: N, rounded down to a multiple of 256 with repeats (the reference's RASampler)."""
+    """Views in an epoch: num_images, rounded down to a multiple of 256 with repeats (the reference's RASampler)."""
     if repeats == 1 or num_images < _REPEATED_MULTIPLE:
         return num_images
     return num_images // _REPEATED_MULTIPLE * _REPEATED_MULTIPLE
@@ -52,11 +53,13 @@ def place_order(global_batch: int, group: int, layout: Layout) -> NDArray[np.int
     """Which of a step's views is at each place of the global batch: a permutation, int64 [global_batch].
 
     A mixing group of `group` places consists of a block of the batch and the block's mirror image (draw_mix), numbered
-    in that order; the last group has what is left. "spread" deals the views out to the groups like cards, so that of G
-    equal groups number g holds what rank g of G has in the reference's RASampler, and no group two views of an image
-    where G >= repeats. "together" gives each group a run of consecutive views. A process whose batch is a multiple of
-    `group` then holds one run, and one whose batch divides `group` two: only the images at the ends of a run, 2 at
-    most, have views in another process or step, and none where repeats divides the runs and the steps before.
+    in that order; the last group has what is left. "spread" deals the views out to the groups like cards. Of G equal
+    groups number g then holds what rank g of G has in the reference's RASampler, and no group has two views of an image
+    where G >= repeats.
+
+    "together" gives each group a run of consecutive views. A process whose batch is a multiple of `group` then holds
+    one run, and one whose batch divides `group` holds two. Only the images at the ends of a run, 2 at most, have views
+    in another process or step. There are none of these where repeats divides the runs and the steps before.
     """
     places = np.arange(global_batch)
     pairs = np.minimum(places, places[::-1])

@@ -32,9 +32,9 @@ Build = Callable[[LoaderSetting, int, int], TrainLoader]
 
 
 def choose_setting(load: float | str, source: Source, world: World, build: Build) -> LoaderSetting:
-    """The same for all processes, by the main one's machine; `load` is `run.hw_decoder_load`.
+    """The training loader's setting, the same for all processes: measured by them together, or read from a file.
 
-    On CPUs, and with a load that is given, nothing is searched: all cores are used.
+    load: `run.hw_decoder_load`. On CPUs, and with a load that is given, nothing is searched: all cores are used.
     """
     cores = cpu_threads()
     if world.device.type != "cuda" or not isinstance(load, str):
@@ -53,13 +53,16 @@ def choose_setting(load: float | str, source: Source, world: World, build: Build
 
 
 def decodes_regions(world: World) -> bool:
-    """Whether the main process's GPU decodes regions of JPEGs soundly; tried anew at every start, in some seconds."""
+    """Whether the main process's GPU decodes regions of JPEGs soundly; False on CPUs, the same on all processes.
+
+    It is tried anew at every start, which takes some seconds.
+    """
     on_gpu = world.device.type == "cuda"
     return bool(world.broadcast(on_gpu and world.is_main and is_sound(world.device)))
 
 
 def time_loader(loader: TrainLoader, device: torch.device) -> float:
-    """Seconds for some batches after the first few; the loader is closed."""
+    """Seconds that the loader takes for a dozen batches, after a few that do not count; it is closed then."""
     try:
         batches = iter(loader)
         for count in (_WARM, _TIMED):

@@ -29,7 +29,7 @@ class LoaderSetting:
 
 
 def search(measure: Callable[[LoaderSetting], float], cores: int) -> LoaderSetting:
-    """The setting that takes `measure` the fewest seconds: the load first, with all cores, then the threads.
+    """The setting that takes `measure`, in seconds, the fewest: the load first, with all cores, then the threads.
 
     Within 3 % of the fastest, DALI's own load is kept, and fewer threads are taken: training needs cores too.
     """
@@ -68,8 +68,9 @@ def read_setting(path: Path, key: str) -> LoaderSetting | None:
 
 
 def keep_setting(path: Path, key: str, setting: LoaderSetting) -> None:
-    """Adds the setting to the file, or replaces the key's; a damaged file is written anew. A file that cannot be
-    written costs the next start another search, and is no error.
+    """Adds the setting to the file, or replaces the key's; a damaged file is written anew.
+
+    A file that cannot be written costs the next start another search, and is no error.
     """
     try:
         write_json(path, {**_read(path), key: asdict(setting)})

@@ -2,5 +2,6 @@
 
 In: a path or URI, and the split wanted. Out: a `Source` (base.py): N encoded images with a class each, by index, whose
 bytes and header can be read from several threads, and nothing decoded. A kind of data set is a module with a `SOURCE`
-(format.py); `open_source` and `find_validation` (open.py) ask them all. Bad files and shards raise DataError, one line.
+(source_format.py). `open_source` and `find_validation` (open.py) ask them all. Bad files and shards raise DataError,
+one line.
 """

@@ -1,4 +1,4 @@
-"""What every data set is to the rest: encoded images with a class each, and what is known of them without decoding."""
+"""`Source`, what every data set is to the rest: encoded images with a class each, sizes known without decoding."""
 
 import io
 import os
@@ -31,7 +31,10 @@ _END = b"\xff\xd9"
 
 
 class Source(ABC):
-    """N encoded images with a class each. Reading is safe from several threads."""
+    """N encoded images with a class each. Reading is safe from several threads.
+
+    uri: the place as the user wrote it. classes: names of the K classes. labels: int64 [N], indices into classes.
+    """
 
     def __init__(self, uri: str, classes: list[str], labels: NDArray[np.int64]) -> None:
         self.uri = uri
@@ -54,7 +57,7 @@ class Source(ABC):
         """Where image `index` is, for people: a path, or archive:member; it ends in the suffix of its encoding."""
 
     def size(self, index: int, encoded: NDArray[np.uint8]) -> tuple[int, int]:
-        """Height and width in pixels of image `index`, whose bytes are `encoded`; read once, then remembered.
+        """Height and width, px, of image `index`, whose file is `encoded`, uint8 [bytes]; read once, then remembered.
 
         As stored: an EXIF rotation is not applied. Raises DataError where the header cannot be read.
         """
@@ -69,9 +72,9 @@ class Source(ABC):
 
 
 def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[np.uint8]:
-    """`size` bytes from `offset`, or the whole file. Read, not mapped, so that waiting for a disk holds no lock.
+    """A file's bytes, uint8 [n]: `size` of them from byte `offset` on, fewer where the file ends; or the whole file.
 
-    Fewer come back where the file ends before. Raises DataError, also for more than 1 GiB.
+    They are read, not mapped, so that waiting for a disk holds no lock. Raises DataError, also for more than 1 GiB.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's reader would else wait for its writer
@@ -101,17 +104,19 @@ def check_image(source: Source, index: int, encoded: NDArray[np.uint8]) -> tuple
 
 
 def image_format(encoded: NDArray[np.uint8]) -> str | None:
-    """PIL's name of the format that the first bytes are of, whatever the file is called; None for one not taken."""
+    """PIL's name of the format, by the first bytes of encoded uint8 [bytes], whatever the file is called.
+
+    None for a format that is not taken.
+    """
     start = encoded[:8].tobytes()
     return next((name for name, signatures in _SIGNATURES.items() if start.startswith(signatures)), None)
 
 
 def image_size(encoded: NDArray[np.uint8]) -> tuple[int, int]:
-    """Height and width in pixels as stored: an EXIF rotation is not applied. Nothing is decoded.
+    """Height and width in pixels as stored, by the header of encoded uint8 [bytes]: an EXIF rotation is not applied.
 
-    encoded: the bytes of an image file. JPEG (ITU T.81, annex B) is read here, anything else by PIL.
-    Raises ValueError where there is no header to read, and for a JPEG without an end: from it DALI decodes some windows
-    and not others.
+    Nothing is decoded. JPEG (ITU T.81, annex B) is read here, anything else by PIL. Raises ValueError where there is no
+    header to read, and for a JPEG without an end: from it DALI decodes some windows and not others.
     """
     if image_format(encoded) is None:
         raise ValueError(f"{len(encoded)} bytes without a readable image header (no {', '.join(_SIGNATURES)})")
@@ -126,7 +131,10 @@ def image_size(encoded: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def open_image(encoded: NDArray[np.uint8]) -> Image.Image:
-    """PIL's image, not yet decoded, by the parsers of the formats taken alone. Raises what PIL's parsers do."""
+    """PIL's image of encoded uint8 [bytes], not yet decoded, by the parsers of the formats taken alone.
+
+    Raises what PIL's parsers do.
+    """
     return Image.open(io.BytesIO(encoded.data), formats=tuple(_SIGNATURES))
 
 

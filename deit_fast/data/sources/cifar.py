@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source, read_bytes
 from deit_fast.data.sources.classes import check_labels, read_class_names
-from deit_fast.data.sources.format import Request, SourceFormat
+from deit_fast.data.sources.source_format import Request, SourceFormat
 from deit_fast.runtime.errors import DataError, one_line
 
 _SIDE = 32
@@ -53,6 +53,7 @@ class Cifar(Source):
         self._sizes[:] = _SIDE
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as a PPM file of 32 x 32 px, uint8 [bytes]."""
         pixels = self._pixels[index].reshape(3, -1).T
         return np.concatenate((_PPM_HEADER, pixels.reshape(-1)))
 

@@ -46,7 +46,7 @@ def check_labels(path: Path, classes: list[str], largest_label: int) -> None:
 def resolve_classes(recipe: Recipe, source: Source) -> Recipe:
     """The recipe with the data's number of classes where it has model.num_classes=null.
 
-    Raises DataError where it has another number than the data.
+    Raises DataError where the recipe has another number than the data.
     """
     found = len(source.classes)
     if recipe.model.num_classes is None:
@@ -56,7 +56,7 @@ def resolve_classes(recipe: Recipe, source: Source) -> Recipe:
 
 
 def check_classes(source: Source, num_classes: int) -> None:
-    """Raise DataError where the model's number of classes is not the data's."""
+    """Raises DataError where the model's number of classes is not the data's."""
     if len(source.classes) != num_classes:
         found = len(source.classes)
         raise DataError(
@@ -66,7 +66,7 @@ def check_classes(source: Source, num_classes: int) -> None:
 
 
 def check_same_classes(source: Source, classes: list[str], expected: str) -> None:
-    """Raise DataError where the source's classes are others; `expected` says whose `classes` are, in words.
+    """Raises DataError where the source's classes are others; `expected` says whose `classes` are, in words.
 
     Classes that are only numbered, on either side, are the others' by index.
     """

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
 from deit_fast.data.sources.classes import order_classes
-from deit_fast.data.sources.format import SourceFormat
+from deit_fast.data.sources.source_format import SourceFormat
 from deit_fast.runtime.errors import DataError
 
 
@@ -35,6 +35,7 @@ class ImageFolder(Source):
         super().__init__(uri, classes, np.repeat(np.arange(len(classes)), counts))
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as stored, uint8 [bytes]. Raises DataError where its file cannot be read."""
         return read_bytes(self._paths[index])
 
     def name(self, index: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source, read_bytes
-from deit_fast.data.sources.format import Request, SourceFormat, validation_beside
+from deit_fast.data.sources.source_format import Request, SourceFormat, validation_beside
 from deit_fast.runtime.errors import DataError, one_line
 
 _ANNOTATIONS = re.compile(r"train(20\d\d)\.json")
@@ -51,6 +51,7 @@ class INaturalist(Source):
         super().__init__(uri, classes, np.array([label_of[each] for each in ids], np.int64))
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as stored, uint8 [bytes]. Raises DataError where its file cannot be read."""
         return read_bytes(self._paths[index])
 
     def name(self, index: int) -> str:

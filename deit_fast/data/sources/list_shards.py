@@ -1,4 +1,4 @@
-"""Tar shards as far as they can be read, with all that is wrong with them: training refuses them at the first."""
+"""Tar shards as far as they can be read, with all their faults listed: training refuses a shard at its first one."""
 
 import os
 import tarfile
@@ -45,6 +45,7 @@ class ListedShards(Source):
         super().__init__(uri, classes or [str(label) for label in range(labels.max(initial=-1) + 1)], labels)
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as stored in its shard, uint8 [bytes]. Raises DataError where the shard cannot be read."""
         shard, sample = self._samples[index]
         return read_bytes(self._shards[shard], sample.offset, sample.size)
 

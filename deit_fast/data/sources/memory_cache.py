@@ -11,12 +11,12 @@ _ENTRY_BYTES = 256  # of an array, its bytes object and its place in the table, 
 
 
 def keep_in_memory(source: Source, gib: float) -> Source:
-    """`source` with a cache of that many GiB; itself at 0."""
+    """`source` with a cache of `gib` GiB in this process; `source` itself at 0."""
     return CachedSource(source, int(gib * 2**30)) if gib else source
 
 
 class CachedSource(Source):
-    """A source whose images stay in this process's memory once they were read, up to a number of bytes.
+    """A source whose images stay in this process's memory once they were read, up to `limit` bytes.
 
     What is in stays in: training shows the images in a new random order each epoch, where throwing out the least
     recently used would throw out those that come soonest. Above the limit the rest is read anew each time.
@@ -30,6 +30,7 @@ class CachedSource(Source):
         self._lock = threading.Lock()
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as stored, uint8 [bytes], from memory or else from the source. Raises what the source does."""
         found = self._kept.get(index)
         if found is not None:
             return found

@@ -1,15 +1,15 @@
-"""The door to labelled images as they are stored: folders, tar shards, data sets as downloaded.
+"""`open_source`, the way to labelled images as they are stored: folders, tar shards, data sets as downloaded.
 
-A place is shown to every format of this folder (format.py). Those that know it by files of their own go first; where
-none does, the folder of the split is entered, if there is one, and all are asked there. That two formats claim a place
-is an error.
+A place is shown to every format of this folder (source_format.py). Those that know it by files of their own go first.
+Where none does, and the place has a folder of the split, that folder is shown to all formats instead. That two formats
+claim a place is an error.
 """
 
 from pathlib import Path
 
 from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.format import OpenShards, Request, SourceFormat, validation_beside
 from deit_fast.data.sources.shard_names import Split
+from deit_fast.data.sources.source_format import OpenShards, Request, SourceFormat, validation_beside
 from deit_fast.data.sources.tar_shards import TarShards
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import DataError

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from deit_fast.data.sources.format import SourceFormat
 from deit_fast.data.sources.shard_names import (
     Split,
     choose_shards,
@@ -18,6 +17,7 @@ from deit_fast.data.sources.shard_names import (
     refuse_gaps,
     refuse_missing,
 )
+from deit_fast.data.sources.source_format import SourceFormat
 from deit_fast.runtime.errors import DataError, RunError
 from deit_fast.runtime.files import atomic_path, exclusive
 from deit_fast.runtime.object_store import Object, fetch, fetch_all, is_remote, list_objects

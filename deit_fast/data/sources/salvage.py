@@ -24,9 +24,10 @@ _SHOWN = 3
 class SalvagedShards(TarShards):
     """As TarShards, but a shard that is cut off or lacks members gives the samples that are whole.
 
-    Those lost are as many, and in the places, that the index beside the shard says, where it is one of this shard from
-    before. Without one they come last: one for each fault, and of a shard without an end as many more as the largest
-    shard has. Raises DataError where no shard has a whole sample, and for one that cannot be read or indexed at all.
+    The index beside the shard, where it was made of this shard before the damage, says how many samples are lost and
+    where they stood. Without such an index they come last: one for each fault, and where the shard has no end, as many
+    more as the largest shard has. Raises DataError where no shard has a whole sample, and for a shard that cannot be
+    read or indexed at all.
     """
 
     def __init__(self, uri: str, shards: Sequence[Path]) -> None:
@@ -35,6 +36,7 @@ class SalvagedShards(TarShards):
         super().__init__(uri, shards)
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """As TarShards.read, uint8 [bytes]. Raises DataError for a sample that was lost with its shard, too."""
         if self._places[index, 0] == _LOST:
             reason = self.damaged[int(self._shard_of[index])]
             raise DataError(f"{printable(self.name(index))}: lost with its shard: {reason}")

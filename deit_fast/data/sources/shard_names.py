@@ -14,7 +14,7 @@ _SHARD_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\.tar)")
 
 
 def has_braces(uri: str) -> bool:
-    """Whether a range such as {0000..0009} is in it."""
+    """Whether the URI has a range such as {0000..0009}."""
     return _BRACES.search(uri) is not None
 
 

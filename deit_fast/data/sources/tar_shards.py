@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
 from deit_fast.data.sources.classes import check_labels, read_class_names
-from deit_fast.data.sources.format import Request, SourceFormat
 from deit_fast.data.sources.shard_names import choose_shards, expand_braces, has_braces, refuse_gaps, refuse_missing
+from deit_fast.data.sources.source_format import Request, SourceFormat
 from deit_fast.runtime.errors import DataError, printable
 from deit_fast.runtime.files import atomic_path, cache_folder
 from deit_fast.runtime.progress import progress
@@ -50,6 +50,7 @@ class TarShards(Source):
         self.counted = not names.is_file()
 
     def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as stored, uint8 [bytes]. Raises DataError where its shard cannot be read or ends before."""
         offset, size = self._places[index].tolist()
         data = read_bytes(self._shards[self._shard_of[index]], offset, size)
         if len(data) < size:

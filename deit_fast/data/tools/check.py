@@ -31,6 +31,7 @@ class Checked:
     images: int
     classes: int
     bytes: int
+    """Of all images, as stored."""
     formats: dict[str, int]
     """Images of each format, by their first bytes."""
     sizes: NDArray[np.int32]
@@ -58,7 +59,10 @@ def open_to_check(uri: str, split: Split) -> Source:
 
 
 def check_source(source: Source, threads: int) -> Checked:
-    """Reads every image and decodes it on the CPU, whole, as DALI does it in training and evaluation."""
+    """Reads every image and decodes it on the CPU, whole, as DALI does it in training and evaluation.
+
+    threads: readers, and DALI's CPU threads. Raises RunError where DALI is missing.
+    """
     bad = list(source.faults) if isinstance(source, ListedShards) else []
     formats: Counter[str] = Counter()
     sizes, size = [], 0
@@ -109,6 +113,6 @@ def _decode(source: Source, loaded: list[_Loaded], threads: int) -> Iterator[_Lo
 
 
 def write_bad(path: Path, bad: list[tuple[str, str]]) -> None:
-    """A line for each: name, tab, reason."""
+    """Writes a line for each bad image or shard: name, tab, reason. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{name}\t{reason}\n" for name, reason in bad), encoding="utf-8")

@@ -19,9 +19,9 @@ _CPU = torch.device("cpu")
 
 
 def preview_grid(recipe: Recipe, source: Source, count: int = 8, views: int = 6) -> NDArray[np.uint8]:
-    """The grid as uint8 [height, width, 3]: `count` images spread over the source, each its evaluation view and
-    `views` augmented ones, from the pipelines that train and evaluate.
+    """A grid of `count` images spread over the source, uint8 [height, width, 3], a row for each image.
 
+    A row has the image's evaluation view, then `views` augmented ones, from the pipelines that train and evaluate.
     Raises DataError, naming the file, for an image that cannot be read or decoded, RunError where DALI is missing.
     """
     size = recipe.model.image_size

@@ -45,8 +45,10 @@ def write_shards(
     """Writes `source` to folder/SPLIT-NNNNNN.tar with its index beside each and classes.txt, in a shuffled order.
 
     size: images whose shorter side is longer are resized to it, px (bicubic with antialiasing), and stored as JPEG of
-    quality 95; None leaves all as they are. A shard appears whole or not at all, and one that is there with the right
-    labels is kept: run again, it goes on. Every shard is read back and its labels compared. Raises DataError.
+    quality 95; None leaves all as they are. per_shard: images in a shard. workers: processes that write.
+
+    A shard appears whole or not at all, and one that is there with the right labels is kept: run again, it goes on.
+    Every shard is read back and its labels compared. Raises DataError.
     """
     folder = Path(os.path.abspath(folder))
     order = np.random.RandomState(seed).permutation(len(source))
@@ -83,7 +85,7 @@ def enlarged_share(sizes: NDArray[np.int32], seed: int = 0) -> float:
 
 
 def describe_effect(source: Source, size: int) -> str:
-    """What storing images at `size` does to augmentation, in words, from a sample of the source's sizes."""
+    """What storing images at `size`, px, does to augmentation, in words, from a sample of the source's sizes."""
     chosen = np.linspace(0, len(source) - 1, min(len(source), _SAMPLED_SIZES)).astype(int)
     before = np.array([source.size(index, source.read(index)) for index in chosen.tolist()], np.int32)
     shorter = before.min(axis=1, keepdims=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -17,14 +18,17 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class When:
-    """Marks a field that its section has only while another, `key`, is one of `values`; with `unless`, while it is none
-    of them."""
+    """Marks a field that its section has only while another, `key`, is one of `values`.
+
+    With `unless`, the section has it only while `key` is none of them.
+    """
 
     key: str
     values: tuple[Any, ...]
     unless: bool = False
 
     def holds(self, value: Any) -> bool:
+        """Whether the field is there while the other one has this value."""
         return (value in self.values) != self.unless
 
 
@@ -39,19 +43,20 @@ class Section(BaseModel):
 
     @classmethod
     def kinds(cls) -> Mapping[str, type["Section"]]:
-        """The classes of a section that has one per value of its field `name`; none where this class is all."""
+        """The classes of a section that has one per value of its field `name`; empty for any other."""
         return {}
 
     @classmethod
     def keys_with(cls, content: Mapping[str, Any]) -> list[str]:
         """The fields of a section with these values, in order."""
-        return [key for key in cls.model_fields if cls.condition_of(key, content) is None]
+        lacking = {key for key in _conditions(cls) if cls.condition_of(key, content)}
+        return [key for key in cls.model_fields if key not in lacking]
 
     @classmethod
     def condition_of(cls, key: str, content: Mapping[str, Any]) -> When | None:
         """The condition by which a section with these values lacks its field `key`; None where it has it."""
-        for mark in cls.model_fields[key].metadata:
-            if isinstance(mark, When) and not mark.holds(content.get(mark.key, cls.model_fields[mark.key].default)):
+        for mark in _conditions(cls).get(key, ()):
+            if not mark.holds(content.get(mark.key, cls.model_fields[mark.key].default)):
                 return mark
         return None
 
@@ -61,6 +66,7 @@ class Section(BaseModel):
 
     @model_validator(mode="after")
     def check(self) -> Self:
+        """Raises ValueError with a line for each of `problems`; pydantic makes it a ValidationError."""
         values = self.__dict__
         refused = {key: mark for key in self.model_fields_set if (mark := self.condition_of(key, values))}
         lines = [f"{key}={values[key]!r}: no such key with {mark.key}={values[mark.key]!r}"
@@ -72,5 +78,14 @@ class Section(BaseModel):
 
     @model_serializer(mode="wrap")
     def dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields that the section has with these values; those whose condition does not hold are left out."""
         kept = self.keys_with(self.__dict__)
         return {key: value for key, value in handler(self).items() if key in kept}
+
+
+@cache
+def _conditions(section: type[Section]) -> dict[str, tuple[When, ...]]:
+    """The marks of those fields that have any: looked up once, since an import parses the whole table."""
+    marks = {key: tuple(each for each in field.metadata if isinstance(each, When))
+             for key, field in section.model_fields.items()}  # fmt: skip
+    return {key: each for key, each in marks.items() if each}

@@ -1,4 +1,4 @@
-"""The images: which, what is done to each, and how they are mixed."""
+"""The sections `data`, `augment` and `mix`: which images, what is done to each, and how they are mixed."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -13,6 +13,8 @@ _ERASING = When("erase", (0.0,), unless=True)
 
 
 class Data(Section):
+    """The images: which, how often each, and how they are evaluated."""
+
     repeats: Count = 1
     """Repeated augmentation: differently augmented views of each image in a batch (3 in DeiT)."""
     layout: Literal["spread", "together"] = "spread"
@@ -37,12 +39,15 @@ class Data(Section):
 
 
 class Augment(Section):
+    """What is done to each view of an image in training."""
+
     crop: Literal["rrc", "src", "rrc_linear", "pad", "center"] = "rrc"
     """rrc: RandomResizedCrop. src: Simple Random Crop (resize the shorter side, 4 px reflect padding, random crop).
     rrc_linear: PASSL's, whose aspect ratio is uniform and whose area always fits. pad: as src with black padding, for
     images of 32 px and less. center: as in evaluation. scale and ratio are of rrc and rrc_linear."""
     interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
-    """Of the resize, with antialiasing. random: one of the two per view. The policies' own rotations stay bicubic."""
+    """Interpolation of the resize, which antialiases. random: one of the two per view. The policies' own rotations stay
+    bicubic."""
     scale: Annotated[tuple[Positive, Positive], _RESIZED_CROP] = (0.08, 1.0)
     """Range of RandomResizedCrop's area, as a fraction of the image's."""
     ratio: Annotated[tuple[Positive, Positive], _RESIZED_CROP] = (3 / 4, 4 / 3)
@@ -83,6 +88,8 @@ class Augment(Section):
 
 
 class Mix(Section):
+    """Mixup and CutMix."""
+
     mixup: NonNegative = 0.8
     """Mixup's Beta(alpha, alpha); 0 is off."""
     cutmix: NonNegative = 1.0

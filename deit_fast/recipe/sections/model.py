@@ -1,4 +1,4 @@
-"""The model and what it is trained to do."""
+"""The sections `model`, `loss` and `distill`: the network and what it is trained to do."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -14,10 +14,12 @@ _DISTILLING = When("kind", ("soft", "hard"))
 
 
 class Model(Section):
+    """The network, its input and its initial weights."""
+
     name: str
     """Architecture, an entry of deit_fast.zoo."""
     image_size: Count
-    """Side of the square training and evaluation images, pixels."""
+    """Side of the square training and evaluation images, px."""
     num_classes: Count | None = 1000
     """Number of classes; has to equal the data's. null: takes the data's."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -29,7 +31,7 @@ class Model(Section):
     layer_scale: Positive | Literal["auto"] | None = "auto"
     """Initial value of LayerScale; null leaves it out. auto: the architecture's own, 1e-4 in DeiT III."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before the head."""
+    """Dropout rate before the head."""
     position: Literal["learned", "sincos"] = "learned"
     """Position embedding; sincos is the fixed two-dimensional one."""
     pool: Literal["token", "avg"] = "token"
@@ -46,6 +48,7 @@ class Model(Section):
     @field_validator("name")
     @classmethod
     def resolve(cls, name: str) -> str:
+        """The zoo's entry that the name stands for. Raises RecipeError for a name that is none."""
         return resolve_name(name)[0]
 
     def problems(self) -> Iterator[str]:
@@ -68,6 +71,8 @@ class Model(Section):
 
 
 class Loss(Section):
+    """The loss of the labels."""
+
     name: Literal["bce", "cross_entropy"] = "bce"
     """bce: binary cross-entropy of targets binarised after mixing. cross_entropy: soft-target cross-entropy."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -86,6 +91,8 @@ class Loss(Section):
 
 
 class Distill(Section):
+    """Distillation from a teacher (arXiv:2012.12877)."""
+
     kind: Literal["none", "soft", "hard"] = "none"
     """hard: cross-entropy of the distillation head with the teacher's decision. soft: their divergence. Both have
     teacher and alpha, soft has tau."""

@@ -1,4 +1,4 @@
-"""The optimizer: what all have in common. Each has a class of its own, with its fields, in `optimizers/`."""
+"""The section `optim`: what all optimizers have in common. The fields of each one are in `optimizers/`."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -36,6 +36,7 @@ class Optim(Section):
     @field_validator("name")
     @classmethod
     def has_its_own_class(cls, name: str) -> str:
+        """Raises ValueError for a name that no optimizer has, and for this class in place of the name's own."""
         kinds = _optimizers()
         if name not in kinds:
             *others, last = map(repr, kinds)

@@ -1,4 +1,4 @@
-"""The run: its batch, seeds and precision, what it does every so often, and how its processes work."""
+"""The section `run`: batch, seeds, precision, processes, and what is written when."""
 
 from typing import Literal
 
@@ -6,6 +6,8 @@ from deit_fast.recipe.sections.base import Count, Fraction, NonNegative, Positiv
 
 
 class Run(Section):
+    """Batch, seeds, precision, processes, and what is written when."""
+
     global_batch: Count
     """Views per optimizer step, over all processes and accumulation steps."""
     accumulation: Count = 1
@@ -13,13 +15,13 @@ class Run(Section):
     seed: Seed = 0
     """Seed of initialisation, order, augmentation, mixing and dropout."""
     init_seed: Seed | None = None
-    """Of initialisation alone; null: run.seed. Likewise the three below."""
+    """Seed of initialisation; null: run.seed."""
     order_seed: Seed | None = None
-    """Of the order of the images."""
+    """Seed of the order of the images; null: run.seed."""
     mix_seed: Seed | None = None
-    """Of mixup and CutMix."""
+    """Seed of mixup and CutMix; null: run.seed."""
     dropout_seed: Seed | None = None
-    """Of dropout and stochastic depth."""
+    """Seed of dropout and stochastic depth; null: run.seed."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast on GPUs and CPUs that have it in hardware, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -55,7 +57,7 @@ class Run(Section):
     """Seconds without a step or a batch of evaluation after which a process counts as hanging and ends itself; a
     process's first step and first evaluation, which may compile, have half an hour more."""
     cache_gib: NonNegative = 0.0
-    """Memory per process for encoded training images: each that fits is read from its disk once. 0 is none."""
+    """Memory, GiB per process, for encoded training images: each that fits is read from its disk once. 0 is none."""
     hw_decoder_load: Literal["auto"] | Fraction = "auto"
     """Share of training's JPEGs that a GPU's decoding engines get; the others' pixels are rounded differently. auto:
     found, with the number of CPU threads, by a short search at the first start on a machine; experimental: no GPU has

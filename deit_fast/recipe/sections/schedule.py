@@ -1,4 +1,4 @@
-"""The learning rate over time, and with it the length of the run."""
+"""The section `schedule`: the learning rate over time, and with it the length of the run."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -7,12 +7,12 @@ from deit_fast.recipe.sections.base import NonNegative, Positive, Section
 
 
 class Schedule(Section):
-    """The curve is in deit_fast/training/schedule.py, as a formula."""
+    """The learning rate over time; deit_fast/training/schedule.py has the formula."""
 
     epochs: Positive = 800
     """Length of the run in epochs; fractions are allowed."""
     warmup_epochs: NonNegative = 5
-    """Linear warmup from warmup_lr to lr."""
+    """Epochs of linear warmup from warmup_lr to lr."""
     warmup_lr: NonNegative = 1e-6
     """Learning rate of the first step."""
     min_lr: NonNegative = 1e-5

@@ -41,6 +41,7 @@ class LogSink:
 
     open: Callable[[Path, int], Sink]
     always: bool = False
+    """Whether the sink is on without being asked for."""
 
 
 def chosen_sinks() -> dict[str, LogSink]:

@@ -15,6 +15,8 @@ def say(line: str) -> None:
 
 
 class Console(Sink):
+    """A line for each record on stdout."""
+
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         say(f"step {step}  " + "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
 

@@ -9,10 +9,13 @@ from deit_fast.runtime.log_sinks import LogSink, Sink
 
 
 class Pictures(Sink):
+    """A PNG file for each picture, in the run folder."""
+
     def __init__(self, folder: Path, step: int) -> None:
         self._folder = folder
 
     def image(self, name: str, grid: Tensor, step: int) -> None:
+        """Writes NAME.png from a picture, uint8 [3, H, W]."""
         save_image(grid.float() / 255, self._folder / f"{name}.png")
 
 

@@ -10,6 +10,8 @@ from deit_fast.runtime.log_sinks import LogSink, Sink
 
 
 class TensorBoard(Sink):
+    """A TensorBoard event file in the run folder; steps after `step` are purged."""
+
     def __init__(self, folder: Path, step: int) -> None:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
 
@@ -18,6 +20,7 @@ class TensorBoard(Sink):
             self._board.add_scalar(f"{kind}/{key}", value, step)
 
     def image(self, name: str, grid: Tensor, step: int) -> None:
+        """Adds a picture, uint8 [3, H, W], at the step."""
         self._board.add_image(name, grid, step)
 
     def close(self) -> None:

@@ -54,3 +54,4 @@ class Operation:
     """DALI graph function (images uint8 [S, S, 3]; arguments float32 [A or more], on the CPU; S) -> uint8 [S, S, 3].
     Operations with the same function share a branch of the graph, which is cheaper than a branch each."""
     arguments: Arguments = no_arguments
+    """Its arguments by level and sign; `apply` gets them, and zeros after them."""

@@ -17,12 +17,15 @@ _Factor = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float6
 
 
 def enhance_colours(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """arguments: the factor and the kind of the enhancement."""
+    """uint8 [S, S, 3] enhanced by arguments, float32 [2 or more]: the factor, and the kind that `enhance` numbers."""
     return enhance(images, arguments[1], arguments[0])
 
 
 def sharpen(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """Blend with PIL's SMOOTH by a factor; PIL copies the outermost pixels, so they keep the factor 1."""
+    """uint8 [S, S, 3] blended with PIL's SMOOTH by arguments, float32 [1 or more]: the factor, 1 changes nothing.
+
+    PIL copies the outermost pixels, so they keep the factor 1.
+    """
     inside = np.zeros((image_size, image_size, 1), np.float32)
     inside[1:-1, 1:-1] = 1
     smooth = fn.filter(images, types.Constant(_SMOOTH, device=images.device))

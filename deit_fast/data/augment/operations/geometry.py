@@ -25,10 +25,10 @@ _TAPS = np.arange(4) - 1.5
 
 
 def slide(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """Shears and translations, which move pixels along one axis: bicubic from four taps along it.
+    """Shears and translations of uint8 [S, S, 3], which move pixels along one axis: bicubic from four taps along it.
 
-    arguments: the row [3] of the coordinate that moves, then the maps of the taps [4, 2, 3]. The other coordinate stays
-    on the pixels.
+    arguments: float32, the row [3] of the coordinate that moves, then the maps of the taps [4, 2, 3]. The other
+    coordinate stays on the pixels.
     """
     source = _source_coordinates(images, fn.reshape(arguments[0:3], shape=[1, 3]), image_size)
     taps = _taps(images, fn.reshape(arguments[3:27], shape=[4, 2, 3]), 4)
@@ -36,7 +36,10 @@ def slide(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
 
 
 def rotate(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """An affine map, arguments [2, 3], which moves pixels along both axes: bicubic from 4 x 4 taps, rows first."""
+    """An affine map, float32 arguments [2, 3], of uint8 [S, S, 3], which moves pixels along both axes.
+
+    Bicubic from 4 x 4 taps, rows first.
+    """
     matrix = fn.reshape(arguments[0:6], shape=[2, 3])
     shifts = np.zeros((4, 4, 2, 3), np.float32)
     shifts[..., 0, 2], shifts[..., 1, 2] = np.meshgrid(_TAPS, _TAPS)

@@ -9,7 +9,7 @@ from deit_fast.data.augment.view_graph import truncate
 
 
 def auto_contrast(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """Stretch every channel to 0..255; a constant channel stays."""
+    """Stretches every channel of uint8 [S, S, 3] to 0..255; a constant channel stays. No arguments are read."""
     low = fn.reductions.min(images, axes=[0, 1], keep_dims=True)
     span = fn.cast(fn.reductions.max(images, axes=[0, 1], keep_dims=True) - low, dtype=types.FLOAT)
     varies = fn.cast(span > 0, dtype=types.FLOAT)
@@ -18,7 +18,7 @@ def auto_contrast(images: DataNode, arguments: DataNode, image_size: int) -> Dat
 
 
 def equalize(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """Per channel, from DALI's equalize, which is OpenCV's formula.
+    """Equalises each channel of uint8 [S, S, 3], by DALI's equalize, which is OpenCV's formula. No arguments are read.
 
     OpenCV counts the pixels up to a level, PIL those below it: the same thing upside down. And PIL divides by the
     pixels per level rounded down to an integer, or does nothing where that is 0.

@@ -15,7 +15,11 @@ _Steps = Callable[[NDArray[np.float64]], NDArray[np.int64] | int]
 
 
 def change_values(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """All four at once, by threshold, mask and addend; those of the operations not meant change nothing."""
+    """All four operations at once on uint8 [S, S, 3], by arguments with which those that are not meant change nothing.
+
+    arguments: float32 [3 or more], whole numbers 0 to 256. A threshold, from which on values are inverted; a mask of
+    the bits that are kept; an addend to values below 128.
+    """
     levels = fn.cast(arguments, dtype=types.UINT8)
     kept = images & beside(levels[1], images)
     bright = fn.cast(images >= beside(arguments[0], images), dtype=types.UINT8)

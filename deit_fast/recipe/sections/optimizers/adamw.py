@@ -7,6 +7,8 @@ from deit_fast.recipe.sections.optim import Optim
 
 
 class AdamWOptim(Optim):
+    """The values of AdamW."""
+
     name: Literal["adamw"] = "adamw"
     """The optimizer. adamw: torch's, fused."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)

@@ -7,6 +7,8 @@ from deit_fast.recipe.sections.optim import Optim
 
 
 class LambOptim(Optim):
+    """The values of LAMB."""
+
     name: Literal["lamb"] = "lamb"
     """The optimizer. lamb: the arithmetic of apex FusedLAMB."""
     split_qkv: bool = False

@@ -7,6 +7,8 @@ from deit_fast.recipe.sections.optim import Optim
 
 
 class SGDOptim(Optim):
+    """The values of SGD."""
+
     name: Literal["sgd"] = "sgd"
     """The optimizer. sgd: torch's, fused, with weight decay added to the gradient."""
     momentum: DecayRate = 0.9

@@ -1,4 +1,4 @@
-"""Recipes that runs and checkpoints stored before a section had only the fields that its kind of section reads.
+"""Recipes as runs and checkpoints stored them before a section had only the fields that its kind of section reads.
 
 Their dumps hold every field of every kind, such as optim.momentum beside LAMB's; what no kind reads is dropped here, so
 that such a run goes on. Nothing but its content tells a run's recipe.json from a file that a user wrote. Fields that

@@ -1,4 +1,4 @@
-"""Heads of ImageNet-21k cut down to ImageNet-1k: which of their classes are the thousand."""
+"""Classification heads of ImageNet-21k cut down to ImageNet-1k: which of their classes are the thousand."""
 
 import functools
 import json
@@ -10,14 +10,14 @@ from torch import Tensor
 from deit_fast.zoo.class_names import imagenet_classes
 
 UNMAPPED_BIAS = -10.0
-"""Of a class that the larger head does not know, with weights of zero (deit3-jax)."""
+"""Bias of a class that the larger head does not know; its weights are zero (deit3-jax)."""
 
 WINTER21 = 19167
 _LARGE = (WINTER21, 21841, 21843)
 
 
 def maps_to_1k(classes: int, target: int) -> bool:
-    """Whether a head of so many classes is one of ImageNet-21k whose classes include the thousand's."""
+    """Whether `classes` is the size of a head of ImageNet-21k, and `target` that of one of ImageNet-1k, 1,000."""
     return target == 1000 and classes in _LARGE
 
 
@@ -36,7 +36,7 @@ def pairs_to_1k(classes: int) -> list[tuple[int, int]]:
 
 
 def cut_head(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The 1,000 rows of a head [K, D], [K] with K classes of ImageNet-21k; see `maps_to_1k`."""
+    """The 1,000 rows of a head, weight [K, D] and bias [K] of ImageNet-21k's K classes -> [1000, D], [1000]."""
     large, small = map(list, zip(*pairs_to_1k(weight.shape[0]), strict=True))
     cut = weight.new_zeros(1000, weight.shape[1])
     cut_bias = torch.full_like(bias[:1], UNMAPPED_BIAS).repeat(1000)

@@ -1,4 +1,4 @@
-"""The model section of a recipe: made up from tensors with timm's names, or held against them."""
+"""The model section that weights with timm's names belong to: found from their shapes, or compared with them."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,10 @@ _RANKS = {"pos_embed": 3, "cls_token": 3, "head.weight": 2, "head.bias": 1}
 
 
 def recognise(tensors: dict[str, Tensor]) -> tuple[str, ModelFamily]:
-    """The family that recognises a state dict, and its name. Raises BadFileError where none does."""
+    """The family that recognises a state dict, tensors of each weight's shape [...] by name, and its name.
+
+    Raises BadFileError where no family does, or where a weight that they read has another number of dimensions.
+    """
     for name, rank in _RANKS.items():
         if name in tensors and tensors[name].ndim != rank:
             raise BadFileError(f"has {name} {list(tensors[name].shape)}: expected {rank} dimensions")
@@ -31,10 +34,11 @@ def recognise(tensors: dict[str, Tensor]) -> tuple[str, ModelFamily]:
 def infer_model(
     tensors: dict[str, Tensor], grid: tuple[int, int] | None = None, tanh: bool = False, heads: int | None = None
 ) -> Model:
-    """The model section for a state dict with timm's names.
+    """The model section for a state dict with timm's names, each of its weight's shape, such as head.weight [K, D].
 
-    `grid`: patches, high and wide, where the file says it. `tanh`: trained with GELU's approximation. Raises
-    BadFileError where the zoo has no such model, or one with another number of heads.
+    grid: height and width in patches, where the file says it. tanh: trained with GELU's approximation. heads: of the
+    attention, where the file says it. Raises BadFileError where the zoo has no such model, or one with another number
+    of heads.
     """
     family_name, family = recognise(tensors)
     with _as_bad_file():
@@ -70,7 +74,8 @@ def _find_name(family: str, sizes: Sizes) -> str:
 def check_declared(model: Model, tensors: dict[str, Tensor]) -> None:
     """Raises BadFileError where tensors are not those of the model section that their file has.
 
-    No memory is used for the section's model, which a small file could make as large as it likes.
+    tensors: by timm's names, each of its weight's shape [...]. No memory is used for the section's model, which a small
+    file could make as large as it likes.
     """
     try:
         own = describe_weights(model)
@@ -87,13 +92,20 @@ def check_declared(model: Model, tensors: dict[str, Tensor]) -> None:
 
 
 def describe_weights(model: Model) -> dict[str, Tensor]:
-    """The state dict of a section's model without its elements, which takes no memory."""
+    """The state dict of a section's model on the meta device: each weight's type and shape [...], without its elements.
+
+    Raises RecipeError where the model cannot be built; torch raises RuntimeError, OverflowError or TypeError for sizes
+    beyond 64 bits.
+    """
     with torch.device("meta"):
         return build_model(model).state_dict()
 
 
 def differences(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """In words, the weights of which `tensors` are not those of a model with the state dict `own`."""
+    """The weights, in words, of which `tensors` are not those of a model with the state dict `own`.
+
+    A line for each name that one of them lacks, or that has another shape [...] in each; sorted by name.
+    """
     return sorted(
         f"{name} {list(tensors[name].shape) if name in tensors else 'missing'}, expected "
         f"{list(own[name].shape) if name in own else 'no such weight'}"

@@ -20,7 +20,7 @@ class Request:
     uri: str
     """As the user wrote it, for messages and for the source."""
     path: Path
-    """Of the URI, or of the split's folder in it. Of what is not a local file or folder, nothing stands there."""
+    """Path of the URI, or of the split's folder in it. It does not exist where the URI is no local file or folder."""
     split: Split | None
     """The images wanted where the place holds those of both; None once the split's folder was entered."""
     category: str
