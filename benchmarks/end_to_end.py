@@ -12,7 +12,7 @@ from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.world import World
 from deit_fast.training.job import plan_job
 from deit_fast.training.objective import BatchBuilder
-from deit_fast.training.prepare import initialise, prepare
+from deit_fast.training.prepare import initial_state, prepare
 from deit_fast.training.start import build_loader
 
 from .engine import LR, default_batch
@@ -52,7 +52,7 @@ def _measure(session: Session, word: str, source: Any, batch: int) -> Row:
     session.say(f"{word}, batch {batch}")
     with tempfile.TemporaryDirectory(prefix="deit-fast-run-") as folder:
         job = plan_job(recipe, source, None, Path(folder), World(0, 1, device))
-        step = prepare(recipe, initialise(recipe, job.world), job.world, job.dtype)
+        step = prepare(recipe, initial_state(recipe, job.world), job.world, job.dtype)
         loader, _ = build_loader(job, start=0)
         build_batch, stream = BatchBuilder(recipe, device), iter(loader)
         waited = 0.0

@@ -14,7 +14,7 @@ from deit_fast.recipe.sections import Model
 from deit_fast.recipe.table import RECIPES
 from deit_fast.runtime.world import World
 from deit_fast.training.objective import BatchBuilder, MicroBatch
-from deit_fast.training.prepare import check_machine, initialise, prepare
+from deit_fast.training.prepare import check_machine, initial_state, prepare
 from deit_fast.training.step import TrainStep
 from deit_fast.zoo import ARCHITECTURES, PUBLISHED, find_family, resolve_name
 
@@ -105,7 +105,7 @@ def build_step(recipe: Recipe, device: torch.device) -> TrainStep:
     """The training step as a run of one process has it."""
     world = World(0, 1, device)
     dtype = check_machine(recipe.run, world)
-    return prepare(recipe, initialise(recipe, world), world, dtype)
+    return prepare(recipe, initial_state(recipe, world), world, dtype)
 
 
 def synthetic_batches(recipe: Recipe, device: torch.device, count: int = BATCHES) -> list[MicroBatch]:

@@ -15,7 +15,7 @@ from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.table import plain_table
 
-# Weights that `initialise` makes fit, by the first part of their names.
+# Weights that `load_fitted` makes fit, by the first part of their names.
 _FITTED = ("pos_embed", "dist_token", "head", "head_dist")
 
 
@@ -164,7 +164,7 @@ def fit_head(name: str, tensors: dict[str, Tensor], own: dict[str, Tensor]) -> l
     return []
 
 
-def initialise(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, int] | None = None) -> list[Change]:
+def load_fitted(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, int] | None = None) -> list[Change]:
     """Loads `tensors`, with timm's names, into a model of another resolution, token layout or class count.
 
     Returns a row for all that differed: positions resampled (from a square, or from `grid`), a class slot moved, a
@@ -188,14 +188,14 @@ def initialise(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, in
 
 
 def build_initialised(section: Model, weights: Weights) -> tuple[ImageModel, list[Change]]:
-    """The model of `section` with `weights`, on the CPU, and a row for each thing that `initialise` changed.
+    """The model of `section` with `weights`, on the CPU, and a row for each thing that `load_fitted` changed.
 
     Shapes are compared before the model is built, so that a small file cannot ask for a large one. Raises RunError.
     """
     _check_shapes(*({name: each[name] for name in each if name.split(".")[0] not in _FITTED}
                     for each in (weights.tensors, describe_weights(section))))  # fmt: skip
     model = build_model(section)
-    return model, initialise(model, weights.tensors)
+    return model, load_fitted(model, weights.tensors)
 
 
 def _check_shapes(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:

@@ -50,7 +50,7 @@ def check_machine(run: Run, world: World) -> torch.dtype:
     return dtype
 
 
-def initialise(recipe: Recipe, world: World) -> TrainState:
+def initial_state(recipe: Recipe, world: World) -> TrainState:
     """The state of step 0: the seed's own initialisation, on the device or cut over the processes' devices."""
     torch.manual_seed(recipe.run.seed_of("init"))
     model, mesh = build_model(recipe.model), build_mesh(recipe.run, world)

@@ -24,8 +24,8 @@ from deit_fast.training.distill import load_teacher
 from deit_fast.training.job import Job, plan_job
 from deit_fast.training.loop import run_loop
 from deit_fast.training.periodic import draw_curves
-from deit_fast.training.prepare import initialise
-from deit_fast.training.start import take_up
+from deit_fast.training.prepare import initial_state
+from deit_fast.training.start import restore
 
 
 def train(
@@ -66,8 +66,8 @@ def train(
     with locked(out, ".lock", "another training") if world.is_main else contextlib.nullcontext(), StopSignal() as stop:
         job = plan_job(recipe, source, val_source, out, world, store)
         loaded = load_teacher(recipe, teacher, world.device) if teacher else None
-        state = initialise(recipe, world)
-        notes = take_up(job, state, init, resume)
+        state = initial_state(recipe, world)
+        notes = restore(job, state, init, resume)
         notes += source.describe() if isinstance(source, SalvagedShards) else []
         with Watchdog(out, world.rank, recipe.run.hang_timeout) as watchdog:
             result = find_result(job, state)

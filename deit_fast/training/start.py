@@ -20,7 +20,7 @@ from deit_fast.runtime.files import write_json
 from deit_fast.training.job import Job
 
 
-def take_up(job: Job, state: TrainState, init: Path | None, resume: str) -> list[str]:
+def restore(job: Job, state: TrainState, init: Path | None, resume: str) -> list[str]:
     """Brings a state of step 0 to where the run starts, and returns lines that say so; all processes together.
 
     The first that applies:

@@ -15,7 +15,7 @@ from deit_fast.checkpoint.format import (
     write_checkpoint,
 )
 from deit_fast.convert.detect import load_weights
-from deit_fast.convert.fit import initialise
+from deit_fast.convert.fit import load_fitted
 from deit_fast.infer.create import create_model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError
@@ -112,7 +112,7 @@ def test_bad_files_are_one_line(tmp_path: Path, damage: str, suffix: str, capsys
 def test_another_resolution_resamples_positions() -> None:
     source = create_model("deit3_nano_patch4", img_size=32, num_classes=10)
     target = create_model("deit3_nano_patch4", img_size=48, num_classes=10)
-    changes = initialise(target, source.state_dict())
+    changes = load_fitted(target, source.state_dict())
     assert changes == [("pos_embed", "resampled", "8 x 8", "12 x 12")]
     grid = source.pos_embed.detach().reshape(1, 8, 8, -1).permute(0, 3, 1, 2)
     # facebookresearch/deit: no antialiasing. timm's would differ by 0.007 here.
@@ -125,16 +125,16 @@ def test_another_class_count_gets_a_new_head() -> None:
     source = create_model("deit3_nano_patch4", img_size=32, num_classes=10)
     target = create_model("deit3_nano_patch4", img_size=32, num_classes=3)
     head = target.head.weight.detach().clone()
-    assert initialise(target, source.state_dict()) == [("head", "initialised", "10 classes", "3 classes")]
+    assert load_fitted(target, source.state_dict()) == [("head", "initialised", "10 classes", "3 classes")]
     assert torch.equal(target.head.weight, head)
     assert torch.equal(target.cls_token, source.cls_token)
-    assert initialise(create_model("deit3_nano_patch4", img_size=32, num_classes=10), source.state_dict()) == []
+    assert load_fitted(create_model("deit3_nano_patch4", img_size=32, num_classes=10), source.state_dict()) == []
 
 
 def test_another_architecture_is_refused() -> None:
     source = create_model("deit3_tiny_patch16", img_size=32, num_classes=10)
     with pytest.raises(RunError, match="another architecture"):
-        initialise(create_model("deit3_nano_patch4", img_size=32, num_classes=10), source.state_dict())
+        load_fitted(create_model("deit3_nano_patch4", img_size=32, num_classes=10), source.state_dict())
     plain = create_model("deit3_nano_patch4", img_size=32, num_classes=10, layer_scale=None)
     with pytest.raises(RunError, match=r"gamma missing"):
-        initialise(create_model("deit3_nano_patch4", img_size=32, num_classes=10), plain.state_dict())
+        load_fitted(create_model("deit3_nano_patch4", img_size=32, num_classes=10), plain.state_dict())

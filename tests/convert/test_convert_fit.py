@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
 from deit_fast.convert.detect import load_weights
-from deit_fast.convert.fit import format_changes, initialise
+from deit_fast.convert.fit import format_changes, load_fitted
 from deit_fast.convert.imagenet21k import cut_head, pairs_to_1k
 from deit_fast.infer.create import create_model
 from deit_fast.runtime.errors import RunError
@@ -46,7 +46,7 @@ def bicubic(positions: torch.Tensor, old: tuple[int, int], new: tuple[int, int])
 def test_positions_are_resampled(image: int | tuple[int, int], slot: bool) -> None:
     source, target = small(32, slot=slot), small(image, slot=slot, seed=1)
     grid = target.patch_embed.grid_size
-    changes = initialise(target, source.state_dict())
+    changes = load_fitted(target, source.state_dict())
     assert changes == [("pos_embed", "resampled", "4 x 4", f"{grid[0]} x {grid[1]}")]
     extra = int(slot)
     assert torch.equal(target.pos_embed[:, :extra], source.pos_embed[:, :extra])
@@ -56,11 +56,11 @@ def test_positions_are_resampled(image: int | tuple[int, int], slot: bool) -> No
 def test_positions_of_a_known_oblong_grid() -> None:
     source, target = small((24, 40)), small(48, seed=1)
     with pytest.raises(RunError, match="pos_embed has 15 positions: expected those of a square"):
-        initialise(target, source.state_dict())
-    assert initialise(target, source.state_dict(), grid=(3, 5)) == [("pos_embed", "resampled", "3 x 5", "6 x 6")]
+        load_fitted(target, source.state_dict())
+    assert load_fitted(target, source.state_dict(), grid=(3, 5)) == [("pos_embed", "resampled", "3 x 5", "6 x 6")]
     torch.testing.assert_close(target.pos_embed.detach(), bicubic(source.pos_embed, (3, 5), (6, 6)))
     same = small((24, 40), seed=1)
-    assert initialise(same, source.state_dict()) == []
+    assert load_fitted(same, source.state_dict()) == []
 
 
 @pytest.mark.parametrize(("has", "wants", "row"), [
@@ -69,14 +69,14 @@ def test_positions_of_a_known_oblong_grid() -> None:
 ])  # fmt: skip
 def test_a_class_slot_moves_and_the_logits_stay(has: bool, wants: bool, row: tuple) -> None:
     source, target = small(slot=has), small(slot=wants, seed=1)
-    assert initialise(target, source.state_dict()) == [row]
+    assert load_fitted(target, source.state_dict()) == [row]
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(target(images), source(images), atol=1e-5, rtol=1e-5)
 
 
 def test_a_distilled_model_becomes_plain() -> None:
     source, target = distilled(), small(slot=True)
-    changes = initialise(target, source.state_dict())
+    changes = load_fitted(target, source.state_dict())
     assert [change[:2] for change in changes] == [("dist_token", "dropped"), ("head_dist.weight", "dropped"),
                                                   ("head_dist.bias", "dropped"), ("pos_embed", "dropped")]  # fmt: skip
     assert torch.equal(target.pos_embed[:, 0], source.pos_embed[:, 0])
@@ -87,7 +87,7 @@ def test_a_distilled_model_becomes_plain() -> None:
 def test_a_plain_model_becomes_distilled() -> None:
     source, target = small(48, slot=True), distilled()
     own = {name: value.clone() for name, value in target.state_dict().items()}
-    changes = initialise(target, source.state_dict())
+    changes = load_fitted(target, source.state_dict())
     assert [change[:2] for change in changes] == [
         ("dist_token", "initialised"), ("head_dist.weight", "initialised"), ("head_dist.bias", "initialised"),
         ("pos_embed", "initialised"), ("pos_embed", "resampled"),
@@ -100,7 +100,7 @@ def test_a_plain_model_becomes_distilled() -> None:
 
 def test_plain_deit3_becomes_distilled() -> None:
     source, target = small(), distilled()
-    rows = initialise(target, source.state_dict())
+    rows = load_fitted(target, source.state_dict())
     assert ("pos_embed", "padded", "no slots of tokens", "2 of zeros") in rows
     assert not target.pos_embed[:, :2].any()
     assert torch.equal(target.pos_embed[:, 2:], source.pos_embed)
@@ -109,7 +109,7 @@ def test_plain_deit3_becomes_distilled() -> None:
 def test_both_heads_of_a_distilled_model() -> None:
     source, target = distilled(10), distilled(5)
     own = target.head_dist.weight.detach().clone()
-    rows = initialise(target, source.state_dict())
+    rows = load_fitted(target, source.state_dict())
     assert rows == [(head, "initialised", "10 classes", "5 classes") for head in ("head", "head_dist")]
     assert torch.equal(target.head_dist.weight, own)
 
@@ -117,22 +117,22 @@ def test_both_heads_of_a_distilled_model() -> None:
 def test_no_head_at_all() -> None:
     source, target = small(), small(seed=1)
     headless = {name: value for name, value in source.state_dict().items() if not name.startswith("head")}
-    assert initialise(target, headless) == [("head", "initialised", "none", "10 classes")]
+    assert load_fitted(target, headless) == [("head", "initialised", "none", "10 classes")]
 
 
 def test_nothing_is_skipped_in_silence() -> None:
     source, target = small(), small(seed=1)
     for wrong in ({"extra.weight": torch.zeros(2)}, {"norm.weight": torch.zeros(7)}):
         with pytest.raises(RunError, match=f"another architecture: {next(iter(wrong))}"):
-            initialise(target, source.state_dict() | wrong)
+            load_fitted(target, source.state_dict() | wrong)
     missing = source.state_dict()
     del missing["blocks.1.norm2.bias"]
     with pytest.raises(RunError, match=r"blocks\.1\.norm2\.bias missing"):
-        initialise(target, missing)
+        load_fitted(target, missing)
 
 
 def test_the_table_has_a_line_for_each_row() -> None:
-    lines = format_changes(initialise(small(48, classes=3), small().state_dict()))
+    lines = format_changes(load_fitted(small(48, classes=3), small().state_dict()))
     assert lines == ["pos_embed  resampled    4 x 4       6 x 6", "head       initialised  10 classes  3 classes"]
     assert format_changes([]) == []
 
@@ -179,9 +179,9 @@ def test_a_21k_checkpoint_gets_its_1k_head(tmp_path: Path) -> None:
     model = create_model("deit3_nano_patch4", img_size=32, num_classes=1000)
     loaded = load_weights(tmp_path / "w21.pth")
     assert loaded.recipe.model.num_classes == 19167
-    assert initialise(model, loaded.tensors) == [("head", "mapped", "19167 classes", "999 of 1000 by name")]
+    assert load_fitted(model, loaded.tensors) == [("head", "mapped", "19167 classes", "999 of 1000 by name")]
     assert model.head.bias[850] == -10
     index = {label: large for large, label in pairs_to_1k(19167)}
     assert torch.equal(model.head.weight[7], weights["head.weight"][index[7]])
     other = create_model("deit3_nano_patch4", img_size=32, num_classes=999)
-    assert initialise(other, loaded.tensors) == [("head", "initialised", "19167 classes", "999 classes")]
+    assert load_fitted(other, loaded.tensors) == [("head", "initialised", "19167 classes", "999 classes")]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from deit_fast.convert.detect import load_weights
-from deit_fast.convert.fit import initialise
+from deit_fast.convert.fit import load_fitted
 from deit_fast.convert.names.facebook import to_facebook
 from deit_fast.models.build import build_model
 from deit_fast.runtime.errors import RunError
@@ -32,7 +32,7 @@ def prefixed(weights: dict) -> dict:
 def our_logits(path: Path, ema: bool = False) -> tuple[torch.Tensor, str]:
     weights = load_weights(path, ema)
     model = build_model(weights.recipe.model).eval()
-    assert initialise(model, weights.tensors) == []
+    assert load_fitted(model, weights.tensors) == []
     with torch.no_grad():
         return model(IMAGES), f"{weights.recipe.model.name} of {weights.source}"
 
@@ -190,7 +190,7 @@ def test_a_class_slot_with_layer_scale_is_deit3(tmp_path: Path) -> None:
     torch.save(renamed, tmp_path / "x.pth")
     loaded = load_weights(tmp_path / "x.pth")
     model = build_model(loaded.recipe.model).eval()
-    assert [change.done for change in initialise(model, loaded.tensors)] == ["folded"]
+    assert [change.done for change in load_fitted(model, loaded.tensors)] == ["folded"]
     close(model(IMAGES).detach(), oracle.reference_logits(weights, IMAGES, 4))
 
 

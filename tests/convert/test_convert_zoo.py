@@ -8,7 +8,7 @@ import torch
 
 from deit_fast.convert.detect import load_weights
 from deit_fast.convert.export import export_checkpoint
-from deit_fast.convert.fit import initialise
+from deit_fast.convert.fit import load_fitted
 from deit_fast.convert.names.facebook import to_facebook
 from deit_fast.convert.recognise import describe_weights, infer_model
 from deit_fast.models.build import build_model, family_of
@@ -66,7 +66,7 @@ def test_a_family_goes_out_and_back(name: str, tmp_path: Path) -> None:
         weights = load_weights(tmp_path / "folder" / "model.safetensors")
     assert weights.recipe.model.name == name
     assert all(torch.equal(weights.tensors[key], value) for key, value in model.state_dict().items())
-    assert initialise(model, weights.tensors) == []
+    assert load_fitted(model, weights.tensors) == []
 
 
 def test_timm_lacks_patchconvnet_alone() -> None:

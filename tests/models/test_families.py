@@ -14,7 +14,7 @@ from timm.models.vision_transformer import ParallelThingsBlock
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from deit_fast.convert.fit import initialise
+from deit_fast.convert.fit import load_fitted
 from deit_fast.infer.create import create_model
 from deit_fast.models.cait import SubsetCaitBlock
 from deit_fast.models.resmlp import SubsetResBlock
@@ -196,7 +196,7 @@ def resampled(positions: Tensor, old: int, new: int) -> Tensor:
 @pytest.mark.parametrize(("name", "slots"), [("deit", 1), ("distilled", 2), ("cait", 0)])
 def test_class_slots_stay_when_positions_are_resampled(name: str, slots: int) -> None:
     source, target = create_model(name, img_size=32), create_model(name, img_size=48)
-    assert len(initialise(target, source.state_dict())) == 1
+    assert len(load_fitted(target, source.state_dict())) == 1
     old, new = source.pos_embed.detach(), target.pos_embed.detach()
     assert torch.equal(new[:, :slots], old[:, :slots])
     torch.testing.assert_close(new[:, slots:], resampled(old[:, slots:], 4, 6))
@@ -205,10 +205,10 @@ def test_class_slots_stay_when_positions_are_resampled(name: str, slots: int) ->
 def test_weights_that_cannot_change_resolution() -> None:
     source = create_model("resmlp", img_size=32).state_dict()
     with pytest.raises(RunError, match="weights of another resolution, to which they cannot be resampled"):
-        initialise(create_model("resmlp", img_size=48), source)
+        load_fitted(create_model("resmlp", img_size=48), source)
     convnet = create_model("patchconvnet", img_size=64).state_dict()
-    assert initialise(create_model("patchconvnet", img_size=96), convnet) == []
+    assert load_fitted(create_model("patchconvnet", img_size=96), convnet) == []
     fixed = create_model("deit3", img_size=48, position="sincos")
     table = fixed.pos_embed.clone()
-    initialise(fixed, create_model("deit3", img_size=32, position="sincos").state_dict())
+    load_fitted(fixed, create_model("deit3", img_size=32, position="sincos").state_dict())
     assert torch.equal(fixed.pos_embed, table)

@@ -12,7 +12,7 @@ from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.world import World
 from deit_fast.training.job import Job, plan_job
 from deit_fast.training.objective import BatchBuilder, MicroBatch
-from deit_fast.training.prepare import initialise, prepare
+from deit_fast.training.prepare import initial_state, prepare
 from deit_fast.training.start import build_loader
 from tests.training.test_train import WORDS
 
@@ -56,14 +56,14 @@ def test_the_trial_is_laid_out_like_the_loaders_batches(
         tried.append(batch)
 
     monkeypatch.setattr("deit_fast.training.prepare.try_gradient", note)
-    prepare(job.recipe, initialise(job.recipe, CPU), CPU, job.dtype)
+    prepare(job.recipe, initial_state(job.recipe, CPU), CPU, job.dtype)
     assert layout(*tried) == layout(first_batch(job))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on CPUs needs g++, which is not installed")
 def test_the_first_batch_compiles_nothing(folder_data: Path, tmp_path: Path) -> None:
     job = plan(folder_data, tmp_path, "augment.erase=0.25", "run.compile=on", "model.drop_path=0")
-    state = initialise(job.recipe, CPU)
+    state = initial_state(job.recipe, CPU)
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
     step = prepare(job.recipe, state, CPU, job.dtype)
     assert step.compiled

@@ -11,7 +11,7 @@ from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.world import World
 from deit_fast.training.job import plan_job
 from deit_fast.training.objective import BatchBuilder
-from deit_fast.training.prepare import initialise, prepare
+from deit_fast.training.prepare import initial_state, prepare
 from deit_fast.training.start import build_loader
 from tests.training.test_step import batch
 from tests.training.test_train import WORDS
@@ -24,7 +24,7 @@ def draws(data: Path, out: Path, *words: str) -> dict[str, np.ndarray]:
     fixed = ["run.global_batch=96", "model.dropout=0.3", "mix.group=2", "model.num_classes=5"]
     recipe = get_recipe("demo_pretrain", [*WORDS, *fixed, *words])
     job = plan_job(recipe, open_source(str(data), "train"), None, out, World(0, 1, torch.device("cpu")))
-    state = initialise(recipe, job.world)
+    state = initial_state(recipe, job.world)
     found = {"init": np.concatenate([p.detach().flatten().numpy() for p in state.model.parameters()])}
     found["order"] = job.samplers[0].batch(0).indices
     loader, _ = build_loader(job, start=0)
