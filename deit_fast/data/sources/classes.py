@@ -50,7 +50,7 @@ def resolve_classes(recipe: Recipe, source: Source) -> Recipe:
     """
     found = len(source.classes)
     if recipe.model.num_classes is None:
-        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"num_classes": found})})
+        return recipe.derive(model={"num_classes": found})
     check_classes(source, recipe.model.num_classes)
     return recipe
 
