@@ -17,13 +17,16 @@ from benchmarks.workload import TINY, ZOO, add_fitting_row, find_recipe, forward
 from deit_fast.zoo import ARCHITECTURES
 
 CPU = torch.device("cpu")
+CASES = [floor.case for floor in floors.FLOORS]
 
 
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Recorded ratios, in a file of the test's own."""
     path = tmp_path / "floors.json"
-    path.write_text(json.dumps({"ratios": {floor.case: 2.0 for floor in floors.FLOORS}}))
+    kinds = {"another CPU": 3.0, "a third": 2.0}
+    records = [{"machine": {"cpu": cpu}, "ratios": dict.fromkeys(CASES, ratio)} for cpu, ratio in kinds.items()]
+    path.write_text(json.dumps(records))
     monkeypatch.setattr(floors, "RECORD", path)
     return path
 
@@ -54,16 +57,22 @@ def test_a_ratio_under_its_floor_fails_after_a_second_try(
 def test_recording(record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured(monkeypatch, 3.0)
     assert main(["floors", "--record", "--out", str(tmp_path / "out")]) == 0
-    content = json.loads(record.read_text())
-    assert set(content["ratios"].values()) == {3.0}
-    assert content["machine"]["cores"] >= 1
-    assert content["data"] == "none"
+    *others, own = json.loads(record.read_text())
+    assert [each["machine"]["cpu"] for each in others] == ["another CPU", "a third"]
+    assert set(own["ratios"].values()) == {3.0}
+    assert own["machine"]["cores"] >= 1
+    assert own["data"] == "none"
+    measured(monkeypatch, 2.0)  # enough for the third CPU, and too little for this one
+    assert main(["floors", "--device", "cpu", "--out", str(tmp_path / "again")]) == 1
+    measured(monkeypatch, 4.0)
+    assert main(["floors", "--record", "--out", str(tmp_path / "out")]) == 0
+    assert len(json.loads(record.read_text())) == 3
 
 
 def test_the_recorded_floors_are_complete() -> None:
-    content = json.loads(floors.RECORD.read_text())
-    assert content["ratios"].keys() == {floor.case for floor in floors.FLOORS}
-    assert content.keys() == {"date", "machine", "data", "ratios"}
+    for content in json.loads(floors.RECORD.read_text()):
+        assert content["ratios"].keys() == set(CASES)
+        assert content.keys() == {"date", "machine", "data", "ratios"}
 
 
 def test_the_count_of_flops() -> None:
