@@ -48,7 +48,7 @@ def asks_by_name(tree: ast.AST) -> list[int]:
 
 
 def test_nothing_asks_for_a_scheduler_by_its_name() -> None:
-    asked = 'a == "slurm"\nb.startswith("local")\nc.startswith("kubernetes://")\nd in ("x", "ray")\ne == "slow"'
+    asked = 'a == "slurm"\nb.startswith("local")\nc.startswith("kubernetes://")\nd in ("x", "slurm")\ne == "slow"'
     assert sorted(asks_by_name(ast.parse(asked))) == [1, 2, 3, 4]
     files = [path for folder in ("pipelines", "components") for path in sorted((ROOT / folder).rglob("*.py"))]
     others = [path for path in files if path.parent.name != "schedulers"]
