@@ -2,10 +2,8 @@
 
 import io
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from glob import glob
-from itertools import islice
 from urllib.request import urlopen
 
 import numpy as np
@@ -20,7 +18,7 @@ from deit_fast.data.sources.base import Source, check_image, read_bytes
 from deit_fast.data.sources.folder import list_images
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import DataError, RunError
-from deit_fast.runtime.progress import progress
+from deit_fast.runtime.progress import Progress
 
 GivenImage = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 
@@ -96,28 +94,28 @@ def readable_batches(
     batch: images at most. An image that cannot be decoded comes alone, with the reason in the place of its pixels.
     """
     waiting = list(range(len(images)))
-    counter = progress(range(len(images)), len(images), "images")  # moved on by hand, an image at a time
-    while waiting:
-        loader = EvalLoader(
-            images.only(waiting), recipe.data, recipe.model.image_size, min(batch, len(waiting)), device, threads
-        )
-        done = 0
-        try:
-            for loaded in loader:
-                yield waiting[done : done + loaded.valid], loaded.images[: loaded.valid]
-                done += loaded.valid
-                deque(islice(counter, loaded.valid), maxlen=0)
-            return
-        except DataError:
-            failed = waiting[done : done + batch]
-            reasons = {index: reason for index in failed if (reason := _complaint(images, index))}
-            if not reasons:
-                raise
-        finally:
-            loader.close()
-        yield from (([index], reason) for index, reason in reasons.items())
-        deque(islice(counter, len(reasons)), maxlen=0)
-        waiting = [index for index in waiting[done:] if index not in reasons]
+    with Progress(len(images), "images") as bar:
+        while waiting:
+            loader = EvalLoader(
+                images.only(waiting), recipe.data, recipe.model.image_size, min(batch, len(waiting)), device, threads
+            )
+            done = 0
+            try:
+                for loaded in loader:
+                    yield waiting[done : done + loaded.valid], loaded.images[: loaded.valid]
+                    done += loaded.valid
+                    bar.update(loaded.valid)
+                return
+            except DataError:
+                failed = waiting[done : done + batch]
+                reasons = {index: reason for index in failed if (reason := _complaint(images, index))}
+                if not reasons:
+                    raise
+            finally:
+                loader.close()
+            yield from (([index], reason) for index, reason in reasons.items())
+            bar.update(len(reasons))
+            waiting = [index for index in waiting[done:] if index not in reasons]
 
 
 def _complaint(images: ImageList, index: int) -> str:

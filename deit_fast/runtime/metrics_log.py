@@ -8,11 +8,10 @@ from typing import Self
 
 from torch import Tensor
 from torchvision.utils import make_grid
-from tqdm import tqdm
 
 from deit_fast.runtime.log_sinks import LogSink
-from deit_fast.runtime.log_sinks.console import say
 from deit_fast.runtime.log_sinks.json_lines import read_metrics
+from deit_fast.runtime.progress import Progress, say
 
 
 class MetricsLog:
@@ -25,8 +24,8 @@ class MetricsLog:
     def __init__(self, folder: Path, step: int, total: int, sinks: Mapping[str, LogSink], speaks: bool = True) -> None:
         self._speaks = speaks
         self._sinks = {name: sink.open(folder, step) for name, sink in sinks.items()} if speaks else {}
-        on_terminal = speaks and sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True) if on_terminal else None
+        on_terminal = speaks and sys.stderr.isatty()  # elsewhere lines are enough, and a step has nothing to count
+        self._bar = Progress(total, "", step, unit="step", lines=False, leave=True) if on_terminal else None
 
     def __enter__(self) -> Self:
         return self

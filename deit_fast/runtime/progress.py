@@ -15,21 +15,34 @@ Item = TypeVar("Item")
 LINE_SECONDS = 10.0
 
 
+def say(line: str) -> None:
+    """Prints a line to stdout at once, above the bars that a terminal shows."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
 class Progress:
     """`start` of `total` things, named `what`, are done; a context manager.
 
     unit: what a thing is called beside the rate. lines: whether a log file gets "WHAT: 3 of 9" on stderr every
-    LINE_SECONDS; False where the caller writes lines of its own. show: False for all but the one process of several
-    that reports.
+    LINE_SECONDS; False where the caller writes lines of its own. leave: whether the finished bar stays on the terminal.
+    show: False for all but the one process of several that reports.
     """
 
     def __init__(
-        self, total: int, what: str, start: int = 0, unit: str = "it", lines: bool = True, show: bool = True
+        self,
+        total: int,
+        what: str,
+        start: int = 0,
+        unit: str = "it",
+        lines: bool = True,
+        leave: bool = False,
+        show: bool = True,
     ) -> None:
         self._what, self._total, self._done = what, total, start
         drawn = show and sys.stderr.isatty()
         self._bar = (
-            tqdm(desc=what, total=total, initial=start, unit=unit, leave=False, dynamic_ncols=True) if drawn else None
+            tqdm(desc=what, total=total, initial=start, unit=unit, leave=leave, dynamic_ncols=True) if drawn else None
         )
         self._lines = show and lines and not drawn
         self._last_line = time.monotonic()
@@ -45,13 +58,10 @@ class Progress:
 
     def write(self, line: str) -> None:
         """Prints a line to stdout, above the bar where there is one."""
-        if self._bar is None:
-            print(line, flush=True)
-        else:
-            self._bar.write(line)
+        say(line)
 
     def close(self) -> None:
-        """Takes the bar off the terminal."""
+        """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
 

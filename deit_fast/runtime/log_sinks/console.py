@@ -1,17 +1,9 @@
 """A line for each record, on stdout, beside a progress bar where there is one."""
 
-import sys
 from collections.abc import Mapping
 
-from tqdm import tqdm
-
 from deit_fast.runtime.log_sinks import LogSink, Sink
-
-
-def say(line: str) -> None:
-    """Prints a line at once, above the bars that a terminal shows."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+from deit_fast.runtime.progress import say
 
 
 class Console(Sink):
