@@ -10,11 +10,10 @@ from deit_fast.cli.show import list_as_text, recipe_as_text
 from deit_fast.cli.zoo_table import zoo_as_json, zoo_as_text
 from deit_fast.recipe.table import RECIPES, get_recipe
 from deit_fast.runtime.errors import RecipeError, RunError, printable
+from deit_fast.runtime.exit_status import ExitStatus
 from deit_fast.runtime.files import write_json
 from deit_fast.runtime.object_store import fetch_file, is_remote
 from deit_fast.zoo import find_architecture, list_models
-
-EXIT_INCOMPLETE = 1  # some images could not be read; the others are done
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -64,7 +63,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
-    """`deit-fast predict`: prints the classes of images; EXIT_INCOMPLETE where one could not be read."""
+    """`deit-fast predict`: prints the classes of images; INCOMPLETE where one could not be read."""
     _check_there(arguments.checkpoint)
     from deit_fast.infer.images import find_images
     from deit_fast.infer.predict import load_model, predict, print_predictions
@@ -78,7 +77,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     unread = [each.error for each in found if each.error]
     for error in unread:
         complain(error)
-    return EXIT_INCOMPLETE if unread else 0
+    return ExitStatus.INCOMPLETE if unread else 0
 
 
 def run_show(arguments: argparse.Namespace) -> int:
@@ -131,7 +130,7 @@ def run_data_preview(arguments: argparse.Namespace) -> int:
 
 
 def run_data_check(arguments: argparse.Namespace) -> int:
-    """`deit-fast data check`: prints a report of each split; EXIT_INCOMPLETE where an image could not be used."""
+    """`deit-fast data check`: prints a report of each split; INCOMPLETE where an image could not be used."""
     from deit_fast.data.sources.open import find_validation
     from deit_fast.data.sources.shard_names import Split
     from deit_fast.data.tools.check import check_source, open_to_check, write_bad
@@ -146,7 +145,7 @@ def run_data_check(arguments: argparse.Namespace) -> int:
         bad += checked.bad
     if arguments.out:
         write_bad(arguments.out, bad)
-    return EXIT_INCOMPLETE if bad else 0
+    return ExitStatus.INCOMPLETE if bad else 0
 
 
 def run_data_shard(arguments: argparse.Namespace) -> int:

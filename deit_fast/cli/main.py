@@ -8,9 +8,9 @@ from pathlib import Path
 from deit_fast.cli import commands
 from deit_fast.cli.commands import complain
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError
+from deit_fast.runtime.exit_status import ExitStatus, status_of
 from deit_fast.runtime.object_store import is_remote
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL: work is left, run it again
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
 
 
@@ -170,17 +170,12 @@ class _Parser(argparse.ArgumentParser):
     """argparse with one line on a usage error."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(ExitStatus.REFUSED, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status.
-
-    0: success. 1: some images could not be used, the others are done. 2: a mistake that the user can mend, told on
-    stderr, a line each. 75: stopped by a signal, to be started again. 130: interrupted.
-    """
+    """Runs one command and returns its ExitStatus; an error that a user can meet is told on stderr, a line each."""
     arguments, words = build_parser().parse_known_args(argv)
-    status = 2
     try:
         # argparse takes positional words only in one place; key=value words may stand anywhere.
         for word in words:
@@ -188,17 +183,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise RecipeError(f"{word}: no such option of this command (see --help)")
             arguments.overrides.append(word)
         return arguments.run(arguments)
-    except (RecipeError, DataError, RunError) as error:
+    except (RecipeError, DataError, RunError, StoppedError) as error:
         complain(error)
+        return error.status
     except OSError as error:  # a full disk, a path that cannot be written
         complain(f"{error.filename or 'a file'}: {error.strerror or error}")
-    except StoppedError as error:
-        complain(error)
-        status = EXIT_STOPPED
+        return status_of(error)
     except KeyboardInterrupt:
         complain("interrupted")
-        status = 130
-    return status
+        return ExitStatus.INTERRUPTED
 
 
 def _path(text: str) -> Path:

@@ -1,26 +1,54 @@
-"""The errors a user can cause. Each message is one line: the key or file, its value, what was expected.
+"""The errors a user can meet. Each message is one line: the key or file, its value, what was expected.
 
-A RecipeError has a line for each mistake.
+A RecipeError has a line for each mistake. `status` is what a command that ends with the error exits with.
 """
 
 import difflib
 from collections.abc import Iterable
 
+from deit_fast.runtime.exit_status import ExitStatus
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be used: a line for each thing that is wrong with it."""
+
+    status = ExitStatus.REFUSED
 
 
 class DataError(ValueError):
     """Data that cannot be read."""
 
+    status = ExitStatus.REFUSED
+
+
+class BadDataError(DataError):
+    """Too many images whose bytes cannot be used."""
+
+    status = ExitStatus.BAD_DATA
+
 
 class RunError(RuntimeError):
     """A machine, checkpoint or folder that cannot do what was asked."""
 
+    status = ExitStatus.REFUSED
+
+
+class DivergedError(RunError):
+    """A run whose loss is no finite number any more."""
+
+    status = ExitStatus.DIVERGED
+
+
+class StorageError(RunError):
+    """A disk, a mount or an object store that failed and went on failing; started again, the run goes on."""
+
+    status = ExitStatus.STORAGE_FAILED
+
 
 class StoppedError(RuntimeError):
     """A run that stopped on a signal with work left; started again, it goes on."""
+
+    status = ExitStatus.STOPPED
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:

@@ -2,22 +2,23 @@
 
 import faulthandler
 import os
-import sys
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from deit_fast.runtime.exit_status import ExitStatus
+
 START_SECONDS = 1800.0  # compiling, which a first step and a first evaluation may do, sends no sign of life
-EXIT_HUNG = 70  # EX_SOFTWARE: not 0, so that the scheduler starts the run again
+STDERR = 2  # the descriptor: a notebook and a test put an object without one into sys.stderr
 
 
 class Watchdog:
     """While entered, ends the process where `beat` stays away for `timeout` seconds.
 
-    It then prints a line to stderr, writes the stacks of all threads to folder/hang-rank.txt and exits with EXIT_HUNG,
-    past all clean-up: what hangs would hang there too. The checkpoints are whole at any time.
+    It then prints a line to stderr, writes the stacks of all threads to folder/hang-rank.txt and exits with
+    ExitStatus.HUNG, past all clean-up: what hangs would hang there too. The checkpoints are whole at any time.
     """
 
     def __init__(self, folder: Path, rank: int, timeout: float) -> None:
@@ -50,7 +51,7 @@ class Watchdog:
                 self._end(now_at, waited)
             # Where something holds the interpreter's lock for good, this thread hangs as well, and a thread of
             # faulthandler's, which needs no lock, ends the process.
-            faulthandler.dump_traceback_later(limit - waited + 2 * interval, exit=True)
+            faulthandler.dump_traceback_later(limit - waited + 2 * interval, exit=True, file=STDERR)
 
     def _end(self, now_at: str, waited: float) -> None:
         try:
@@ -60,5 +61,5 @@ class Watchdog:
         except OSError as error:
             where = f"the stacks cannot be written ({error.strerror})"
         line = f"rank {self._rank}: no sign of life for {waited:.0f} s at {now_at} (run.hang_timeout={self._timeout:g})"
-        os.write(sys.stderr.fileno(), f"deit-fast: {line}; {where}\n".encode())
-        os._exit(EXIT_HUNG)
+        os.write(STDERR, f"deit-fast: {line}; {where}\n".encode())
+        os._exit(ExitStatus.HUNG)

@@ -40,7 +40,7 @@ import torch
 from deit_fast.data.loader.batches import Batch
 from deit_fast.data.sources.base import Source
 from deit_fast.recipe.sections import Run
-from deit_fast.runtime.errors import DataError, printable
+from deit_fast.runtime.errors import BadDataError, printable
 from deit_fast.runtime.files import atomic_path
 from deit_fast.runtime.world import World
 from deit_fast.training.job import Job
@@ -133,8 +133,8 @@ class BadImages:
     def check(self) -> list[str]:
         """Puts the processes' notes together, and returns what is to be said, a line or none; a collective.
 
-        The main process lists all in out/bad_files.txt: name, tab, reason. Raises DataError, on every process the same,
-        where they are more than the allowed share.
+        The main process lists all in out/bad_files.txt: name, tab, reason. Raises BadDataError, on every process the
+        same, where they are more than the allowed share.
         """
         new = {image: reason for image, reason in self._new.items() if image not in self._known}
         self._new = {}
@@ -146,7 +146,7 @@ class BadImages:
         self._write()
         count, images = len(self._known), len(self._source)
         if count > self._allowed * images:
-            raise DataError(
+            raise BadDataError(
                 f"data.max_bad={self._allowed:g}: {count} of {images} images cannot be used, {self._path} names them; "
                 "mend or remove them (deit-fast data check finds all), or allow more"
             )

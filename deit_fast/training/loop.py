@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.data.loader.batches import Batch, TrainLoader
-from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.errors import DivergedError
 from deit_fast.runtime.metrics_log import MetricsLog
 from deit_fast.runtime.profile import profiled
 from deit_fast.runtime.stopping import StopSignal
@@ -30,8 +30,8 @@ def run_loop(
 ) -> bool:
     """Trains from the state's step to the last one, and says whether that was reached.
 
-    False: a signal stopped the run before, after a checkpoint unless the last step was skipped. Raises RunError or
-    DataError where a guard ends it.
+    False: a signal stopped the run before, after a checkpoint unless the last step was skipped. Raises DivergedError
+    or BadDataError where a guard ends it.
     """
     recipe, world = job.recipe, job.world
     with ExitStack() as stack:
@@ -65,7 +65,7 @@ def run_loop(
                 if ending := divergence.check(step.meter, state.step):
                     metrics.record(step.meter, lr)  # where it can be seen coming
                     draw_curves(job)
-                    raise RunError(ending)
+                    raise DivergedError(ending)
             if due.log:
                 metrics.record(step.meter, lr)
                 checkpoints.report()

@@ -146,7 +146,7 @@ def bombs() -> dict[str, bytes]:
 def test_bombs_cost_next_to_nothing(name: str, content: bytes) -> None:
     source = Memory([content])
     encoded = source.read(0)
-    before, start = resident(), time.process_time()
+    before, start = resident(), time.thread_time()
     try:
         size: object = check_image(source, 0, encoded)
     except DataError as error:
@@ -154,7 +154,7 @@ def test_bombs_cost_next_to_nothing(name: str, content: bytes) -> None:
     # What hides in a side chunk is a small image to everybody who does not unpack it.
     assert size == (10, 10) or str(size).startswith(r"image\n000.jpg: expected")
     assert size != (10, 10) or name.startswith("png ")
-    assert time.process_time() - start < 1
+    assert time.thread_time() - start < 5  # unpacked, each of them takes minutes or gigabytes
     assert resident() - before < 64 * 2**20
 
 

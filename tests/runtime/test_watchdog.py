@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from deit_fast.runtime.watchdog import EXIT_HUNG, Watchdog
+from deit_fast.runtime.exit_status import ExitStatus
+from deit_fast.runtime.watchdog import Watchdog
 from tests.training.test_train import environment
 
 HANG = """
-import sys, time
+import io, sys, time
 from pathlib import Path
 from deit_fast.runtime.watchdog import Watchdog
 
 def stuck_here():
     {stuck}
 
+sys.stderr = io.StringIO()  # as notebooks and pytest do: it has no descriptor
 with Watchdog(Path(sys.argv[1]), 3, 0.5) as watchdog:
     for step in range(8):
         watchdog.beat(f"step {{step}}")
@@ -36,7 +38,7 @@ def test_a_hang_ends_the_process(tmp_path: Path, kind: str) -> None:
     assert time.monotonic() - started < 30
     assert "stuck_here" in (done.stderr if kind == "lock" else (tmp_path / "hang-3.txt").read_text())
     if kind == "sleep":
-        assert done.returncode == EXIT_HUNG
+        assert done.returncode == ExitStatus.HUNG
         line, end = done.stderr.split("\n")
         assert line.startswith("deit-fast: rank 3: no sign of life for ")
         assert "at step 7 (run.hang_timeout=0.5); the stacks are in " in line

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from deit_fast.runtime.watchdog import EXIT_HUNG
+from deit_fast.runtime.exit_status import ExitStatus
 from tests.soak.crashes import WORDS
 from tests.soak.images import write_images
 from tests.soak.rounds import Found, rounds
@@ -117,8 +117,8 @@ def hang(
     wrong = [f"told after {told - since:.0f} s"] if told - since > SECONDS else []
     if left:
         wrong.append(f"{len(left)} processes left behind")
-    if run.returncode == 0 or f"exitcode  : {EXIT_HUNG}" not in errors.read_text():
-        wrong.append(f"no exit with {EXIT_HUNG}: {run.returncode}")
+    if run.returncode == 0 or f"exitcode  : {ExitStatus.HUNG}" not in errors.read_text():
+        wrong.append(f"no exit with {ExitStatus.HUNG}: {run.returncode}")
     return wrong
 
 
