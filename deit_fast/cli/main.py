@@ -33,7 +33,10 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--val", help="validation data; default: the val split beside the training split")
     train.add_argument("--out", required=True, help="run folder, which may be in an object store")
     train.add_argument("--init", help="weights to start from (finetuning), in any known format")
-    train.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto, from the run folder")
+    train.add_argument(
+        "--resume", default="auto", metavar="auto|never|PATH",
+        help="default: auto, from the run folder; never starts over, with an earlier run moved to OUT/earlier-1",
+    )  # fmt: skip
     train.add_argument("--teacher", help="weights of distill.teacher (.pth, .safetensors), for distillation")
     train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     train.set_defaults(run=commands.run_train)
@@ -189,8 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a path that cannot be written
         complain(f"{error.filename or 'a file'}: {error.strerror or error}")
         return status_of(error)
-    except KeyboardInterrupt:
-        complain("interrupted")
+    except KeyboardInterrupt as error:
+        if os.environ.get("RANK", "0") == "0":
+            complain(str(error) or "interrupted; run the same command again")
         return ExitStatus.INTERRUPTED
 
 

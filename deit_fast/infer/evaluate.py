@@ -21,7 +21,7 @@ from deit_fast.infer.outcomes import outcome_rows, read_outcomes
 from deit_fast.infer.precision import average_mirrored, build_predictor, choose_dtype
 from deit_fast.infer.report import wilson_interval, write_report
 from deit_fast.recipe.schema import Recipe
-from deit_fast.runtime.errors import RecipeError
+from deit_fast.runtime.errors import RecipeError, StoppedError
 from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.object_store import fetch_file
 from deit_fast.runtime.progress import progress
@@ -56,16 +56,17 @@ def evaluate(
     predict: Callable[[Tensor], Tensor],
     loader: EvalLoader,
     world: World,
-    watch: Callable[[], object] | None = None,
+    watch: Callable[[], bool] | None = None,
     metrics: Mapping[str, Metric] | None = None,
 ) -> Scores:
     """Scores of `predict` (uint8 images [B, 3, S, S] -> logits [B, K]) on this and all other processes' images.
 
-    watch: called after each batch of this process. metrics: those of every evaluation, if none are given.
+    watch: called after each batch of this process; where it returns True the evaluation ends, on all processes
+    together, with StoppedError. metrics: those of every evaluation, if none are given.
     """
     metrics = find_metrics() if metrics is None else metrics
     sums: dict[str, Tensor] = {}
-    start, images, timed = time.perf_counter(), 0, 0
+    start, images, timed, stopped = time.perf_counter(), 0, 0, False
     for number, batch in enumerate(progress(loader, len(loader), "evaluate", world.is_main)):
         valid = batch.valid
         logits = predict(batch.images)[:valid].float()
@@ -73,10 +74,12 @@ def evaluate(
         for name, metric in metrics.items():
             sums[name] = sums.get(name, 0) + metric.sums(seen).double()
         images += valid
-        if watch is not None:
-            watch()
+        if stopped := watch is not None and watch():
+            break
         if number == 0 and len(loader) > 1:  # the first batch built the pipeline, and compiled
             start, timed = time.perf_counter(), valid
+    if watch is not None and world.any(stopped):
+        raise StoppedError("stopped by a signal during an evaluation; run again to go on")
     totals = {name: world.sum(each).cpu().numpy() for name, each in sums.items()}
     count = int(world.sum(torch.tensor(images, device=world.device)))
     rate = (count - timed * world.size) / (time.perf_counter() - start)

@@ -24,8 +24,8 @@ EAGER_STEPS = 3  # before recording: libraries load, kernels compile and tables 
 def record_step(step: TrainStep) -> None:
     """Puts graphs around both halves of a step of one process and one batch, in place.
 
-    Forward and backward pass begin by dropping the gradients; recorded, those of the graph stay for good. The hooks that
-    the optimizer calls before its step, such as the wait for a checkpoint's copy, run before each replay of the update.
+    Forward and backward pass begin by dropping the gradients; recorded, those of the graph stay for good. The hooks
+    that the optimizer calls before its step, as the wait for a checkpoint's copy, run before each replay of the update.
     """
     optimizer = step.state.optimizer
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.data.loader.batches import Batch, TrainLoader
-from deit_fast.runtime.errors import DivergedError
+from deit_fast.runtime.errors import DivergedError, StoppedError
 from deit_fast.runtime.metrics_log import MetricsLog
 from deit_fast.runtime.profile import profiled
 from deit_fast.runtime.stopping import StopSignal
@@ -28,12 +28,12 @@ AGREE_STEPS = 10  # between the processes' agreements on whether to stop
 def run_loop(
     job: Job, state: TrainState, teacher: Teacher | None, log: MetricsLog, watchdog: Watchdog, stop: StopSignal
 ) -> bool:
-    """Trains from the state's step to the last one, and says whether that was reached.
+    """Trains from the state's step to the last one, and says whether that was reached and evaluated.
 
     False: a signal stopped the run before, after a checkpoint unless the last step was skipped. Raises DivergedError
     or BadDataError where a guard ends it.
     """
-    recipe, world = job.recipe, job.world
+    recipe, world, finished = job.recipe, job.world, False
     with ExitStack() as stack:
         checkpoints = stack.enter_context(closing(Checkpoints(job, state, log)))
         loader, notes = build_loader(job, state.step)
@@ -41,7 +41,7 @@ def run_loop(
         log.say(*notes)
         metrics = TrainMetrics(job, state, log)
         step = prepare(recipe, state, world, job.dtype, teacher)
-        evaluation = stack.enter_context(closing(Evaluation(job, state, step, log, watchdog)))
+        evaluation = stack.enter_context(closing(Evaluation(job, state, step, log, watchdog, stop)))
         bad_images = BadImages(state.bad_images, job.source, recipe.data.max_bad, world, job.out)
         divergence = Divergence(job)
         build_batch = BatchBuilder(recipe, world.device)
@@ -58,6 +58,7 @@ def run_loop(
             bad_images.note(batches)
             divergence.note(batches, lr)
             log.advance()
+            stop.saves = True
             watchdog.beat(f"step {state.step + 1}")
             due = what_is_due(job, state.step, stop)
             if due.check:
@@ -70,7 +71,10 @@ def run_loop(
                 metrics.record(step.meter, lr)
                 checkpoints.report()
             if due.evaluate:
-                evaluation.run()
+                try:
+                    evaluation.run()
+                except StoppedError:
+                    due = due._replace(evaluate=False, stop=True)
             # Not amid skipped steps: the weights are still those before, and a run that starts again meets all of them.
             saves = due.save and (not divergence.skipping or state.step == job.total_steps)
             if saves:
@@ -82,9 +86,11 @@ def run_loop(
                     log.say(f"step {state.step} was skipped: the checkpoint before it stays the last")
                 break
 
+        else:
+            finished = True
         watchdog.beat(f"the checkpoint of step {state.step}")
         checkpoints.settle()
-    return state.step >= job.total_steps
+    return finished
 
 
 class Due(NamedTuple):

@@ -16,6 +16,7 @@ from deit_fast.optim.sharding import gather
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.hardware import peak_memory
 from deit_fast.runtime.metrics_log import MetricsLog, plot_curves
+from deit_fast.runtime.stopping import StopSignal
 from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.training.job import Job
 from deit_fast.training.step import Meter, TrainStep
@@ -87,15 +88,19 @@ def draw_curves(job: Job) -> None:
 class Evaluation:
     """Scores of the model and of its moving average, where there is validation data."""
 
-    def __init__(self, job: Job, state: TrainState, step: TrainStep, log: MetricsLog, watchdog: Watchdog) -> None:
+    def __init__(
+        self, job: Job, state: TrainState, step: TrainStep, log: MetricsLog, watchdog: Watchdog, stop: StopSignal
+    ) -> None:
         self._job, self._state, self._step, self._log, self._watchdog = job, state, step, log, watchdog
+        self._stop = stop
         self._loader: EvalLoader | None = None
         self._predictors: dict[str, Callable[[Tensor], Tensor]] = {}
 
     def run(self) -> None:
         """Evaluates the model, and its moving average where there is one; the state and the log get the scores.
 
-        They are the metrics' figures by name; the average's names begin with "ema_".
+        They are the metrics' figures by name; the average's names begin with "ema_". Raises StoppedError, on every
+        process, where a signal told one of them to stop.
         """
         job, state, watchdog = self._job, self._state, self._watchdog
         if job.val_source is None:
@@ -109,10 +114,14 @@ class Evaluation:
         scores: dict[str, float] = {}
         state.model.eval()
         for prefix, predict in self._predictors.items():
-            result = evaluate(predict, self._loader, job.world, lambda: watchdog.beat("evaluation"))
+            result = evaluate(predict, self._loader, job.world, self._watch)
             scores |= {f"{prefix}{key}": value for key, value in result.values.items()}
         state.scores = scores
         self._log.record("eval", state.step, scores)
+
+    def _watch(self) -> bool:
+        self._watchdog.beat("evaluation")
+        return self._stop.received
 
     def close(self) -> None:
         """Ends the loader, where there was an evaluation."""
