@@ -107,8 +107,9 @@ def _refuse_foreign(place: str, names: Iterable[str], checkpoints: Iterable[str]
     known = (*_OWN, *_BESIDE) if is_run else _BESIDE
     foreign = next((name for name in names if not _matches(name, known)), None)
     if foreign is not None:
-        advice = "move it away, or choose another --out" if is_run else "choose another --out"
-        raise RunError(f"{printable(f'{place}/{foreign}')}: not of a run, whose own folder --out has to be; {advice}")
+        found = f"--out {printable(place)}: found {printable(foreign)}, expected "
+        advice = "a run's files alone, to start over; move it away" if is_run else "a new folder, or a run's own"
+        raise RunError(f"{found}{advice}, or choose another --out")
 
 
 def _is_recipe(text: bytes) -> bool:

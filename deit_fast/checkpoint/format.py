@@ -154,5 +154,5 @@ def check_same_recipe(recipe: Recipe, saved: Recipe, path: Path) -> None:
             if value != theirs[name].get(key) and (name, key) not in FREE_KEYS:
                 raise RecipeError(
                     f"{name}.{key}={value!r}: expected {theirs[name].get(key)!r}, with which {path} was started; "
-                    "choose another --out, or --resume never"
+                    "choose another --out, or start over with --resume never, which moves that run aside"
                 )
