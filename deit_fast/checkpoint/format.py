@@ -88,10 +88,14 @@ def link_checkpoint(source: Path, destination: Path, digests: Digests) -> None:
 
 def restore_link(source: Path, destination: Path) -> None:
     """`link_checkpoint` of a sealed checkpoint, unless `destination` is that one. Raises RunError."""
-    sealed, there = source.with_suffix(SEAL), destination.with_suffix(SEAL)
-    digests = dict(zip(SUFFIXES, (line.split()[0] for line in sealed.read_text().splitlines()), strict=True))
+    digests, there = read_digests(source), destination.with_suffix(SEAL)
     if not there.exists() or there.read_bytes() != _format_seal(destination, digests).encode():
         link_checkpoint(source, destination, digests)
+
+
+def read_digests(path: Path) -> Digests:
+    """The SHA-256 of each file of the sealed checkpoint at PATH.pt, as its seal has them."""
+    return dict(zip(SUFFIXES, (line.split()[0] for line in path.with_suffix(SEAL).read_text().splitlines()), strict=True))
 
 
 def verify_checkpoint(path: Path) -> str:

@@ -17,6 +17,7 @@ from deit_fast.data.loader.tuning import LoaderSetting
 from deit_fast.data.sources.memory_cache import keep_in_memory
 from deit_fast.recipe.schema import parse_recipe
 from deit_fast.runtime.files import write_json
+from deit_fast.runtime.patience import patience
 from deit_fast.training.job import Job
 
 
@@ -84,7 +85,7 @@ def build_loader(job: Job, start: int) -> tuple[TrainLoader, list[str]]:
         return TrainLoader(
             source, recipe.augment, recipe.model.image_size, job.samplers, run.seed, world.device, setting.threads,
             start_step=first, stop_step=stop, decode_once=recipe.data.decode_once,
-            hw_decoder_load=setting.hw_decoder_load, roi_decode=regions,
+            hw_decoder_load=setting.hw_decoder_load, roi_decode=regions, patience=patience(run.hang_timeout),
         )  # fmt: skip
 
     setting = choose_setting(run.hw_decoder_load, source, world, build)

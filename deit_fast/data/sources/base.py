@@ -1,5 +1,6 @@
 """`Source`, what every data set is to the rest: encoded images with a class each, sizes known without decoding."""
 
+import errno
 import io
 import os
 from abc import ABC, abstractmethod
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from deit_fast.runtime.errors import DataError, one_line, printable
+from deit_fast.runtime.patience import Pause, may_pass, patiently
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 178_956_970
@@ -50,7 +52,10 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as stored, encoded: uint8 [bytes], read-only. Raises DataError where it cannot be read."""
+        """Image `index` as stored, encoded: uint8 [bytes], read-only. `read_image` calls it.
+
+        Raises DataError for what is wrong with this one image, and OSError as it comes from the system.
+        """
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -74,20 +79,59 @@ class Source(ABC):
 def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[np.uint8]:
     """A file's bytes, uint8 [n]: `size` of them from byte `offset` on, fewer where the file ends; or the whole file.
 
-    They are read, not mapped, so that waiting for a disk holds no lock. Raises DataError, also for more than 1 GiB.
+    They are read, not mapped, so that waiting for a disk holds no lock. Raises DataError, also for more than 1 GiB, and
+    OSError where it is the storage that fails: `read_image` and `open_source` try again then.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's reader would else wait for its writer
         try:
             wanted = os.fstat(descriptor).st_size if size is None else size
-            data = os.pread(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
+            data = _read_all(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
         finally:
             os.close(descriptor)
     except OSError as error:
+        if may_pass(error):
+            raise
+        if not _folder_stands(path):
+            reason = f"{error.strerror}, and nothing else in its folder either"
+            raise OSError(errno.ENODEV, reason) from None
         raise DataError(f"{printable(path)}: expected a readable file ({error.strerror})") from None
     if data is None:
         raise DataError(f"{printable(path)}: expected at most {_MAX_BYTES} bytes, found {wanted}")
     return np.frombuffer(data, np.uint8)
+
+
+def _read_all(descriptor: int, size: int, offset: int) -> bytes:
+    """What the file has of these bytes; one read may give fewer, as of a network's file system that was interrupted."""
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def _folder_stands(path: str) -> bool:
+    """Whether anything is to be seen in a file's folder. A mount that went away leaves it empty, or takes it along."""
+    try:
+        return next(os.scandir(os.path.dirname(path) or "."), None) is not None
+    except OSError:
+        return False
+
+
+def read_image(
+    source: Source, index: int, seconds: float | None = None, pause: Pause | None = None
+) -> NDArray[np.uint8]:
+    """`source.read`, uint8 [bytes], again where the storage fails: no more than a time-out makes a bad image.
+
+    seconds, pause: as `patiently` takes them. Raises DataError for an image that is not there, may not be read or is
+    wrong, StorageError where the storage goes on failing.
+    """
+    try:
+        return patiently(lambda: source.read(index), source.name(index), seconds, pause)
+    except OSError as error:
+        if error.errno is None:  # no word of the system's
+            raise
+        name = printable(source.name(index))
+        raise DataError(f"{name}: expected a readable file ({error.strerror})") from None
 
 
 def check_image(source: Source, index: int, encoded: NDArray[np.uint8]) -> tuple[int, int]:
