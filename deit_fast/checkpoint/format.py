@@ -25,7 +25,7 @@ Digests = dict[str, str]
 _FREE = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "compile", "cuda_graph",
          "compute_copy", "parallel", "grad_checkpointing", "nonfinite_limit", "hang_timeout", "cache_gib",
          "hw_decoder_load", "roi_decode", "profile")  # fmt: skip
-FREE_KEYS = {("run", key) for key in _FREE}
+FREE_KEYS = {("run", key) for key in _FREE} | {("data", "may_change")}
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -95,7 +95,8 @@ def restore_link(source: Path, destination: Path) -> None:
 
 def read_digests(path: Path) -> Digests:
     """The SHA-256 of each file of the sealed checkpoint at PATH.pt, as its seal has them."""
-    return dict(zip(SUFFIXES, (line.split()[0] for line in path.with_suffix(SEAL).read_text().splitlines()), strict=True))
+    lines = path.with_suffix(SEAL).read_text().splitlines()
+    return dict(zip(SUFFIXES, (line.split()[0] for line in lines), strict=True))
 
 
 def verify_checkpoint(path: Path) -> str:

@@ -10,7 +10,6 @@ from deit_fast.optim.base import RecipeOptimizer
 from deit_fast.optim.compute_copy import write_copies
 from deit_fast.optim.sharding import Shards, cut_weights
 
-
 ANEW = -1  # a scored_step: whatever was noted of earlier evaluations does not count
 
 

@@ -21,7 +21,6 @@ from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.training.job import Job
 from deit_fast.training.step import Meter, TrainStep
 
-
 _NO_SCORES = ("kind", "step")  # of a record in metrics.jsonl
 
 
@@ -160,6 +159,7 @@ class Checkpoints:
         if self._saver is not None:
             beside = {"recipe": job.recipe.model_dump(mode="json"), "classes": job.source.classes}
             beside["dtype"] = str(job.dtype)
+            beside["data"] = {split: each.as_plain() for split, each in job.identities.items()}
             self._say(self._saver.save(beside))
         elif state.shards is not None:
             gather(state.state_dict())

@@ -15,10 +15,12 @@ from deit_fast.data.loader.batches import TrainLoader
 from deit_fast.data.loader.setting import choose_setting, decodes_regions
 from deit_fast.data.loader.tuning import LoaderSetting
 from deit_fast.data.sources.memory_cache import keep_in_memory
+from deit_fast.data.sources.shard_names import Split
 from deit_fast.recipe.schema import parse_recipe
 from deit_fast.runtime.files import write_json
 from deit_fast.runtime.patience import patience
 from deit_fast.training.job import Job
+from deit_fast.training.same_data import check_same_data, forget_what_changed
 
 
 def restore(job: Job, state: TrainState, init: Path | None, resume: str) -> list[str]:
@@ -30,7 +32,8 @@ def restore(job: Job, state: TrainState, init: Path | None, resume: str) -> list
     3. init is a path: that file's weights, position embeddings and head adapted to this recipe;
     4. the seed's own initialisation, which the state has.
 
-    Only the main process writes. Raises RunError where no checkpoint is whole, RecipeError for one of another recipe.
+    Only the main process writes. Raises RunError where no checkpoint is whole, RecipeError for one of another recipe,
+    DataError for one that was trained with other data.
     """
     world, folder = job.world, job.out / "checkpoints"
     lines = pull_everywhere(job.store, world) if job.store is not None and resume != "never" else []
@@ -55,8 +58,11 @@ def _load(job: Job, state: TrainState, path: Path) -> list[str]:
     # What is sharded stays in the file but for this process's rows.
     saved = load_checkpoint(path, job.world.device if state.shards is None else torch.device("cpu"))
     check_same_recipe(job.recipe, parse_recipe(saved["recipe"], source=str(path)), path)
+    uris: dict[Split, str] = {"train": job.source.uri, "val": job.val_source.uri if job.val_source is not None else ""}
+    changes = check_same_data(job.identities, saved, uris, job.recipe.data.may_change, path)
     state.load_state_dict(saved)
-    notes = [f"resumed from {path} at step {state.step} of {job.total_steps}"]
+    forget_what_changed(state, job.identities, saved)
+    notes = [f"resumed from {path} at step {state.step} of {job.total_steps}", *changes]
     if saved["dtype"] != str(job.dtype):
         notes.append(f"computed in {saved['dtype']} before, in {job.dtype} from here on")
     return notes

@@ -57,9 +57,7 @@ class Producer:
     patience: seconds for which a read is tried again where the storage fails; one that goes on failing is an error.
     """
 
-    def __init__(
-        self, source: Source, plans: Iterator[Plan], substitutes: Substitutes | None, patience: float
-    ) -> None:
+    def __init__(self, source: Source, plans: Iterator[Plan], substitutes: Substitutes | None, patience: float) -> None:
         self.in_flight: deque[Prepared] = deque()
         """Batches that DALI has and the consumer has not, oldest first."""
         self.error: BaseException | None = None

@@ -4,6 +4,8 @@ import errno
 import io
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from deit_fast.runtime.errors import DataError, one_line, printable
 from deit_fast.runtime.patience import Pause, may_pass, patiently
+from deit_fast.runtime.progress import progress
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 178_956_970
@@ -18,6 +21,9 @@ MAX_PIXELS = 178_956_970
 
 UNIDENTIFIED = "no image format is like that"
 _MAX_BYTES = 2**30  # of a file
+_MAX_SIZED = 2_000_000  # files that are asked for their sizes
+_SIZED_AT_ONCE = 10_000
+_SIZERS = 8  # threads that do; a network's file system answers in a millisecond, a disk's cache in a microsecond
 
 _SIGNATURES = {
     "JPEG": (b"\xff\xd8",),
@@ -60,6 +66,22 @@ class Source(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """Where image `index` is, for people: a path, or archive:member; it ends in the suffix of its encoding."""
+
+    def relative_names(self) -> list[str]:
+        """The N images' names without the place where the data set lies, the same for every copy of it.
+
+        Unless a kind of data set knows better, what `name` has beside the folder that is common to all images.
+        """
+        names = [self.name(index) for index in range(len(self))]
+        alike = os.path.commonprefix([min(names), max(names)]) if names else ""  # noqa: RUF071 (names may be URIs too)
+        return [name[alike.rfind("/") + 1 :] for name in names]
+
+    def fingerprints(self) -> NDArray[np.int64]:
+        """int64 [N, m], numbers that are others where an image is stored with other content; no image is read.
+
+        Unless a kind of data set knows better, [N, 1], the sizes of the files that `name` names, bytes.
+        """
+        return file_sizes(self.name, len(self))[:, None]
 
     def size(self, index: int, encoded: NDArray[np.uint8]) -> tuple[int, int]:
         """Height and width, px, of image `index`, whose file is `encoded`, uint8 [bytes]; read once, then remembered.
@@ -115,6 +137,30 @@ def _folder_stands(path: str) -> bool:
         return next(os.scandir(os.path.dirname(path) or "."), None) is not None
     except OSError:
         return False
+
+
+def file_sizes(path_of: Callable[[int], str], count: int) -> NDArray[np.int64]:
+    """Sizes of `count` files, int64 [count], bytes; -1 of one that is not there, and of those that are not looked at.
+
+    Of more than two million files every second, third and so on is looked at, so that it takes minutes at most.
+    Raises StorageError where the storage goes on failing.
+    """
+
+    def size_of(index: int) -> int:
+        path = path_of(index)
+        try:
+            return patiently(lambda: os.stat(path).st_size, path)
+        except (OSError, ValueError):  # the latter for a name that no file has
+            return -1
+
+    sizes = np.full(count, -1, np.int64)
+    looked_at = range(0, count, -(-count // _MAX_SIZED) or 1)
+    parts = [looked_at[start : start + _SIZED_AT_ONCE] for start in range(0, len(looked_at), _SIZED_AT_ONCE)]
+    with ThreadPoolExecutor(_SIZERS) as pool:
+        found = pool.map(lambda part: [size_of(index) for index in part], parts)
+        for part, part_sizes in zip(parts, progress(found, len(parts), "sizes of files"), strict=True):
+            sizes[part] = part_sizes
+    return sizes
 
 
 def read_image(

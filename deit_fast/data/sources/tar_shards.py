@@ -50,6 +50,14 @@ class TarShards(Source):
         super().__init__(uri, classes, labels)
         self.counted = not names.is_file()
 
+    def relative_names(self) -> list[str]:
+        """Names of the N members, of whatever shards: a shard may be called otherwise, in a cache for example."""
+        return self._members
+
+    def fingerprints(self) -> NDArray[np.int64]:
+        """int64 [N, 2], offset and size of each image in its shard, bytes."""
+        return self._places
+
     def read(self, index: int) -> NDArray[np.uint8]:
         """Image `index` as stored, uint8 [bytes]. Raises DataError where its shard cannot be read or ends before."""
         offset, size = self._places[index].tolist()
