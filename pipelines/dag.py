@@ -153,7 +153,8 @@ class _Run:
         return 1 if left else 0
 
     def interrupt(self) -> None:
-        """Ends local jobs; jobs on a cluster stay."""
+        """Ends local jobs, each with a checkpoint, or at a second interrupt at once; jobs on a cluster stay."""
+        find_scheduler(self.scheduler).stop([self.records[name].handle for name in self.running])
         with deaf():
             for name, stage in self.running.items():
                 record = self.records[name]

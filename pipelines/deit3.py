@@ -253,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"deit-fast: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SignalException):  # before the first job
+        print("deit-fast: interrupted before anything was started; run the same command again", file=sys.stderr)
         return 130
     if status is None:
         print(f"\nIn {scheduler.queue}. Run this again for what became of it, with --watch to follow it.")

@@ -20,6 +20,7 @@ from deit_fast.convert.formats import Container
 from deit_fast.convert.formats.lazy_tensor import BadFileError, map_file, read_tensors
 from deit_fast.convert.formats.metadata import Notes, check_names, check_plain, find_weights, read_notes
 from deit_fast.convert.names import Codebase, TimmWeights
+from deit_fast.convert.own_format import refuse_format
 from deit_fast.convert.recognise import check_declared, infer_model
 from deit_fast.recipe.schema import Recipe, parse_recipe
 from deit_fast.recipe.sections import Data, LambOptim, Run
@@ -132,8 +133,8 @@ def _read_container(path: Path, mapped: mmap.mmap) -> dict[Any, Any]:
 
 def _read_own(tree: dict[Any, Any], ema: bool, size: int, path: Path) -> Weights:
     """A checkpoint of deit_fast's, of a file of `size` bytes: its recipe says what its weights are."""
-    if tree.get("format") != 1:
-        raise BadFileError("is of another format: expected a deit_fast checkpoint of format 1")
+    if wrong := refuse_format(tree.get("format")):
+        raise BadFileError(wrong)
     if ema and "ema" not in tree:
         raise BadFileError("expected a moving average, but a safetensors file holds one model: give the .pt")
     state = tree["ema"] if ema else tree["model"]

@@ -24,6 +24,7 @@ from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RecipeError, StoppedError
 from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.object_store import fetch_file
+from deit_fast.runtime.patience import patience
 from deit_fast.runtime.progress import progress
 from deit_fast.runtime.world import World, join_world, leave_world
 
@@ -47,8 +48,10 @@ class Scores:
 def build_eval_loader(recipe: Recipe, source: Source, world: World) -> EvalLoader:
     """This process's share of the source in batches of EVAL_BATCH, or fewer where there are fewer images."""
     batch = min(EVAL_BATCH, -(-len(source) // world.size))
-    size = recipe.model.image_size
-    return EvalLoader(source, recipe.data, size, batch, world.device, cpu_threads(), world.rank, world.size)
+    return EvalLoader(
+        source, recipe.data, recipe.model.image_size, batch, world.device, cpu_threads(), world.rank, world.size,
+        patience(recipe.run.hang_timeout),
+    )  # fmt: skip
 
 
 @torch.no_grad()

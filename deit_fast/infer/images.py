@@ -14,7 +14,7 @@ from PIL import Image
 from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.loader.broken import describe_refusal
 from deit_fast.data.loader.pipeline import decodes
-from deit_fast.data.sources.base import Source, check_image, read_bytes
+from deit_fast.data.sources.base import Source, check_image, read_bytes, read_image
 from deit_fast.data.sources.folder import list_images
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import DataError, RunError
@@ -121,7 +121,7 @@ def readable_batches(
 def _complaint(images: ImageList, index: int) -> str:
     """Why an image cannot be used, in one line; empty where it can."""
     try:
-        encoded = images.read(index)
+        encoded = read_image(images, index)
         check_image(images, index, encoded)
     except DataError as error:
         return str(error)

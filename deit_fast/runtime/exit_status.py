@@ -36,10 +36,11 @@ class ExitStatus(IntEnum):
 
 _RETRIABLE = {ExitStatus.HUNG, ExitStatus.STORAGE_FAILED, ExitStatus.STOPPED}
 
-# What a wrong path or a missing right gives. No space, a stale handle, a time-out and all else are the machine's.
+# What a wrong path or a missing right gives, and a socket in a file's place. No space, a stale handle, a time-out and
+# all else are the machine's.
 _MISTAKES = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-    errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTEMPTY, errno.EXDEV,
+    errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTEMPTY, errno.EXDEV, errno.ENXIO,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from deit_fast.runtime.errors import DivergedError, StoppedError
 from deit_fast.runtime.metrics_log import MetricsLog
 from deit_fast.runtime.profile import profiled
 from deit_fast.runtime.stopping import StopSignal
-from deit_fast.runtime.watchdog import Watchdog
+from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.training.distill import Teacher
 from deit_fast.training.guards import BadImages, Divergence, check_interval
 from deit_fast.training.job import Job
@@ -49,6 +49,12 @@ def run_loop(
         if recipe.run.profile:
             batches_of_steps = profiled(batches_of_steps, job.out, world)
 
+        if evaluates_at(job, state.step):
+            evaluation.catch_up()
+            checkpoints.mark_best()
+            metrics.restart()
+            watchdog.beat("the first step", START_SECONDS)
+
         for batches in batches_of_steps:
             if state.step == 0:
                 log.images("samples", batches[0].images[:32], 0)
@@ -70,22 +76,24 @@ def run_loop(
             if due.log:
                 metrics.record(step.meter, lr)
                 checkpoints.report()
-            if due.evaluate:
-                try:
-                    evaluation.run()
-                except StoppedError:
-                    due = due._replace(evaluate=False, stop=True)
             # Not amid skipped steps: the weights are still those before, and a run that starts again meets all of them.
             saves = due.save and (not divergence.skipping or state.step == job.total_steps)
             if saves:
-                checkpoints.save(due.evaluate)
+                checkpoints.save()
+            if due.evaluate:
+                try:
+                    evaluation.run()
+                except StoppedError:  # the next start evaluates the checkpoint of this step
+                    due = due._replace(stop=True)
+                else:
+                    if saves:
+                        checkpoints.mark_best()
             if due.save:
                 metrics.restart()
             if due.stop:
                 if not saves:
                     log.say(f"step {state.step} was skipped: the checkpoint before it stays the last")
                 break
-
         else:
             finished = True
         watchdog.beat(f"the checkpoint of step {state.step}")
@@ -110,8 +118,7 @@ def what_is_due(job: Job, step: int, stop: StopSignal) -> Due:
     """
     run = job.recipe.run
     is_last = step == job.total_steps
-    epoch, rest = divmod(step, job.steps_per_epoch)
-    evaluates = is_last or (rest == 0 and epoch % run.eval_every == 0)
+    evaluates = evaluates_at(job, step)
     agrees = job.world.size == 1 or step % AGREE_STEPS == 0
     stops = agrees and job.world.any(stop.received) and not is_last
     saves = evaluates or stops or (run.checkpoint_every is not None and step % run.checkpoint_every == 0)
@@ -122,6 +129,12 @@ def what_is_due(job: Job, step: int, stop: StopSignal) -> Due:
         save=saves,
         stop=stops,
     )
+
+
+def evaluates_at(job: Job, step: int) -> bool:
+    """Whether an evaluation belongs to the state after `step` steps."""
+    epoch, rest = divmod(step, job.steps_per_epoch)
+    return step == job.total_steps or (step > 0 and rest == 0 and epoch % job.recipe.run.eval_every == 0)
 
 
 def batches_by_step(loader: TrainLoader, accumulation: int, metrics: TrainMetrics) -> Iterator[list[Batch]]:

@@ -14,16 +14,20 @@ from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import RunStore, pull_everywhere
 from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import build_initialised, format_changes
+from deit_fast.convert.own_format import ADVICE
 from deit_fast.data.loader.batches import TrainLoader
 from deit_fast.data.loader.setting import choose_setting, decodes_regions
 from deit_fast.data.loader.tuning import LoaderSetting
 from deit_fast.data.sources.memory_cache import keep_in_memory
+from deit_fast.data.sources.shard_names import Split
 from deit_fast.recipe.schema import parse_recipe
-from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.errors import RunError, one_line
 from deit_fast.runtime.files import locked, write_json
 from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.patience import patience
 from deit_fast.runtime.world import World
 from deit_fast.training.job import Job
+from deit_fast.training.same_data import check_same_data, forget_what_changed
 
 
 def claim_folder(
@@ -64,7 +68,8 @@ def restore(job: Job, state: TrainState, init: Path | None, resume: str) -> list
     3. init is a path: that file's weights, position embeddings and head adapted to this recipe;
     4. the seed's own initialisation, which the state has.
 
-    Only the main process writes. Raises RunError where no checkpoint is whole, RecipeError for one of another recipe.
+    Only the main process writes. Raises RunError where no checkpoint is whole, RecipeError for one of another recipe,
+    DataError for one that was trained with other data.
     """
     world, folder = job.world, job.out / "checkpoints"
     lines = pull_everywhere(job.store, world) if job.store is not None else []
@@ -97,7 +102,7 @@ def _make_room(job: Job, state: TrainState, path: Path | None) -> list[str]:
     if job.world.is_main:
         try:
             is_own = path is not None and path.parent.resolve() == folder.resolve()
-            beyond = any(step_of(found) > state.step for found in find_checkpoints(folder))
+            beyond = is_own and any(step_of(found) > state.step for found in find_checkpoints(folder))
             moved = set_aside(out) if job.store is None and (not is_own or beyond) else None
             lines = _say_aside(out, moved)
             if path is not None and is_own and moved is not None:
@@ -121,8 +126,17 @@ def _load(job: Job, state: TrainState, path: Path) -> list[str]:
     # What is sharded stays in the file but for this process's rows.
     saved = load_checkpoint(path, job.world.device if state.shards is None else torch.device("cpu"))
     check_same_recipe(job.recipe, parse_recipe(saved["recipe"], source=str(path)), path)
-    state.load_state_dict(saved)
-    notes = [f"resumed from {path} at step {state.step} of {job.total_steps}"]
+    uris: dict[Split, str] = {"train": job.source.uri, "val": job.val_source.uri if job.val_source is not None else ""}
+    changes = check_same_data(job.identities, saved, uris, job.recipe.data.may_change, path)
+    try:
+        state.load_state_dict(saved)
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)[:120]}"
+        raise RunError(f"{path}: its state is not of this version's layout ({reason}); {ADVICE}") from None
+    forget_what_changed(state, job.identities, saved)
+    notes = [f"resumed from {path} at step {state.step} of {job.total_steps}", *changes]
     if saved["dtype"] != str(job.dtype):
         notes.append(f"computed in {saved['dtype']} before, in {job.dtype} from here on")
     return notes
@@ -151,7 +165,7 @@ def build_loader(job: Job, start: int) -> tuple[TrainLoader, list[str]]:
         return TrainLoader(
             source, recipe.augment, recipe.model.image_size, job.samplers, run.seed, world.device, setting.threads,
             start_step=first, stop_step=stop, decode_once=recipe.data.decode_once,
-            hw_decoder_load=setting.hw_decoder_load, roi_decode=regions,
+            hw_decoder_load=setting.hw_decoder_load, roi_decode=regions, patience=patience(run.hang_timeout),
         )  # fmt: skip
 
     setting = choose_setting(run.hw_decoder_load, source, world, build)

@@ -61,6 +61,9 @@ class Scheduler:
         """The lines of the first node as they come, until there are no more. ended: whether the job is over."""
         return map(as_text, runner.log_lines(handle, role, should_tail=True, streams=stream))
 
+    def stop(self, handles: Sequence[str]) -> None:
+        """Lets jobs of this machine end by themselves before they are cancelled, with what they have to save."""
+
     def cancel(self, runner: Runner, handle: str) -> None:
         """Ends a job."""
         runner.cancel(handle)

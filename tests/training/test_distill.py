@@ -132,8 +132,8 @@ def test_a_run_with_a_teacher_resumes_with_one(
     class Killed(Exception):
         pass
 
-    def kill(checkpoints: Checkpoints, evaluated: bool) -> None:
-        save(checkpoints, evaluated)
+    def kill(checkpoints: Checkpoints) -> None:
+        save(checkpoints)
         raise Killed
 
     save = Checkpoints.save

@@ -1,14 +1,19 @@
 """`Source`, what every data set is to the rest: encoded images with a class each, sizes known without decoding."""
 
+import errno
 import io
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from deit_fast.runtime.errors import DataError, one_line, printable
+from deit_fast.runtime.patience import Pause, may_pass, patiently
+from deit_fast.runtime.progress import progress
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 178_956_970
@@ -16,6 +21,9 @@ MAX_PIXELS = 178_956_970
 
 UNIDENTIFIED = "no image format is like that"
 _MAX_BYTES = 2**30  # of a file
+_MAX_SIZED = 2_000_000  # files that are asked for their sizes
+_SIZED_AT_ONCE = 10_000
+_SIZERS = 8  # threads that do; a network's file system answers in a millisecond, a disk's cache in a microsecond
 
 _SIGNATURES = {
     "JPEG": (b"\xff\xd8",),
@@ -50,11 +58,30 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as stored, encoded: uint8 [bytes], read-only. Raises DataError where it cannot be read."""
+        """Image `index` as stored, encoded: uint8 [bytes], read-only. `read_image` calls it.
+
+        Raises DataError for what is wrong with this one image, and OSError as it comes from the system.
+        """
 
     @abstractmethod
     def name(self, index: int) -> str:
         """Where image `index` is, for people: a path, or archive:member; it ends in the suffix of its encoding."""
+
+    def relative_names(self) -> list[str]:
+        """The N images' names without the place where the data set lies, the same for every copy of it.
+
+        Unless a kind of data set knows better, what `name` has beside the folder that is common to all images.
+        """
+        names = [self.name(index) for index in range(len(self))]
+        alike = os.path.commonprefix([min(names), max(names)]) if names else ""  # noqa: RUF071 (names may be URIs too)
+        return [name[alike.rfind("/") + 1 :] for name in names]
+
+    def fingerprints(self) -> NDArray[np.int64]:
+        """int64 [N, m], numbers that are others where an image is stored with other content; no image is read.
+
+        Unless a kind of data set knows better, [N, 1], the sizes of the files that `name` names, bytes.
+        """
+        return file_sizes(self.name, len(self))[:, None]
 
     def size(self, index: int, encoded: NDArray[np.uint8]) -> tuple[int, int]:
         """Height and width, px, of image `index`, whose file is `encoded`, uint8 [bytes]; read once, then remembered.
@@ -74,20 +101,83 @@ class Source(ABC):
 def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[np.uint8]:
     """A file's bytes, uint8 [n]: `size` of them from byte `offset` on, fewer where the file ends; or the whole file.
 
-    They are read, not mapped, so that waiting for a disk holds no lock. Raises DataError, also for more than 1 GiB.
+    They are read, not mapped, so that waiting for a disk holds no lock. Raises DataError, also for more than 1 GiB, and
+    OSError where it is the storage that fails: `read_image` and `open_source` try again then.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's reader would else wait for its writer
         try:
             wanted = os.fstat(descriptor).st_size if size is None else size
-            data = os.pread(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
+            data = _read_all(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
         finally:
             os.close(descriptor)
     except OSError as error:
+        if may_pass(error):
+            raise
+        if not _folder_stands(path):
+            reason = f"{error.strerror}, and nothing else in its folder either"
+            raise OSError(errno.ENODEV, reason) from None
         raise DataError(f"{printable(path)}: expected a readable file ({error.strerror})") from None
     if data is None:
         raise DataError(f"{printable(path)}: expected at most {_MAX_BYTES} bytes, found {wanted}")
     return np.frombuffer(data, np.uint8)
+
+
+def _read_all(descriptor: int, size: int, offset: int) -> bytes:
+    """What the file has of these bytes; one read may give fewer, as of a network's file system that was interrupted."""
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def _folder_stands(path: str) -> bool:
+    """Whether anything is to be seen in a file's folder. A mount that went away leaves it empty, or takes it along."""
+    try:
+        return next(os.scandir(os.path.dirname(path) or "."), None) is not None
+    except OSError:
+        return False
+
+
+def file_sizes(path_of: Callable[[int], str], count: int) -> NDArray[np.int64]:
+    """Sizes of `count` files, int64 [count], bytes; -1 of one that is not there, and of those that are not looked at.
+
+    Of more than two million files every second, third and so on is looked at, so that it takes minutes at most.
+    Raises StorageError where the storage goes on failing.
+    """
+
+    def size_of(index: int) -> int:
+        path = path_of(index)
+        try:
+            return patiently(lambda: os.stat(path).st_size, path)
+        except (OSError, ValueError):  # the latter for a name that no file has
+            return -1
+
+    sizes = np.full(count, -1, np.int64)
+    looked_at = range(0, count, -(-count // _MAX_SIZED) or 1)
+    parts = [looked_at[start : start + _SIZED_AT_ONCE] for start in range(0, len(looked_at), _SIZED_AT_ONCE)]
+    with ThreadPoolExecutor(_SIZERS) as pool:
+        found = pool.map(lambda part: [size_of(index) for index in part], parts)
+        for part, part_sizes in zip(parts, progress(found, len(parts), "sizes of files"), strict=True):
+            sizes[part] = part_sizes
+    return sizes
+
+
+def read_image(
+    source: Source, index: int, seconds: float | None = None, pause: Pause | None = None
+) -> NDArray[np.uint8]:
+    """`source.read`, uint8 [bytes], again where the storage fails: no more than a time-out makes a bad image.
+
+    seconds, pause: as `patiently` takes them. Raises DataError for an image that is not there, may not be read or is
+    wrong, StorageError where the storage goes on failing.
+    """
+    try:
+        return patiently(lambda: source.read(index), source.name(index), seconds, pause)
+    except OSError as error:
+        if error.errno is None:  # no word of the system's
+            raise
+        name = printable(source.name(index))
+        raise DataError(f"{name}: expected a readable file ({error.strerror})") from None
 
 
 def check_image(source: Source, index: int, encoded: NDArray[np.uint8]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from deit_fast.data.sources.base import Source
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import DataError
+from deit_fast.runtime.patience import patiently
 
 
 def order_classes(names: Iterable[str]) -> list[str]:
@@ -26,10 +27,10 @@ def are_numbers(classes: Sequence[str]) -> bool:
 def read_class_names(path: Path) -> list[str]:
     """The K names in a text file, one a line in the order of the labels 0 to K - 1. Raises DataError."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
+        text = patiently(lambda: path.read_text(encoding="utf-8", errors="replace"), str(path))
     except OSError as error:
         raise DataError(f"{path}: expected the names of the classes ({error.strerror})") from None
-    names = [line.strip() for line in lines]
+    names = [line.strip() for line in text.rstrip().split("\n")]
     if "" in names:
         raise DataError(f"{path}: expected the name of a class in every line, line {names.index('') + 1} is empty")
     return names

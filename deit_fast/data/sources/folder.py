@@ -22,6 +22,7 @@ class ImageFolder(Source):
         classes = order_classes(entry.name for entry in os.scandir(folder) if entry.is_dir())
         if not classes:
             raise DataError(f"{folder}: expected a folder of images for every class, or .tar shards; found neither")
+        self._folder = str(folder)
         self._paths: list[str] = []
         counts = []
         for name in classes:
@@ -33,6 +34,11 @@ class ImageFolder(Source):
             self._paths += paths
             counts.append(len(paths))
         super().__init__(uri, classes, np.repeat(np.arange(len(classes)), counts))
+
+    def relative_names(self) -> list[str]:
+        """Paths of the N images in their class folders: one that is moved to another class is a relabelled one."""
+        starts = [len(os.path.join(self._folder, name, "")) for name in self.classes]
+        return [path[starts[label] :] for path, label in zip(self._paths, self.labels.tolist(), strict=True)]
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Image `index` as stored, uint8 [bytes]. Raises DataError where its file cannot be read."""

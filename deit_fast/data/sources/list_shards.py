@@ -14,6 +14,7 @@ from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
 from deit_fast.data.sources.classes import read_class_names
 from deit_fast.data.sources.tar_shards import MAX_CLASSES, open_shard
 from deit_fast.runtime.errors import one_line, printable
+from deit_fast.runtime.patience import may_pass, patiently
 
 _BLOCK = 512
 
@@ -64,7 +65,14 @@ class Listing(NamedTuple):
 
 
 def list_samples(shard: Path, classes: int) -> Listing:
-    """Reads every header of the shard; labels of `classes` and more are faults."""
+    """Reads every header of the shard; labels of `classes` and more are faults.
+
+    Raises StorageError where the storage goes on failing: that is no fault of the shard.
+    """
+    return patiently(lambda: _list_samples(shard, classes), str(shard))
+
+
+def _list_samples(shard: Path, classes: int) -> Listing:
     samples: list[Sample] = []
     faults: list[str] = []
     cut: list[str] = []
@@ -108,6 +116,8 @@ def _list_members(shard: Path, faults: list[str]) -> Iterator[tarfile.TarInfo]:
         if (found := read_bytes(str(shard), end, _BLOCK).tobytes()) != bytes(_BLOCK):
             faults.append(f"cut off or damaged at byte {end} of {size}" if found else f"cut off at byte {size}")
     except (tarfile.TarError, OSError, ValueError) as error:
+        if may_pass(error):
+            raise
         faults.append(f"not a whole, uncompressed tar file, from byte {end} on ({one_line(error)})")
 
 

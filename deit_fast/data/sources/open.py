@@ -13,6 +13,7 @@ from deit_fast.data.sources.source_format import OpenShards, Request, SourceForm
 from deit_fast.data.sources.tar_shards import TarShards
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import DataError
+from deit_fast.runtime.patience import patiently
 
 
 def open_source(
@@ -24,16 +25,14 @@ def open_source(
     of them, or the folder of iNaturalist 2018 or 2019, or of CIFAR-10 or CIFAR-100, as downloaded. `split` takes train/
     or val/ of a folder that has both, train-*.tar or val-*.tar of a folder of shards, and the training or validation
     images of the rest. In an object store (s3://, gs://, file://) it has to be shards. `category` is the level of
-    iNaturalist's taxonomy. `open_shards` takes the shards found. Raises DataError.
+    iNaturalist's taxonomy. `open_shards` takes the shards found. Raises DataError, and StorageError where the storage
+    goes on failing.
     """
     asked = Request(uri, Path(uri).expanduser(), split, category, open_shards)
-    if asked.path.is_dir():
-        try:
-            source, form = _open(asked)
-        except OSError as error:
-            raise DataError(f"{error.filename}: expected a readable folder ({error.strerror})") from None
-    else:
-        source, form = _open(asked)
+    try:
+        source, form = patiently(lambda: _open(asked), uri)
+    except OSError as error:
+        raise DataError(f"{error.filename or uri}: expected a readable folder ({error.strerror or error})") from None
     if category != "name" and not form.has_taxonomy:
         raise DataError(f"data.category={category!r}: expected iNaturalist's annotations, {uri} has none")
     return source

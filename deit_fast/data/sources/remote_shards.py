@@ -18,7 +18,7 @@ from deit_fast.data.sources.shard_names import (
     refuse_missing,
 )
 from deit_fast.data.sources.source_format import SourceFormat
-from deit_fast.runtime.errors import DataError, RunError
+from deit_fast.runtime.errors import DataError, RunError, StorageError
 from deit_fast.runtime.files import atomic_path, exclusive
 from deit_fast.runtime.object_store import Object, fetch, fetch_all, is_remote, list_objects
 
@@ -107,6 +107,8 @@ def _place_classes(classes: Object | None, path: Path) -> None:
 def _data_errors() -> Iterator[None]:
     try:
         yield
+    except StorageError:  # whatever the store has, it does not answer
+        raise
     except RunError as error:
         raise DataError(str(error)) from None
 

@@ -19,6 +19,7 @@ from deit_fast.data.sources.shard_names import choose_shards, expand_braces, has
 from deit_fast.data.sources.source_format import Request, SourceFormat
 from deit_fast.runtime.errors import DataError, printable
 from deit_fast.runtime.files import atomic_path, cache_folder
+from deit_fast.runtime.patience import may_pass, patiently
 from deit_fast.runtime.progress import progress
 
 _COMPONENT = re.compile(r"(.+?) (\d+) (\d+) (.*?\1)(?: |$)")  # suffix, offset, size, name that ends in the suffix
@@ -48,6 +49,14 @@ class TarShards(Source):
             classes = [str(label) for label in range(largest_label + 1)]
         super().__init__(uri, classes, labels)
         self.counted = not names.is_file()
+
+    def relative_names(self) -> list[str]:
+        """Names of the N members, of whatever shards: a shard may be called otherwise, in a cache for example."""
+        return self._members
+
+    def fingerprints(self) -> NDArray[np.int64]:
+        """int64 [N, 2], offset and size of each image in its shard, bytes."""
+        return self._places
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Image `index` as stored, uint8 [bytes]. Raises DataError where its shard cannot be read or ends before."""
@@ -84,18 +93,22 @@ def open_shard(shard: Path) -> Shard:
     """Read a shard's index and labels. The index is made where there is none, or one older than the shard or unlike it.
 
     It is kept beside the shard, or else in the cache folder. Several processes may do so at once. Raises ValueError,
-    one line, for a shard that is not whole or not made of KEY.jpg and KEY.cls.
+    one line, for a shard that is not whole or not made of KEY.jpg and KEY.cls, StorageError where the storage fails.
     """
     try:
-        for index in _index_places(shard):
-            if index.exists() and index.stat().st_mtime_ns >= shard.stat().st_mtime_ns:
-                try:
-                    return _parse_index(shard, index.read_text(), complete=False)
-                except ValueError:  # of an older format or another version of the shard
-                    continue
-        return _build_index(shard)
+        return patiently(lambda: _read_or_build_index(shard), str(shard))
     except OSError as error:
         raise ValueError(f"{shard}: expected a readable .tar shard ({error.strerror or error})") from None
+
+
+def _read_or_build_index(shard: Path) -> Shard:
+    for index in _index_places(shard):
+        if index.exists() and index.stat().st_mtime_ns >= shard.stat().st_mtime_ns:
+            try:
+                return _parse_index(shard, index.read_text(), complete=False)
+            except ValueError:  # of an older format or another version of the shard
+                continue
+    return _build_index(shard)
 
 
 def _index_places(shard: Path) -> tuple[Path, Path]:
@@ -127,6 +140,7 @@ def _build_index(shard: Path) -> Shard:
     except ImportError:
         raise ValueError(f"{shard}: expected NVIDIA DALI, whose wds2idx indexes shards; it is not installed") from None
     places = _index_places(shard)
+    failure: OSError | None = None
     for place in filter(_writable, places):
         try:
             with atomic_path(place) as temporary:  # whoever else is writing it
@@ -139,8 +153,10 @@ def _build_index(shard: Path) -> Shard:
                         f"{shard}: expected an uncompressed .tar of KEY.jpg and KEY.cls, found no members"
                     ) from None
                 return _parse_index(shard, temporary.read_text(), complete=True)
-        except OSError:  # a full disk, say
-            continue
+        except OSError as error:  # a full disk, say
+            failure = error
+    if failure is not None and may_pass(failure):
+        raise failure
     raise ValueError(f"{shard}: expected to write its index as {places[0]} or {places[1]}, and can do neither")
 
 

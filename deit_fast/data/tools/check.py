@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from deit_fast.data.loader.broken import describe_refusal, find_refused, without_name
-from deit_fast.data.sources.base import Source, check_image, image_format
+from deit_fast.data.sources.base import Source, check_image, image_format, read_image
 from deit_fast.data.sources.list_shards import ListedShards
 from deit_fast.data.sources.open import open_source
 from deit_fast.data.sources.shard_names import Split
@@ -61,7 +61,8 @@ def open_to_check(uri: str, split: Split) -> Source:
 def check_source(source: Source, threads: int) -> Checked:
     """Reads every image and decodes it on the CPU, whole, as DALI does it in training and evaluation.
 
-    threads: readers, and DALI's CPU threads. Raises RunError where DALI is missing.
+    threads: readers, and DALI's CPU threads. Raises RunError where DALI is missing, StorageError where the storage goes
+    on failing: that says nothing about the images.
     """
     bad = list(source.faults) if isinstance(source, ListedShards) else []
     formats: Counter[str] = Counter()
@@ -86,7 +87,7 @@ def _decode_all(source: Source, threads: int) -> Iterator[_Loaded]:
     def load(index: int) -> _Loaded:
         encoded = np.empty(0, np.uint8)
         try:
-            encoded = source.read(index)
+            encoded = read_image(source, index)
             return index, encoded, check_image(source, index, encoded)
         except DataError as error:
             return index, encoded, error
