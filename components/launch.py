@@ -103,22 +103,23 @@ def build_role(name: str, words: list[str], where: Where) -> specs.Role:
 def _script(words: list[str], where: Where, cpu: int) -> str:
     """The bash script of one node. `$$` is the shell's `$`; a single one belongs to TorchX's macros.
 
-    It ends in `exec`, so the scheduler's signals reach torchrun, which passes TERM on and waits for the workers. Slurm
-    sends USR1 to every process of the job: torchrun would die of it, so it is ignored until a worker handles it.
+    It ends in `exec`, so the scheduler's signals reach torchrun, which passes TERM on and waits for the workers. It is
+    started by a module of deit_fast that ends with the workers' status, as torchrun does not. Slurm sends USR1 to every
+    process of the job: torchrun would die of it, so it is ignored until a worker handles it.
     In a pod the shell is process 1 and stays: for that one Linux drops a TERM that nobody handles, and until torchrun
     does, a pod that is to end would join the pods that take its place.
     """
     nodes, processes = where.layout
     # torchrun sets one thread per process where it is told nothing, which idles the cores of a machine without GPUs.
     limit = f"cores=$$((cores < {cpu} ? cores : {cpu})); " if cpu > 0 else ""
-    # The submitter's own torchrun where that path exists (this machine, a shared file system), else the one on PATH.
-    submitter = _quote(str(Path(sys.executable).parent / "torchrun"))
+    # The submitter's own Python where that path exists (this machine, a shared file system), else the one on PATH.
+    submitter = _quote(sys.executable)
     setup = [
         "trap '' USR1",
         *(f"export {key}={_quote(value)}" for key, value in (where.env or {}).items() if "," in value),
         f"cores=$$(nproc); {limit}"
         f"export OMP_NUM_THREADS=$${{OMP_NUM_THREADS:-$$((cores > {processes} ? cores / {processes} : 1))}}",
-        f"torchrun=$$(command -v {submitter} || echo torchrun)",
+        f"python=$$(command -v {submitter} || echo python3)",
     ]
     # Port 0 lets torchrun take a free one. Nodes have to agree on theirs beforehand: from the id they share, which
     # keeps two jobs on one host apart, and below the ports Linux hands out by itself.
@@ -127,7 +128,8 @@ def _script(words: list[str], where: Where, cpu: int) -> str:
     # One process writes its log as it is; of several, every line carries its rank.
     tee = "" if nodes * processes == 1 else "--tee 3 --role rank "
     command = (
-        f'"$$torchrun" --nnodes {nodes} --nproc-per-node {processes} --max-restarts 0 {tee}'
+        f'"$$python" -P -m deit_fast.runtime.torchrun '  # -P: from where it is installed, as torchrun itself
+        f"--nnodes {nodes} --nproc-per-node {processes} --max-restarts 0 {tee}"
         f"--rdzv-backend c10d --rdzv-endpoint {endpoint} --rdzv-id {macros.app_id} -m deit_fast.cli "
     )
     launch = [

@@ -14,6 +14,8 @@ from torchx.schedulers.api import Stream
 from torchx.specs import AppDryRunInfo, AppState, CfgVal, is_terminal
 from torchx.util.strings import normalize_str
 
+from deit_fast.runtime.exit_status import ExitStatus
+
 from ..state import PipelineError, explain
 from . import Scheduler
 
@@ -36,7 +38,15 @@ class Kubernetes(Scheduler):
     missing = AppState.CANCELLED  # a job that was cancelled is no more
 
     def prepare(self, job: AppDryRunInfo[Any], output: str, after: Sequence[str]) -> None:
+        """Names what the job makes, and lets Volcano end the job at a pod's status that no start mends.
+
+        Volcano takes the first policy that fits. TorchX has one for all failures, which starts the job again.
+        """
         job.request.resource["metadata"].setdefault("annotations", {})[_MARK] = output
+        final = [{"exitCode": int(status), "action": "TerminateJob"} for status in ExitStatus if status.final]
+        for task in job.request.resource["spec"]["tasks"]:
+            if "policies" in task:  # a list that TorchX shares between all jobs
+                task["policies"] = [*final, *task["policies"]]
 
     def find(self, cfg: Mapping[str, CfgVal]) -> dict[str, str]:
         """Those of the namespace in `cfg`. Raises PipelineError where Kubernetes does not answer."""
