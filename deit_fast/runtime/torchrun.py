@@ -4,7 +4,7 @@ torchrun ends with 1 whatever its workers ended with, so that a scheduler cannot
 is the same launcher in the same single process, which signals reach as before. Only its end differs:
 
 * Each worker notes its status on a board before it ends, and the first note is the cause: what another process makes
-  of it comes after. A 1 counts last, because a lost peer makes a traceback of every other worker. torchrun itself knows
+  of it comes after. A 1 counts less, because a lost peer makes a traceback of every other worker. torchrun itself knows
   of workers that could note nothing, such as one killed for its memory: 128 and the signal, as in a shell.
 * Where no start mends the end (ExitStatus.final), Slurm is told not to requeue the job. Volcano reads the pod's status.
 * Of several nodes, one whose workers do not know the cause ends LAST_SECONDS later. A scheduler acts on the first.
@@ -58,15 +58,16 @@ def main(words: Sequence[str]) -> int:
     known = _in_table(status)
     if known is not None and known.final:
         _forbid_requeue()
-    elif status == _TRACEBACK and arguments.nnodes != "1":
+    elif status == _TRACEBACK and arguments.nnodes.rpartition(":")[2] != "1":  # 2, or 1:2
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(LAST_SECONDS)
     return status if status > 0 else 128 - status
 
 
 def find_cause(ends: Sequence[End]) -> End:
-    """The end that explains the others, of one or more in order: the first that is no traceback, else the first."""
-    return next((end for end in ends if end[1] != _TRACEBACK), ends[0])
+    """The end that explains the others, of one or more in order: the first that none of the others may have caused."""
+    caused = {_TRACEBACK: 1, -signal.SIGTERM: 2}  # by a lost connection; by torchrun, which ends the workers left
+    return min(ends, key=lambda end: caused.get(end[1], 0))
 
 
 def describe_end(rank: int | None, status: int) -> str:

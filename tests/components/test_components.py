@@ -30,14 +30,14 @@ def pretrain(*overrides: str, **where: object) -> specs.Role:
 
 @pytest.fixture
 def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], tuple[list[str], str]]:
-    """Runs a role's command with a torchrun that writes down its arguments and threads."""
+    """Runs a role's command with a Python that writes down its arguments and threads."""
     (tmp_path / "bin").mkdir()
     recorder = (
         f"#!{sys.executable}\nimport json, os, sys\n"
         f"json.dump([sys.argv[1:], os.environ['OMP_NUM_THREADS'], os.environ.get('LIST')], "
         f"open({str(tmp_path / 'seen.json')!r}, 'w'))\n"
     )
-    (tmp_path / "bin" / "torchrun").write_text(recorder)
+    (tmp_path / "bin" / "python").write_text(recorder)
     (tmp_path / "bin" / "srun").write_text('#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
     for file in (tmp_path / "bin").iterdir():
         file.chmod(0o755)
@@ -70,7 +70,8 @@ def test_every_word_reaches_the_trainer_as_typed(
         else:
             command = info.request.role_params["train"][0].args
     seen, threads = launched(command)
-    start = seen.index("-m")
+    assert seen[:3] == ["-P", "-m", "deit_fast.runtime.torchrun"]
+    start = seen.index("-m", 3)
     assert seen[start:] == [
         *("-m", "deit_fast.cli", "train", "deit3_small_1k_224", "--data", f"s3://{NASTY}", "--out", f"/runs/{NASTY}"),
         *("--val", "v", "--init", NASTY, "run.seed=3", "data.mean=0,0,0"),
