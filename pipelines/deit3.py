@@ -18,20 +18,23 @@ from pathlib import Path
 from pprint import pformat
 from typing import NoReturn
 
-from torchx.runner import Runner, get_runner
-from torchx.runner.config import apply, load_sections
-from torchx.schedulers import get_scheduler_factories
-from torchx.schedulers.local_scheduler import SignalException
-from torchx.specs import CfgVal
+try:
+    from torchx.runner import get_runner
+    from torchx.schedulers import get_scheduler_factories
+    from torchx.schedulers.local_scheduler import SignalException
 
-from deit_fast.runtime.errors import RunError
-from deit_fast.runtime.object_store import is_remote
-from deit_fast.runtime.table import markdown_table
+    from deit_fast.runtime.errors import RunError
+    from deit_fast.runtime.object_store import is_remote
+    from deit_fast.runtime.table import markdown_table
 
-from .dag import run_stages
-from .schedulers import find_scheduler
-from .stages import Stage, dryrun_stage, get_app, sort_stages
-from .state import PipelineError, explain
+    from .dag import run_stages
+    from .options import component_defaults, scheduler_options
+    from .schedulers import find_scheduler
+    from .stages import Stage, dryrun_stage, get_app, sort_stages
+    from .state import PipelineError
+except KeyboardInterrupt:  # these take a second, and TorchX's entry points more
+    print("deit-fast: interrupted before anything was started; run the same command again", file=sys.stderr)
+    sys.exit(130)
 
 PIPELINES: dict[str, dict[str, str]] = {
     "small": {"pretrain": "deit3_small_1k_224", "finetune_384": "deit3_small_1k_384_ft"},
@@ -203,22 +206,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; 0 all done, 1 a stage failed, 2 a bad value before anything started, 130 interrupted."""
-    options = build_parser().parse_intermixed_args(argv)
-    logging.getLogger("torchx").setLevel(logging.ERROR)  # its hints repeat with every dry run
-    warnings.filterwarnings("ignore", r"\s*Role \w+ configured with restarts")  # of a bug in Volcano 1.4
-    out = os.path.abspath(options.out)
-    state = Path(os.path.abspath(options.state or out))
-    given = {name: getattr(options, name) for name in WHERE if getattr(options, name) is not None}
-    where = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    scheduler = find_scheduler(options.scheduler)
-    limit = options.max_parallel if options.max_parallel is not None else 1 if scheduler.local else None
     try:
+        options = build_parser().parse_intermixed_args(argv)
+        logging.getLogger("torchx").setLevel(logging.ERROR)  # its hints repeat with every dry run
+        warnings.filterwarnings("ignore", r"\s*Role \w+ configured with restarts")  # of a bug in Volcano 1.4
+        out = os.path.abspath(options.out)
+        state = Path(os.path.abspath(options.state or out))
+        given = {name: getattr(options, name) for name in WHERE if getattr(options, name) is not None}
+        where = [f"--{name}={value}" for name, value in given.items()]
+        scheduler = find_scheduler(options.scheduler)
+        limit = options.max_parallel if options.max_parallel is not None else 1 if scheduler.local else None
         for option, folder in (("--out", options.out), ("--state", options.state or "")):
+            if option == "--out" and not folder.strip():
+                raise PipelineError("--out '': expected a folder")
             if is_remote(folder):
                 raise PipelineError(
                     f"{option} {folder}: expected a folder that every job shares, where a pipeline finds its stages' "
                     "results; --data and --val may be in an object store, and a single training's --out"
                 )
+        if not options.data.strip():
+            raise PipelineError("--data '': expected an image folder or shards")
         if limit is not None and limit < 1:
             raise PipelineError(f"--max-parallel={limit}: expected at least 1")
         if limit is not None and scheduler.queue:
@@ -236,8 +243,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.size, options.data, out, options.val, options.overrides, where, options.pretrain_data
         )
         stages = sort_stages(stages)
-        with get_runner(component_defaults=_component_defaults()) as runner:
-            cfg = _scheduler_cfg(runner, options.scheduler, options.cfg)
+        with get_runner(component_defaults=component_defaults(COMPONENTS)) as runner:
+            cfg = scheduler_options(runner, options.scheduler, options.cfg)
             if options.dry_run:
                 for stage in stages:
                     job = dryrun_stage(stage, state, runner, options.scheduler, cfg)
@@ -264,28 +271,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{report}\n\nrun folder   {out}\nreport       {state / 'report.md'}")
         print(f"TensorBoard  tensorboard --logdir {out}\nplots        {out}/*/curves.png")
     return status
-
-
-def _component_defaults() -> dict[str, dict[str, str]]:
-    """.torchxconfig's [component:deit.NAME] sections for the components addressed by file."""
-    sections = load_sections("component")
-    return {f"{COMPONENTS}:{n}": sections.get(f"deit.{n}", {}) for n in ("pretrain", "finetune", "evaluate")}
-
-
-def _scheduler_cfg(runner: Runner, scheduler: str, text: str) -> dict[str, CfgVal]:
-    """Scheduler options of the command line over .torchxconfig's. Raises PipelineError for one it does not have."""
-    try:
-        known = runner.scheduler_run_opts(scheduler)
-        cfg = known.cfg_from_str(text)  # which drops what it does not know
-    except Exception as error:  # a missing client package, a malformed text
-        raise PipelineError(f"--scheduler {scheduler} --cfg {text!r}: {explain(error)}") from error
-    names = [name for name, _ in known]
-    for word in filter(None, text.replace(";", ",").split(",")):
-        name, equals, _ = word.partition("=")
-        if equals and name not in names:
-            raise PipelineError(f"--cfg {name}: no such option of {scheduler}; expected one of {', '.join(names)}")
-    apply(scheduler, cfg)
-    return cfg
 
 
 if __name__ == "__main__":

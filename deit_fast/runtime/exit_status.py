@@ -3,8 +3,13 @@
 Numbers of 64 and more are those of sysexits.h. A traceback, which is a mistake of ours, ends with Python's 1.
 """
 
+import contextlib
 import errno
+import os
 from enum import IntEnum
+
+STATUS_BOARD = "DEIT_FAST_STATUS_BOARD"
+"""The environment variable with the file in which the workers of deit_fast.runtime.torchrun note how they ended."""
 
 
 class ExitStatus(IntEnum):
@@ -33,6 +38,14 @@ class ExitStatus(IntEnum):
         """Whether a scheduler should start the command again: what stopped it lies outside of what it was given."""
         return self in _RETRIABLE
 
+    @property
+    def final(self) -> bool:
+        """Whether a scheduler must not start the command again: it would end the same way.
+
+        1 is not final. It is the status of a traceback too, which the end of another process may have caused.
+        """
+        return self not in _RETRIABLE | {ExitStatus.DONE, ExitStatus.INCOMPLETE}
+
 
 _RETRIABLE = {ExitStatus.HUNG, ExitStatus.STORAGE_FAILED, ExitStatus.STOPPED}
 
@@ -47,3 +60,15 @@ _MISTAKES = {
 def status_of(error: OSError) -> ExitStatus:
     """REFUSED for an error that a path or a right of the user's makes, STORAGE_FAILED for any other of the system's."""
     return ExitStatus.REFUSED if error.errno in _MISTAKES else ExitStatus.STORAGE_FAILED
+
+
+def report_status(status: int) -> None:
+    """Notes, for the launcher that started this process, that it is about to end with a status other than 0.
+
+    torchrun tells nobody the status of a worker. Without a launcher that asks for it, nothing is noted.
+    """
+    board = os.environ.get(STATUS_BOARD)
+    if board and status:
+        # Without the note, the launcher knows what torchrun saw.
+        with contextlib.suppress(OSError), open(board, "a", encoding="ascii") as file:
+            file.write(f"{os.environ.get('RANK', '0')} {int(status)}\n")

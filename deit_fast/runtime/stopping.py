@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from deit_fast.runtime.exit_status import ExitStatus
+from deit_fast.runtime.exit_status import ExitStatus, report_status
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # the first two: preemption; Slurm's --signal=USR1@SECONDS
 NOTICE_SECONDS = 2.0  # after which a person who pressed Ctrl-C is told what the run still waits for
@@ -74,6 +74,7 @@ class StopSignal:
             seen.append(read[0])
             if is_second_interrupt(seen, "TORCHELASTIC_RUN_ID" in os.environ):
                 _tell("ended at once, without another checkpoint; run the same command again to go on from the last")
+                report_status(ExitStatus.INTERRUPTED)
                 os._exit(ExitStatus.INTERRUPTED)
 
 
