@@ -9,7 +9,7 @@ run gets a prefix of its own, URI/later-1, and the newest of them is the run tha
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from deit_fast.runtime.object_store import list_objects, read_object
 # What a run, its evaluations and its log sinks write.
 _OWN = ("recipe.json", "result.json", "metrics.*", "tensorboard", "checkpoints", "curves.png", "samples.png", "profile",
         "bad_files.txt", "nonfinite.txt", "hang-*.txt", "evaluation.json", "report")  # fmt: skip
+_PART = ".earlier-*.part"  # an earlier run that is being moved
 # What may stand beside a run and stays where it is: shells' and schedulers' logs, locks, what file systems keep there.
-_BESIDE = (".lock", ".stored", ".pull.lock", ".writable", ".*.tmp", "earlier-*", ".earlier-*.part", "later-*", "*.log",
+_BESIDE = (".lock", ".stored", ".pull.lock", ".writable", ".*.tmp", "earlier-*", _PART, "later-*", "*.log",
            "*.out", "*.err", ".torchx*", ".nfs*", ".fuse_hidden*", ".snapshot", "lost+found", ".DS_Store",
            ".git*")  # fmt: skip
 _SEALS = re.compile(r"(step-\d+|last|best)\.sha256")
@@ -51,7 +52,7 @@ def set_aside(folder: Path) -> Path | None:
     next call goes on.
     """
     names = [name for name in sorted(os.listdir(folder)) if _matches(name, _OWN)]
-    part = next(iter(sorted(folder.glob(".earlier-*.part"))), None)
+    part = next(iter(sorted(folder.glob(_PART))), None)
     if part is None and not names:
         return None
     try:
@@ -73,7 +74,7 @@ def set_aside(folder: Path) -> Path | None:
 
 def finish_setting_aside(folder: Path) -> Path | None:
     """`set_aside`, where a crash cut one short; None where none was."""
-    return set_aside(folder) if any(folder.glob(".earlier-*.part")) else None
+    return set_aside(folder) if any(folder.glob(_PART)) else None
 
 
 def find_run(uri: str, resume: str) -> tuple[str, str]:
@@ -100,8 +101,9 @@ def find_run(uri: str, resume: str) -> tuple[str, str]:
     return newest, ""
 
 
-def _refuse_foreign(place: str, names: Iterable[str], checkpoints: Iterable[str], recipe: bytes, over: bool) -> None:
-    is_run = _is_recipe(recipe) or any(_SEALS.fullmatch(name) for name in checkpoints)
+def _refuse_foreign(place: str, names: Sequence[str], checkpoints: Iterable[str], recipe: bytes, over: bool) -> None:
+    half_moved = any(_matches(name, (_PART,)) for name in names)
+    is_run = half_moved or _is_recipe(recipe) or any(_SEALS.fullmatch(name) for name in checkpoints)
     if is_run and not over:
         return
     known = (*_OWN, *_BESIDE) if is_run else _BESIDE
