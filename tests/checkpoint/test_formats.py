@@ -53,8 +53,8 @@ def test_a_stored_one_goes_on(number: int, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (FORMAT - 1, f"of format {FORMAT - 1}, and this version of deit_fast goes on from {FORMAT}: finish the run with "
-                     "the version of deit_fast that wrote it, or start another --out from its weights, with --init"),
+        (FORMAT - 1, f"of format {FORMAT - 1}, and this version of deit_fast goes on from {FORMAT}: finish the run "
+                     "with the version of deit_fast that wrote it, or start another --out from its weights, with --init"),
         (FORMAT + 1, f"of format {FORMAT + 1}, and this version of deit_fast reads {FORMAT}: it needs a newer one"),
         (None, f"expected a deit_fast checkpoint of format {FORMAT}, found none of deit_fast's"),
         ("1", f"expected a deit_fast checkpoint of format {FORMAT}, found none of deit_fast's"),
@@ -82,7 +82,9 @@ def test_one_of_another_layout_is_refused(tmp_path: Path) -> None:
     for key, changed in (("bad_images", None), ("optimizer", {"state": {}, "param_groups": []})):
         state = {name: value for name, value in content.items() if name != key}
         save_checkpoint(path, state if changed is None else {**state, key: changed})
-        with pytest.raises(RunError, match="not of this version's layout .*; finish the run with the version") as error:
+        with pytest.raises(
+            RunError, match=r"not of this version's layout .*; finish the run with the version"
+        ) as error:
             train(stored.recipe(), str(tmp_path / "images"), run)
         assert "\n" not in str(error.value)
     path.with_suffix(".sha256").unlink()

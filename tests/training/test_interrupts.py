@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from deit_fast.cli import main as cli
-from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.log_sinks.json_lines import read_metrics
 from deit_fast.runtime.watchdog import Watchdog
 from deit_fast.training import loop
@@ -77,7 +76,6 @@ def beat_with(action: Callable[[], object], number: int) -> Callable[..., object
     [
         (signal.SIGINT, in_a_step, 4),
         (signal.SIGINT, in_an_evaluation, 6),
-        (signal.SIGINT, in_the_last_evaluation, 12),
         (signal.SIGTERM, in_the_last_evaluation, 12),
     ],
 )
@@ -110,9 +108,6 @@ def test_before_the_first_step_there_is_nothing_to_save(
             assert start(folder_data, tmp_path / "run") == 130
         assert capsys.readouterr().err.splitlines() == ["deit-fast: interrupted; run the same command again"]
         assert not (tmp_path / "run" / "checkpoints").exists()
-    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:  # of the library
-        patch.setattr(runs, "restore", at_call(1, lambda: os.kill(os.getpid(), signal.SIGINT), runs.restore))
-        runs.train(get_recipe("demo_pretrain", SHORT), str(folder_data), tmp_path / "run")
 
 
 def test_starting_over_keeps_the_earlier_run(
