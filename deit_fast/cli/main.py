@@ -8,7 +8,7 @@ from pathlib import Path
 from deit_fast.cli import commands
 from deit_fast.cli.commands import complain
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError
-from deit_fast.runtime.exit_status import ExitStatus, status_of
+from deit_fast.runtime.exit_status import ExitStatus, report_status, status_of
 from deit_fast.runtime.object_store import is_remote
 
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
@@ -175,6 +175,12 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its ExitStatus; an error that a user can meet is told on stderr, a line each."""
+    status = _run(argv)
+    report_status(status)
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments, words = build_parser().parse_known_args(argv)
     try:
         # argparse takes positional words only in one place; key=value words may stand anywhere.
