@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -23,7 +24,10 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to, synced to disk and renamed over it when the block succeeds."""
+    """A temporary path beside `path` to write to, synced to disk and renamed over it when the block succeeds.
+
+    An OSError that names no file, as of a full disk, leaves with the name of `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -39,8 +43,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lacking_space(folder: Path, needed: int = 0) -> str:
+    """What a full disk lacks, in words; nothing where the disk of the folder has more than the `needed` bytes free."""
+    try:
+        place = folder.resolve()
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        while not os.path.ismount(place):
+            place = place.parent
+    except OSError:  # a disk that is gone is not full
+        return ""
+    if free >= max(needed, 1 << 16):
+        return ""
+    lacking = f", {needed - free} bytes too few" if needed > free else ""
+    return f"the disk at {place} has {free} bytes free{lacking}"
 
 
 def cache_folder() -> Path:
