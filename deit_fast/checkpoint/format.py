@@ -51,7 +51,8 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> Digests:
             torch.save({"format": FORMAT, **state}, large)
             digests = {".safetensors": hash_file(small), ".pt": hash_file(large)}
     except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer raises the last for a full disk
-        reason = lacking_space(path.parent, _size_of(weights) + _size_of(state)) or one_line(error)[:200]
+        plain = OSError(error.errno, error.strerror) if isinstance(error, OSError) and error.errno else error
+        reason = lacking_space(path.parent, _size_of(weights) + _size_of(state)) or one_line(plain)[:200]
         raise StorageError(f"{path}: cannot be written ({reason})") from error
     return digests
 
