@@ -14,8 +14,8 @@ from pathlib import Path
 
 from deit_fast.components.launch import Where, refuse
 
-from deit_fast.data.sources.shard_names import expand_braces, has_braces
 from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.braces import expand_braces, has_braces
 from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.object_store import is_remote
 from deit_fast.zoo import find_published
