@@ -9,18 +9,14 @@ from deit_fast.runtime.exit_status import ExitStatus, report_status
 
 def run() -> NoReturn:
     """Runs the command line and ends the process with its status; an interrupt is one line from the first import on."""
-    status: object = 1  # of a traceback
     try:
         from deit_fast.cli.main import main
 
         status = main()
-    except SystemExit as stop:  # argparse's
-        status = stop.code
     except KeyboardInterrupt:
         print("deit-fast: interrupted; run the same command again", file=sys.stderr)
         status = ExitStatus.INTERRUPTED
-    finally:
-        report_status(status if isinstance(status, int) else 0)
+        report_status(status)
     if status == ExitStatus.INTERRUPTED:  # without waiting for threads, of downloads for one
         sys.stdout.flush()
         sys.stderr.flush()

@@ -54,7 +54,8 @@ def test_a_stored_one_goes_on(number: int, tmp_path: Path, capsys: pytest.Captur
     ("number", "said"),
     [
         (FORMAT - 1, f"of format {FORMAT - 1}, and this version of deit_fast goes on from {FORMAT}: finish the run "
-                     "with the version of deit_fast that wrote it, or start another --out from its weights, with --init"),
+                     "with the version of deit_fast that wrote it, or start another --out from its weights, "
+                     "with --init"),
         (FORMAT + 1, f"of format {FORMAT + 1}, and this version of deit_fast reads {FORMAT}: it needs a newer one"),
         (None, f"expected a deit_fast checkpoint of format {FORMAT}, found none of deit_fast's"),
         ("1", f"expected a deit_fast checkpoint of format {FORMAT}, found none of deit_fast's"),

@@ -18,6 +18,7 @@ from deit_fast.checkpoint.format import verify_checkpoint
 from deit_fast.cli import main as cli
 from deit_fast.infer.predict import load_model
 from deit_fast.runtime import object_store as objects
+from deit_fast.runtime.exit_status import ExitStatus
 from tests.checkpoint.test_durable import LENGTH, equal, run
 from tests.conftest import ROOT
 from tests.object_store import S3, serve
@@ -103,7 +104,7 @@ def test_uploads_that_fail(
     capsys: pytest.CaptureFixture[str], machine: str,
 ) -> None:  # fmt: skip
     stop_at(8, store)
-    assert train(folder_data) == 2
+    assert train(folder_data) == ExitStatus.STORAGE_FAILED
     printed = capsys.readouterr()
     (line,) = [line for line in printed.out.splitlines() if "the checkpoint of step 8 is in" in line]
     assert f"only: {OUT}/checkpoints/step-0000008.pt: cannot be reached" in line or "safetensors" in line
@@ -177,7 +178,7 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over(
 def test_the_store_is_the_run(store: S3, folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A machine with checkpoints of a run that the store has no more starts over; with older ones, takes the newer."""
     stop_at(8, store)
-    assert train(folder_data) == 2
+    assert train(folder_data) == ExitStatus.STORAGE_FAILED
     shutil.copytree(tmp_path / "machine", tmp_path / "old")
     store.fault = lambda method, path: ""
     assert train(folder_data, "run.checkpoint_every=6", "run.keep_checkpoints=1") == 0

@@ -9,15 +9,9 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from deit_fast.data.sources.shard_names import (
-    Split,
-    choose_shards,
-    expand_braces,
-    has_braces,
-    refuse_gaps,
-    refuse_missing,
-)
+from deit_fast.data.sources.shard_names import Split, choose_shards, refuse_gaps, refuse_missing
 from deit_fast.data.sources.source_format import SourceFormat
+from deit_fast.runtime.braces import expand_braces, has_braces
 from deit_fast.runtime.errors import DataError, RunError, StorageError
 from deit_fast.runtime.files import atomic_path, exclusive
 from deit_fast.runtime.object_store import Object, fetch, fetch_all, is_remote, list_objects

@@ -1,4 +1,4 @@
-"""Which shards a data set is made of: ranges in braces, splits by name, and none missing in between."""
+"""Which shards a data set is made of: splits by name, and none missing in between."""
 
 import re
 from collections.abc import Sequence
@@ -9,25 +9,7 @@ from deit_fast.runtime.errors import DataError
 
 Split = Literal["train", "val"]
 
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SHARD_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\.tar)")
-
-
-def has_braces(uri: str) -> bool:
-    """Whether the URI has a range such as {0000..0009}."""
-    return _BRACES.search(uri) is not None
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """The names that a pattern with ranges such as {0000..0009} stands for, in order. Raises DataError."""
-    names = [pattern]
-    while match := _BRACES.search(names[0]):
-        first, last = match.groups()
-        if int(first) > int(last):
-            raise DataError(f"{pattern}: expected a range that counts up, got {match[0]}")
-        numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-        names = [_BRACES.sub(number, name, count=1) for name in names for number in numbers]
-    return names
 
 
 def refuse_missing(uri: str, names: Sequence[str], missing: Sequence[str]) -> None:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
 from deit_fast.data.sources.classes import check_labels, read_class_names
-from deit_fast.data.sources.shard_names import choose_shards, expand_braces, has_braces, refuse_gaps, refuse_missing
+from deit_fast.data.sources.shard_names import choose_shards, refuse_gaps, refuse_missing
 from deit_fast.data.sources.source_format import Request, SourceFormat
+from deit_fast.runtime.braces import expand_braces, has_braces
 from deit_fast.runtime.errors import DataError, printable
 from deit_fast.runtime.files import atomic_path, cache_folder
 from deit_fast.runtime.patience import may_pass, patiently
