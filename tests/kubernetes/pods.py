@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from tests.conftest import ROOT
 
 GRACE_SECONDS = 30  # where the pod does not say otherwise
@@ -66,6 +68,8 @@ class Pod:
         self.deleted_at = ""
         self.discarded = False
         """Whether its job deleted it."""
+        self.node = ""
+        self._silent = self._removed = False
         self.lines: list[tuple[datetime, bytes]] = []
         self._deadline = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -107,16 +111,30 @@ class Pod:
 
     def delete(self, seconds: int | None = None) -> None:
         """Asks its first process to end, which is killed after the grace period."""
+        if seconds == 0 and self._silent:  # by force: the object goes, whatever becomes of the processes
+            self.remove()
         if self.deleted_at:
             return
         grace = self.spec.get("terminationGracePeriodSeconds", GRACE_SECONDS) if seconds is None else seconds
         self.deleted_at, self._deadline = now(), time.monotonic() + grace
-        if self.phase == "Running":
+        if self.phase == "Running" and not self._silent:
             self.signal(signal.SIGTERM)
+
+    def cut_off(self) -> None:
+        """Its node cannot be reached any more: nobody learns what becomes of the pod, and nothing comes from it."""
+        self._silent = True
+        for process in self._processes():
+            process.suspend()
+
+    def remove(self) -> None:
+        """Its object goes, as with its node's."""
+        self.deleted_at, self._removed = self.deleted_at or now(), True
+        for process in self._processes():
+            process.kill()
 
     def observe(self) -> bool:
         """Whether the phase has changed."""
-        if self.phase != "Running" or self._process is None:
+        if self.phase != "Running" or self._process is None or self._silent:
             return False
         if self.deleted_at and time.monotonic() > self._deadline:
             self.signal(signal.SIGKILL)
@@ -131,7 +149,7 @@ class Pod:
 
     @property
     def gone(self) -> bool:
-        return bool(self.deleted_at) and self.phase != "Running"
+        return self._removed or (bool(self.deleted_at) and self.phase != "Running")
 
     def signal(self, number: int) -> None:
         """Sends a signal to the pod's first process: one that it does not handle does nothing, but for KILL."""
@@ -146,6 +164,13 @@ class Pod:
             children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
             return int(children[0]) if children else None
         return None
+
+    def _processes(self) -> list[psutil.Process]:
+        """All of the pod's: its first process, and what that started."""
+        first = self.first_process() if self._process else None
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [] if first is None else [psutil.Process(first), *psutil.Process(first).children(recursive=True)]
+        return []
 
     def log(self) -> bytes:
         return b"".join(line for _, line in self.lines)

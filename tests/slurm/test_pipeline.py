@@ -115,8 +115,9 @@ def test_a_pipeline_fails_continues_and_ends(cluster: Cluster, digits: Path, tmp
     assert "| evaluate_finetune |" in printed
     assert ask(cluster, jobs, "State") == ["COMPLETED"] * 4
     start, end = (ask(cluster, jobs[1:3], field) for field in ("Start", "End"))
-    restarted = "".join(path.read_text() for path in tmp_path.glob(f"slurm-{pretraining.id}-train-*.err"))
-    assert "step 5 " in restarted.partition("Slurm's restart 1 of this job")[0]  # the first start's log is still there
+    first, _, second = (tmp_path / f"slurm-{pretraining.id}-train-0.err").read_text().partition("Slurm's restart 1 of")
+    assert "was ended by SIGKILL" in first
+    assert second
     assert max(start) < min(end)  # pretrain's evaluation and the finetuning run at once
     assert run(cluster, tmp_path).count("done before") == 4
     assert not cluster.run("squeue", "-h")
