@@ -123,14 +123,12 @@ class Pod:
     def cut_off(self) -> None:
         """Its node cannot be reached any more: nobody learns what becomes of the pod, and nothing comes from it."""
         self._silent = True
-        for process in self._processes():
-            process.suspend()
+        self._signal_all(signal.SIGSTOP)
 
     def remove(self) -> None:
         """Its object goes, as with its node's."""
         self.deleted_at, self._removed = self.deleted_at or now(), True
-        for process in self._processes():
-            process.kill()
+        self._signal_all(signal.SIGKILL)
 
     def observe(self) -> bool:
         """Whether the phase has changed."""
@@ -165,12 +163,13 @@ class Pod:
             return int(children[0]) if children else None
         return None
 
-    def _processes(self) -> list[psutil.Process]:
-        """All of the pod's: its first process, and what that started."""
-        first = self.first_process() if self._process else None
+    def _signal_all(self, number: int) -> None:
+        """To its first process, and what that started."""
+        if self._process is None or (first := self.first_process()) is None:
+            return
         with contextlib.suppress(psutil.NoSuchProcess):
-            return [] if first is None else [psutil.Process(first), *psutil.Process(first).children(recursive=True)]
-        return []
+            for process in [*psutil.Process(first).children(recursive=True), psutil.Process(first)]:
+                process.send_signal(number)
 
     def log(self) -> bytes:
         return b"".join(line for _, line in self.lines)
