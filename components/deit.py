@@ -14,6 +14,7 @@ name may replace one of the finder's. Functions that are no components return so
 from typing import Dict, List, Optional
 
 from deit_fast.components.arguments import Where, check_given, parse_switch, refuse
+from deit_fast.components.checks import check_classes, check_paths, check_space
 from deit_fast.components.launch import build_role, check_recipe, job_name
 from torchx import specs
 
@@ -177,6 +178,7 @@ def evaluate(
     switches = {"--ema": parse_switch("ema", ema), "--flip": parse_switch("flip", flip)}
     words += [*(word for word, on in switches.items() if on), *overrides]
     where = Where(j, h, cpu, gpu, memMB, image, env, mounts, overlay, max_retries, rdzv_port)
+    check_paths(where, out, {"data": data}, {"checkpoint": checkpoint, "real": real})
     return specs.AppDef(name=job_name(name), roles=[build_role("evaluate", words, where)])
 
 
@@ -191,6 +193,14 @@ def _train_role(
         resolved.check_teacher(options["--teacher"])
     except RecipeError as error:
         refuse(str(error))
+    files = {name.removeprefix("--"): options.get(name, "") for name in ("--init", "--teacher", "--resume")}
+    check_paths(where, out, {"data": data, "val": options["--val"]}, {**files, "resume": _file(files["resume"])})
+    check_classes(resolved, data, where)
+    check_space(resolved, out, where)
     words = ["train", recipe, "--data", data, "--out", out]
     words += [word for option in options.items() if option[1] and option != ("--resume", "auto") for word in option]
     return build_role("train", words + overrides, where)
+
+
+def _file(resume: str) -> str:
+    return "" if resume in ("auto", "never") else resume

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from deit_fast.recipe.schema import SECTIONS, Recipe
-from deit_fast.runtime.errors import RecipeError, RunError, one_line
-from deit_fast.runtime.files import atomic_path, hash_file
+from deit_fast.runtime.errors import RecipeError, RunError, StorageError, one_line
+from deit_fast.runtime.files import atomic_path, hash_file, lacking_space
 
 FORMAT = 1
 SUFFIXES = (".safetensors", ".pt")
@@ -41,7 +41,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> Digests:
     """The two files of `save_checkpoint` without their seal; returns the SHA-256 of each, hexadecimal, by its suffix.
 
     A full disk leaves both as they were; a crash may leave a new one beside an old one, which no seal fits. Raises
-    RunError where a file cannot be written.
+    StorageError where a file cannot be written, with the bytes that a full disk lacks.
     """
     weights = {name: value.detach().contiguous().cpu() for name, value in state["model"].items()}
     header = {key: json.dumps(state.get(key)) for key in ("recipe", "classes", "step")}
@@ -51,8 +51,17 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> Digests:
             torch.save({"format": FORMAT, **state}, large)
             digests = {".safetensors": hash_file(small), ".pt": hash_file(large)}
     except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer raises the last for a full disk
-        raise RunError(f"{path}: cannot be written ({one_line(error)[:200]})") from error
+        reason = lacking_space(path.parent, _size_of(weights) + _size_of(state)) or one_line(error)[:200]
+        raise StorageError(f"{path}: cannot be written ({reason})") from error
     return digests
+
+
+def _size_of(content: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    values = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return sum(map(_size_of, values))
 
 
 def seal_checkpoint(path: Path, digests: Digests) -> None:
@@ -64,7 +73,7 @@ def seal_checkpoint(path: Path, digests: Digests) -> None:
         with atomic_path(path.with_suffix(SEAL)) as temporary:
             temporary.write_text(_format_seal(path, digests), encoding="utf-8")
     except OSError as error:
-        raise RunError(f"{path.with_suffix(SEAL)}: cannot be written ({error.strerror})") from error
+        raise StorageError(f"{path.with_suffix(SEAL)}: cannot be written ({error.strerror})") from error
 
 
 def link_checkpoint(source: Path, destination: Path, digests: Digests) -> None:
@@ -82,7 +91,7 @@ def link_checkpoint(source: Path, destination: Path, digests: Digests) -> None:
                 except OSError:
                     shutil.copyfile(source.with_suffix(suffix), temporary)
     except OSError as error:
-        raise RunError(f"{destination}: cannot be written ({error.strerror})") from error
+        raise StorageError(f"{destination}: cannot be written ({error.strerror})") from error
     seal_checkpoint(destination, digests)
 
 

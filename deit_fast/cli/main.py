@@ -1,14 +1,16 @@
 """The command line: `deit-fast train | evaluate | predict | convert | data | show | zoo`."""
 
 import argparse
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from deit_fast.cli import commands
 from deit_fast.cli.commands import complain
-from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError
-from deit_fast.runtime.exit_status import ExitStatus, status_of
+from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, too_little_memory
+from deit_fast.runtime.exit_status import ExitStatus, report_status, status_of
+from deit_fast.runtime.files import lacking_space
 from deit_fast.runtime.object_store import is_remote
 
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
@@ -175,6 +177,12 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its ExitStatus; an error that a user can meet is told on stderr, a line each."""
+    status = _run(argv)
+    report_status(status)
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments, words = build_parser().parse_known_args(argv)
     try:
         # argparse takes positional words only in one place; key=value words may stand anywhere.
@@ -187,8 +195,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(error)
         return error.status
     except OSError as error:  # a full disk, a path that cannot be written
-        complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+        place = error.filename or "a file"
+        lacking = lacking_space(Path(str(place))) if error.errno == errno.ENOSPC else ""
+        complain(f"{place}: {error.strerror or error}" + (f": {lacking}" if lacking else ""))
         return status_of(error)
+    except (MemoryError, ImportError, RuntimeError) as error:
+        if not (limit := too_little_memory(error)):
+            raise
+        complain(limit)
+        return ExitStatus.REFUSED
     except KeyboardInterrupt:
         complain("interrupted")
         return ExitStatus.INTERRUPTED

@@ -17,7 +17,7 @@ from deit_fast.training.distill import Teacher
 from deit_fast.training.guards import BadImages, Divergence, check_interval
 from deit_fast.training.job import Job
 from deit_fast.training.objective import BatchBuilder
-from deit_fast.training.periodic import Checkpoints, Evaluation, TrainMetrics, draw_curves
+from deit_fast.training.periodic import Checkpoints, Evaluation, TrainMetrics, draw_curves, publish_ending
 from deit_fast.training.prepare import prepare
 from deit_fast.training.schedule import learning_rate
 from deit_fast.training.start import build_loader
@@ -65,6 +65,7 @@ def run_loop(
                 if ending := divergence.check(step.meter, state.step):
                     metrics.record(step.meter, lr)  # where it can be seen coming
                     draw_curves(job)
+                    log.say(*publish_ending(job))
                     raise DivergedError(ending)
             if due.log:
                 metrics.record(step.meter, lr)

@@ -13,9 +13,9 @@ from deit_fast.checkpoint.state import TrainState
 from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.infer.evaluate import build_eval_loader, evaluate
 from deit_fast.optim.sharding import gather
-from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.errors import RunError, StorageError
 from deit_fast.runtime.hardware import peak_memory
-from deit_fast.runtime.metrics_log import MetricsLog, plot_curves
+from deit_fast.runtime.metrics_log import MetricsLog, plot_curves, told
 from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.training.job import Job
 from deit_fast.training.step import Meter, TrainStep
@@ -79,9 +79,20 @@ class TrainMetrics:
 
 
 def draw_curves(job: Job) -> None:
-    """curves.png in the run folder, by the main process, of what the log has so far."""
+    """curves.png in the run folder, by the main process, of what the log has so far; none on a full disk."""
     if job.world.is_main:
-        plot_curves(job.out, f"{job.recipe.name}, {job.recipe.model.image_size} px")
+        with told("curves.png"):
+            plot_curves(job.out, f"{job.recipe.name}, {job.recipe.model.image_size} px")
+
+
+def publish_ending(job: Job) -> list[str]:
+    """Brings what a diverged run leaves to look at to its object store, by the main process; lines on what failed."""
+    try:
+        if job.store is not None and job.world.is_main:
+            job.store.push()
+    except RunError as error:
+        return [f"the end of the run is in {job.out} only: {error}"]
+    return []
 
 
 class Evaluation:
@@ -147,10 +158,10 @@ class Checkpoints:
             self._say(self._saver.report())
 
     def settle(self) -> None:
-        """Waits for the last one. Raises RunError, on every process, where it could not be written."""
+        """Waits for the last one. Raises StorageError, on every process, where it could not be written."""
         failures = self._job.world.broadcast(self._saver.finish() if self._saver is not None else [])
         if failures:
-            raise RunError(failures[0])
+            raise StorageError(failures[0])
 
     def close(self) -> None:
         """Waits for the last one, tells what failed of it, and ends the thread that writes."""

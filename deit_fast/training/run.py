@@ -11,7 +11,7 @@ from deit_fast.data.sources.classes import check_same_classes, resolve_classes
 from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.data.sources.salvage import SalvagedShards
 from deit_fast.recipe.schema import Recipe
-from deit_fast.runtime.errors import RunError, StoppedError
+from deit_fast.runtime.errors import RunError, StoppedError, StorageError
 from deit_fast.runtime.files import locked, write_json
 from deit_fast.runtime.hardware import peak_memory
 from deit_fast.runtime.log_sinks import chosen_sinks
@@ -127,5 +127,5 @@ def write_result(job: Job, state: TrainState) -> dict[str, Any]:
         except RunError as error:
             failure = f"the result is in {out} only: {error}"
     if failure := world.broadcast(failure):
-        raise RunError(failure)
+        raise StorageError(failure)
     return result

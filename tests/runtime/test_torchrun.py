@@ -140,3 +140,12 @@ def test_every_status_has_its_line() -> None:
     assert len(lines) == len(ExitStatus)
     assert describe_end(None, -15) == "torchrun was ended by SIGTERM"
     assert describe_end(2, -11) == "rank 2 was ended by SIGSEGV"
+
+
+def test_the_table_of_the_readme_has_every_status() -> None:
+    rows = re.findall(
+        r"^\| (\d+) \| [^|]* \| ([^|]*) \| ([^|]*) \|", (ROOT / "components" / "README.md").read_text(), re.M
+    )
+    table = {int(status): {slurm, kubernetes} for status, slurm, kubernetes in rows}
+    assert table.keys() == set(ExitStatus)
+    assert {status for status, ends in table.items() if ends == {"**ended**"}} == {2, 3, 65, 130}

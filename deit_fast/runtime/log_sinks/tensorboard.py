@@ -1,5 +1,6 @@
 """tensorboard/: a curve for each figure, and the pictures."""
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,9 @@ class TensorBoard(Sink):
     """A TensorBoard event file in the run folder; steps after `step` are purged."""
 
     def __init__(self, folder: Path, step: int) -> None:
+        # Its thread meets a full disk, and the next `record` raises that error: the thread need not print it too.
+        others = threading.excepthook
+        threading.excepthook = lambda error: None if isinstance(error.exc_value, OSError) else others(error)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
