@@ -12,13 +12,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from deit_fast.components.arguments import Where, refuse
+
 from deit_fast.data.sources.shard_names import expand_braces, has_braces
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.object_store import is_remote
 from deit_fast.zoo import find_published
-
-from .arguments import Where, refuse
 
 _COPIES = 5  # of the weights in a checkpoint: both files', the optimizer's two moments, the moving average
 

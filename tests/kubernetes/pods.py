@@ -90,7 +90,8 @@ class Pod:
         (container,) = self.spec["containers"]
         layer = folder / self.uid
         layer.mkdir()
-        environment = {**image, **{each["name"]: each.get("value", "") for each in container.get("env", [])}}
+        environment = {**image, "KUBERNETES_SERVICE_HOST": "127.0.0.1"}  # every pod is told where the API is
+        environment |= {each["name"]: each.get("value", "") for each in container.get("env", [])}
         words = [*container.get("command", []), *container.get("args", [])]
         self._process = subprocess.Popen(
             [
