@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 from torchx import specs
 
-from deit_fast.runtime.errors import one_line
+from deit_fast.recipe.schema import Recipe
+from deit_fast.recipe.table import get_recipe
+from deit_fast.runtime.errors import RecipeError, one_line
 
 SHUTDOWN_SECONDS = 100  # for the last checkpoint, before torchrun kills
 MAX_PORT = 65535
@@ -152,6 +154,13 @@ def check_given(**texts: str) -> None:
     for name, text in texts.items():
         if not text.strip():
             refuse(f"{name}={text!r}: expected a value")
+
+
+def check_recipe(recipe: str, overrides: list[str]) -> Recipe:
+    try:
+        return get_recipe(recipe, overrides)
+    except RecipeError as error:
+        refuse(str(error))
 
 
 def refuse(message: str) -> NoReturn:

@@ -13,9 +13,9 @@ name may replace one of the finder's. Functions that are no components return so
 
 from typing import Dict, List, Optional
 
-from deit_fast.components.arguments import Where, check_given, parse_switch, refuse
+from deit_fast.components.arguments import Where, check_given, check_recipe, parse_switch, refuse
 from deit_fast.components.checks import check_classes, check_paths, check_space
-from deit_fast.components.launch import build_role, check_recipe, job_name
+from deit_fast.components.launch import build_role, job_name
 from torchx import specs
 
 from deit_fast.runtime.errors import RecipeError

@@ -5,14 +5,9 @@ import shlex
 import sys
 from pathlib import Path
 
+from deit_fast.components.arguments import SHUTDOWN_SECONDS, Where, refuse
 from torchx import specs
 from torchx.specs import macros
-
-from deit_fast.recipe.schema import Recipe
-from deit_fast.recipe.table import get_recipe
-from deit_fast.runtime.errors import RecipeError
-
-from .arguments import SHUTDOWN_SECONDS, Where, refuse
 
 
 def build_role(name: str, words: list[str], where: Where) -> specs.Role:
@@ -104,13 +99,6 @@ def _is_plain(value: str) -> bool:
 def _quote(word: str) -> str:
     """A word for bash that neither TorchX's macros, Slurm's job id nor Kubernetes' $(NAME) can change."""
     return shlex.quote(word).replace("$", "$''")  # shlex quotes every word with a dollar: end and reopen the quotes
-
-
-def check_recipe(recipe: str, overrides: list[str]) -> Recipe:
-    try:
-        return get_recipe(recipe, overrides)
-    except RecipeError as error:
-        refuse(str(error))
 
 
 def job_name(name: str) -> str:

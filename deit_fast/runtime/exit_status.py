@@ -25,7 +25,7 @@ class ExitStatus(IntEnum):
     BAD_DATA = 65
     """EX_DATAERR: too many images whose bytes cannot be used."""
     HUNG = 70
-    """EX_SOFTWARE: no sign of life for run.hang_timeout seconds."""
+    """EX_SOFTWARE: no sign of life for run.hang_timeout seconds, or nodes that did not meet."""
     STORAGE_FAILED = 74
     """EX_IOERR: a disk, a mount or an object store failed, and went on failing."""
     STOPPED = 75

@@ -91,6 +91,13 @@ def test_overrides_go_to_every_training_or_to_one_stage() -> None:
         (["-j", "x"], "j='x'"),
         (["--cpu", "many"], "argument --cpu: invalid int value"),
         (["--cfg", "speed=9"], "speed"),
+        (["--cfg", "prepend_cwd=yes"], "cfg prepend_cwd='yes': expected true or false"),
+        (["--cfg", "log_dir"], "cfg='log_dir': expected NAME=value"),
+        (["--env", "A"], "env='A': expected NAME=value"),
+        (["--mounts", "x"], "mounts='x'"),
+        (["--cpu=-1"], "cpu=-1: expected 0 or more"),
+        (["--out", ""], "--out '': expected a folder"),
+        (["--data="], "--data '': expected an image folder or shards"),
         (["--max-parallel", "0"], "--max-parallel=0"),
         (["--pretrain-data", "w21"], "--pretrain-data='w21': expected none for demo"),
         (["--size", "base_21k"], "--pretrain-data='': expected the images of ImageNet-21k for base_21k"),
@@ -130,6 +137,33 @@ def test_slurm_jobs_can_be_dry_run(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert printed.count("#SBATCH hetjob") == 6
     assert "--time=60" in printed
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_option_arrives_as_it_was_typed(capfd: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--cfg",
+        "comment==a=b,partition=c",
+        "--env",
+        "NCCL_IB_HCA==mlx5_0:1",
+        "--image=-x",
+        "--scheduler",
+        "slurm",
+    ]
+    assert main(demo("--dry-run", *words)) == 0
+    printed = capfd.readouterr().out
+    assert printed.count("--comment==a=b ") >= 4
+    assert printed.count("--partition=c") == 4
+    assert printed.count("'NCCL_IB_HCA': '=mlx5_0:1'") == 4
+    assert printed.count("'image': '-x'") == 4
+
+
+def test_kubernetes_jobs_can_be_dry_run_without_a_cluster(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
+    words = ["--scheduler", "kubernetes", "--cfg", "queue=q", "--dry-run", "--max_retries", "3"]
+    assert main(demo(*words)) == 0
+    assert capfd.readouterr().out.count("queue: q") == 4
 
 
 def test_torchxconfig_gives_component_defaults(

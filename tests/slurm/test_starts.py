@@ -1,29 +1,17 @@
 """Several starts of a job on a real Slurm: each leaves its log, and the nodes meet although a port is taken."""
 
-import contextlib
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import submit
+from tests.slurm.jobs import closed, submit
 from tests.slurm.test_pipeline import run
 from tests.slurm.test_slurm import WORDS
 
 pytestmark = pytest.mark.slurm
-
-
-@contextlib.contextmanager
-def closed(cluster: Cluster) -> Iterator[None]:
-    """Jobs submitted meanwhile wait."""
-    cluster.run("scontrol", "update", "partitionname=main", "state=down")
-    try:
-        yield
-    finally:
-        cluster.run("scontrol", "update", "partitionname=main", "state=up")
 
 
 def port(job: str, restarts: int) -> int:
@@ -55,7 +43,8 @@ def test_a_foreign_listener_costs_a_start_and_the_log_of_each_stays(
     assert log.index("Slurm's restart 1") < log.index("resumed from") < log.rindex("top1")
 
 
-def test_sbatchs_reason_is_in_the_line(cluster: Cluster, tmp_path: Path) -> None:
+def test_sbatchs_reason_is_in_the_line(cluster: Cluster, digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "digits").symlink_to(digits)
     printed = run(cluster, tmp_path, "--cfg", "partition=absent", status=1)
     assert "could not start: sbatch: error: invalid partition specified: absent" in printed
     assert "Traceback" not in printed
