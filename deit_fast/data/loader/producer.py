@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deit_fast.data.augment.erase import EraseParams
 from deit_fast.data.loader.broken import describe_refusal, raise_culprit, without_name
 from deit_fast.data.loader.substitute import Substitutes
-from deit_fast.data.sources.base import Source, check_image
+from deit_fast.data.sources.base import Source
 from deit_fast.runtime.errors import DataError
 
 _QUEUED = 3  # host batches ready before DALI asks for them
@@ -148,7 +148,7 @@ class Producer:
     def _load(self, index: int) -> _Loaded:
         try:
             encoded = self._source.read(index)
-            return encoded, check_image(self._source, index, encoded)
+            return self._source.prepare(index, encoded)
         except DataError as error:
             return error
 
