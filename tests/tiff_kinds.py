@@ -121,5 +121,6 @@ def tiff_kinds() -> Iterator[tuple[str, bytes, object]]:
 # What rows and columns of the file mean, TIFF 6.0 page 36, to those of the picture shown.
 _FLIP, _DOWN, _MAIN = Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE
 _TURNS = {
-    2: [_FLIP], 3: [_FLIP, _DOWN], 4: [_DOWN], 5: [_MAIN], 6: [_MAIN, _FLIP], 7: [_MAIN, _FLIP, _DOWN], 8: [_MAIN, _DOWN],
+    2: [_FLIP], 3: [_FLIP, _DOWN], 4: [_DOWN], 5: [_MAIN], 6: [_MAIN, _FLIP], 7: [_MAIN, _FLIP, _DOWN],
+    8: [_MAIN, _DOWN],
 }  # fmt: skip

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-_RGB_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
-_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+_RGB_MODES = ("1", "L", "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+_STEPS = {"La": "LA", "RGBa": "RGBA", "P": "RGBA"}
+"""Modes that PIL converts to RGB by way of another: with premultiplied alpha, or with transparent colours."""
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _DEEP_FORMATS = ("PNG", "PPM")
 """Formats whose 16-bit grey PIL may open as mode I, on the scale of 16 bits."""
@@ -47,7 +48,7 @@ def check_kind(image: Image.Image) -> None:
     if tags is not None:
         _check_tiff(tags)
     deep = image.mode == "I" and image.format in _DEEP_FORMATS
-    if not (deep or image.mode in _RGB_MODES or image.mode in _PREMULTIPLIED or image.mode in _DEEP_MODES):
+    if not (deep or image.mode in _RGB_MODES or image.mode in _STEPS or image.mode in _DEEP_MODES):
         raise UnknownPixels(
             f"pixels of PIL's mode {image.mode}, of which white is not known (expected 8 or 16 bits per sample; "
             "convert them to RGB, L or I;16)"
@@ -59,7 +60,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     check_kind(image)
     if image.mode == "I" or image.mode in _DEEP_MODES:
         return Image.fromarray(array_as_rgb(np.asarray(image).astype(np.uint16)))
-    return image.convert(_PREMULTIPLIED.get(image.mode, "RGB")).convert("RGB")
+    return image.convert(_STEPS.get(image.mode, "RGB")).convert("RGB")
 
 
 def check_array(array: NDArray[Any]) -> None:
