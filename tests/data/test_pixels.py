@@ -226,7 +226,8 @@ def test_arrays_have_the_pixels_of_files() -> None:
     [
         (GREY / 255).astype(np.float32), np.full((SIDE, SIDE), np.nan), COLOUR.astype(np.float64), COLOUR.astype(int),
         COLOUR.astype(np.int8), COLOUR.astype(np.uint32), COLOUR.astype(object), COLOUR.transpose(2, 0, 1),
-        COLOUR[None], COLOUR[0, 0], COLOUR[:0], np.zeros((SIDE, SIDE, 0), np.uint8), np.zeros((SIDE, SIDE, 5), np.uint8),
+        COLOUR[None], COLOUR[0, 0], COLOUR[:0], np.zeros((SIDE, SIDE, 0), np.uint8),
+        np.zeros((SIDE, SIDE, 5), np.uint8),
     ],
 )  # fmt: skip
 def test_other_arrays_are_refused(array: NDArray[np.generic]) -> None:

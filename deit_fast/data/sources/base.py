@@ -198,7 +198,8 @@ def _read_pil_header(data: NDArray[np.uint8]) -> tuple[int, int, bool]:
     except UnknownPixels:
         raise
     except Exception as error:  # PIL's parsers raise what they like
-        reason = UNIDENTIFIED if isinstance(error, UnidentifiedImageError) else one_line(error)
+        unknown = "no TIFF that PIL reads is like that" if image_format(data) == "TIFF" else UNIDENTIFIED
+        reason = unknown if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise ValueError(f"{len(data)} bytes without a readable image header ({reason})") from None
     if not (height > 0 and width > 0):
         raise ValueError(f"{len(data)} bytes whose header says {height} x {width} pixels")

@@ -95,7 +95,7 @@ def is_right_in_dali(image: Image.Image, encoded: NDArray[np.uint8]) -> bool:
 
     image: PIL's of the file, not yet decoded.
     """
-    start = encoded[:72].tobytes()
+    start = encoded[:66].tobytes()
     if image.format == "TIFF":
         return _is_tiff_right(image.tag_v2)  # type: ignore[attr-defined]
     if image.format == "BMP":
@@ -155,10 +155,10 @@ def _is_tiff_right(tags: Any) -> bool:
 
 
 def _is_bmp_right(start: bytes) -> bool:
-    """By the first 72 bytes: those without compression, of bytes or of parts of bytes, also as RLE8 and as bit fields
-    in the usual order."""
+    """By the first 66 bytes: those without runs, of whole bytes or of parts of one, with fields in the usual order."""
     bits, compression = int.from_bytes(start[28:30], "little"), int.from_bytes(start[30:34], "little")
     if start[14] == 12:  # OS/2
         bits, compression = int.from_bytes(start[24:26], "little"), 0
-    plain = compression == 0 and bits in (1, 4, 8, 24, 32)
-    return plain or (compression, bits) == (1, 8) or (compression == 3 and bits == 32 and start[54:66] == _MASKS)
+    if compression == 3:
+        return bits == 32 and start[54:66] == _MASKS
+    return compression == 0 and bits in (1, 4, 8, 24, 32)
