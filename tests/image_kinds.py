@@ -186,8 +186,19 @@ def other_kinds() -> Iterator[tuple[str, bytes, object]]:
     ):  # fmt: skip
         content = stored(image, "WEBP", **options)
         yield f"webp{name}", content, by_pil(content)
+    odd = next(each for each in _webps_with_exif() if each[34] % 2)  # a chunk of an odd size before that of EXIF
+    yield "webp odd exif", odd, by_pil(odd)
     for kind in ("GIF", "JPEG2000"):
         yield kind.lower(), stored(colour, kind), "no JPEG, PNG, BMP"
     pam = b"P7\nWIDTH 24\nHEIGHT 24\nDEPTH 1\nMAXVAL 255\nTUPLTYPE GRAYSCALE\nENDHDR\n" + GREY.tobytes()
     yield "P7", pam, "no JPEG, PNG, BMP"
     yield "Pf", b"Pf\n24 24\n-1.0\n" + (GREY[::-1] / 255).astype("<f4").tobytes(), "no JPEG, PNG, BMP"
+
+
+def _webps_with_exif() -> Iterator[bytes]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for value in range(256):
+        colour = COLOUR.copy()
+        colour[0, 0] = value
+        yield stored(Image.fromarray(colour), "WEBP", lossless=True, exif=exif)
