@@ -15,6 +15,7 @@ from torchvision.transforms import v2 as transforms
 
 from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import Change, build_initialised
+from deit_fast.data.sources.pixels import as_rgb
 from deit_fast.infer.images import GivenImage, ImageList, readable_batches
 from deit_fast.infer.precision import Classifier, average_mirrored, choose_dtype
 from deit_fast.models.build import family_of
@@ -53,7 +54,7 @@ class LoadedModel(Classifier):
         size, data = self.recipe.model.image_size, self.recipe.data
         return transforms.Compose(
             [
-                transforms.RGB(),
+                as_rgb,
                 transforms.Resize(int(size / data.eval_crop_ratio), transforms.InterpolationMode.BICUBIC),
                 transforms.CenterCrop(size),
                 transforms.ToImage(),
@@ -110,7 +111,7 @@ def predict(
     flip: bool = False,
     allow_urls: bool = False,
 ) -> list[Prediction]:
-    """The `top_k` most likely classes of each image: paths, PIL images or uint8 arrays [H, W, 3].
+    """The `top_k` most likely classes of each image: paths, PIL images or arrays, uint8 or uint16, [H, W, 3] or [H, W].
 
     flip: average the logits of the image and its mirror image. An image that cannot be read has a Prediction with
     `error` set, and costs the others nothing. Raises RunError for URLs, unless they are allowed.
