@@ -132,7 +132,7 @@ def run_data_preview(arguments: argparse.Namespace) -> int:
 def run_data_check(arguments: argparse.Namespace) -> int:
     """`deit-fast data check`: prints a report of each split; INCOMPLETE where an image could not be used."""
     from deit_fast.data.sources.open import find_validation
-    from deit_fast.data.sources.shard_names import Split
+    from deit_fast.data.sources.splits import Split
     from deit_fast.data.tools.check import check_source, open_to_check, write_bad
 
     uris: dict[Split, str] = {"train": arguments.data}
@@ -152,7 +152,7 @@ def run_data_shard(arguments: argparse.Namespace) -> int:
     """`deit-fast data shard`: writes tar shards of each split, and prints how many; 0."""
     from deit_fast.data.sources.base import Source
     from deit_fast.data.sources.open import find_validation, open_source
-    from deit_fast.data.sources.shard_names import Split
+    from deit_fast.data.sources.splits import Split
     from deit_fast.data.tools.write_shards import describe_effect, write_shards
 
     sources: dict[Split, Source] = {"train": open_source(arguments.source, "train")}

@@ -15,7 +15,7 @@ from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.loader.broken import describe_refusal
 from deit_fast.data.loader.pipeline import decodes
 from deit_fast.data.sources.base import Source, check_image, read_bytes
-from deit_fast.data.sources.folder import list_images
+from deit_fast.data.sources.folder_walk import list_images
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import DataError, RunError
 from deit_fast.runtime.progress import Progress

@@ -8,24 +8,35 @@ from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
 from deit_fast.data.sources.classes import order_classes
+from deit_fast.data.sources.folder_walk import is_image, join_images, walk_images
+from deit_fast.data.sources.hidden import is_hidden
 from deit_fast.data.sources.source_format import SourceFormat
-from deit_fast.runtime.errors import DataError
+from deit_fast.runtime.errors import DataError, printable
 
 
 class ImageFolder(Source):
     """folder/class/**/image.jpg, in torchvision's order: classes by name, then images by folder and name.
 
-    Class folders named 0 to K - 1 are in the order of the numbers.
+    Hidden files and folders are left out, a folder that links lead to again counts once, and one that two classes reach
+    is refused. Class folders named 0 to K - 1 are in the order of the numbers.
     """
 
     def __init__(self, uri: str, folder: Path) -> None:
-        classes = order_classes(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        classes = order_classes(_class_folders(folder))
         if not classes:
             raise DataError(f"{folder}: expected a folder of images for every class, or .tar shards; found neither")
         self._paths: list[str] = []
         counts = []
+        class_of: dict[tuple[int, int], str] = {}
         for name in classes:
-            paths = list_images(os.path.join(folder, name))
+            walked = list(walk_images(os.path.join(folder, name)))
+            for each in walked:
+                if (other := class_of.setdefault(each.identity, name)) != name:
+                    raise DataError(
+                        f"{printable(each.path)}: expected images of one class, this folder is reached from class "
+                        f"{printable(other)} too, through a link"
+                    )
+            paths = join_images(walked)
             if not paths:
                 raise DataError(
                     f"{folder / name}: expected images ({', '.join(IMAGE_SUFFIXES)}) in every class folder, none found"
@@ -42,20 +53,17 @@ class ImageFolder(Source):
         return self._paths[index]
 
 
-def list_images(folder: str) -> list[str]:
-    """Paths of the images below a folder, by folder and then by name. Raises OSError where one cannot be read."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    # os.walk, unlike Path.stat, learns what an entry is from its directory: no call per file.
-    walked = sorted((root, files) for root, _, files in os.walk(folder, onerror=refuse, followlinks=True))
-    return [
-        os.path.join(root, name)
-        for root, files in walked
-        for name in sorted(files)
-        if name.lower().endswith(IMAGE_SUFFIXES)
-    ]
+def _class_folders(folder: Path) -> list[str]:
+    """Names of the folders that are classes. Raises DataError for a link to nothing: its class would be missing."""
+    names = []
+    for entry in os.scandir(folder):
+        if is_hidden(entry.name):
+            continue
+        if entry.is_dir():
+            names.append(entry.name)
+        elif entry.is_symlink() and not entry.is_file() and not is_image(entry.name):
+            raise DataError(f"{printable(entry.path)}: expected a folder of images, found a link to nothing")
+    return names
 
 
 # Any folder: one that is none of another kind either is refused in the words of this one.

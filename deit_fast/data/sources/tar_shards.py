@@ -17,6 +17,7 @@ from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
 from deit_fast.data.sources.classes import check_labels, read_class_names
 from deit_fast.data.sources.shard_names import choose_shards, expand_braces, has_braces, refuse_gaps, refuse_missing
 from deit_fast.data.sources.source_format import Request, SourceFormat
+from deit_fast.data.sources.splits import refuse_mixed
 from deit_fast.runtime.errors import DataError, printable
 from deit_fast.runtime.files import atomic_path, cache_folder
 from deit_fast.runtime.progress import progress
@@ -271,6 +272,7 @@ def _open(request: Request) -> Source:
         shards = [Path(name) for name in names]
     else:
         shards = _by_glob(request)
+        refuse_mixed(uri, [shard.name for shard in shards])
         refuse_gaps(shards)
     return request.open_shards(uri, shards)
 

@@ -15,7 +15,7 @@ from deit_fast.data.loader.broken import describe_refusal, find_refused, without
 from deit_fast.data.sources.base import Source, check_image, image_format
 from deit_fast.data.sources.list_shards import ListedShards
 from deit_fast.data.sources.open import open_source
-from deit_fast.data.sources.shard_names import Split
+from deit_fast.data.sources.splits import Split
 from deit_fast.runtime.errors import DataError, printable
 from deit_fast.runtime.progress import progress
 
