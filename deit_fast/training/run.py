@@ -7,7 +7,7 @@ from typing import Any
 
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import RunStore, fetch_sealed
-from deit_fast.data.sources.classes import check_same_classes, resolve_classes
+from deit_fast.data.sources.classes import match_classes, resolve_classes
 from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.data.sources.salvage import SalvagedShards
 from deit_fast.recipe.schema import Recipe
@@ -36,6 +36,7 @@ def train(
     init: str | Path | None = None,
     resume: str = "auto",
     teacher: str | Path | None = None,
+    labels: str | Path | None = None,
 ) -> dict[str, Any]:
     """Trains `recipe` on `data` into the folder `out`, evaluating on `val` or the validation split beside `data`.
 
@@ -45,7 +46,8 @@ def train(
     3. init is a path: that file's weights, position embeddings and head adapted to this recipe;
     4. the seed's own initialisation.
     teacher is the file of the teacher's weights, which no checkpoint holds: a run with distillation needs it each time.
-    Any of them may be in an object store (s3://, gs://, file://). For `out` the run works in a copy below the cache
+    labels is the file of labels of validation images that come without class folders, where it is not beside them.
+    Any checkpoint may be in an object store (s3://, gs://, file://). For `out` the run works in a copy below the cache
     folder, and each checkpoint goes up once it is written.
     Returns what result.json holds: accuracies in percent, minutes, images per second, peak memory in GiB. SIGTERM or
     SIGUSR1 end it after a checkpoint, with StoppedError. Raises RecipeError, DataError or RunError, each of one line.
@@ -59,15 +61,18 @@ def train(
     source = open_source(data, "train", recipe.data.category, SalvagedShards)
     recipe = resolve_classes(recipe, source)
     val_uri = val or find_validation(data)
-    val_source = open_source(val_uri, "val", recipe.data.category) if val_uri else None
+    if labels is not None and val_uri is None:
+        raise RunError(f"--labels {labels}: expected validation images without class folders, {data} has none")
+    val_source = open_source(val_uri, "val", recipe.data.category, labels=labels) if val_uri else None
     if val_source is not None:
-        check_same_classes(val_source, source.classes, f"{data}'s classes")
+        match_classes(val_source, source.classes, f"{data}'s classes")
     world = join_world(recipe.run.hang_timeout)
     with locked(out, ".lock", "another training") if world.is_main else contextlib.nullcontext(), StopSignal() as stop:
         job = plan_job(recipe, source, val_source, out, world, store)
         loaded = load_teacher(recipe, teacher, world.device) if teacher else None
         state = initial_state(recipe, world)
         notes = restore(job, state, init, resume)
+        notes += [f"validation images: {val_source.place}"] if val_source is not None else []
         notes += source.describe() if isinstance(source, SalvagedShards) else []
         with Watchdog(out, world.rank, recipe.run.hang_timeout) as watchdog:
             result = find_result(job, state)

@@ -1,13 +1,14 @@
 """A folder of images for every class."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
-from deit_fast.data.sources.classes import order_classes
+from deit_fast.data.sources.classes import one_form, order_classes
 from deit_fast.data.sources.folder_walk import is_image, join_images, walk_images
 from deit_fast.data.sources.hidden import is_hidden
 from deit_fast.data.sources.source_format import SourceFormat
@@ -63,6 +64,9 @@ def _class_folders(folder: Path) -> list[str]:
             names.append(entry.name)
         elif entry.is_symlink() and not entry.is_file() and not is_image(entry.name):
             raise DataError(f"{printable(entry.path)}: expected a folder of images, found a link to nothing")
+    if len(set(one_form(names))) < len(names):
+        twice = next(name for name, count in Counter(one_form(names)).items() if count > 1)
+        raise DataError(f"{folder}: expected every class once, {twice!r} is there in two forms of Unicode")
     return names
 
 

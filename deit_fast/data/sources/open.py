@@ -8,6 +8,7 @@ claim a place is an error.
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Protocol
 
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.source_format import (
@@ -21,10 +22,15 @@ from deit_fast.data.sources.splits import Split, refuse_split_like, take_split
 from deit_fast.data.sources.tar_shards import TarShards
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import DataError
+from deit_fast.runtime.object_store import is_remote
 
 
 def open_source(
-    uri: str, split: Split | None = None, category: str = "name", open_shards: OpenShards = TarShards
+    uri: str,
+    split: Split | None = None,
+    category: str = "name",
+    open_shards: OpenShards = TarShards,
+    labels: str | Path | None = None,
 ) -> Source:
     """Open labelled images; nothing but directories, shard indexes, labels and annotations is read (and CIFAR, whole).
 
@@ -33,13 +39,18 @@ def open_source(
     (s3://, gs://, file://) it has to be shards. `split` takes the folder (train/, val/, ...) or the shards
     (train-*.tar, val-*.tar, ...) that are named so, and the training or validation images of a data set as downloaded;
     a place that has other splits alone is refused. `category` is the level of iNaturalist's taxonomy. `open_shards`
-    takes the shards found. Raises DataError.
+    takes the shards found. `labels` is the file of labels of a folder of images without class folders; without it,
+    one of the names that are in use is looked for (label_files.py). Raises DataError.
     """
-    asked = Request(uri, Path(uri).expanduser(), split, category, open_shards)
-    with _readable() if asked.path.is_dir() else nullcontext():
+    asked = Request(uri, Path(uri).expanduser(), split, category, open_shards, Path(labels) if labels else None)
+    with nullcontext() if is_remote(uri) else _readable():
         source, form = _open(asked)
     if category != "name" and not form.has_taxonomy:
         raise DataError(f"data.category={category!r}: expected iNaturalist's annotations, {uri} has none")
+    if labels is not None and not form.takes_labels:
+        raise DataError(
+            f"--labels {labels}: expected a folder of images without class folders, {uri} has its own labels"
+        )
     return source
 
 
@@ -54,6 +65,22 @@ def find_validation(uri: str) -> str | None:
         request = Request(uri, path, "train", "name", TarShards).at(path, "train")
         form = _recognise(request, general=False)
         return form.find_validation(request) if form else validation_beside(request)
+
+
+class _Open(Protocol):
+    def __call__(self, uri: str, split: Split, *, labels: str | Path | None) -> Source: ...
+
+
+def open_splits(uri: str, labels: str | Path | None, open_one: _Open = open_source) -> dict[Split, Source]:
+    """The training images of a data set and, where they are found, its validation images.
+
+    labels: as in `open_source`; of the validation images, or where there are none, of all. Raises DataError.
+    """
+    val = find_validation(uri)
+    sources: dict[Split, Source] = {"train": open_one(uri, "train", labels=labels if val is None else None)}
+    if val is not None:
+        sources["val"] = open_one(val, "val", labels=labels)
+    return sources
 
 
 @contextmanager
@@ -72,7 +99,7 @@ def _open(asked: Request) -> tuple[Source, SourceFormat]:
         form = _recognise(request, general=False) or _recognise(request, general=True)
     if form is not None:
         source = form.open(request)
-        if request.files or request.folders:
+        if source.place == source.uri and (request.files or request.folders):
             source.place = str(request.path)
         return source, form
     if request.path.is_file():

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class Request:
     """Level of a taxonomy that is the class (data.category), for formats that have one."""
     open_shards: OpenShards
     """Opens tar shards: strictly, salvaging or listing, by what they are for."""
+    labels: Path | None = None
+    """File of the labels of a folder without class folders."""
     files: frozenset[str] = frozenset()
     """Names of the files in the folder, hidden ones left out."""
     folders: frozenset[str] = frozenset()
@@ -51,7 +54,7 @@ class Request:
     def at(self, path: Path, split: Split | None) -> "Request":
         """The same asked of another place. Raises OSError for a folder that cannot be listed."""
         folders, files = set[str](), set[str]()
-        if path.is_dir():
+        with suppress(FileNotFoundError, NotADirectoryError):  # a URI, a glob, a shard
             for entry in os.scandir(path):
                 if not is_hidden(entry.name):
                     (folders if entry.is_dir() else files).add(entry.name)
@@ -96,5 +99,7 @@ class SourceFormat:
     general: bool = False
     """Whether other formats go first, here and at the split's folder (train/, val/, ...), which is entered before this
     one is asked. Formats that know a place by files of their own are not general."""
+    takes_labels: bool = False
+    """Whether `open` heeds the request's file of labels, which is refused elsewhere."""
     has_taxonomy: bool = False
     """Whether `open` heeds the request's category; one that is not "name" is refused elsewhere."""

@@ -53,9 +53,9 @@ class Checked:
 _SIDES = ("height", "width")
 
 
-def open_to_check(uri: str, split: Split) -> Source:
+def open_to_check(uri: str, split: Split, labels: str | Path | None = None) -> Source:
     """As open_source, but shards that it refuses are opened as far as they go, with what is wrong in their `faults`."""
-    return open_source(uri, split, open_shards=ListedShards)
+    return open_source(uri, split, open_shards=ListedShards, labels=labels)
 
 
 def check_source(source: Source, threads: int) -> Checked:
