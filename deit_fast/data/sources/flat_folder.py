@@ -52,8 +52,13 @@ class FlatFolder(Source):
         return self._paths[index]
 
 
-def _find_flat(request: Request) -> Path | None:
-    """The folder that holds images and no folders: the place, or its only folder where that is called images."""
+def find_flat(request: Request) -> Path | None:
+    """The folder that holds images and no folders: the place, or its only folder where that is called images.
+
+    None where there is no such folder, or tar shards beside the images.
+    """
+    if any(name.endswith(".tar") for name in request.files):
+        return None
     if not request.folders and any(is_image(name) for name in request.files):
         return request.path
     if len(request.folders) == 1 and not any(is_image(name) for name in request.files):
@@ -64,9 +69,11 @@ def _find_flat(request: Request) -> Path | None:
 
 
 def _open(request: Request) -> FlatFolder:
-    folder = _find_flat(request)
+    folder = find_flat(request)
     assert folder is not None
     return FlatFolder(request.uri, folder, request.labels)
 
 
-SOURCE = SourceFormat(recognises=lambda request: _find_flat(request) is not None, open=_open, takes_labels=True)
+SOURCE = SourceFormat(
+    recognises=lambda request: find_flat(request) is not None, open=_open, general=True, takes_labels=True
+)

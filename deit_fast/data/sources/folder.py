@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
 from deit_fast.data.sources.classes import one_form, order_classes
+from deit_fast.data.sources.flat_folder import find_flat
 from deit_fast.data.sources.folder_walk import is_image, join_images, walk_images
 from deit_fast.data.sources.hidden import is_hidden
-from deit_fast.data.sources.source_format import SourceFormat
+from deit_fast.data.sources.source_format import Request, SourceFormat
 from deit_fast.runtime.errors import DataError, printable
 
 
@@ -70,9 +71,14 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-# Any folder: one that is none of another kind either is refused in the words of this one.
+def _recognises(request: Request) -> bool:
+    """Any folder: one that is none of another kind either is refused in the words of this one."""
+    shards = any(name.endswith(".tar") for name in request.files)
+    return request.path.is_dir() and not shards and find_flat(request) is None
+
+
 SOURCE = SourceFormat(
-    recognises=lambda request: request.path.is_dir() and not any(name.endswith(".tar") for name in request.files),
+    recognises=_recognises,
     open=lambda request: ImageFolder(request.uri, request.path),
     general=True,
 )

@@ -133,7 +133,7 @@ def _parse_index(shard: Path, text: str, label_of: Mapping[str, int], complete: 
                 raise ValueError(f"{shard}: expected one image and its label for a key, {error}") from None
             for image, label in pairs:
                 if image is None:
-                    raise ValueError(_unpaired(shard, line.split(" ")[3], line.split(" ")[0], "image"))
+                    raise ValueError(unlabelled or _unpaired(shard, line.split(" ")[3], line.split(" ")[0], "image"))
                 if label is None:
                     unlabelled = unlabelled or _unpaired(shard, image, split_name(image)[1], "cls")
                 else:
