@@ -91,6 +91,16 @@ def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
     assert f"{tmp_path / 'd' / 'train'}: " in refused(tmp_path / "d", "train")
 
 
+def test_splits_below_the_classes_are_found(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        image_folder(tmp_path / "a" / "imagenette2" / split, "cat", "dog")  # named one folder too high
+        image_folder(tmp_path / "b", f"cat/{split}", f"dog/{split}")
+    assert refused(tmp_path / "a", "train") == (
+        f"{tmp_path / 'a' / 'imagenette2'}: expected images of one class, found splits in it, train/ and val/"
+    )
+    assert refused(tmp_path / "b").startswith(f"{tmp_path / 'b' / 'cat'}: expected images of one class, found splits")
+
+
 def test_two_validation_splits_are_a_choice(tmp_path: Path) -> None:
     for split in ("train", "val", "validation"):
         image_folder(tmp_path / split, "cat")

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
 from deit_fast.data.sources.classes import one_form, order_classes
 from deit_fast.data.sources.flat_folder import find_flat
-from deit_fast.data.sources.folder_walk import is_image, join_images, walk_images
+from deit_fast.data.sources.folder_walk import Walked, is_image, join_images, walk_images
 from deit_fast.data.sources.hidden import is_hidden
 from deit_fast.data.sources.source_format import Request, SourceFormat
+from deit_fast.data.sources.splits import group_by_split
 from deit_fast.runtime.errors import DataError, printable
 
 
@@ -32,6 +33,7 @@ class ImageFolder(Source):
         class_of: dict[tuple[int, int], str] = {}
         for name in classes:
             walked = list(walk_images(os.path.join(folder, name)))
+            _refuse_splits_inside(folder / name, walked)
             for each in walked:
                 if (other := class_of.setdefault(each.identity, name)) != name:
                     raise DataError(
@@ -69,6 +71,15 @@ def _class_folders(folder: Path) -> list[str]:
         twice = next(name for name, count in Counter(one_form(names)).items() if count > 1)
         raise DataError(f"{folder}: expected every class once, {twice!r} is there in two forms of Unicode")
     return names
+
+
+def _refuse_splits_inside(folder: Path, walked: list[Walked]) -> None:
+    """Raises DataError where a class's folder holds splits: it is a whole data set, or its validation images train."""
+    inside = {os.path.basename(each.path) for each in walked if os.path.dirname(each.path) == str(folder)}
+    splits = group_by_split(inside)
+    if len(splits) > 1:
+        names = " and ".join(f"{name}/" for each in splits.values() for name in each)
+        raise DataError(f"{printable(str(folder))}: expected images of one class, found splits in it, {names}")
 
 
 def _recognises(request: Request) -> bool:
