@@ -43,6 +43,10 @@ def folder_of(name: str) -> str:
 
 def pair_members(names: Sequence[str]) -> list[Pair]:
     """The samples among neighbours with one key: one, as a rule. Raises ValueError, one line, for an unclear one."""
+    if len(names) == 2:  # nearly every sample of millions is KEY.jpg and KEY.cls
+        image, label = names if names[1].endswith(".cls") else (names[1], names[0])
+        if label.endswith(".cls") and image.endswith((".jpg", ".png")) and image[:-4] == label[:-4]:
+            return [Pair(image, label)]
     try:
         found = _pair(names)
         if found.image is not None:
@@ -82,6 +86,8 @@ def _last_ending(name: str) -> str:
 
 def parse_label(name: str, data: bytes, label_of: Mapping[str, int]) -> int:
     """The class in a label's member, given as a number or by a name of `label_of`. Raises ValueError, one line."""
+    if data.isdigit() and len(data) < 7:
+        return int(data)
     kind = _last_ending(name)
     text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="replace").strip()
     value = _read_json(name, text) if kind == "json" else text
