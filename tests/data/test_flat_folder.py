@@ -22,6 +22,7 @@ LISTS = {
     "imagenet_2012_validation_synset_labels.txt": "".join(f"{synset}\n" for synset in SYNSETS),
     "val.txt": "".join(f"{name}.JPEG {label}\n" for name, label in zip(NAMES, LABELS, strict=True)),
     "labels.csv": "id,breed\n" + "".join(f'{name},"{synset}"\n' for name, synset in zip(NAMES, SYNSETS, strict=True)),
+    "labels.txt": "image;class\n" + "".join(f"{name};{synset}\n" for name, synset in zip(NAMES, SYNSETS, strict=True)),
     "labels.tsv": "".join(f"./{name}.JPEG\t{synset}\tx\n" for name, synset in zip(NAMES, SYNSETS, strict=True)),
     "val_labels.txt": "".join(f"{label}\n" for label in LABELS),
     "metadata.csv": "\ufefffile_name,label\r\n"
@@ -57,6 +58,9 @@ def test_imagenets_validation_set_as_it_comes(tmp_path: Path, name: str) -> None
     write(root.parent / "train" / CLASSES[0] / "a.JPEG", encode())
     write(root.parent / name, LISTS[name].encode())
     check_labels(root.parent)
+    source = open_source(str(root))
+    match_classes(source, CLASSES, "the training's classes")
+    assert source.classes == CLASSES  # for classes.txt of shards, say
     assert find_validation(str(root.parent)) == str(root)
 
 

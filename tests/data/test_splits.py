@@ -101,6 +101,14 @@ def test_splits_below_the_classes_are_found(tmp_path: Path) -> None:
     assert refused(tmp_path / "b").startswith(f"{tmp_path / 'b' / 'cat'}: expected images of one class, found splits")
 
 
+def test_a_folder_too_high_is_not_one_class(tmp_path: Path) -> None:
+    image_folder(tmp_path / "images", "cat", "dog")
+    assert refused(tmp_path) == (
+        f"{tmp_path}: expected a folder of images for every class, found images/ alone, which holds folders; "
+        f"name {tmp_path / 'images'}"
+    )
+
+
 def test_two_validation_splits_are_a_choice(tmp_path: Path) -> None:
     for split in ("train", "val", "validation"):
         image_folder(tmp_path / split, "cat")

@@ -80,18 +80,20 @@ def check_classes(source: Source, num_classes: int) -> None:
 
 
 def match_classes(source: Source, classes: list[str], expected: str) -> None:
-    """Gives the source the order of `classes`, by name, and its labels with it; `expected` says whose they are.
+    """Gives the source `classes` in their order, and its labels with it; `expected` says whose they are, in words.
 
     Names that look alike are the same, in whichever form of Unicode a file system keeps them. Classes that are only
     numbered, on either side, are the others' by index. Raises DataError where the source has other classes.
     """
     ours, theirs = one_form(source.classes), one_form(classes)
     if ours == theirs:
+        source.classes = classes
         return
     found = f"{source.uri}: expected {expected}"
     if are_numbers(ours) or are_numbers(theirs):
         if len(ours) != len(theirs):
             raise DataError(f"{found}, {len(theirs)} in number, found {len(ours)}{_hint(source)}")
+        source.classes = source.classes if are_numbers(theirs) else classes
         return
     label_of = {name: label for label, name in enumerate(theirs)}
     missing, more = sorted(set(theirs) - set(ours)), sorted(set(ours) - set(theirs))

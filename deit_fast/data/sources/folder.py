@@ -45,6 +45,11 @@ class ImageFolder(Source):
                 raise DataError(
                     f"{folder / name}: expected images ({', '.join(IMAGE_SUFFIXES)}) in every class folder, none found"
                 )
+            if len(classes) == 1 and not walked[0].images:
+                raise DataError(
+                    f"{folder}: expected a folder of images for every class, found {name}/ alone, which holds folders; "
+                    f"name {folder / name}"
+                )
             self._paths += paths
             counts.append(len(paths))
         super().__init__(uri, classes, np.repeat(np.arange(len(classes)), counts))

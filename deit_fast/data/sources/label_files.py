@@ -58,14 +58,13 @@ def read_labels(path: Path, folder: str, names: Sequence[str]) -> list[str]:
 
 
 def _read_rows(text: str) -> list[list[str]]:
-    """The cells of each line, at least one; tabs, commas or white space are between them."""
+    """The cells of each line, at least one; tabs, commas, semicolons or white space are between them."""
     lines = [line for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else ""
-    if "\t" in first:
-        return [[cell.strip() for cell in line.split("\t")] for line in lines]
-    if "," in first:
-        return [[cell.strip() for cell in row] for row in csv.reader(lines)]
-    return [line.split() for line in lines]
+    delimiter = next((each for each in "\t,;" if each in first), None)
+    if delimiter is None:
+        return [line.split() for line in lines]
+    return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
 
 
 def _by_key(names: Sequence[str]) -> dict[str, int | None]:
