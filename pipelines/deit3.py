@@ -30,7 +30,7 @@ from deit_fast.runtime.table import markdown_table
 
 from .dag import run_stages
 from .schedulers import find_scheduler
-from .stages import Stage, dryrun_stage, expect_validation, get_app, sort_stages
+from .stages import Stage, dryrun_stage, get_app, sort_stages
 from .state import PipelineError, explain
 
 PIPELINES: dict[str, dict[str, str]] = {
@@ -222,8 +222,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise PipelineError(
                 f"--max-parallel={limit}: expected none with {options.scheduler}, whose queue has every stage at once"
             )
-        if not options.val:
-            expect_validation(options.data)
+        if not options.val and os.path.basename(options.data.rstrip("/")).startswith("train"):
+            raise PipelineError(
+                f"--data {options.data}: names training images alone; expected --val for the evaluations"
+            )
         if bool(options.pretrain_data) != options.size.endswith("_21k"):
             expected = "the images of ImageNet-21k" if options.size.endswith("_21k") else "none"
             raise PipelineError(f"--pretrain-data={options.pretrain_data!r}: expected {expected} for {options.size}")

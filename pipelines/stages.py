@@ -1,6 +1,5 @@
 """The stages of a pipeline: calls of TorchX components, what each needs first, and the jobs they make."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -10,9 +9,6 @@ from typing import Any
 from torchx.runner import Runner
 from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppDef, AppDryRunInfo, CfgVal
-
-from deit_fast.data.sources.open import find_validation
-from deit_fast.runtime.errors import DataError
 
 from .schedulers import find_scheduler
 from .state import PipelineError, Record, explain
@@ -86,16 +82,3 @@ def check_unchanged(stage: Stage, record: Record, remedy: str) -> None:
         dropped = " ".join(word for word in before if word not in now) or "fewer words"
         added = " ".join(word for word in now if word not in before) or "fewer words"
         raise PipelineError(f"stage {stage.name!r} was run with {dropped}, not {added}, {remedy}")
-
-
-def expect_validation(data: str) -> None:
-    """Raises PipelineError where the evaluations of a pipeline without --val would score its training images.
-
-    Data that is not on this machine is judged by its name alone.
-    """
-    alone = os.path.basename(data.rstrip("/")).startswith("train")
-    try:
-        if alone or (os.path.isdir(data) and find_validation(data) is None):
-            raise PipelineError(f"--data {data}: names training images alone; expected --val for the evaluations")
-    except DataError as error:
-        raise PipelineError(str(error)) from None

@@ -135,7 +135,8 @@ def _parse_index(shard: Path, text: str, label_of: Mapping[str, int], complete: 
                 if image is None:
                     raise ValueError(unlabelled or _unpaired(shard, line.split(" ")[3], line.split(" ")[0], "image"))
                 if label is None:
-                    unlabelled = unlabelled or _unpaired(shard, image, split_name(image)[1], "cls")
+                    ending = split_name(image)[1] if len(pairs) == 1 else image.rpartition(".")[2]
+                    unlabelled = unlabelled or _unpaired(shard, image, ending, "cls")
                 else:
                     labels.append(_read_label(shard, descriptor, *found[label], label, image, label_of))
                 members.append(image)
