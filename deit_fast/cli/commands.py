@@ -163,6 +163,7 @@ def run_data_shard(arguments: argparse.Namespace) -> int:
     sources = open_splits(arguments.source, arguments.labels)
     if "val" in sources:
         match_classes(sources["val"], sources["train"].classes, f"{arguments.source}'s classes")
+        sources["val"].classes = sources["train"].classes  # one classes.txt, also where validation only has numbers
     if arguments.size is not None:
         print(describe_effect(sources["train"], arguments.size), flush=True)
     for split, source in sources.items():

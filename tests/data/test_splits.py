@@ -178,6 +178,7 @@ def test_splits_in_a_bucket(put_folder: Callable[[Path], str], tmp_path: Path) -
         write_tar(tmp_path / "shards" / name, samples(len(name), 3 if "train" in name else 5))
     for name in ("train/0.tar", "test/0.tar"):
         write_tar(tmp_path / "none" / name, samples(len(name), 3))
+    write(tmp_path / "shards" / "._im-train-0.tar", b"AppleDouble")
     root = put_folder(tmp_path)
     for uri, val in (("folders", "valid"), ("shards", "im-validation-*.tar")):
         assert len(open_source(f"{root}/{uri}", "train")) == 3

@@ -87,13 +87,11 @@ def match_classes(source: Source, classes: list[str], expected: str) -> None:
     """
     ours, theirs = one_form(source.classes), one_form(classes)
     if ours == theirs:
-        source.classes = classes
         return
     found = f"{source.uri}: expected {expected}"
     if are_numbers(ours) or are_numbers(theirs):
         if len(ours) != len(theirs):
             raise DataError(f"{found}, {len(theirs)} in number, found {len(ours)}{_hint(source)}")
-        source.classes = source.classes if are_numbers(theirs) else classes
         return
     label_of = {name: label for label, name in enumerate(theirs)}
     missing, more = sorted(set(theirs) - set(ours)), sorted(set(ours) - set(theirs))

@@ -94,7 +94,7 @@ def _choose(uri: str, split: Split | None) -> tuple[list[Object], Object | None]
     if splits := _split_folders(folder, inside):
         folder, split = f"{folder}/{take_split(folder, splits, split)}", None
         listed = _list(folder)
-    shards = [each for each in listed if each.name.endswith(".tar")]
+    shards = [each for each in listed if each.name.endswith(".tar") and not is_hidden(each.name)]
     if not shards:
         raise DataError(f"{uri}: expected .tar shards (deit-fast data shard makes them), found none in {folder}")
     chosen = {path.name for path in choose_shards(uri, [Path(each.name) for each in shards], split)}
