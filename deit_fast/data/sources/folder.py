@@ -30,15 +30,16 @@ class ImageFolder(Source):
             raise DataError(f"{folder}: expected a folder of images for every class, or .tar shards; found neither")
         self._paths: list[str] = []
         counts = []
-        class_of: dict[tuple[int, int], str] = {}
+        met: dict[tuple[int, int], tuple[str, str]] = {}  # class and path of every folder of the disk
         for name in classes:
             walked = list(walk_images(os.path.join(folder, name)))
             _refuse_splits_inside(folder / name, walked)
             for each in walked:
-                if (other := class_of.setdefault(each.identity, name)) != name:
+                other, path = met.setdefault(each.identity, (name, each.path))
+                if other != name:
                     raise DataError(
                         f"{printable(each.path)}: expected images of one class, this folder is reached from class "
-                        f"{printable(other)} too, through a link"
+                        f"{printable(other)} too, through a link, as {printable(path)}"
                     )
             paths = join_images(walked)
             if not paths:
