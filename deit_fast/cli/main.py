@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
     train.add_argument("--data", required=True, help="image folder, or tar shards such as train-{0000..0009}.tar")
     train.add_argument("--val", help="validation data; default: the val split beside the training split")
+    _add_labels(train, "validation ")
     train.add_argument("--out", required=True, help="run folder, which may be in an object store")
     train.add_argument("--init", help="weights to start from (finetuning), in any known format")
     train.add_argument(
@@ -50,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("checkpoint", help="weights of a run, or in another known format")
     evaluate.add_argument("--data", required=True, help="image folder or tar shards; its val split, if it has one")
+    _add_labels(evaluate)
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
     evaluate.add_argument("--flip", action="store_true", help="average the logits of each image and its mirror image")
     evaluate.add_argument(
@@ -148,6 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast data check /imagenet --out bad.txt",
     )
     check.add_argument("data", help="image folder or tar shards; both splits, if it has train/ and val/")
+    _add_labels(check, "validation ")
     check.add_argument("--out", type=_path, metavar="FILE", help="write the names and reasons, separated by a tab")
     check.add_argument("--threads", type=_positive, default=os.cpu_count(), metavar="N", help="default: the cores")
     check.set_defaults(run=commands.run_data_check)
@@ -158,6 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shard.add_argument("source", help="image folder or tar shards; both splits, if it has train/ and val/")
     shard.add_argument("folder", type=_path)
+    _add_labels(shard, "validation ")
     shard.add_argument(
         "--size", type=_positive, metavar="PX", help="shorter side of larger images; default: as they are"
     )
@@ -169,6 +173,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shard.set_defaults(run=commands.run_data_shard)
     return parser
+
+
+def _add_labels(parser: argparse.ArgumentParser, which: str = "") -> None:
+    parser.add_argument(
+        "--labels", type=_path, metavar="FILE",
+        help=f"labels of {which}images without class folders; default: a file of a published name beside them",
+    )  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):

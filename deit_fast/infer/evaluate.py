@@ -14,7 +14,7 @@ from deit_fast.convert.fit import build_initialised
 from deit_fast.convert.imagenet21k import maps_to_1k
 from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.classes import check_same_classes, resolve_classes
+from deit_fast.data.sources.classes import match_classes, resolve_classes
 from deit_fast.data.sources.open import open_source
 from deit_fast.infer.metrics import Metric, Predicted, Totals, build_metrics, find_metrics
 from deit_fast.infer.outcomes import outcome_rows, read_outcomes
@@ -102,6 +102,7 @@ def evaluate_checkpoint(
     flip: bool = False,
     metrics: Iterable[str] = (),
     report: Path | None = None,
+    labels: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on a data set, with its own recipe or one changed by section.key=value words.
 
@@ -109,8 +110,9 @@ def evaluate_checkpoint(
     classes have to be the checkpoint's, or ImageNet-1k's of a checkpoint of ImageNet-21k (model.num_classes=1000);
     another model.image_size resamples position embeddings. flip: the logits are the mean of those of an image and of
     its mirror image. metrics: NAME=VALUE words for those of `infer.metrics` that have to be asked for, as
-    real=real.json. report: a folder for `write_report`. Returns the metrics' values, top-1 and top-5 with 95 %
-    confidence intervals, the checkpoint, its format, the resolution, minutes, and what was changed at loading. Raises
+    real=real.json. report: a folder for `write_report`. labels: the file of labels of images without class folders,
+    where it is not beside them. Returns the metrics' values, top-1 and top-5 with 95 % confidence intervals, the
+    checkpoint, its format, the images taken, the resolution, minutes, and what was changed at loading. Raises
     RecipeError, DataError or RunError.
     """
     start = time.perf_counter()
@@ -120,9 +122,9 @@ def evaluate_checkpoint(
     maps = asked is not None and maps_to_1k(own, asked)
     if asked not in (own, None) and not maps:
         raise RecipeError(f"model.num_classes={asked}: expected {own}, which {checkpoint} knows")
-    source = open_source(data, "val", recipe.data.category)
+    source = open_source(data, "val", recipe.data.category, labels=labels)
     names = weights.classes if weights.classes and not maps else [str(label) for label in range(asked or own)]
-    check_same_classes(source, names, f"the classes of {checkpoint}")
+    match_classes(source, names, f"the classes of {checkpoint}")
     recipe = resolve_classes(recipe, source)
     asked_for = build_metrics(metrics, source)
     world = join_world()
@@ -142,6 +144,7 @@ def evaluate_checkpoint(
     outcomes = read_outcomes(scores.totals["outcomes"])
     result = {
         "checkpoint": str(checkpoint),
+        "data": source.place,
         "format": weights.source,
         "recipe": recipe.name,
         "weights": "ema" if ema else "model",

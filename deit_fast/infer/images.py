@@ -16,7 +16,7 @@ from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.loader.broken import describe_refusal
 from deit_fast.data.loader.pipeline import decodes
 from deit_fast.data.sources.base import Source, read_bytes, read_image
-from deit_fast.data.sources.folder import list_images
+from deit_fast.data.sources.folder_walk import list_images
 from deit_fast.data.sources.pixels import UnknownPixels, array_as_rgb, as_ppm, as_rgb, check_array
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import DataError, RunError, one_line

@@ -9,7 +9,7 @@ from typing import Any
 
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import fetch_sealed
-from deit_fast.data.sources.classes import check_same_classes, resolve_classes
+from deit_fast.data.sources.classes import match_classes, resolve_classes
 from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.data.sources.salvage import SalvagedShards
 from deit_fast.recipe.schema import Recipe
@@ -38,6 +38,7 @@ def train(
     init: str | Path | None = None,
     resume: str = "auto",
     teacher: str | Path | None = None,
+    labels: str | Path | None = None,
 ) -> dict[str, Any]:
     """Trains `recipe` on `data` into the folder `out`, evaluating on `val` or the validation split beside `data`.
 
@@ -47,7 +48,8 @@ def train(
     3. init is a path: that file's weights, position embeddings and head adapted to this recipe;
     4. the seed's own initialisation.
     teacher is the file of the teacher's weights, which no checkpoint holds: a run with distillation needs it each time.
-    Any of them may be in an object store (s3://, gs://, file://). For `out` the run works in a copy below the cache
+    labels is the file of labels of validation images that come without class folders, where it is not beside them.
+    Any checkpoint may be in an object store (s3://, gs://, file://). For `out` the run works in a copy below the cache
     folder, and each checkpoint goes up once it is written.
     resume "never" starts over: an earlier run in `out` is moved to out/earlier-1 and so on, and in a store the new run
     is kept below out/later-1 and so on, where the same `out` finds it from then on. Returns what result.json holds:
@@ -61,9 +63,11 @@ def train(
     source = open_source(data, "train", recipe.data.category, SalvagedShards)
     recipe = resolve_classes(recipe, source)
     val_uri = val or find_validation(data)
-    val_source = open_source(val_uri, "val", recipe.data.category) if val_uri else None
+    if labels is not None and val_uri is None:
+        raise RunError(f"--labels {labels}: expected validation images without class folders, {data} has none")
+    val_source = open_source(val_uri, "val", recipe.data.category, labels=labels) if val_uri else None
     if val_source is not None:
-        check_same_classes(val_source, source.classes, f"{data}'s classes")
+        match_classes(val_source, source.classes, f"{data}'s classes")
     world = join_world(recipe.run.hang_timeout)
     with ExitStack() as stack:
         folder, store, notes = claim_folder(out, resume, world, stack)
@@ -72,6 +76,7 @@ def train(
         loaded = load_teacher(recipe, teacher, world.device) if teacher else None
         state = initial_state(recipe, world)
         notes += restore(job, state, init, str(fetch_sealed(resume)) if is_remote(resume) else resume)
+        notes += [f"validation images: {val_source.place}"] if val_source is not None else []
         notes += source.describe() if isinstance(source, SalvagedShards) else []
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
             result = find_result(job, state)

@@ -48,6 +48,8 @@ class Source(ABC):
 
     def __init__(self, uri: str, classes: list[str], labels: NDArray[np.int64]) -> None:
         self.uri = uri
+        self.place = uri
+        """Which images were taken: the folder of a split, say, where `uri` holds several."""
         self.classes = classes
         self.labels = labels
         """int64 [N], indices into classes."""

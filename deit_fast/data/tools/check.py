@@ -16,7 +16,7 @@ from deit_fast.data.loader.broken import describe_refusal, find_refused, without
 from deit_fast.data.sources.base import Source, image_format, read_image
 from deit_fast.data.sources.list_shards import ListedShards
 from deit_fast.data.sources.open import open_source
-from deit_fast.data.sources.shard_names import Split
+from deit_fast.data.sources.splits import Split
 from deit_fast.runtime.errors import DataError, printable
 from deit_fast.runtime.progress import progress
 
@@ -54,9 +54,9 @@ class Checked:
 _SIDES = ("height", "width")
 
 
-def open_to_check(uri: str, split: Split) -> Source:
+def open_to_check(uri: str, split: Split, labels: str | Path | None = None) -> Source:
     """As open_source, but shards that it refuses are opened as far as they go, with what is wrong in their `faults`."""
-    return open_source(uri, split, open_shards=ListedShards)
+    return open_source(uri, split, open_shards=ListedShards, labels=labels)
 
 
 def check_source(source: Source, threads: int) -> Checked:

@@ -16,8 +16,8 @@ from PIL import Image
 from deit_fast.data.augment.view_params import draw_views
 from deit_fast.data.sources.base import Source, check_image, open_image, read_image
 from deit_fast.data.sources.pixels import as_rgb
-from deit_fast.data.sources.shard_names import Split
-from deit_fast.data.sources.tar_shards import open_shard
+from deit_fast.data.sources.shard_index import open_shard
+from deit_fast.data.sources.splits import Split
 from deit_fast.recipe.sections import Augment
 from deit_fast.runtime.errors import DataError, one_line
 from deit_fast.runtime.files import atomic_path, write_json
