@@ -111,6 +111,9 @@ class Evaluation:
         for prefix, predict in self._predictors.items():
             result = evaluate(predict, self._loader, job.world, lambda: watchdog.beat("evaluation"))
             scores |= {f"{prefix}{key}": value for key, value in result.values.items()}
+            if lost := result.values.get("nonfinite"):
+                what = f"step {state.step}: the logits of {lost:.0f} of {result.images} validation images"
+                self._log.say(f"{what} are not finite{', of the moving average' if prefix else ''}")
         state.scores = scores
         self._log.record("eval", state.step, scores)
 
