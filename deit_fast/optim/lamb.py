@@ -179,7 +179,7 @@ class Lamb(RecipeOptimizer):
             self._kernels = LambKernels(first.device)
 
     def update(self) -> None:
-        """Moves every parameter that has a gradient. Raises ValueError where one, or a split of it, is not dense fp32."""
+        """Moves every parameter that has a gradient. ValueError where one, or a split of it, is not dense fp32."""
         groups = [tensors for group in self.param_groups if (tensors := self._collect(group)).params]
         if not groups:
             return
