@@ -2,4 +2,5 @@
 
 Extension points: discover.py. The user: errors.py, progress.py, table.py. Files: files.py, object_store.py. Processes
 and machines: world.py, hardware.py, stopping.py, watchdog.py. A run's figures: metrics_log.py, log_sinks/, profile.py.
+What is random: philox.py, for data and initial weights alike.
 """
