@@ -267,3 +267,24 @@ def test_what_cannot_be_scored_is_one_line(data: Path, tmp_path: Path, capsys: p
     for choice in ("data", "all"):
         assert main(["evaluate", str(path), "--data", str(data), "--classes", choice]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf"])
+def test_a_run_does_not_begin_from_weights_that_are_not_finite(
+    bad: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another codebase too, by the file's own name, and where the head that has them would be drawn anew."""
+    ours = checkpoint(tmp_path / "ours.pt", ["b", "d", "e"], bad)
+    foreign = tmp_path / "ddp.pth"
+    state = build_model(
+        get_recipe("demo_pretrain", ["model.image_size=16", "model.num_classes=2"]).model, 0
+    ).state_dict()
+    state["blocks.1.norm1.weight"][5] = float(bad)
+    torch.save({"model": {f"module.{name}": tensor for name, tensor in state.items()}}, foreign)
+    words = ["train", "demo_pretrain", "--data", str(data), "--out", str(tmp_path / "run"), "model.num_classes=2",
+             "model.image_size=16", "run.global_batch=8"]  # fmt: skip
+    for file, tensor in ((ours, "head.bias, 1 of 3"), (foreign, "module.blocks.1.norm1.weight, 1 of 128")):
+        assert main([*words, "--init", str(file)]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last == f"deit-fast: {file}: has NaN or infinity in {tensor} numbers: expected finite ones"
+        assert not (tmp_path / "run" / "checkpoints").exists()

@@ -91,6 +91,9 @@ def test_files_it_refuses(
     refuse(tmp_path / "part.pth", f"expected weights of timm's {TEACHER} .*conv_head")
     torch.save([1, 2], tmp_path / "list.pth")
     refuse(tmp_path / "list.pth", f"{named}/list.pth: expected a file of weights")
+    first = next(iter(weights))
+    torch.save({**weights, first: torch.full_like(weights[first], torch.nan)}, tmp_path / "nan.pth")
+    refuse(tmp_path / "nan.pth", f"{named}/nan.pth: has NaN or infinity in {re.escape(first)}, ")
     refuse(teacher_file, "knows 3 classes, expected 4, the student's", "model.num_classes=4")
     refuse(teacher_file, "distill.teacher='regnety_016x': expected a model of timm .did you mean 'regnety_016'",
            "distill.teacher=regnety_016x", kind=RecipeError)  # fmt: skip
