@@ -1,7 +1,6 @@
 """The commands: a function for each, from parsed arguments to an exit status. torch and DALI are imported late."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from deit_fast.cli.zoo_table import zoo_as_json, zoo_as_text
 from deit_fast.recipe.table import RECIPES, get_recipe
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, printable
 from deit_fast.runtime.exit_status import ExitStatus
-from deit_fast.runtime.files import write_json
+from deit_fast.runtime.files import json_text, write_json
 from deit_fast.runtime.object_store import fetch_file, is_remote
 from deit_fast.zoo import find_architecture, list_models
 
@@ -29,7 +28,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         arguments.labels,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(result, indent=2))
+        print(json_text(result))
     return 0
 
 
@@ -40,11 +39,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
     scores = evaluate_checkpoint(
         arguments.checkpoint, arguments.data, arguments.overrides,
-        arguments.ema, arguments.flip, arguments.metrics, arguments.report,
-        arguments.labels,
+        arguments.ema, arguments.flip, arguments.metrics, arguments.report, arguments.labels, arguments.classes,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(scores, indent=2))
+        print(json_text(scores))
         if arguments.json:
             write_json(arguments.json, scores)
     return 0
@@ -91,10 +89,10 @@ def run_show(arguments: argparse.Namespace) -> int:
         raise RecipeError(f"--images {arguments.images}: expected with a recipe's name and without --json")
     if arguments.recipe is None:
         table = {name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}
-        return _print_page(json.dumps(table, indent=2) if arguments.json else list_as_text())
+        return _print_page(json_text(table) if arguments.json else list_as_text())
     recipe = get_recipe(arguments.recipe, arguments.overrides)
     content = recipe.model_dump(mode="json")
-    return _print_page(json.dumps(content, indent=2) if arguments.json else recipe_as_text(recipe, arguments.images))
+    return _print_page(json_text(content) if arguments.json else recipe_as_text(recipe, arguments.images))
 
 
 def run_zoo(arguments: argparse.Namespace) -> int:

@@ -53,6 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", required=True, help="image folder or tar shards; its val split, if it has one")
     _add_labels(evaluate)
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
+    evaluate.add_argument(
+        "--classes", choices=("data", "all"),
+        help="for data with some of the model's classes, by name: choose among the data's alone, or among all",
+    )  # fmt: skip
     evaluate.add_argument("--flip", action="store_true", help="average the logits of each image and its mirror image")
     evaluate.add_argument(
         "--metric", dest="metrics", action="append", default=[], metavar="NAME=VALUE",

@@ -144,8 +144,7 @@ def _load(job: Job, state: TrainState, path: Path) -> list[str]:
 
 def _initialise_from(job: Job, state: TrainState, init: Path) -> list[str]:
     weights = load_weights(init)
-    torch.manual_seed(job.recipe.run.seed_of("init"))  # for what the weights lack
-    model, changes = build_initialised(job.recipe.model, weights)
+    model, changes = build_initialised(job.recipe.model, weights, job.recipe.run.seed_of("init"))
     state.load_weights(model.state_dict(), model.state_dict())
     return [f"{init}: weights of {weights.source} loaded", *format_changes(changes)]
 
