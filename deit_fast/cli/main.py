@@ -32,7 +32,12 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--data", required=True, help="image folder, or tar shards such as train-{0000..0009}.tar")
     train.add_argument("--val", help="validation data; default: the val split beside the training split")
     train.add_argument("--out", required=True, help="run folder, which may be in an object store")
-    train.add_argument("--init", help="weights to start from (finetuning), in any known format")
+    train.add_argument(
+        "--init",
+        metavar="PATH|none",
+        help="weights to start from "
+        "(finetuning): a file of any known format, or the folder of a run; none: random ones",
+    )
     train.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto, from the run folder")
     train.add_argument("--teacher", help="weights of distill.teacher (.pth, .safetensors), for distillation")
     train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
@@ -43,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="top-1 and top-5 of a checkpoint",
         epilog="Example: deit-fast evaluate runs/small/checkpoints/last.pt --data /imagenet --json scores.json",
     )
-    evaluate.add_argument("checkpoint", help="weights of a run, or in another known format")
+    evaluate.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
     evaluate.add_argument("--data", required=True, help="image folder or tar shards; its val split, if it has one")
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
     evaluate.add_argument("--flip", action="store_true", help="average the logits of each image and its mirror image")
@@ -67,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="write a checkpoint in another format, and compare the logits",
         epilog="Example: deit-fast convert deit_3_base_224_1k.pth base.onnx",
     )
-    convert.add_argument("source", help="weights of a run, facebookresearch/deit, deit3-jax, ...")
+    convert.add_argument("source", help="weights in any known format, or the folder of a run")
     convert.add_argument("destination", type=_path, help="a folder, or a .safetensors (timm), .pth (facebookresearch/"
                          "deit), .msgpack (deit3-jax), .onnx or .pt2 file")  # fmt: skip
     convert.add_argument("--format", metavar="NAME", help="timm, facebook, deit3-jax, onnx or program")
@@ -80,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the most likely classes of images",
         epilog="Example: deit-fast predict runs/small/checkpoints/last.pt photos 'more/*.jpg' --top 3",
     )
-    predict.add_argument("checkpoint", help="a checkpoint")
+    predict.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="images, folders of them, globs")
     predict.add_argument("--top", type=_positive, default=5, metavar="K", help="classes for each image; default: 5")
     kind = predict.add_mutually_exclusive_group()

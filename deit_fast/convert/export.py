@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deit_fast.convert.detect import load_weights
-from deit_fast.convert.fit import Change, build_initialised
+from deit_fast.convert.fit import Change, build_initialised, need_head
 from deit_fast.convert.formats import Export
 from deit_fast.convert.formats.lazy_tensor import BadFileError
 from deit_fast.runtime.discover import discover
@@ -33,7 +33,7 @@ class Exported:
     difference: float
     """Largest absolute difference of logits between the original and what was written, on random images."""
     notes: list[str]
-    """Lines for the user: what the format has no place for."""
+    """Lines for the user: what was read beside the weights, and what the format has no place for."""
 
 
 @functools.cache
@@ -71,6 +71,7 @@ def export_checkpoint(
     export = choose_format(destination, format)
     weights = load_weights(source, ema)
     recipe = weights.recipe.override(overrides)
+    need_head(weights, recipe, source)
     model, changes = build_initialised(recipe.model, weights)
     model.eval()
     size = recipe.model.image_size
@@ -82,7 +83,7 @@ def export_checkpoint(
     reload = export.reload(destination) or _load(destination)
     with torch.no_grad():
         difference = (model(images) - reload(images)).abs().max().item()
-    return Exported(destination, export.name, weights.source, changes, difference, notes)
+    return Exported(destination, export.name, weights.source, changes, difference, [*weights.say(source), *notes])
 
 
 def _load(path: Path) -> nn.Module:

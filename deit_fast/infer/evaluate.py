@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from deit_fast.convert.detect import load_weights
-from deit_fast.convert.fit import build_initialised
+from deit_fast.convert.fit import build_initialised, need_head
 from deit_fast.convert.imagenet21k import maps_to_1k
+from deit_fast.convert.locate import fetch_weights
 from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.classes import check_same_classes, resolve_classes
@@ -23,7 +24,6 @@ from deit_fast.infer.report import wilson_interval, write_report
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.hardware import cpu_threads
-from deit_fast.runtime.object_store import fetch_file
 from deit_fast.runtime.progress import progress
 from deit_fast.runtime.world import World, join_world, leave_world
 
@@ -104,13 +104,16 @@ def evaluate_checkpoint(
     another model.image_size resamples position embeddings. flip: the logits are the mean of those of an image and of
     its mirror image. metrics: NAME=VALUE words for those of `infer.metrics` that have to be asked for, as
     real=real.json. report: a folder for `write_report`. Returns the metrics' values, top-1 and top-5 with 95 %
-    confidence intervals, the checkpoint, its format, the resolution, minutes, and what was changed at loading. Raises
+    confidence intervals, the checkpoint, its format, the resolution, minutes, what was changed at loading, and `notes`, what was
+    read from words beside the weights. A checkpoint may be the folder of a run, of which the best is taken, else the last.
+    Started by torchrun, all processes call it, each evaluates its share, and each has the scores. Raises
     RecipeError, DataError or RunError.
     """
     start = time.perf_counter()
-    weights = load_weights(fetch_file(checkpoint), ema)
+    weights = load_weights(fetch_weights(checkpoint), ema)
     recipe = weights.recipe.override(overrides)
-    own, asked = weights.recipe.model.classes, recipe.model.num_classes
+    need_head(weights, recipe, checkpoint)
+    own, asked = weights.recipe.model.num_classes or recipe.model.classes, recipe.model.num_classes
     maps = asked is not None and maps_to_1k(own, asked)
     if asked not in (own, None) and not maps:
         raise RecipeError(f"model.num_classes={asked}: expected {own}, which {checkpoint} knows")
@@ -132,7 +135,7 @@ def evaluate_checkpoint(
         scores = evaluate(average_mirrored(predict) if flip else predict, loader, world, metrics=chosen)
     finally:
         loader.close()
-    leave_world()
+    leave_world(world)
     outcomes = read_outcomes(scores.totals["outcomes"])
     result = {
         "checkpoint": str(checkpoint),
@@ -148,6 +151,7 @@ def evaluate_checkpoint(
         "top5_interval": list(wilson_interval(int(outcomes.in_top5.sum()), len(source))),
         "minutes": (time.perf_counter() - start) / 60,
         "changes": [str(change) for change in changes],
+        "notes": list(weights.said),
     }
     if report is not None and world.is_main:
         write_report(report, source, outcomes, result)

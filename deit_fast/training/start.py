@@ -1,5 +1,6 @@
 """Where a run starts: from a checkpoint, given weights or its seed; and the loader from that step on."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,27 +10,29 @@ from deit_fast.checkpoint.resume import agree_on_checkpoint
 from deit_fast.checkpoint.save import step_path
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import pull_everywhere
-from deit_fast.convert.detect import load_weights
+from deit_fast.convert.detect import Weights, load_weights
 from deit_fast.convert.fit import build_initialised, format_changes
 from deit_fast.data.loader.batches import TrainLoader
 from deit_fast.data.loader.setting import choose_setting, decodes_regions
 from deit_fast.data.loader.tuning import LoaderSetting
 from deit_fast.data.sources.memory_cache import keep_in_memory
 from deit_fast.recipe.schema import parse_recipe
+from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.files import write_json
 from deit_fast.training.job import Job
 
 
-def restore(job: Job, state: TrainState, init: Path | None, resume: str) -> list[str]:
+def restore(job: Job, state: TrainState, init: Path | None, resume: str, from_random: bool = False) -> list[str]:
     """Brings a state of step 0 to where the run starts, and returns lines that say so; all processes together.
 
     The first that applies:
     1. resume is a path: that checkpoint, of the same recipe;
     2. resume is "auto": the newest whole checkpoint in out/checkpoints;
     3. init is a path: that file's weights, position embeddings and head adapted to this recipe;
-    4. the seed's own initialisation, which the state has.
+    4. the seed's own initialisation, which the state has; with run.start="weights" only if `from_random` asks for it.
 
-    Only the main process writes. Raises RunError where no checkpoint is whole, RecipeError for one of another recipe.
+    Only the main process writes. Raises RunError where no checkpoint is whole, RecipeError for one of another recipe,
+    and for finetuning without weights.
     """
     world, folder = job.world, job.out / "checkpoints"
     lines = pull_everywhere(job.store, world) if job.store is not None and resume != "never" else []
@@ -38,6 +41,11 @@ def restore(job: Job, state: TrainState, init: Path | None, resume: str) -> list
         notes = [*lines, *damaged, *_load(job, state, path)]
     elif init is not None:
         notes = _initialise_from(job, state, init)
+    elif job.recipe.run.start == "weights" and not from_random:
+        raise RecipeError(
+            f"run.start='weights': expected --init with the weights that {job.recipe.name} finetunes, found none and no "
+            f"checkpoint in {folder}; --init none trains from random weights all the same"
+        )
     else:
         notes = []
     if job.val_source is None:
@@ -66,7 +74,18 @@ def _initialise_from(job: Job, state: TrainState, init: Path) -> list[str]:
     torch.manual_seed(job.recipe.run.seed_of("init"))  # for what the weights lack
     model, changes = build_initialised(job.recipe.model, weights)
     state.load_weights(model.state_dict(), model.state_dict())
-    return [f"{init}: weights of {weights.source} loaded", *format_changes(changes)]
+    return [f"{init}: weights of {weights.source} loaded", *weights.say(init), *_other_pixels(job, weights, init),
+            *format_changes(changes)]  # fmt: skip
+
+
+def _other_pixels(job: Job, weights: Weights, init: Path) -> list[str]:
+    """Where the weights were trained on pixels that were normalised otherwise: evaluation would still be the recipe's."""
+    theirs, mine = weights.recipe.data, job.recipe.data
+    return [
+        f"{init}: trained with data.{key}={json.dumps(getattr(theirs, key))}, this run has {json.dumps(getattr(mine, key))}"
+        for key in ("mean", "std")
+        if getattr(theirs, key) != getattr(mine, key)
+    ]
 
 
 def build_loader(job: Job, start: int) -> tuple[TrainLoader, list[str]]:

@@ -9,6 +9,13 @@ import torch
 
 from deit_fast.convert.formats.lazy_tensor import DTYPES, BadFileError, LazyTensor, Storage, lazy_array
 
+SAVE_STATE_DICT = "expected its state dict, which torch.save(model.state_dict(), FILE) writes"
+"""The end of a refusal of a file that holds a whole module or program."""
+
+
+class UnknownNameError(BadFileError):
+    """A pickle asks for something that is not in the table."""
+
 
 class Namespace(dict[str, Any]):
     """An argparse.Namespace, as plain data."""
@@ -148,7 +155,7 @@ def resolve_name(module: str, name: str) -> Any:
     if path in _CONSTANTS:
         return _CONSTANTS[path]
     if path not in _ALLOWED:
-        raise BadFileError(f"asks for {ascii(path)[1:101].rstrip(chr(39))}, which a checkpoint has no need of")
+        raise UnknownNameError(f"asks for {ascii(path)[1:101].rstrip(chr(39))}, which a checkpoint has no need of")
     return Constructor(path, _ALLOWED[path])
 
 

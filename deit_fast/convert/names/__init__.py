@@ -5,7 +5,6 @@ A module with a `CODEBASE` reads a layout, one with an `EXPORT` (of formats/__in
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -22,10 +21,8 @@ class TimmWeights:
     """Height and width of the position embeddings in patches; None: a square."""
     tanh: bool = False
     """Trained with GELU's tanh approximation."""
-    mean: Any = None
-    """Channel means, of images in [0, 1]; not validated. None: ImageNet's."""
-    std: Any = None
-    """Channel standard deviations, as `mean`."""
+    fixed_positions: bool = False
+    """Whether a file without position embeddings is one of a model whose positions are fixed sines and cosines."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class Codebase:
     average_key: str | None = None
     """Where they have the moving average; None: they have none."""
     average_sign: str | None = None
-    """A key that says that the moving average is where `average_key` says; None: the key itself."""
+    """A key that says that the moving average is where `average_key` says, and has the model's weights itself; None:
+    the average has a key of its own."""
     priority: int = 0
     """Of several codebases that recognise tensors the one of the highest priority renames them."""

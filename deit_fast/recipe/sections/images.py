@@ -27,6 +27,8 @@ class Data(Section):
     eval_crop_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Evaluation resizes the shorter side to image_size / ratio, then crops the centre. 1 for images of 32 px and less,
     which the reference leaves as they are."""
+    eval_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Interpolation of the evaluation's resize, which antialiases."""
     mean: Triple = (0.485, 0.456, 0.406)
     """Channel means, of images in [0, 1]."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
