@@ -25,7 +25,7 @@ from deit_fast.convert.formats.metadata import check_names, check_plain
 from deit_fast.convert.locate import find_weights
 from deit_fast.convert.names import Codebase
 from deit_fast.convert.recognise import check_declared, check_inferred, declared_grid, infer_model
-from deit_fast.convert.unwrap import select_weights, unwrap_names
+from deit_fast.convert.unwrap import check_modules, select_weights, unwrap_names
 from deit_fast.recipe.schema import Recipe, parse_recipe
 from deit_fast.recipe.sections import Data, LambOptim, Run
 from deit_fast.runtime.discover import discover
@@ -75,7 +75,9 @@ def load_weights(path: Path, ema: bool = False) -> Weights:
         if isinstance(tree.get("recipe"), dict) and isinstance(tree.get("model"), dict):
             return _read_own(tree, ema, len(mapped), path)
         codebases = _codebases().values()
-        tensors = read_tensors(select_weights(tree, codebases, ema), len(mapped))
+        state = select_weights(tree, codebases, ema)
+        check_modules(state)
+        tensors = read_tensors(state, len(mapped))
         notes = read_notes(path)
         return _read_foreign(unwrap_names(tensors, _is_known), tree, notes)
 
@@ -89,11 +91,11 @@ def _read_foreign(tensors: dict[str, Tensor], tree: dict[Any, Any], notes: Notes
     try:
         grid = named.grid or declared_grid(named.tensors, notes.size)
         model = infer_model(named.tensors, grid, named.tanh or notes.tanh, named.heads or notes.heads)
+        if model.position == "sincos" and not named.fixed_positions:
+            raise BadFileError("has no pos_embed: expected position embeddings, which deit3-jax alone does without")
+        check_inferred(model, named.tensors)
     except BadFileError as error:
         raise BadFileError(f"{error}{f'; its {whence} is {architecture!a}' if architecture else ''}") from None
-    if model.position == "sincos" and not named.fixed_positions:
-        raise BadFileError("has no pos_embed: expected position embeddings, which deit3-jax alone does without")
-    check_inferred(model, named.tensors)
     if architecture is not None:
         check_named_model(architecture, arguments, model, f"has {whence}")
     data = Data.model_validate({"eval_crop_ratio": find_family(model.name).eval_crop_ratio} | notes.data)

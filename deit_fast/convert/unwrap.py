@@ -1,16 +1,19 @@
 """The weights in what others put around them: the other contents of a training file, and the prefixes of wrappers."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from deit_fast.convert.formats.constructors import OrderedDict
 from deit_fast.convert.formats.lazy_tensor import BadFileError, LazyTensor
 from deit_fast.convert.names import Codebase
 
 # What torch puts into names: DistributedDataParallel and averages, torch.compile, FSDP, recomputed activations.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _COUNTERS = ("n_averaged", "steps")  # of torch's and of mmengine's AveragedModel, whose weights are module.*
+_ROTARY = re.compile(r"(.*\.)?(rope|rotary)\w*", re.IGNORECASE)  # what timm and others call rotary positions
 _PATCHES = "patch_embed.proj.weight"
 
 
@@ -42,6 +45,13 @@ def _is_state_dict(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(
         isinstance(name, str) and isinstance(each, Tensor | LazyTensor) for name, each in value.items()
     )  # fmt: skip
+
+
+def check_modules(state: Mapping[Any, Any]) -> None:
+    """Raises BadFileError where a module's state dict tells of rotary positions, which have no weights."""
+    names = state.modules if isinstance(state, OrderedDict) else ()
+    if rotary := next((name for name in names if _ROTARY.fullmatch(name)), None):
+        raise BadFileError(f"has the module {rotary[:80]!a}, rotary positions: expected a model without")
 
 
 def unwrap_names(tensors: dict[str, Tensor], is_known: Callable[[dict[str, Tensor]], bool]) -> dict[str, Tensor]:

@@ -103,11 +103,12 @@ def evaluate_checkpoint(
     classes have to be the checkpoint's, or ImageNet-1k's of a checkpoint of ImageNet-21k (model.num_classes=1000);
     another model.image_size resamples position embeddings. flip: the logits are the mean of those of an image and of
     its mirror image. metrics: NAME=VALUE words for those of `infer.metrics` that have to be asked for, as
-    real=real.json. report: a folder for `write_report`. Returns the metrics' values, top-1 and top-5 with 95 %
-    confidence intervals, the checkpoint, its format, the resolution, minutes, what was changed at loading, and `notes`, what was
-    read from words beside the weights. A checkpoint may be the folder of a run, of which the best is taken, else the last.
-    Started by torchrun, all processes call it, each evaluates its share, and each has the scores. Raises
-    RecipeError, DataError or RunError.
+    real=real.json. report: a folder for `write_report`. Of the folder of a run the best checkpoint is taken, else the
+    last. In a program that torchrun started all processes have to call it: each evaluates its share of the images.
+
+    Returns the metrics' values, top-1 and top-5 with 95 % confidence intervals, the checkpoint, its format, the
+    resolution, minutes, `changes` at loading and `notes` on what was read from words beside the weights. Raises
+    RecipeError, DataError or RunError. Example: `evaluate("runs/digits", "digits")["top1"]`, by its name in deit_fast.
     """
     start = time.perf_counter()
     weights = load_weights(fetch_weights(checkpoint), ema)

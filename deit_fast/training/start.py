@@ -43,8 +43,8 @@ def restore(job: Job, state: TrainState, init: Path | None, resume: str, from_ra
         notes = _initialise_from(job, state, init)
     elif job.recipe.run.start == "weights" and not from_random:
         raise RecipeError(
-            f"run.start='weights': expected --init with the weights that {job.recipe.name} finetunes, found none and no "
-            f"checkpoint in {folder}; --init none trains from random weights all the same"
+            f"run.start='weights': expected --init with the weights that {job.recipe.name} finetunes, found none and "
+            f"no checkpoint in {folder}; --init none trains from random weights all the same"
         )
     else:
         notes = []
@@ -79,12 +79,13 @@ def _initialise_from(job: Job, state: TrainState, init: Path) -> list[str]:
 
 
 def _other_pixels(job: Job, weights: Weights, init: Path) -> list[str]:
-    """Where the weights were trained on pixels that were normalised otherwise: evaluation would still be the recipe's."""
+    """Lines where the weights were trained on pixels that were normalised otherwise: the recipe's normalise them."""
     theirs, mine = weights.recipe.data, job.recipe.data
+    pairs = [(key, getattr(theirs, key), getattr(mine, key)) for key in ("mean", "std")]
     return [
-        f"{init}: trained with data.{key}={json.dumps(getattr(theirs, key))}, this run has {json.dumps(getattr(mine, key))}"
-        for key in ("mean", "std")
-        if getattr(theirs, key) != getattr(mine, key)
+        f"{init}: trained with data.{key}={json.dumps(found)}, this run has {json.dumps(now)}"
+        for key, found, now in pairs
+        if found != now
     ]
 
 

@@ -21,6 +21,18 @@ class Namespace(dict[str, Any]):
     """An argparse.Namespace, as plain data."""
 
 
+class OrderedDict(dict[Any, Any]):
+    """A collections.OrderedDict, as plain data, with the names of the modules that torch notes in a state dict."""
+
+    modules: tuple[str, ...] = ()
+
+    def build(self, attributes: Any) -> None:
+        """Takes the names from a pickled state dict's attributes."""
+        metadata = attributes.get("_metadata") if isinstance(attributes, dict) else None
+        if isinstance(metadata, dict):
+            self.modules = tuple(name for name in metadata if isinstance(name, str))
+
+
 @dataclass(frozen=True)
 class Constructor:
     """A name of the table: `make` is called where the pickle calls the object of that name."""
@@ -122,7 +134,7 @@ def _attribute(owner: Any, name: str) -> None:
 _PLACES = ("", "._local")
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
 _ALLOWED: dict[str, Any] = {
-    "collections.OrderedDict": build_dict,
+    "collections.OrderedDict": lambda items=(): OrderedDict(build_dict(items)),
     "argparse.Namespace": Namespace,
     "torch.Size": lambda *items: tuple(*items),
     "torch._utils._rebuild_tensor": _tensor,
