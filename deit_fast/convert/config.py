@@ -66,14 +66,12 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _timm_notes(config: dict[str, Any]) -> Notes:
     """timm's, of today (preprocessing in pretrained_cfg) and of before 0.9 (all in one object)."""
-    pretrained = config["pretrained_cfg"] if isinstance(config.get("pretrained_cfg"), dict) else config
-    arguments = config.get("model_args") or {}
-    if not isinstance(arguments, dict):
-        raise BadFileError(f"has a config.json whose model_args are a {type(arguments).__name__}: expected an object")
+    pretrained, arguments = config.get("pretrained_cfg") or config, config.get("model_args") or {}
+    for key, value in (("pretrained_cfg", pretrained), ("model_args", arguments)):
+        if not isinstance(value, dict):
+            raise BadFileError(f"has a config.json with {key} of type {type(value).__name__}: expected an object")
     architecture = config.get("architecture")
-    data: dict[str, Any] = {
-        key: tuple(pretrained[key]) for key in ("mean", "std") if isinstance(pretrained.get(key), list)
-    }
+    data = {key: _triple(pretrained[key]) for key in ("mean", "std") if pretrained.get(key) is not None}
     if pretrained.get("crop_pct") is not None or architecture is not None:
         data["eval_crop_ratio"] = pretrained.get("crop_pct") or _TIMM_CROP
     lost = _take_interpolation(data, pretrained.get("interpolation"))
@@ -103,7 +101,7 @@ def _transformers_notes(config: dict[str, Any], processor: dict[str, Any]) -> No
     data: dict[str, Any] = {}
     if processor.get("do_normalize", True):
         pairs = (("mean", "image_mean"), ("std", "image_std"))
-        data |= {key: tuple(processor[name]) for key, name in pairs if isinstance(processor.get(name), list)}
+        data |= {key: _triple(processor[name]) for key, name in pairs if processor.get(name) is not None}
     lost = _take_interpolation(data, _RESAMPLE.get(processor.get("resample", 0)))
     resized, cropped = _pair(processor.get("size")), _pair(processor.get("crop_size"))
     if resized is not None:
@@ -130,6 +128,10 @@ def _listed_names(names: Any) -> list[str] | None:
             return None
         names = [labels.get(label, str(label)) for label in range(max(labels) + 1)]
     return check_names(names)
+
+
+def _triple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _pair(size: Any) -> tuple[int, int] | None:

@@ -24,7 +24,7 @@ _FREE = {
     "training", "p", "drop_prob", "scale_by_keep", "inplace", "fused_attn", "grad_checkpointing", "img_size",
     "grid_size", "num_patches", "num_classes", "dynamic_img_size", "dynamic_img_pad", "strict_img_size",
     "no_embed_class", "init_values", "head_dim", "distilled_training", "out_features", "weight_init_mode", "fix_init",
-    "head_init_scale", "flatten",
+    "head_init_scale", "flatten", "output_fmt",
 }  # fmt: skip
 _UNUSED_IN_EVALUATION = ("Identity", "Dropout", "DropPath", "PatchDropout")
 # Sizes of model_args that make timm build as many modules: they must not be more than the file has weights for.

@@ -9,7 +9,7 @@ import mmap
 import struct
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,12 +52,14 @@ class Weights:
     """Names of the head's classes, where the file has them."""
     source: str = "deit_fast"
     """Whose format the file is."""
+    file: Path | None = None
+    """Where they are from, for messages."""
     said: tuple[str, ...] = ()
     """Lines for the user: what was taken from the words beside the weights, and what was not."""
 
-    def say(self, path: str | Path) -> list[str]:
+    def say(self) -> list[str]:
         """`said`, each with the file's name before it."""
-        return [f"{path}: {line}" for line in self.said]
+        return [f"{self.file}: {line}" for line in self.said]
 
 
 def load_weights(path: Path, ema: bool = False) -> Weights:
@@ -73,13 +75,13 @@ def load_weights(path: Path, ema: bool = False) -> Weights:
         mapped = map_file(file)
         tree = _read_container(file, mapped)
         if isinstance(tree.get("recipe"), dict) and isinstance(tree.get("model"), dict):
-            return _read_own(tree, ema, len(mapped), path)
+            return replace(_read_own(tree, ema, len(mapped), path), file=path)
         codebases = _codebases().values()
         state = select_weights(tree, codebases, ema)
         check_modules(state)
         tensors = read_tensors(state, len(mapped))
         notes = read_notes(path)
-        return _read_foreign(unwrap_names(tensors, _is_known), tree, notes)
+        return replace(_read_foreign(unwrap_names(tensors, _is_known), tree, notes), file=path)
 
 
 def _read_foreign(tensors: dict[str, Tensor], tree: dict[Any, Any], notes: Notes) -> Weights:
@@ -109,7 +111,8 @@ def _read_foreign(tensors: dict[str, Tensor], tree: dict[Any, Any], notes: Notes
     )
     classes = "no head" if model.num_classes is None else f"{model.num_classes} classes"
     read = f"read as {model.name} at {model.image_size} px, {classes}, of {codebase.source}"
-    return Weights(named.tensors, recipe, notes.classes, codebase.source, (read, *describe(notes, data)))
+    said = (read, *describe(notes, data))
+    return Weights(named.tensors, recipe, notes.classes, codebase.source, said=said)
 
 
 @contextlib.contextmanager

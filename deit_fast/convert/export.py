@@ -71,7 +71,7 @@ def export_checkpoint(
     export = choose_format(destination, format)
     weights = load_weights(source, ema)
     recipe = weights.recipe.override(overrides)
-    need_head(weights, recipe, source)
+    need_head(weights, recipe)
     model, changes = build_initialised(recipe.model, weights)
     model.eval()
     size = recipe.model.image_size
@@ -83,7 +83,7 @@ def export_checkpoint(
     reload = export.reload(destination) or _load(destination)
     with torch.no_grad():
         difference = (model(images) - reload(images)).abs().max().item()
-    return Exported(destination, export.name, weights.source, changes, difference, [*weights.say(source), *notes])
+    return Exported(destination, export.name, weights.source, changes, difference, [*weights.say(), *notes])
 
 
 def _load(path: Path) -> nn.Module:

@@ -1,7 +1,6 @@
 """Weights fitted to a model of another resolution, token layout or class count, with a row for each change."""
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -197,17 +196,20 @@ def build_initialised(section: Model, weights: Weights) -> tuple[ImageModel, lis
     """
     own = weights.recipe.model
     side = own.image_size // find_architecture(own.name).patch_size
-    _check_shapes(*({name: each[name] for name in each if name.split(".")[0] not in _FITTED}
-                    for each in (weights.tensors, describe_weights(section))))  # fmt: skip
-    model = build_model(section)
-    return model, load_fitted(model, weights.tensors, (side, side))
+    try:
+        _check_shapes(*({name: each[name] for name in each if name.split(".")[0] not in _FITTED}
+                        for each in (weights.tensors, describe_weights(section))))  # fmt: skip
+        model = build_model(section)
+        return model, load_fitted(model, weights.tensors, (side, side))
+    except RunError as error:
+        raise RunError(f"{weights.file or 'the weights'}: {error}") from None
 
 
-def need_head(weights: Weights, recipe: Recipe, path: str | Path) -> None:
-    """Raises RunError where the file `path` has no head and `recipe`, changed by words, says of how many classes."""
+def need_head(weights: Weights, recipe: Recipe) -> None:
+    """Raises RunError where the weights have no head, and `recipe`, theirs with words, has no number of classes."""
     if weights.recipe.model.num_classes is None and recipe.model.num_classes is None:
         raise RunError(
-            f"{path}: the file has no head: expected one with a head; --init trains one, and "
+            f"{weights.file}: the file has no head: expected one with a head; --init trains one, and "
             "model.num_classes=K makes a random one of K classes"
         )
 

@@ -90,13 +90,12 @@ def declared_grid(tensors: Mapping[str, Tensor], size: tuple[int, int] | None) -
 
 
 def check_inferred(model: Model, tensors: dict[str, Tensor]) -> None:
-    """Raises BadFileError where tensors, each of its weight's shape [...], are more or less than their model's.
+    """Raises BadFileError where tensors, each of its weight's shape [...], are more than their model has a place for.
 
-    model: as `infer_model` recognised it. Positions and heads, which can be fitted, may be missing.
+    model: as `infer_model` recognised it. What is missing or of another shape is judged where it is loaded.
     """
     own = describe_weights(model.model_copy(update={"num_classes": model.num_classes or 1}))
-    fitted = {"pos_embed", *(f"{head}.{kind}" for head in ("head", "head_dist") for kind in ("weight", "bias"))}
-    if wrong := differences(*({name: each[name] for name in each if name not in fitted} for each in (tensors, own))):
+    if wrong := differences({name: tensors[name] for name in tensors if name not in own}, {}):
         raise BadFileError(
             f"has weights of another architecture than {model.name}, the nearest: {'; '.join(wrong[:3])} "
             f"({len(wrong)} in all)"

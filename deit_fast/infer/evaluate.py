@@ -113,7 +113,7 @@ def evaluate_checkpoint(
     start = time.perf_counter()
     weights = load_weights(fetch_weights(checkpoint), ema)
     recipe = weights.recipe.override(overrides)
-    need_head(weights, recipe, checkpoint)
+    need_head(weights, recipe)
     own, asked = weights.recipe.model.num_classes or recipe.model.classes, recipe.model.num_classes
     maps = asked is not None and maps_to_1k(own, asked)
     if asked not in (own, None) and not maps:

@@ -101,15 +101,13 @@ def load_model(checkpoint: str | Path, ema: bool = False, overrides: Sequence[st
     """
     weights = load_weights(fetch_weights(checkpoint), ema)
     recipe = weights.recipe.override(overrides)
-    need_head(weights, recipe, checkpoint)
+    need_head(weights, recipe)
     device = choose_device()
     model, changes = build_initialised(recipe.model, weights)
     count = recipe.model.classes
     classes = weights.classes if weights.classes and len(weights.classes) == count else default_classes(count)
     on_device: Any = model.to(device)
-    return LoadedModel(
-        on_device.to(memory_format=torch.channels_last), recipe, classes, device, changes, weights.say(checkpoint)
-    )
+    return LoadedModel(on_device.to(memory_format=torch.channels_last), recipe, classes, device, changes, weights.say())
 
 
 @torch.no_grad()

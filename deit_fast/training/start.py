@@ -74,7 +74,7 @@ def _initialise_from(job: Job, state: TrainState, init: Path) -> list[str]:
     torch.manual_seed(job.recipe.run.seed_of("init"))  # for what the weights lack
     model, changes = build_initialised(job.recipe.model, weights)
     state.load_weights(model.state_dict(), model.state_dict())
-    return [f"{init}: weights of {weights.source} loaded", *weights.say(init), *_other_pixels(job, weights, init),
+    return [f"{init}: weights of {weights.source} loaded", *weights.say(), *_other_pixels(job, weights, init),
             *format_changes(changes)]  # fmt: skip
 
 

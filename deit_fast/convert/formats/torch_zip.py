@@ -26,6 +26,7 @@ def _read(path: Path, mapped: mmap.mmap) -> Any:
         raise BadFileError(f"is a TorchScript program: {SAVE_STATE_DICT}")
     if any("/models/" in name or name.endswith("archive_format") for name in archive.names):
         raise BadFileError(f"is a program of torch.export: {SAVE_STATE_DICT}")
+    archive.check_stored()
     if len(pickles) != 1:
         raise BadFileError("is a zip archive, but not one of torch.save")
     prefix = pickles[0].removesuffix("data.pkl")
