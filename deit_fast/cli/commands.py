@@ -42,6 +42,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         arguments.ema, arguments.flip, arguments.metrics, arguments.report,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
+        for note in scores["notes"]:
+            print(f"deit-fast: {arguments.checkpoint}: {note}", file=sys.stderr)
         print(json.dumps(scores, indent=2))
         if arguments.json:
             write_json(arguments.json, scores)
@@ -67,12 +69,13 @@ def run_predict(arguments: argparse.Namespace) -> int:
     """`deit-fast predict`: prints the classes of images; INCOMPLETE where one could not be read."""
     _check_there(arguments.checkpoint)
     from deit_fast.infer.images import find_images
+    from deit_fast.infer.precision import mirrored_notes
     from deit_fast.infer.predict import load_model, predict, print_predictions
 
     images = find_images(arguments.images)
     model = load_model(arguments.checkpoint, arguments.ema)
-    for note in model.notes:
-        print(note, file=sys.stderr)
+    for note in (*model.notes, *mirrored_notes(model.recipe, arguments.flip)):
+        print(f"deit-fast: {note}", file=sys.stderr)
     found = predict(
         model, images, arguments.top, batch=arguments.batch, flip=arguments.flip, allow_urls=arguments.allow_urls
     )

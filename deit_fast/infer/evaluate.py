@@ -19,7 +19,7 @@ from deit_fast.data.sources.classes import check_same_classes, resolve_classes
 from deit_fast.data.sources.open import open_source
 from deit_fast.infer.metrics import Metric, Predicted, Totals, build_metrics, find_metrics
 from deit_fast.infer.outcomes import outcome_rows, read_outcomes
-from deit_fast.infer.precision import average_mirrored, build_predictor, choose_dtype
+from deit_fast.infer.precision import average_mirrored, build_predictor, choose_dtype, mirrored_notes
 from deit_fast.infer.report import wilson_interval, write_report
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RecipeError
@@ -152,7 +152,7 @@ def evaluate_checkpoint(
         "top5_interval": list(wilson_interval(int(outcomes.in_top5.sum()), len(source))),
         "minutes": (time.perf_counter() - start) / 60,
         "changes": [str(change) for change in changes],
-        "notes": list(weights.said),
+        "notes": [*weights.said, *mirrored_notes(weights.recipe, flip)],
     }
     if report is not None and world.is_main:
         write_report(report, source, outcomes, result)

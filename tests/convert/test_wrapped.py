@@ -28,8 +28,8 @@ def holds(path: Path, weights: dict, ema: bool = False) -> None:
 
 
 @pytest.mark.parametrize("prefix", [
-    "module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.", "net.", "model.net.",
-    "_fsdp_wrapped_module.", "backbone.",
+    "module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.", "net.",
+    "model.net.", "_fsdp_wrapped_module.", "backbone.",
 ])  # fmt: skip
 @pytest.mark.parametrize("names", ["facebook", "mmpretrain", "transformers"])
 def test_prefixes(prefix: str, names: str, tmp_path: Path) -> None:

@@ -235,9 +235,7 @@ def test_a_program_of_torchrun_joins_no_group(checkpoint: Path, monkeypatch: pyt
 def test_a_run_folder_stands_for_its_best_else_its_last(checkpoint: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    with pytest.raises(
-        RunError, match=r"run: is the folder of a run without a checkpoint: expected best.pt or last.pt"
-    ):
+    with pytest.raises(RunError, match="run: is the folder of a run without a checkpoint: expected"):
         load_model(run)
     state = torch.load(checkpoint)
     for name, value in (("last", 1.0), ("best", 2.0)):

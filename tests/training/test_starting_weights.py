@@ -1,6 +1,5 @@
 """Where finetuning starts: never from random weights unsaid; from a run's folder; by functions as by the command."""
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -64,16 +63,3 @@ def test_functions_by_name_with_words(folder_data: Path, tmp_path: Path) -> None
     assert deit_fast.train("demo_finetune", folder_data, tmp_path / "c", init=tmp_path / "a", overrides=WORDS)["step"]
     with pytest.raises(RecipeError, match="recipe 'demo_pretrian': expected a name .*did you mean 'demo_pretrain'"):
         deit_fast.train("demo_pretrian", folder_data, tmp_path / "d")
-
-
-def test_training_in_another_thread(folder_data: Path, tmp_path: Path) -> None:
-    """As notebooks and servers call it; signals are the main thread's."""
-    results: list[dict] = []
-    thread = threading.Thread(
-        target=lambda: results.append(
-            deit_fast.train("demo_pretrain", folder_data, tmp_path / "a", overrides=[*WORDS, "run.hang_timeout=600"])
-        )
-    )
-    thread.start()
-    thread.join()
-    assert results
