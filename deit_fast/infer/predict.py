@@ -122,8 +122,9 @@ def predict(
 ) -> list[Prediction]:
     """The `top_k` most likely classes of each image: paths, PIL images or uint8 arrays [H, W, 3].
 
-    flip: average the logits of the image and its mirror image, which harms a model trained without. An image that cannot be read has a Prediction with
-    `error` set, and costs the others nothing. Raises RunError for URLs, unless they are allowed.
+    flip: average the logits of the image and its mirror image, which harms a model that was trained without. An image
+    that cannot be read has a Prediction with `error` set, and costs the others nothing. Raises RunError for URLs,
+    unless they are allowed.
     """
     source = ImageList(_listed(images), allow_urls)
     found: dict[int, Prediction] = {}

@@ -58,7 +58,8 @@ class Augment(Section):
     """Probability of the horizontal flip."""
     policy: Literal["three_augment", "rand_augment", "auto_augment", "none"] = "three_augment"
     """three_augment: one of greyscale, solarise, blur. rand_augment: timm's rand-mM-mstdS-inc1. auto_augment: the
-    ImageNet policy of AutoAugment, timm's "original". What begins with rand_ is of rand_augment. deit3-jax draws the interpolation of each operation."""
+    ImageNet policy of AutoAugment, timm's "original". What begins with rand_ is of rand_augment. Operations
+    are bicubic, where deit3-jax draws the interpolation of each."""
     color_jitter: Fraction = 0.3
     """Brightness, contrast and saturation factors are drawn from [1 - x, 1 + x], applied in random order."""
     rand_ops: Annotated[Count, _RAND] = 2
