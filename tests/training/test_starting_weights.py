@@ -61,5 +61,5 @@ def test_functions_by_name_with_words(folder_data: Path, tmp_path: Path) -> None
     assert scores["top1"] == pytest.approx(first["top1"])
     assert scores["images"] > 0
     assert deit_fast.train("demo_finetune", folder_data, tmp_path / "c", init=tmp_path / "a", overrides=WORDS)["step"]
-    with pytest.raises(RecipeError, match="recipe 'demo_pretrian': expected a name .*did you mean 'demo_pretrain'"):
+    with pytest.raises(RecipeError, match=r"recipe 'demo_pretrian': expected a name .*did you mean 'demo_pretrain'"):
         deit_fast.train("demo_pretrian", folder_data, tmp_path / "d")
