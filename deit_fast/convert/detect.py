@@ -75,13 +75,25 @@ def load_weights(path: Path, ema: bool = False) -> Weights:
         mapped = map_file(file)
         tree = _read_container(file, mapped)
         if isinstance(tree.get("recipe"), dict) and isinstance(tree.get("model"), dict):
-            return replace(_read_own(tree, ema, len(mapped), path), file=path)
+            return replace(_take_notes(_read_own(tree, ema, len(mapped), path), read_notes(path)), file=path)
         codebases = _codebases().values()
         state = select_weights(tree, codebases, ema)
         check_modules(state)
         tensors = read_tensors(state, len(mapped))
         notes = read_notes(path)
         return replace(_read_foreign(unwrap_names(tensors, _is_known), tree, notes), file=path)
+
+
+def _take_notes(weights: Weights, notes: Notes) -> Weights:
+    """Weights of our own, with what the config.json beside an exported one says since somebody changed it."""
+    data = weights.recipe.data
+    changed = {key: value for key, value in notes.data.items() if getattr(data, key) != value}
+    classes = notes.classes if notes.classes is not None else weights.classes
+    if not changed and classes == weights.classes:
+        return weights
+    recipe = weights.recipe.derive(data=changed)
+    kept = replace(notes, data=changed, classes=None if classes == weights.classes else classes)
+    return replace(weights, recipe=recipe, classes=classes, said=tuple(describe(kept, recipe.data)))
 
 
 def _read_foreign(tensors: dict[str, Tensor], tree: dict[Any, Any], notes: Notes) -> Weights:

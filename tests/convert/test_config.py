@@ -80,6 +80,20 @@ def test_the_interpolation_reaches_the_pixels(interpolation: str, tmp_path: Path
         torch.testing.assert_close(torch.tensor(found.scores), scores[found.labels], atol=2e-3, rtol=0)
 
 
+def test_our_own_export_whose_config_was_changed(tmp_path: Path) -> None:
+    """timm takes what its config.json says, so we do; unchanged, the header's recipe has nothing to learn from it."""
+    export_checkpoint(timm_folder(tmp_path / "x", {"pretrained_cfg": DATA}), tmp_path / "y")
+    assert load_weights(tmp_path / "y").said == ()
+    config = json.loads((tmp_path / "y" / "config.json").read_text())
+    config["pretrained_cfg"]["crop_pct"] = 0.9
+    config["label_names"] = ["a", "b", "c"]
+    (tmp_path / "y" / "config.json").write_text(json.dumps(config))
+    weights = load_weights(tmp_path / "y")
+    assert (weights.recipe.data.eval_crop_ratio, weights.recipe.data.mean) == (0.9, (0.5, 0.4, 0.3))
+    assert weights.classes == ["a", "b", "c"]
+    assert weights.said == ("taken from config.json: data.eval_crop_ratio=0.9, 3 names of classes",)
+
+
 def transformers_folder(folder: Path, processor: dict, **config: object) -> Path:
     folder.mkdir(exist_ok=True)
     save_file(oracle.transformers_names(DEIT, "vit"), folder / "model.safetensors")
