@@ -112,7 +112,9 @@ def _read_foreign(tensors: dict[str, Tensor], tree: dict[Any, Any], notes: Notes
         raise BadFileError(f"{error}{f'; its {whence} is {architecture!a}' if architecture else ''}") from None
     if architecture is not None:
         check_named_model(architecture, arguments, model, f"has {whence}")
-    data = Data.model_validate({"eval_crop_ratio": find_family(model.name).eval_crop_ratio} | notes.data)
+    colours = {key: tuple(value) for key, value in (("mean", named.mean), ("std", named.std)) if value is not None}
+    crop = {"eval_crop_ratio": find_family(model.name).eval_crop_ratio}
+    data = Data.model_validate(crop | colours | notes.data)
     recipe = Recipe(
         name=f"{model.name}_imported",
         description=f"Made up around weights of {codebase.source}: the model section is theirs, the rest are defaults.",

@@ -20,7 +20,7 @@ from deit_fast.convert.formats.unpickler import read_pickle
 
 def _read(path: Path, mapped: mmap.mmap) -> Any:
     """The object that was saved. Raises BadFileError where the archive is not as torch writes it."""
-    archive = StoredZip(mapped)
+    archive = StoredZip(mapped, check=False)
     pickles = [name for name in archive.names if name.endswith("/data.pkl")]
     if any(name.endswith("/constants.pkl") for name in archive.names):
         raise BadFileError(f"is a TorchScript program: {SAVE_STATE_DICT}")

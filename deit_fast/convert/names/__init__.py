@@ -5,6 +5,7 @@ A module with a `CODEBASE` reads a layout, one with an `EXPORT` (of formats/__in
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -21,6 +22,10 @@ class TimmWeights:
     """Height and width of the position embeddings in patches; None: a square."""
     tanh: bool = False
     """Trained with GELU's tanh approximation."""
+    mean: Any = None
+    """Channel means, of images in [0, 1]; not validated. None: ImageNet's."""
+    std: Any = None
+    """Channel standard deviations, as `mean`."""
     fixed_positions: bool = False
     """Whether a file without position embeddings is one of a model whose positions are fixed sines and cosines."""
 
