@@ -43,9 +43,6 @@ def fetch_weights(path: str | Path) -> Path:
         return Path(path)
     uri = str(path).rstrip("/")
     folder = uri if uri.rpartition("/")[2] == _CHECKPOINTS else f"{uri}/{_CHECKPOINTS}"
-    if "." not in uri.rpartition("/")[2]:  # files of weights have an ending, which saves a listing
-        there = {each.name for each in list_objects(folder)[1]}
-        for name in _RUN_FILES:
-            if name in there:
-                return fetch_file(f"{folder}/{name}")
-    return fetch_file(uri)
+    there = {each.name for each in list_objects(folder)[1]}
+    found = next((f"{folder}/{name}" for name in _RUN_FILES if name in there), uri)
+    return fetch_file(found)

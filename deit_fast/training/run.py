@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def train(
     init: str | Path | None = None,
     resume: str = "auto",
     teacher: str | Path | None = None,
-    overrides: Iterable[str] = (),
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains `recipe` on `data` into the folder `out`, evaluating on `val` or the validation split beside `data`.
 
@@ -60,7 +60,10 @@ def train(
     Returns what result.json holds: accuracies in percent, minutes, images per second, peak memory in GiB. SIGTERM or
     SIGUSR1 end it after a checkpoint, with StoppedError. Raises RecipeError, DataError or RunError, each of one line.
     """
-    recipe = get_recipe(recipe, overrides) if isinstance(recipe, str) else recipe.override(overrides)
+    if isinstance(recipe, str):
+        recipe = get_recipe(recipe, overrides)
+    elif overrides:
+        recipe = recipe.override(overrides)
     recipe.check_teacher(teacher)
     data, val, from_random = str(data), str(val) if val is not None else None, init == FROM_RANDOM
     sinks = chosen_sinks()
