@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from deit_fast.convert.formats.lazy_tensor import BadFileError
-from deit_fast.runtime.object_store import fetch_file, is_remote, list_objects
+from deit_fast.runtime.object_store import fetch_file, is_folder, is_remote, list_objects
 
 CONFIG = "config.json"
 """What timm and transformers call a model's description, beside its weights."""
@@ -42,6 +42,8 @@ def fetch_weights(path: str | Path) -> Path:
     if not is_remote(path):
         return Path(path)
     uri = str(path).rstrip("/")
+    if not is_folder(uri):
+        return fetch_file(uri)
     folder = uri if uri.rpartition("/")[2] == _CHECKPOINTS else f"{uri}/{_CHECKPOINTS}"
     there = {each.name for each in list_objects(folder)[1]}
     found = next((f"{folder}/{name}" for name in _RUN_FILES if name in there), uri)
