@@ -11,7 +11,7 @@ from deit_fast.recipe.table import RECIPES, get_recipe
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, printable
 from deit_fast.runtime.exit_status import ExitStatus
 from deit_fast.runtime.files import json_text, write_json
-from deit_fast.runtime.object_store import fetch_file, is_remote
+from deit_fast.runtime.object_store import is_remote
 from deit_fast.zoo import find_architecture, list_models
 
 
@@ -20,7 +20,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     recipe = get_recipe(arguments.recipe, arguments.overrides)
     recipe.check_teacher(arguments.teacher)
     resume = arguments.resume if arguments.resume not in ("auto", "never") else None
-    _check_there(arguments.init, resume, arguments.teacher)
+    _check_there(arguments.init if arguments.init != "none" else None, resume, arguments.teacher)
     from deit_fast.training.run import train
 
     result = train(
@@ -42,6 +42,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         arguments.ema, arguments.flip, arguments.metrics, arguments.report, arguments.labels, arguments.classes,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
+        for note in scores["notes"]:
+            print(f"deit-fast: {arguments.checkpoint}: {note}", file=sys.stderr)
         print(json_text(scores))
         if arguments.json:
             write_json(arguments.json, scores)
@@ -53,9 +55,10 @@ def run_convert(arguments: argparse.Namespace) -> int:
     _check_there(arguments.source)
     from deit_fast.convert.export import export_checkpoint
     from deit_fast.convert.fit import format_changes
+    from deit_fast.convert.locate import fetch_weights
 
     written = export_checkpoint(
-        fetch_file(arguments.source), arguments.destination, arguments.format, arguments.overrides, arguments.ema
+        fetch_weights(arguments.source), arguments.destination, arguments.format, arguments.overrides, arguments.ema
     )
     print(f"{written.path}: {written.format}, from {written.source}", *format_changes(written.changes), sep="\n")
     print(f"max difference of logits {written.difference:.1g}", *written.notes, sep="\n")
@@ -66,10 +69,13 @@ def run_predict(arguments: argparse.Namespace) -> int:
     """`deit-fast predict`: prints the classes of images; INCOMPLETE where one could not be read."""
     _check_there(arguments.checkpoint)
     from deit_fast.infer.images import find_images
+    from deit_fast.infer.precision import mirrored_notes
     from deit_fast.infer.predict import load_model, predict, print_predictions
 
     images = find_images(arguments.images)
     model = load_model(arguments.checkpoint, arguments.ema)
+    for note in (*model.notes, *mirrored_notes(model.recipe, arguments.flip)):
+        print(f"deit-fast: {note}", file=sys.stderr)
     found = predict(
         model, images, arguments.top, batch=arguments.batch, flip=arguments.flip, allow_urls=arguments.allow_urls
     )

@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deit_fast.convert.detect import Weights, load_weights
-from deit_fast.convert.fit import build_initialised
+from deit_fast.convert.fit import build_initialised, need_head
 from deit_fast.convert.imagenet21k import maps_to_1k
+from deit_fast.convert.locate import fetch_weights
 from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.class_subset import ClassChoice, choose_classes
 from deit_fast.data.sources.open import open_source
 from deit_fast.infer.metrics import Metric, Predicted, Totals, build_metrics, find_metrics
 from deit_fast.infer.outcomes import outcome_rows, read_outcomes
-from deit_fast.infer.precision import average_mirrored, build_predictor, choose_dtype
+from deit_fast.infer.precision import average_mirrored, build_predictor, choose_dtype, mirrored_notes
 from deit_fast.infer.report import wilson_interval, write_report
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RecipeError, RunError, StoppedError, printable
 from deit_fast.runtime.hardware import cpu_threads
-from deit_fast.runtime.object_store import fetch_file
 from deit_fast.runtime.patience import patience
 from deit_fast.runtime.progress import progress
 from deit_fast.runtime.world import World, join_world, leave_world
@@ -116,14 +116,19 @@ def evaluate_checkpoint(
     model.image_size resamples position embeddings. flip: the logits are the mean of those of an image and of its mirror
     image. metrics: NAME=VALUE words for those of `infer.metrics` that have to be asked for, as real=real.json. report:
     a folder for `write_report`. labels: the file of labels of images without class folders, where it is not beside
-    them. Returns the metrics' values, top-1 and top-5 with 95 % confidence intervals, the number of classes chosen
-    among, the checkpoint, its format, the images taken, the resolution, minutes, and what was changed at loading.
-    Raises RecipeError, DataError or RunError, this also for logits that are not finite.
+    them. Of the folder of a run the best checkpoint is taken, else the last. In a program that torchrun started all
+    processes have to call it: each evaluates its share of the images.
+
+    Returns the metrics' values, top-1 and top-5 with 95 % confidence intervals, the number of classes chosen among,
+    the checkpoint, its format, the images taken, the resolution, minutes, `changes` at loading and `notes` on what was
+    read from words beside the weights. Raises RecipeError, DataError or RunError, this also for logits that are not
+    finite. Example: `evaluate("runs/digits", "digits")["top1"]`, by its name in deit_fast.
     """
     start = time.perf_counter()
-    weights = load_weights(fetch_file(checkpoint), ema)
+    weights = load_weights(fetch_weights(checkpoint), ema)
     recipe = weights.recipe.override(overrides)
-    own, asked = weights.recipe.model.classes, recipe.model.num_classes
+    need_head(weights, recipe)
+    own, asked = weights.recipe.model.num_classes or recipe.model.classes, recipe.model.num_classes
     maps = asked is not None and maps_to_1k(own, asked)
     if asked not in (own, None) and not maps:
         raise RecipeError(f"model.num_classes={asked}: expected {own}, which {checkpoint} knows")
@@ -146,7 +151,7 @@ def evaluate_checkpoint(
         scores = evaluate(predict if columns is None else _of_columns(predict, columns), loader, world, metrics=chosen)
     finally:
         loader.close()
-    leave_world()
+    leave_world(world)
     outcomes = read_outcomes(scores.totals["outcomes"])
     if lost := np.flatnonzero(outcomes.predictions < 0).tolist():
         raise RunError(
@@ -169,6 +174,7 @@ def evaluate_checkpoint(
         "top5_interval": list(wilson_interval(int(outcomes.in_top5.sum()), len(source))),
         "minutes": (time.perf_counter() - start) / 60,
         "changes": [str(change) for change in changes],
+        "notes": [*weights.said, *mirrored_notes(weights.recipe, flip)],
     }
     if report is not None and world.is_main:
         write_report(report, source, outcomes, result)

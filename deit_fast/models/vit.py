@@ -181,7 +181,7 @@ def split_positions(tensors: Weights, grid: tuple[int, int] | None = None) -> tu
     WeightsError where none fits.
     """
     positions = tensors["pos_embed"].shape[1]
-    for slots in (2, 0) if "dist_token" in tensors else (1, 0):
+    for slots in (2,) if "dist_token" in tensors else (1, 0) if "cls_token" in tensors else (0,):
         patches = positions - slots
         side = math.isqrt(max(patches, 0))
         if patches == grid[0] * grid[1] if grid else patches > 0 and side * side == patches:
