@@ -27,6 +27,7 @@ def pretrain(
     data: str,
     out: str,
     val: str = "",
+    labels: str = "",
     teacher: str = "",
     resume: str = "auto",
     j: str = "1x1",
@@ -50,6 +51,7 @@ def pretrain(
         data: training images: an image folder or shards
         out: run folder, on storage every node shares
         val: validation images; empty takes those beside the training images
+        labels: file of labels of validation images without class folders; empty takes one beside them
         teacher: weights of the recipe's distill.teacher; needed where it distils, refused elsewhere
         resume: auto, never, or a checkpoint to continue
         j: NODESxPROCESSES; one process per GPU
@@ -66,7 +68,7 @@ def pretrain(
         name: job name; empty is the recipe's
     """
     where = Where(j, h, cpu, gpu, memMB, image, env, mounts, overlay, max_retries, rdzv_port)
-    options = {"--val": val, "--teacher": teacher, "--resume": resume}
+    options = {"--val": val, "--labels": labels, "--teacher": teacher, "--resume": resume}
     role = _train_role(list(overrides), recipe, data, out, options, where)
     return specs.AppDef(name=job_name(name or recipe), roles=[role])
 
@@ -78,6 +80,7 @@ def finetune(
     data: str,
     out: str,
     val: str = "",
+    labels: str = "",
     teacher: str = "",
     resume: str = "auto",
     j: str = "1x1",
@@ -102,6 +105,7 @@ def finetune(
         data: training images: an image folder or shards
         out: run folder, on storage every node shares
         val: validation images; empty takes those beside the training images
+        labels: file of labels of validation images without class folders; empty takes one beside them
         teacher: weights of the recipe's distill.teacher; needed where it distils, refused elsewhere
         resume: auto, never, or a checkpoint to continue
         j: NODESxPROCESSES; one process per GPU
@@ -119,7 +123,7 @@ def finetune(
     """
     check_given(init=init)
     where = Where(j, h, cpu, gpu, memMB, image, env, mounts, overlay, max_retries, rdzv_port)
-    options = {"--val": val, "--init": init, "--teacher": teacher, "--resume": resume}
+    options = {"--val": val, "--labels": labels, "--init": init, "--teacher": teacher, "--resume": resume}
     role = _train_role(list(overrides), recipe, data, out, options, where)
     return specs.AppDef(name=job_name(name or recipe), roles=[role])
 
@@ -131,6 +135,7 @@ def evaluate(
     out: str = "",
     ema: str = "false",
     flip: str = "false",
+    labels: str = "",
     real: str = "",
     report: str = "",
     j: str = "1x1",
@@ -155,6 +160,7 @@ def evaluate(
         out: JSON file for the result; empty only prints it
         ema: true or false: evaluate the moving average of the weights
         flip: true or false: average the logits of each image and its mirror image
+        labels: file of labels of images without class folders; empty takes one beside them
         real: the real.json of ImageNet-ReaL, to score by its labels too
         report: folder for accuracy per class, confusion matrix and the most confident mistakes
         j: NODESxPROCESSES; one process per GPU
@@ -173,7 +179,7 @@ def evaluate(
     check_given(checkpoint=checkpoint, data=data)
     # The checkpoint and its recipe may not be readable from here: keys and types are checked on a row of the table.
     check_recipe("deit3_base_1k_192", list(overrides))
-    options = [("--json", out), ("--real", real), ("--report", report)]
+    options = [("--json", out), ("--labels", labels), ("--real", real), ("--report", report)]
     words = ["evaluate", checkpoint, "--data", data, *(word for option in options if option[1] for word in option)]
     switches = {"--ema": parse_switch("ema", ema), "--flip": parse_switch("flip", flip)}
     words += [*(word for word, on in switches.items() if on), *overrides]

@@ -74,11 +74,13 @@ def build_stages(
     overrides: Sequence[str] = (),
     where: Sequence[str] = (),
     pretrain_data: str = "",
+    labels: str = "",
 ) -> list[Stage]:
     """The stages of a size: each training and the evaluation of its last checkpoint, as the reference reports.
 
     `overrides` are section.key=value words for every training, or STAGE:section.key=value for one stage.
     `pretrain_data`, where it is given, is what the first training learns and is evaluated on, with its own val split.
+    `labels` is the file of labels of validation images without class folders.
     Raises PipelineError for an unknown stage.
     """
     trainings = PIPELINES[size]
@@ -98,7 +100,9 @@ def build_stages(
     for name, recipe in trainings.items():
         folder, checkpoint = f"{out}/{name}", f"{out}/{name}/checkpoints/last.pt"
         images, held_out = (pretrain_data, "") if pretrain_data and not before else (data, val)
-        sources = ["--data", images, *(["--val", held_out] if held_out else [])]
+        named = ["--labels", labels] if labels and images == data else []
+        sources = ["--data", images, *(["--val", held_out] if held_out else []), *named]
+        evaluated = ["--data", held_out or images, *named]
         start = ["--init", f"{out}/{before}/checkpoints/last.pt"] if before else []
         evaluation, scores = f"evaluate_{name}", f"{folder}/evaluation.json"
         stages += [
@@ -114,15 +118,7 @@ def build_stages(
             Stage(
                 name=evaluation,
                 component=f"{COMPONENTS}:evaluate",
-                arguments=(
-                    "--checkpoint",
-                    checkpoint,
-                    "--data",
-                    held_out or images,
-                    "--out",
-                    scores,
-                    *words[evaluation],
-                ),
+                arguments=("--checkpoint", checkpoint, *evaluated, "--out", scores, *words[evaluation]),
                 needs=(name,),
                 where=("--name", f"{size}-{evaluation}", *where),
                 output=scores,
@@ -175,6 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--pretrain-data", default="", help="for the sizes on ImageNet-21k: its images, with a val split of their own"
     )
     parser.add_argument("--val", default="", help="validation images; default: those beside the training images")
+    parser.add_argument("--labels", default="", help="file of labels of validation images without class folders")
     parser.add_argument("--out", required=True, help="folder of all run folders, on storage every job shares")
     parser.add_argument("--state", help="this machine's folder for pipeline.json, logs and report.md; default: --out")
     parser.add_argument("--scheduler", default="local_cwd", choices=get_scheduler_factories().keys())
@@ -240,8 +237,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             expected = "the images of ImageNet-21k" if options.size.endswith("_21k") else "none"
             raise PipelineError(f"--pretrain-data={options.pretrain_data!r}: expected {expected} for {options.size}")
         stages = build_stages(
-            options.size, options.data, out, options.val, options.overrides, where, options.pretrain_data
-        )
+            options.size, options.data, out, options.val, options.overrides, where, options.pretrain_data,
+            options.labels,
+        )  # fmt: skip
         stages = sort_stages(stages)
         with get_runner(component_defaults=component_defaults(COMPONENTS)) as runner:
             cfg = scheduler_options(runner, options.scheduler, options.cfg)

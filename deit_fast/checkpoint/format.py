@@ -22,7 +22,7 @@ Digests = dict[str, str]
 
 # Keys that may change between a run and its continuation: none alters what is trained on, though compile rounds, and
 # draws dropout, otherwise, and hw_decoder_load and roi_decode round pixels otherwise.
-_FREE = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "compile", "cuda_graph",
+_FREE = ("start", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "compile", "cuda_graph",
          "compute_copy", "parallel", "grad_checkpointing", "nonfinite_limit", "hang_timeout", "cache_gib",
          "hw_decoder_load", "roi_decode", "profile")  # fmt: skip
 FREE_KEYS = {("run", key) for key in _FREE} | {("data", "may_change")}
@@ -176,5 +176,12 @@ def check_same_recipe(recipe: Recipe, saved: Recipe, path: Path) -> None:
             if value != theirs[name].get(key) and (name, key) not in FREE_KEYS:
                 raise RecipeError(
                     f"{name}.{key}={value!r}: expected {theirs[name].get(key)!r}, with which {path} was started; "
-                    "choose another --out, or start over with --resume never, which moves that run aside"
+                    f"{_way_on(name, path)}"
                 )
+
+
+def _way_on(section: str, path: Path) -> str:
+    """What to do where a recipe was changed, in words; with another schedule a run would be trained further."""
+    if section == "schedule":
+        return f"to train its weights further, choose another --out and --init {path}; or train anew in another --out"
+    return "choose another --out, or start over with --resume never, which moves that run aside"

@@ -66,6 +66,11 @@ def find_object(uri: str) -> Object:
     return Object(uri, info["size"], _version(info))
 
 
+def is_folder(uri: str) -> bool:
+    """Whether a folder is at a URI, and no object. Raises RunError where there is neither."""
+    return _attempt(uri, lambda: _connect(uri).info(uri))["type"] != "file"
+
+
 def list_objects(uri: str) -> tuple[set[str], list[Object]]:
     """Names of the folders in a folder, and its objects in the order of their names; both empty where there is none.
 

@@ -130,6 +130,9 @@ class Evaluation:
         for prefix, predict in self._predictors.items():
             result = evaluate(predict, self._loader, job.world, self._watch)
             scores |= {f"{prefix}{key}": value for key, value in result.values.items()}
+            if lost := result.values.get("nonfinite"):
+                what = f"step {state.step}: the logits of {lost:.0f} of {result.images} validation images"
+                self._log.say(f"{what} are not finite{', of the moving average' if prefix else ''}")
         state.scores, state.scored_step = scores, state.step
         self._log.record("eval", state.step, scores)
 

@@ -1,5 +1,6 @@
 """Where a run starts: from a checkpoint, given weights or its seed; and the loader from that step on."""
 
+import json
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +13,7 @@ from deit_fast.checkpoint.resume import agree_on_checkpoint, find_checkpoints, s
 from deit_fast.checkpoint.save import step_path
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import RunStore, pull_everywhere
-from deit_fast.convert.detect import load_weights
+from deit_fast.convert.detect import Weights, load_weights
 from deit_fast.convert.fit import build_initialised, format_changes
 from deit_fast.convert.own_format import ADVICE
 from deit_fast.data.loader.batches import TrainLoader
@@ -21,7 +22,7 @@ from deit_fast.data.loader.tuning import LoaderSetting
 from deit_fast.data.sources.memory_cache import keep_in_memory
 from deit_fast.data.sources.shard_names import Split
 from deit_fast.recipe.schema import parse_recipe
-from deit_fast.runtime.errors import RunError, one_line
+from deit_fast.runtime.errors import RecipeError, RunError, one_line
 from deit_fast.runtime.files import locked, write_json
 from deit_fast.runtime.object_store import is_remote
 from deit_fast.runtime.patience import patience
@@ -59,17 +60,17 @@ def claim_folder(
     return store.folder if store is not None else Path(out), store, lines
 
 
-def restore(job: Job, state: TrainState, init: Path | None, resume: str) -> list[str]:
+def restore(job: Job, state: TrainState, init: Path | None, resume: str, from_random: bool = False) -> list[str]:
     """Brings a state of step 0 to where the run starts, and returns lines that say so; all processes together.
 
     The first that applies:
     1. resume is a path: that checkpoint, of the same recipe;
     2. resume is "auto": the newest whole checkpoint in out/checkpoints;
     3. init is a path: that file's weights, position embeddings and head adapted to this recipe;
-    4. the seed's own initialisation, which the state has.
+    4. the seed's own initialisation, which the state has; with run.start="weights" only if `from_random` asks for it.
 
-    Only the main process writes. Raises RunError where no checkpoint is whole, RecipeError for one of another recipe,
-    DataError for one that was trained with other data.
+    Only the main process writes. Raises RunError where no checkpoint is whole, RecipeError for one of another recipe
+    and for finetuning without weights, DataError for one that was trained with other data.
     """
     world, folder = job.world, job.out / "checkpoints"
     lines = pull_everywhere(job.store, world) if job.store is not None else []
@@ -78,6 +79,11 @@ def restore(job: Job, state: TrainState, init: Path | None, resume: str) -> list
         notes = [*lines, *damaged, *_load(job, state, path)]
     elif init is not None:
         notes = _initialise_from(job, state, init)
+    elif job.recipe.run.start == "weights" and not from_random:
+        raise RecipeError(
+            f"run.start='weights': expected --init with the weights that {job.recipe.name} finetunes, found none and "
+            f"no checkpoint in {folder}; --init none trains from random weights all the same"
+        )
     else:
         notes = []
     if job.val_source is None:
@@ -144,10 +150,21 @@ def _load(job: Job, state: TrainState, path: Path) -> list[str]:
 
 def _initialise_from(job: Job, state: TrainState, init: Path) -> list[str]:
     weights = load_weights(init)
-    torch.manual_seed(job.recipe.run.seed_of("init"))  # for what the weights lack
-    model, changes = build_initialised(job.recipe.model, weights)
+    model, changes = build_initialised(job.recipe.model, weights, job.recipe.run.seed_of("init"))
     state.load_weights(model.state_dict(), model.state_dict())
-    return [f"{init}: weights of {weights.source} loaded", *format_changes(changes)]
+    return [f"{init}: weights of {weights.source} loaded", *weights.say(), *_other_pixels(job, weights, init),
+            *format_changes(changes)]  # fmt: skip
+
+
+def _other_pixels(job: Job, weights: Weights, init: Path) -> list[str]:
+    """Lines where the weights were trained on pixels that were normalised otherwise: the recipe's normalise them."""
+    theirs, mine = weights.recipe.data, job.recipe.data
+    pairs = [(key, getattr(theirs, key), getattr(mine, key)) for key in ("mean", "std")]
+    return [
+        f"{init}: trained with data.{key}={json.dumps(found)}, this run has {json.dumps(now)}"
+        for key, found, now in pairs
+        if found != now
+    ]
 
 
 def build_loader(job: Job, start: int) -> tuple[TrainLoader, list[str]]:

@@ -116,6 +116,12 @@ def test_named_resources_are_registered_and_can_be_changed(name: str) -> None:
     assert pretrain(h="h100", gpu=2).resource.gpu == 2
 
 
+def test_a_file_of_labels_goes_along() -> None:
+    evaluation = deit.evaluate(checkpoint="c", data="d", labels="l.csv").roles[0]
+    assert " --labels l.csv" in pretrain(labels="l.csv").args[1]
+    assert " --labels l.csv" in evaluation.args[1]
+
+
 def test_a_teacher_goes_along_where_it_is_needed() -> None:
     words = ["model.name=deit_tiny_distilled_patch16", "distill.kind=hard"]
     assert " --teacher t.pth " in pretrain(*words, teacher="t.pth").args[1]

@@ -69,6 +69,13 @@ def test_pretraining_on_other_images_is_evaluated_on_them() -> None:
     assert "w21" not in finetuning + words["evaluate_finetune_1k"]
 
 
+def test_labels_go_with_the_validation_images() -> None:
+    words = {s.name: s.arguments for s in build_stages("base_21k", "d", "/o", "v", pretrain_data="w", labels="l.csv")}
+    labelled = [name for name, given in words.items() if "--labels" in given]
+    assert labelled == ["finetune_1k", "evaluate_finetune_1k"]
+    assert all(words[name][words[name].index("--labels") + 1] == "l.csv" for name in labelled)
+
+
 def test_overrides_go_to_every_training_or_to_one_stage() -> None:
     words = ["schedule.epochs=9", "pretrain:optim.lr=1e-3", "evaluate_finetune:data.eval_crop_ratio=0.875"]
     stages = {stage.name: stage for stage in build_stages("demo", "d", "/o", overrides=words)}

@@ -214,4 +214,4 @@ if __name__ == "__main__":
     for each in sys.argv[2:]:
         train(each, joined, root)
         go_on(each, joined, root / each / "1", root / each / "2")
-    leave_world()
+    leave_world(joined)

@@ -210,7 +210,7 @@ class EvalLoader(_Loader):
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         super().__init__(source, device, patience)
-        self._crop_ratio, self._image_size, self._size, self._threads = data.eval_crop_ratio, image_size, batch, threads
+        self._data, self._image_size, self._size, self._threads = data, image_size, batch, threads
         self._indices = eval_indices(len(source), rank, world_size, batch)
 
     def __len__(self) -> int:
@@ -222,7 +222,9 @@ class EvalLoader(_Loader):
             yield Plan(np.concatenate((indices, padding)), None, 0, step, len(indices), self._draw)
 
     def _draw(self, encoded: list[NDArray[np.uint8]], sizes: NDArray[np.int32]) -> list[Any]:
-        return [encoded, eval_geometry(sizes, self._image_size, self._crop_ratio)]
+        return [encoded, eval_geometry(sizes, self._image_size, self._data.eval_crop_ratio)]
 
     def _build_pipeline(self) -> Pipeline:
-        return eval_pipeline(self._image_size, self._feed, self._size, self._device, self._threads)
+        return eval_pipeline(
+            self._image_size, self._feed, self._size, self._device, self._threads, self._data.eval_interpolation
+        )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deit_fast.data.augment.erase import EraseParams
 from deit_fast.data.loader.broken import describe_refusal, raise_culprit, without_name
 from deit_fast.data.loader.substitute import Substitutes
-from deit_fast.data.sources.base import Source, check_image, read_image
+from deit_fast.data.sources.base import Source, read_image
 from deit_fast.runtime.errors import DataError, StorageError
 
 _QUEUED = 3  # host batches ready before DALI asks for them
@@ -156,7 +156,7 @@ class Producer:
             raise self._failure
         try:
             encoded = read_image(self._source, index, self._patience, self._gave_up.wait)
-            return encoded, check_image(self._source, index, encoded)
+            return self._source.prepare(index, encoded)
         except DataError as error:
             return error
         except StorageError as error:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from deit_fast.data.sources.pixels import UnknownPixels, as_decodable, check_kind, is_right_in_dali
 from deit_fast.runtime.errors import DataError, one_line, printable
 from deit_fast.runtime.patience import Pause, may_pass, patiently
 from deit_fast.runtime.progress import progress
@@ -36,6 +37,7 @@ _SIGNATURES = {
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..15 without the tables that share the range
 _BARE_MARKERS = frozenset(range(0xD0, 0xD8)) | {0x01}  # markers with no length behind them
 _END = b"\xff\xd9"
+_ADOBE = b"\xff\xee\x00\x0eAdobe"
 
 
 class Source(ABC):
@@ -46,12 +48,15 @@ class Source(ABC):
 
     def __init__(self, uri: str, classes: list[str], labels: NDArray[np.int64]) -> None:
         self.uri = uri
+        self.place = uri
+        """Which images were taken: the folder of a split, say, where `uri` holds several."""
         self.classes = classes
         self.labels = labels
         """int64 [N], indices into classes."""
         self.counted = False
         """Whether the classes are only as many as the largest label says, so that there may be more."""
         self._sizes = np.zeros((len(labels), 2), np.int32)
+        self._is_converted = np.zeros(len(labels), bool)  # known once the size is
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,16 +91,35 @@ class Source(ABC):
     def size(self, index: int, encoded: NDArray[np.uint8]) -> tuple[int, int]:
         """Height and width, px, of image `index`, whose file is `encoded`, uint8 [bytes]; read once, then remembered.
 
-        As stored: an EXIF rotation is not applied. Raises DataError where the header cannot be read.
+        As stored: an EXIF rotation is not applied. Raises DataError where the header cannot be read, and for a kind of
+        image that is refused.
         """
         height, width = self._sizes[index].tolist()
         if not height:
             try:
-                height, width = image_size(encoded)
+                height, width, right = _read_header(encoded)
             except ValueError as error:
                 raise DataError(f"{printable(self.name(index))}: expected an image, found {error}") from None
+            self._is_converted[index] = not right
             self._sizes[index] = height, width
         return height, width
+
+    def prepare(self, index: int, encoded: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """Image `index`, whose file is `encoded`, as DALI decodes it rightly, uint8 [bytes], and its height and width.
+
+        That is the file itself, unless it is of a kind that DALI gets wrong. Raises DataError as `check_image` does,
+        and where such a file cannot be decoded.
+        """
+        size = check_image(self, index, encoded)
+        if not self._is_converted[index]:
+            return encoded, size
+        try:
+            with open_image(encoded) as image:
+                return as_decodable(encoded, image), size
+        except Exception as error:  # PIL's decoders raise what they like
+            reason = one_line(error) or type(error).__name__
+            name = printable(self.name(index))
+            raise DataError(f"{name}: expected an image that can be decoded ({reason})") from None
 
 
 def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[np.uint8]:
@@ -206,18 +230,28 @@ def image_size(encoded: NDArray[np.uint8]) -> tuple[int, int]:
     """Height and width in pixels as stored, by the header of encoded uint8 [bytes]: an EXIF rotation is not applied.
 
     Nothing is decoded. JPEG (ITU T.81, annex B) is read here, anything else by PIL. Raises ValueError where there is no
-    header to read, and for a JPEG without an end: from it DALI decodes some windows and not others.
+    header to read, for a JPEG without an end, because DALI decodes some windows of it and not others, and for kinds of
+    images that are refused.
     """
+    return _read_header(encoded)[:2]
+
+
+def _read_header(encoded: NDArray[np.uint8]) -> tuple[int, int, bool]:
+    """Height, width, and whether DALI decodes the file rightly."""
     if image_format(encoded) is None:
         raise ValueError(f"{len(encoded)} bytes without a readable image header (no {', '.join(_SIGNATURES)})")
     data = encoded.data
     frame = _jpeg_frame(data)
     if frame is None:
-        return _pil_size(encoded)
+        return _read_pil_header(encoded)
     if data[-2:] != _END and _END not in data[frame:].tobytes():
         raise ValueError(f"{len(data)} bytes of a JPEG whose end is missing")
     height, width = (data[at] << 8 | data[at + 1] for at in (frame + 5, frame + 7))
-    return height, width
+    bits, components = data[frame + 4], data[frame + 9]
+    if bits != 8 or components not in (1, 3, 4):
+        raise ValueError(f"a JPEG of {bits} bits and {components} components (expected 8 bits, and 1, 3 or 4)")
+    # Adobe's programs store CMYK inverted. PIL takes all files to be theirs, DALI only those that say so.
+    return height, width, components < 4 or _ADOBE in data[:frame].tobytes()
 
 
 def open_image(encoded: NDArray[np.uint8]) -> Image.Image:
@@ -233,7 +267,7 @@ def _jpeg_frame(data: memoryview) -> int | None:
     if data[:2] != b"\xff\xd8":
         return None
     position = 2
-    while position + 9 <= len(data) and data[position] == 0xFF:
+    while position + 10 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xFF:  # fill byte
             position += 1
@@ -247,13 +281,18 @@ def _jpeg_frame(data: memoryview) -> int | None:
     return None
 
 
-def _pil_size(data: NDArray[np.uint8]) -> tuple[int, int]:
+def _read_pil_header(data: NDArray[np.uint8]) -> tuple[int, int, bool]:
     try:
         with open_image(data) as image:
             width, height = image.size
+            check_kind(image)
+            right = is_right_in_dali(image, data)
+    except UnknownPixels:
+        raise
     except Exception as error:  # PIL's parsers raise what they like
-        reason = UNIDENTIFIED if isinstance(error, UnidentifiedImageError) else one_line(error)
+        unknown = "no TIFF that PIL reads is like that" if image_format(data) == "TIFF" else UNIDENTIFIED
+        reason = unknown if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise ValueError(f"{len(data)} bytes without a readable image header ({reason})") from None
     if not (height > 0 and width > 0):
         raise ValueError(f"{len(data)} bytes whose header says {height} x {width} pixels")
-    return height, width
+    return height, width, right
