@@ -119,7 +119,7 @@ class Saver:
                 file.unlink()
 
     def save(self, beside: dict[str, Any]) -> list[str]:
-        """Starts to write the state, and `beside`, once the checkpoint before it is done. Returns what failed of that."""
+        """Starts to write the state and `beside`, once the checkpoint before is done. Returns what failed of that."""
         failures = self.finish()
         content = self._snapshot.begin(self._state.state_dict() | beside, _moved_by_updates(self._state))
         # Between two updates nothing but an update changes a weight, so that the copy has a forward and a backward
