@@ -44,9 +44,13 @@ def find_validation(uri: str) -> str | None:
     The folder of a data set as downloaded holds its own.
     """
     path = Path(uri).expanduser()
-    request = Request(uri, path, "train", "name", TarShards).at(path, "train")
-    form = _recognise(request, general=False)
-    return form.find_validation(request) if form else validation_beside(request)
+
+    def find() -> str | None:
+        request = Request(uri, path, "train", "name", TarShards).at(path, "train")
+        form = _recognise(request, general=False)
+        return form.find_validation(request) if form else validation_beside(request)
+
+    return patiently(find, uri)
 
 
 def _open(asked: Request) -> tuple[Source, SourceFormat]:
