@@ -130,8 +130,11 @@ def fetch_all(wanted: list[Object], what: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     if missing > (free := shutil.disk_usage(folder).free):
         raise RunError(f"{folder}: expected {missing / 2**30:.1f} GiB free for {what}, found {free / 2**30:.1f}")
-    with ThreadPoolExecutor(_FETCHES) as pool:
+    pool = ThreadPoolExecutor(_FETCHES)
+    try:
         return list(progress(pool.map(fetch, wanted), len(wanted), f"fetch {what}"))
+    finally:  # an error or an interrupt does not wait for the rest
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def fetch_file(path: str | Path) -> Path:
