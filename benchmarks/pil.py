@@ -41,7 +41,9 @@ def evaluation_chain(image_size: int, data: Data) -> Callable[[Image.Image], Ten
     """The reference's evaluation transform."""
     return transforms.Compose(
         [
-            transforms.Resize(int(image_size / data.eval_crop_ratio), transforms.InterpolationMode.BICUBIC),
+            transforms.Resize(
+                int(image_size / data.eval_crop_ratio), transforms.InterpolationMode(data.eval_interpolation)
+            ),
             transforms.CenterCrop(image_size),
             transforms.ToTensor(),
             transforms.Normalize(data.mean, data.std),

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from deit_fast.components.launch import Where, refuse
+from deit_fast.components.arguments import Where, refuse
 
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.braces import expand_braces, has_braces

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deit_fast.infer.create import create_model
+    from deit_fast.infer.evaluate import evaluate_checkpoint as evaluate
     from deit_fast.infer.predict import LoadedModel, Prediction, extract_features, load_model, predict
     from deit_fast.recipe.table import get_recipe, list_recipes
     from deit_fast.training.run import train
@@ -17,6 +18,7 @@ __all__ = [
     "LoadedModel",
     "Prediction",
     "create_model",
+    "evaluate",
     "extract_features",
     "get_recipe",
     "list_models",
@@ -28,17 +30,19 @@ __all__ = [
 
 _HOMES = {
     "create_model": "deit_fast.infer.create",
+    "evaluate": "deit_fast.infer.evaluate",
     "get_recipe": "deit_fast.recipe.table",
     "list_models": "deit_fast.zoo",
     "list_recipes": "deit_fast.recipe.table",
     "train": "deit_fast.training.run",
 }
+_NAMES = {"evaluate": "evaluate_checkpoint"}  # where a name has another meaning at home
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'deit_fast' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "deit_fast.infer.predict")), name)
+    return getattr(import_module(_HOMES.get(name, "deit_fast.infer.predict")), _NAMES.get(name, name))
 
 
 def __dir__() -> list[str]:

@@ -10,11 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from deit_fast.convert.own_format import ADVICE, FORMAT, refuse_format
 from deit_fast.recipe.schema import SECTIONS, Recipe
 from deit_fast.runtime.errors import RecipeError, RunError, StorageError, one_line
 from deit_fast.runtime.files import atomic_path, hash_file, lacking_space
 
-FORMAT = 1
 SUFFIXES = (".safetensors", ".pt")
 SEAL = ".sha256"
 
@@ -22,10 +22,10 @@ Digests = dict[str, str]
 
 # Keys that may change between a run and its continuation: none alters what is trained on, though compile rounds, and
 # draws dropout, otherwise, and hw_decoder_load and roi_decode round pixels otherwise.
-_FREE = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "compile", "cuda_graph",
+_FREE = ("start", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "compile", "cuda_graph",
          "compute_copy", "parallel", "grad_checkpointing", "nonfinite_limit", "hang_timeout", "cache_gib",
          "hw_decoder_load", "roi_decode", "profile")  # fmt: skip
-FREE_KEYS = {("run", key) for key in _FREE}
+FREE_KEYS = {("run", key) for key in _FREE} | {("data", "may_change")}
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -98,10 +98,15 @@ def link_checkpoint(source: Path, destination: Path, digests: Digests) -> None:
 
 def restore_link(source: Path, destination: Path) -> None:
     """`link_checkpoint` of a sealed checkpoint, unless `destination` is that one. Raises RunError."""
-    sealed, there = source.with_suffix(SEAL), destination.with_suffix(SEAL)
-    digests = dict(zip(SUFFIXES, (line.split()[0] for line in sealed.read_text().splitlines()), strict=True))
+    digests, there = read_digests(source), destination.with_suffix(SEAL)
     if not there.exists() or there.read_bytes() != _format_seal(destination, digests).encode():
         link_checkpoint(source, destination, digests)
+
+
+def read_digests(path: Path) -> Digests:
+    """The SHA-256 of each file of the sealed checkpoint at PATH.pt, as its seal has them."""
+    lines = path.with_suffix(SEAL).read_text().splitlines()
+    return dict(zip(SUFFIXES, (line.split()[0] for line in lines), strict=True))
 
 
 def verify_checkpoint(path: Path) -> str:
@@ -112,7 +117,7 @@ def verify_checkpoint(path: Path) -> str:
     try:
         sealed = path.with_suffix(SEAL).read_bytes()
     except FileNotFoundError:
-        raise RunError(f"{path}: expected its checksums beside it, in {path.with_suffix(SEAL).name}") from None
+        raise RunError(lacks_seal(path)) from None
     except OSError as error:
         raise RunError(f"{path.with_suffix(SEAL)}: cannot be read ({error.strerror})") from None
     digests = {}
@@ -129,6 +134,15 @@ def verify_checkpoint(path: Path) -> str:
     if sealed != _format_seal(path, digests).encode():
         raise RunError(f"{path.with_suffix(SEAL)}: damaged: expected one line for each of {', '.join(SUFFIXES)}")
     return digests[".pt"]
+
+
+def lacks_seal(path: Path) -> str:
+    """What is wrong with a checkpoint at PATH.pt without PATH.sha256, and what to do."""
+    name = path.with_suffix(SEAL).name
+    return (
+        f"{path}: expected its checksums beside it, in {name}; put the file there that belongs to it, or, where an "
+        f"early version wrote none, {ADVICE}"
+    )
 
 
 def _format_seal(path: Path, digests: Digests) -> str:
@@ -148,10 +162,8 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         reason = one_line(error)[:200]
         raise RunError(f"{path}: expected a checkpoint of tensors and plain data ({reason})") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else state
-        found = found if isinstance(found, int | None) else type(found).__name__
-        raise RunError(f"{path}: format {found}: expected a deit_fast checkpoint of format {FORMAT}")
+    if wrong := refuse_format(state.get("format") if isinstance(state, dict) else None):
+        raise RunError(f"{path}: {wrong}")
     return state
 
 
@@ -164,5 +176,12 @@ def check_same_recipe(recipe: Recipe, saved: Recipe, path: Path) -> None:
             if value != theirs[name].get(key) and (name, key) not in FREE_KEYS:
                 raise RecipeError(
                     f"{name}.{key}={value!r}: expected {theirs[name].get(key)!r}, with which {path} was started; "
-                    "choose another --out, or --resume never"
+                    f"{_way_on(name, path)}"
                 )
+
+
+def _way_on(section: str, path: Path) -> str:
+    """What to do where a recipe was changed, in words; with another schedule a run would be trained further."""
+    if section == "schedule":
+        return f"to train its weights further, choose another --out and --init {path}; or train anew in another --out"
+    return "choose another --out, or start over with --resume never, which moves that run aside"

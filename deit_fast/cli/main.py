@@ -33,9 +33,16 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
     train.add_argument("--data", required=True, help="image folder, or tar shards such as train-{0000..0009}.tar")
     train.add_argument("--val", help="validation data; default: the val split beside the training split")
+    _add_labels(train, "validation ")
     train.add_argument("--out", required=True, help="run folder, which may be in an object store")
-    train.add_argument("--init", help="weights to start from (finetuning), in any known format")
-    train.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto, from the run folder")
+    train.add_argument(
+        "--init", metavar="PATH|none",
+        help="weights to start from (finetuning): a file of any known format, or a run's folder; none: random ones",
+    )  # fmt: skip
+    train.add_argument(
+        "--resume", default="auto", metavar="auto|never|PATH",
+        help="default: auto, from the run folder; never starts over, with an earlier run moved to OUT/earlier-1",
+    )  # fmt: skip
     train.add_argument("--teacher", help="weights of distill.teacher (.pth, .safetensors), for distillation")
     train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     train.set_defaults(run=commands.run_train)
@@ -45,9 +52,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="top-1 and top-5 of a checkpoint",
         epilog="Example: deit-fast evaluate runs/small/checkpoints/last.pt --data /imagenet --json scores.json",
     )
-    evaluate.add_argument("checkpoint", help="weights of a run, or in another known format")
+    evaluate.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
     evaluate.add_argument("--data", required=True, help="image folder or tar shards; its val split, if it has one")
+    _add_labels(evaluate)
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
+    evaluate.add_argument(
+        "--classes", choices=("data", "all"),
+        help="for data with some of the model's classes, by name: choose among the data's alone, or among all",
+    )  # fmt: skip
     evaluate.add_argument("--flip", action="store_true", help="average the logits of each image and its mirror image")
     evaluate.add_argument(
         "--metric", dest="metrics", action="append", default=[], metavar="NAME=VALUE",
@@ -69,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="write a checkpoint in another format, and compare the logits",
         epilog="Example: deit-fast convert deit_3_base_224_1k.pth base.onnx",
     )
-    convert.add_argument("source", help="weights of a run, facebookresearch/deit, deit3-jax, ...")
+    convert.add_argument("source", help="weights in any known format, or the folder of a run")
     convert.add_argument("destination", type=_path, help="a folder, or a .safetensors (timm), .pth (facebookresearch/"
                          "deit), .msgpack (deit3-jax), .onnx or .pt2 file")  # fmt: skip
     convert.add_argument("--format", metavar="NAME", help="timm, facebook, deit3-jax, onnx or program")
@@ -82,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the most likely classes of images",
         epilog="Example: deit-fast predict runs/small/checkpoints/last.pt photos 'more/*.jpg' --top 3",
     )
-    predict.add_argument("checkpoint", help="a checkpoint")
+    predict.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="images, folders of them, globs")
     predict.add_argument("--top", type=_positive, default=5, metavar="K", help="classes for each image; default: 5")
     kind = predict.add_mutually_exclusive_group()
@@ -145,6 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast data check /imagenet --out bad.txt",
     )
     check.add_argument("data", help="image folder or tar shards; both splits, if it has train/ and val/")
+    _add_labels(check, "validation ")
     check.add_argument("--out", type=_path, metavar="FILE", help="write the names and reasons, separated by a tab")
     check.add_argument("--threads", type=_positive, default=os.cpu_count(), metavar="N", help="default: the cores")
     check.set_defaults(run=commands.run_data_check)
@@ -155,6 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shard.add_argument("source", help="image folder or tar shards; both splits, if it has train/ and val/")
     shard.add_argument("folder", type=_path)
+    _add_labels(shard, "validation ")
     shard.add_argument(
         "--size", type=_positive, metavar="PX", help="shorter side of larger images; default: as they are"
     )
@@ -166,6 +180,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shard.set_defaults(run=commands.run_data_shard)
     return parser
+
+
+def _add_labels(parser: argparse.ArgumentParser, which: str = "") -> None:
+    parser.add_argument(
+        "--labels", type=_path, metavar="FILE",
+        help=f"labels of {which}images without class folders; default: a file of a published name beside them",
+    )  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -204,8 +225,9 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
         complain(limit)
         return ExitStatus.REFUSED
-    except KeyboardInterrupt:
-        complain("interrupted")
+    except KeyboardInterrupt as error:
+        if os.environ.get("RANK", "0") == "0":
+            complain(str(error) or "interrupted; run the same command again")
         return ExitStatus.INTERRUPTED
 
 

@@ -8,7 +8,7 @@ import functools
 import mmap
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +16,17 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from torch import Tensor
 
+from deit_fast.convert.config import Notes, describe, read_notes
+from deit_fast.convert.declared import check_named_model, named_model
 from deit_fast.convert.formats import Container
+from deit_fast.convert.formats.constructors import SAVE_STATE_DICT, UnknownNameError
 from deit_fast.convert.formats.lazy_tensor import BadFileError, map_file, read_tensors
-from deit_fast.convert.formats.metadata import Notes, check_names, check_plain, find_weights, read_notes
-from deit_fast.convert.names import Codebase, TimmWeights
-from deit_fast.convert.recognise import check_declared, infer_model
+from deit_fast.convert.formats.metadata import check_names, check_plain
+from deit_fast.convert.locate import find_weights
+from deit_fast.convert.names import Codebase
+from deit_fast.convert.own_format import refuse_format
+from deit_fast.convert.recognise import check_declared, check_inferred, declared_grid, infer_model
+from deit_fast.convert.unwrap import check_modules, select_weights, unwrap_names
 from deit_fast.recipe.schema import Recipe, parse_recipe
 from deit_fast.recipe.sections import Data, LambOptim, Run
 from deit_fast.runtime.discover import discover
@@ -30,7 +36,7 @@ from deit_fast.zoo import find_family
 T = TypeVar("T", Container, Codebase)
 
 _START = 9  # bytes of a file that its refusal shows
-_WRAPPERS = ("module.", "_orig_mod.")  # before every name: DistributedDataParallel's and torch.compile's
+_PICKLES = 1 << 26  # bytes of a file among which its pickle is looked at once more
 # What parsers of damaged bytes raise, here and in zipfile, msgpack and pickletools.
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, struct.error,
            zipfile.BadZipFile, NotImplementedError, RecursionError, MemoryError, RuntimeError)  # fmt: skip
@@ -47,6 +53,14 @@ class Weights:
     """Names of the head's classes, where the file has them."""
     source: str = "deit_fast"
     """Whose format the file is."""
+    file: Path | None = None
+    """Where they are from, for messages."""
+    said: tuple[str, ...] = ()
+    """Lines for the user: what was taken from the words beside the weights, and what was not."""
+
+    def say(self) -> list[str]:
+        """`said`, each with the file's name before it."""
+        return [f"{self.file}: {line}" for line in self.said]
 
 
 def load_weights(path: Path, ema: bool = False) -> Weights:
@@ -62,23 +76,58 @@ def load_weights(path: Path, ema: bool = False) -> Weights:
         mapped = map_file(file)
         tree = _read_container(file, mapped)
         if isinstance(tree.get("recipe"), dict) and isinstance(tree.get("model"), dict):
-            return _read_own(tree, ema, len(mapped), path)
-        named, source = _rename(read_tensors(_select(tree, ema), len(mapped)))
-        notes = read_notes(path) if path.is_dir() else Notes()
-        if path.is_dir():
-            named = replace(named, tanh=notes.tanh, mean=notes.mean, std=notes.std)
-        model = infer_model(named.tensors, named.grid, named.tanh, named.heads)
-        crop = {"eval_crop_ratio": find_family(model.name).eval_crop_ratio}
-        colours = {key: tuple(value) for key, value in (("mean", named.mean), ("std", named.std)) if value is not None}
-        recipe = Recipe(
-            name=f"{model.name}_imported",
-            description=f"Made up around weights of {source}: the model section is theirs, the rest are defaults.",
-            model=model,
-            data=Data.model_validate(crop | colours),
-            optim=LambOptim(lr=1e-5),
-            run=Run(global_batch=512),
-        )
-    return Weights(named.tensors, recipe, notes.classes, source)
+            return replace(_take_notes(_read_own(tree, ema, len(mapped), path), read_notes(path)), file=path)
+        codebases = _codebases().values()
+        state = select_weights(tree, codebases, ema)
+        check_modules(state)
+        tensors = read_tensors(state, len(mapped))
+        notes = read_notes(path)
+        return replace(_read_foreign(unwrap_names(tensors, _is_known), tree, notes), file=path)
+
+
+def _take_notes(weights: Weights, notes: Notes) -> Weights:
+    """Weights of our own, with what the config.json beside an exported one says since somebody changed it."""
+    data = weights.recipe.data
+    changed = {key: value for key, value in notes.data.items() if getattr(data, key) != value}
+    classes = notes.classes if notes.classes is not None else weights.classes
+    if not changed and classes == weights.classes:
+        return weights
+    recipe = weights.recipe.derive(data=changed)
+    kept = replace(notes, data=changed, classes=None if classes == weights.classes else classes)
+    return replace(weights, recipe=recipe, classes=classes, said=tuple(describe(kept, recipe.data)))
+
+
+def _read_foreign(tensors: dict[str, Tensor], tree: dict[Any, Any], notes: Notes) -> Weights:
+    """Weights of another codebase, of a file with the dictionary `tree`; the model is recognised by their shapes."""
+    codebase = _choose(_codebases(), tensors)
+    assert codebase is not None, "timm's takes what no other recognises"
+    named = codebase.to_timm(tensors)
+    architecture, arguments, whence = named_model(notes, tree)
+    try:
+        grid = named.grid or declared_grid(named.tensors, notes.size)
+        model = infer_model(named.tensors, grid, named.tanh or notes.tanh, named.heads or notes.heads)
+        if model.position == "sincos" and not named.fixed_positions:
+            raise BadFileError("has no pos_embed: expected position embeddings, which deit3-jax alone does without")
+        check_inferred(model, named.tensors)
+    except BadFileError as error:
+        raise BadFileError(f"{error}{f'; its {whence} is {architecture!a}' if architecture else ''}") from None
+    if architecture is not None:
+        check_named_model(architecture, arguments, model, f"has {whence}")
+    colours = {key: tuple(value) for key, value in (("mean", named.mean), ("std", named.std)) if value is not None}
+    crop = {"eval_crop_ratio": find_family(model.name).eval_crop_ratio}
+    data = Data.model_validate(crop | colours | notes.data)
+    recipe = Recipe(
+        name=f"{model.name}_imported",
+        description=f"Made up around weights of {codebase.source}: the model section is theirs, the rest are defaults.",
+        model=model,
+        data=data,
+        optim=LambOptim(lr=1e-5),
+        run=Run(global_batch=512),
+    )
+    classes = "no head" if model.num_classes is None else f"{model.num_classes} classes"
+    read = f"read as {model.name} at {model.image_size} px, {classes}, of {codebase.source}"
+    said = (read, *describe(notes, data))
+    return Weights(named.tensors, recipe, notes.classes, codebase.source, said=said)
 
 
 @contextlib.contextmanager
@@ -124,7 +173,12 @@ def _read_container(path: Path, mapped: mmap.mmap) -> dict[Any, Any]:
     if container is None:
         *names, last = [each.name for each in _containers().values()]
         raise BadFileError(f"starts with {mapped[:_START]!r}: expected a file of {', '.join(names)} or {last}")
-    tree = container.read(path, mapped)
+    try:
+        tree = container.read(path, mapped)
+    except UnknownNameError as error:
+        if mapped.find(b"_parameters", 0, _PICKLES) < 0 or mapped.find(b"_modules", 0, _PICKLES) < 0:
+            raise
+        raise BadFileError(f"holds a whole module ({error}): {SAVE_STATE_DICT}") from None
     if not isinstance(tree, dict):
         raise BadFileError(f"holds a {type(tree).__name__}: expected a dictionary of weights")
     return tree
@@ -132,8 +186,8 @@ def _read_container(path: Path, mapped: mmap.mmap) -> dict[Any, Any]:
 
 def _read_own(tree: dict[Any, Any], ema: bool, size: int, path: Path) -> Weights:
     """A checkpoint of deit_fast's, of a file of `size` bytes: its recipe says what its weights are."""
-    if tree.get("format") != 1:
-        raise BadFileError("is of another format: expected a deit_fast checkpoint of format 1")
+    if wrong := refuse_format(tree.get("format")):
+        raise BadFileError(wrong)
     if ema and "ema" not in tree:
         raise BadFileError("expected a moving average, but a safetensors file holds one model: give the .pt")
     state = tree["ema"] if ema else tree["model"]
@@ -149,24 +203,6 @@ def _read_own(tree: dict[Any, Any], ema: bool, size: int, path: Path) -> Weights
     return Weights(tensors, recipe, classes)
 
 
-def _select(tree: dict[Any, Any], ema: bool) -> Mapping[Any, Any]:
-    """The weights in a training file, by the keys of the codebases, or else the whole of it."""
-    if not ema:
-        keys = [each.weights_key for each in _codebases().values() if each.weights_key is not None]
-        return next((tree[key] for key in keys if isinstance(tree.get(key), dict)), tree)
-    for each in _codebases().values():
-        if each.average_key and (each.average_sign or each.average_key) in tree:
-            state = tree.get(each.average_key)
-            if isinstance(state, dict):
-                return state
-    raise BadFileError("expected a moving average, but the file has none")
-
-
-def _rename(tensors: dict[str, Tensor]) -> tuple[TimmWeights, str]:
-    """The tensors with timm's names, and the codebase that had them, in words."""
-    for prefix in _WRAPPERS:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    codebase = _choose(_codebases(), tensors)
-    assert codebase is not None, "timm's takes what no other recognises"
-    return codebase.to_timm(tensors), codebase.source
+def _is_known(tensors: dict[str, Tensor]) -> bool:
+    """Whether a codebase has these names; timm's takes any."""
+    return any(each.recognises(tensors) for each in _codebases().values() if each.priority >= 0)

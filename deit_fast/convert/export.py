@@ -1,6 +1,7 @@
 """`deit-fast convert`: a checkpoint of any known format in another one, read back and compared with the original."""
 
 import functools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from deit_fast.convert.detect import load_weights
-from deit_fast.convert.fit import Change, build_initialised
+from deit_fast.convert.fit import Change, build_initialised, need_head
 from deit_fast.convert.formats import Export
 from deit_fast.convert.formats.lazy_tensor import BadFileError
 from deit_fast.runtime.discover import discover
@@ -33,7 +34,7 @@ class Exported:
     difference: float
     """Largest absolute difference of logits between the original and what was written, on random images."""
     notes: list[str]
-    """Lines for the user: what the format has no place for."""
+    """Lines for the user: what was read beside the weights, and what the format has no place for."""
 
 
 @functools.cache
@@ -71,6 +72,7 @@ def export_checkpoint(
     export = choose_format(destination, format)
     weights = load_weights(source, ema)
     recipe = weights.recipe.override(overrides)
+    need_head(weights, recipe)
     model, changes = build_initialised(recipe.model, weights)
     model.eval()
     size = recipe.model.image_size
@@ -82,7 +84,9 @@ def export_checkpoint(
     reload = export.reload(destination) or _load(destination)
     with torch.no_grad():
         difference = (model(images) - reload(images)).abs().max().item()
-    return Exported(destination, export.name, weights.source, changes, difference, notes)
+    if not math.isfinite(difference):
+        raise RunError(f"{source}: the logits of random images are not finite: expected useful weights")
+    return Exported(destination, export.name, weights.source, changes, difference, [*weights.say(), *notes])
 
 
 def _load(path: Path) -> nn.Module:

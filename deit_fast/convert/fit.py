@@ -11,9 +11,11 @@ from deit_fast.convert.detect import Weights
 from deit_fast.convert.imagenet21k import cut_head, maps_to_1k, pairs_to_1k
 from deit_fast.convert.recognise import describe_weights, differences
 from deit_fast.models.build import ImageModel, build_model, families
+from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.table import plain_table
+from deit_fast.zoo import find_architecture
 
 # Weights that `load_fitted` makes fit, by the first part of their names.
 _FITTED = ("pos_embed", "dist_token", "head", "head_dist")
@@ -187,15 +189,30 @@ def load_fitted(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, i
     return changes
 
 
-def build_initialised(section: Model, weights: Weights) -> tuple[ImageModel, list[Change]]:
+def build_initialised(section: Model, weights: Weights, seed: int | None = None) -> tuple[ImageModel, list[Change]]:
     """The model of `section` with `weights`, on the CPU, and a row for each thing that `load_fitted` changed.
 
+    seed: of what the weights lack, as `build_model` takes it.
     Shapes are compared before the model is built, so that a small file cannot ask for a large one. Raises RunError.
     """
-    _check_shapes(*({name: each[name] for name in each if name.split(".")[0] not in _FITTED}
-                    for each in (weights.tensors, describe_weights(section))))  # fmt: skip
-    model = build_model(section)
-    return model, load_fitted(model, weights.tensors)
+    own = weights.recipe.model
+    side = own.image_size // find_architecture(own.name).patch_size
+    try:
+        _check_shapes(*({name: each[name] for name in each if name.split(".")[0] not in _FITTED}
+                        for each in (weights.tensors, describe_weights(section))))  # fmt: skip
+        model = build_model(section, seed)
+        return model, load_fitted(model, weights.tensors, (side, side))
+    except RunError as error:
+        raise RunError(f"{weights.file or 'the weights'}: {error}") from None
+
+
+def need_head(weights: Weights, recipe: Recipe) -> None:
+    """Raises RunError where the weights have no head, and `recipe`, theirs with words, has no number of classes."""
+    if weights.recipe.model.num_classes is None and recipe.model.num_classes is None:
+        raise RunError(
+            f"{weights.file}: the file has no head: expected one with a head; --init trains one, and "
+            "model.num_classes=K makes a random one of K classes"
+        )
 
 
 def _check_shapes(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:

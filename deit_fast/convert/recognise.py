@@ -71,6 +71,37 @@ def _find_name(family: str, sizes: Sizes) -> str:
     raise BadFileError(f"is a model of the family {family} with {words}: no such entry in deit_fast.zoo")
 
 
+def declared_grid(tensors: Mapping[str, Tensor], size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Height and width in patches of images of `size` px, where the weights have a position for each of them.
+
+    None where they have another number, whatever the words beside them say: a model is often resized after them.
+    """
+    patches = tensors.get("patch_embed.proj.weight", tensors.get("stem.proj.weight"))
+    if size is None or patches is None or patches.ndim != 4 or 0 in patches.shape:
+        return None
+    grid = size[0] // patches.shape[2], size[1] // patches.shape[3]
+    mixing, positions = tensors.get("blocks.0.linear_tokens.weight"), tensors.get("pos_embed")
+    if mixing is not None and mixing.ndim == 2:
+        return grid if len(mixing) == grid[0] * grid[1] else None
+    slots = [1, 0] if "cls_token" in tensors else [0]
+    slots = [2] if "dist_token" in tensors else slots
+    fits = positions is not None and positions.ndim == 3 and positions.shape[1] - grid[0] * grid[1] in slots
+    return grid if fits else None
+
+
+def check_inferred(model: Model, tensors: dict[str, Tensor]) -> None:
+    """Raises BadFileError where tensors, each of its weight's shape [...], are more than their model has a place for.
+
+    model: as `infer_model` recognised it. What is missing or of another shape is judged where it is loaded.
+    """
+    own = describe_weights(model.model_copy(update={"num_classes": model.num_classes or 1}))
+    if wrong := differences({name: tensors[name] for name in tensors if name not in own}, {}):
+        raise BadFileError(
+            f"has weights of another architecture than {model.name}, the nearest: {'; '.join(wrong[:3])} "
+            f"({len(wrong)} in all)"
+        )
+
+
 def check_declared(model: Model, tensors: dict[str, Tensor]) -> None:
     """Raises BadFileError where tensors are not those of the model section that their file has.
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import Change, build_initialised, format_changes
+from deit_fast.convert.locate import fetch_weights
 from deit_fast.models.build import ImageModel, build_model
 from deit_fast.recipe.schema import parse_model
 from deit_fast.recipe.sections import Model
-from deit_fast.runtime.object_store import fetch_file
 from deit_fast.zoo import ARCHITECTURES, resolve_name
 
 
@@ -38,7 +38,7 @@ def create_model(
         section = _section(name, num_classes or 1000, img_size or resolution, fields)
         model, changes = build_model(section), list[Change]()
     else:
-        weights = load_weights(fetch_file(pretrained), ema)
+        weights = load_weights(fetch_weights(pretrained), ema)
         theirs = weights.recipe.model
         if name in ARCHITECTURES:  # the name of an entry says no resolution
             resolution = theirs.image_size

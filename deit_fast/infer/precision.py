@@ -78,3 +78,10 @@ def build_predictor(model: nn.Module, recipe: Recipe, dtype: torch.dtype, world:
 def average_mirrored(predict: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """`predict`, images [B, 3, S, S] -> logits [B, K], with the mean of an image's and its mirror image's logits."""
     return lambda images: (predict(images) + predict(images.flip(3))) / 2
+
+
+def mirrored_notes(recipe: Recipe, flip: bool) -> list[str]:
+    """A line where mirror images are averaged of a model that has never seen one: a mirrored digit is another sign."""
+    if not flip or recipe.augment.flip:
+        return []
+    return ["--flip averages mirror images, which this model was trained without (augment.flip=0): expect lower scores"]

@@ -1,7 +1,6 @@
 """Trained models in use: load a checkpoint, classify images, extract features."""
 
 import csv
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -14,16 +13,19 @@ from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
 
 from deit_fast.convert.detect import load_weights
-from deit_fast.convert.fit import Change, build_initialised
+from deit_fast.convert.fit import Change, build_initialised, need_head
+from deit_fast.convert.locate import fetch_weights
+from deit_fast.data.sources.pixels import as_rgb
 from deit_fast.infer.images import GivenImage, ImageList, readable_batches
 from deit_fast.infer.precision import Classifier, average_mirrored, choose_dtype
+from deit_fast.infer.ranking import are_finite, rank_classes
 from deit_fast.models.build import family_of
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Model
-from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.errors import RunError, printable
+from deit_fast.runtime.files import json_text
 from deit_fast.runtime.hardware import cpu_threads
-from deit_fast.runtime.object_store import fetch_file
-from deit_fast.runtime.world import join_world
+from deit_fast.runtime.world import choose_device
 from deit_fast.zoo import find_architecture
 from deit_fast.zoo.class_names import class_names, default_classes
 
@@ -34,12 +36,15 @@ class LoadedModel(Classifier):
     """A model in evaluation mode with what is needed to use it. `model` is the bare one, with timm's interface."""
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, classes: list[str], device: torch.device, changes: Sequence[Change] = ()
-    ) -> None:
+        self, model: nn.Module, recipe: Recipe, classes: list[str], device: torch.device,
+        changes: Sequence[Change] = (), notes: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         super().__init__(model, recipe, choose_dtype(recipe.run, device), device)
         self.recipe = recipe
         self.changes = list(changes)
         """What differed between the checkpoint and the model; empty where every weight was taken as it is."""
+        self.notes = list(notes)
+        """Lines on what was read from the words beside the weights, such as the crop in a config.json."""
         self.classes = classes
         """[K] names of the classes in the order of the head: folder names, WordNet ids for ImageNet."""
         self.names = class_names(classes)
@@ -53,8 +58,10 @@ class LoadedModel(Classifier):
         size, data = self.recipe.model.image_size, self.recipe.data
         return transforms.Compose(
             [
-                transforms.RGB(),
-                transforms.Resize(int(size / data.eval_crop_ratio), transforms.InterpolationMode.BICUBIC),
+                as_rgb,
+                transforms.Resize(
+                    int(size / data.eval_crop_ratio), transforms.InterpolationMode(data.eval_interpolation)
+                ),
                 transforms.CenterCrop(size),
                 transforms.ToImage(),
                 transforms.ToDtype(torch.float32, scale=True),
@@ -86,18 +93,23 @@ class Prediction:
 def load_model(checkpoint: str | Path, ema: bool = False, overrides: Sequence[str] = ()) -> LoadedModel:
     """The model of a checkpoint, on the GPU if there is one; `overrides` are section.key=value words for its recipe.
 
-    Any format that load_weights reads. ema: its moving average. model.image_size=384 resamples position embeddings. A
-    file that does not name its classes is taken to have ImageNet's, where the number of them is that of a list known
-    (`class_names.default_classes`): the WordNet ids of ImageNet-1k for 1,000. Raises RecipeError or RunError.
+    Any format that load_weights reads, or the folder of a run, whose best checkpoint is taken, else its last. ema: its
+    moving average. model.image_size=384 resamples position embeddings. A file that does not name its classes is taken
+    to have ImageNet's, where the number of them is that of a list known (`class_names.default_classes`): the WordNet
+    ids of ImageNet-1k for 1,000.
+
+    No process group is joined: in a program that torchrun started each process has a model of its own, on the GPU of
+    its LOCAL_RANK. Raises RecipeError or RunError.
     """
-    weights = load_weights(fetch_file(checkpoint), ema)
+    weights = load_weights(fetch_weights(checkpoint), ema)
     recipe = weights.recipe.override(overrides)
-    device = join_world().device
+    need_head(weights, recipe)
+    device = choose_device()
     model, changes = build_initialised(recipe.model, weights)
     count = recipe.model.classes
     classes = weights.classes if weights.classes and len(weights.classes) == count else default_classes(count)
     on_device: Any = model.to(device)
-    return LoadedModel(on_device.to(memory_format=torch.channels_last), recipe, classes, device, changes)
+    return LoadedModel(on_device.to(memory_format=torch.channels_last), recipe, classes, device, changes, weights.say())
 
 
 @torch.no_grad()
@@ -110,10 +122,12 @@ def predict(
     flip: bool = False,
     allow_urls: bool = False,
 ) -> list[Prediction]:
-    """The `top_k` most likely classes of each image: paths, PIL images or uint8 arrays [H, W, 3].
+    """The `top_k` most likely classes of each image: paths, PIL images or arrays, uint8 or uint16, [H, W, 3] or [H, W].
 
-    flip: average the logits of the image and its mirror image. An image that cannot be read has a Prediction with
-    `error` set, and costs the others nothing. Raises RunError for URLs, unless they are allowed.
+    flip: average the logits of the image and its mirror image, which harms a model that was trained without. An image
+    that cannot be read has a Prediction with `error` set, and costs the others nothing. Raises RunError for URLs,
+    unless they are allowed, and where logits are not finite. Of classes with equal logits the one with the smaller
+    label comes first (infer/ranking.py).
     """
     source = ImageList(_listed(images), allow_urls)
     found: dict[int, Prediction] = {}
@@ -122,7 +136,12 @@ def predict(
         if isinstance(pixels, str):
             found[indices[0]] = Prediction(source.name(indices[0]), [], [], [], pixels)
             continue
-        scores, labels = classify(pixels).softmax(1).topk(min(top_k, len(model.classes)))
+        logits = classify(pixels)
+        if not (finite := are_finite(logits)).all():
+            image = source.name(indices[int(finite.logical_not().nonzero()[0])])
+            raise RunError(f"{printable(image)}: the model's logits are not finite: expected useful weights")
+        labels = rank_classes(logits, top_k)
+        scores = logits.softmax(1).gather(1, labels)
         for index, ranked, probabilities in zip(indices, labels.tolist(), scores.tolist(), strict=True):
             names = [model.names[label] for label in ranked]
             found[index] = Prediction(source.name(index), ranked, probabilities, names)
@@ -169,7 +188,7 @@ def extract_features(
 def print_predictions(found: Sequence[Prediction], kind: str | None = None) -> None:
     """Prints to stdout: kind "json", "csv" (a line for each image and rank), or None for people to read."""
     if kind == "json":
-        print(json.dumps([asdict(each) for each in found], indent=2))
+        print(json_text([asdict(each) for each in found]))
         return
     if kind == "csv":
         table = csv.writer(sys.stdout, lineterminator="\n")

@@ -12,7 +12,6 @@ from timm.models.vision_transformer import Block, ParallelThingsBlock, VisionTra
 from torch import Tensor, nn
 
 from deit_fast.models.build import ModelFamily, TimmModel
-from deit_fast.models.initialise import draw_weights
 from deit_fast.models.state_dicts import (
     Sizes,
     Weights,
@@ -93,7 +92,6 @@ class ViTFamily(ModelFamily):
         )
         if isinstance(model, VisionTransformerDistilled):
             model.set_distilled_training(True)
-        draw_weights(model, section.init_std)
         if section.position == "sincos":
             _fix_positions(model)
         return model
@@ -183,7 +181,7 @@ def split_positions(tensors: Weights, grid: tuple[int, int] | None = None) -> tu
     WeightsError where none fits.
     """
     positions = tensors["pos_embed"].shape[1]
-    for slots in (2, 0) if "dist_token" in tensors else (1, 0):
+    for slots in (2,) if "dist_token" in tensors else (1, 0) if "cls_token" in tensors else (0,):
         patches = positions - slots
         side = math.isqrt(max(patches, 0))
         if patches == grid[0] * grid[1] if grid else patches > 0 and side * side == patches:

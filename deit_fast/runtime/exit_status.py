@@ -25,7 +25,7 @@ class ExitStatus(IntEnum):
     BAD_DATA = 65
     """EX_DATAERR: too many images whose bytes cannot be used."""
     HUNG = 70
-    """EX_SOFTWARE: no sign of life for run.hang_timeout seconds."""
+    """EX_SOFTWARE: no sign of life for run.hang_timeout seconds, or nodes that did not meet."""
     STORAGE_FAILED = 74
     """EX_IOERR: a disk, a mount or an object store failed, and went on failing."""
     STOPPED = 75
@@ -49,10 +49,11 @@ class ExitStatus(IntEnum):
 
 _RETRIABLE = {ExitStatus.HUNG, ExitStatus.STORAGE_FAILED, ExitStatus.STOPPED}
 
-# What a wrong path or a missing right gives. No space, a stale handle, a time-out and all else are the machine's.
+# What a wrong path or a missing right gives, and a socket in a file's place. No space, a stale handle, a time-out and
+# all else are the machine's.
 _MISTAKES = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-    errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTEMPTY, errno.EXDEV,
+    errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTEMPTY, errno.EXDEV, errno.ENXIO,
 }  # fmt: skip
 
 

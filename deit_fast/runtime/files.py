@@ -38,17 +38,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)  # the rename itself has to survive a power cut
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)  # the rename itself has to survive a power cut
     except OSError as error:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in the folder are on the disk. Raises OSError."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def lacking_space(folder: Path, needed: int = 0) -> str:
@@ -93,19 +98,27 @@ def hash_file(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes plain data; values that are not finite, which JSON cannot hold, become null.
+    """Writes plain data as `json_text` has it.
 
     Raises OSError where the file cannot be written.
     """
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(finite(content), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(content) + "\n", encoding="utf-8")
+
+
+def json_text(content: Any, indent: int | None = 2) -> str:
+    """Plain data as JSON, as every command prints it and every file has it: what is not finite is null.
+
+    NaN and Infinity are no JSON, though Python's json writes them, and jq, browsers and other languages refuse them.
+    """
+    return json.dumps(finite(content), indent=indent, allow_nan=False)
 
 
 def finite(content: Any) -> Any:
     """Plain data with null in the place of NaN and infinities."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, list):
+    if isinstance(content, list | tuple):
         return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 

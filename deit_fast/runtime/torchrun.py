@@ -25,6 +25,7 @@ from torch.distributed.run import parse_args, run
 
 from deit_fast.runtime.errors import one_line
 from deit_fast.runtime.exit_status import STATUS_BOARD, ExitStatus
+from deit_fast.runtime.rendezvous import explain_rendezvous, watched_rendezvous
 
 LAST_SECONDS = 15.0
 _TRACEBACK = 1
@@ -38,8 +39,11 @@ def main(words: Sequence[str]) -> int:
     arguments = parse_args(list(words))
     board = os.memfd_create("deit-fast-status")  # a full disk cannot refuse it, and it ends with this process
     os.environ[STATUS_BOARD] = f"/proc/{os.getpid()}/fd/{board}"
+    if (restarts := os.environ.get("SLURM_RESTART_COUNT", "0")) != "0":  # Slurm appends to the log of the start before
+        print(f"deit-fast: Slurm's restart {restarts} of this job", file=sys.stderr, flush=True)
     try:
-        run(arguments)
+        with watched_rendezvous(arguments):
+            run(arguments)
         return ExitStatus.DONE
     except ChildFailedError as error:
         failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
@@ -48,7 +52,10 @@ def main(words: Sequence[str]) -> int:
         ends = [(None, -error.sigval)]
     except KeyboardInterrupt:  # before torchrun handles it
         ends = [(None, -signal.SIGINT)]
-    except (RendezvousError, DistError) as error:
+    except RendezvousError as error:
+        print(f"deit-fast: {explain_rendezvous(error, arguments)}", file=sys.stderr, flush=True)
+        ends = [(None, ExitStatus.HUNG)]
+    except DistError as error:
         print(f"deit-fast: torchrun: {type(error).__name__}: {one_line(error)}", file=sys.stderr, flush=True)
         ends = [(None, _TRACEBACK)]
     for number in (signal.SIGTERM, signal.SIGINT):

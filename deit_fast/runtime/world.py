@@ -24,6 +24,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    joined: bool = False
+    """Whether `join_world` made the group, which `leave_world` then ends; a caller's own group stays."""
 
     @property
     def is_main(self) -> bool:
@@ -73,30 +75,34 @@ def join_world(hang_timeout: float = 0.0) -> World:
     Raises RunError where there are more processes than GPUs.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = _choose_device(rank)
+    device = choose_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        _avoid_unsound_attention(rank)
-    if size > 1 and not dist.is_initialized():
+    joins = size > 1 and not dist.is_initialized()
+    if joins:
         on_gpu = device.type == "cuda"
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             timeout=timedelta(seconds=max(COLLECTIVE_SECONDS, 2 * hang_timeout)),
             device_id=device if on_gpu else None,
         )
-    return World(rank, size, device)
+    return World(rank, size, device, joins)
 
 
-def _choose_device(rank: int) -> torch.device:
-    """The GPU of this process's number on its host, or the CPU where there is none."""
+def choose_device() -> torch.device:
+    """The GPU of this process's number on its host, or the CPU where there is none; no other process is waited for.
+
+    Raises RunError where there are more processes than GPUs.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", "0"))
+    rank, index = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.cuda.device_count():
         raise RunError(
             f"rank {rank}: LOCAL_RANK={index}: expected less than the {torch.cuda.device_count()} visible "
             "GPUs; start one process per GPU"
         )
+    _avoid_unsound_attention(rank)
     return torch.device("cuda", index)
 
 
@@ -109,9 +115,9 @@ def _avoid_unsound_attention(rank: int) -> None:
             print(complaint, file=sys.stderr, flush=True)
 
 
-def leave_world() -> None:
-    """Ends the group. Only for a process whose peers end too: after an error, others may wait in a collective."""
-    if dist.is_initialized():
+def leave_world(world: World) -> None:
+    """Ends the group, unless somebody else made it. Only for a process whose peers end too: others may wait in it."""
+    if world.joined and dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -7,6 +7,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torchx.runner import Runner
@@ -36,6 +37,8 @@ class Kubernetes(Scheduler):
     """Its client is imported where it is used, since few have it."""
 
     missing = AppState.CANCELLED  # a job that was cancelled is no more
+    # Nightlies of TorchX ask the API server even for a dry run, and drop what it answers. A submission tells it all.
+    defaults = MappingProxyType({"validate_spec": False})
 
     def prepare(self, job: AppDryRunInfo[Any], output: str, after: Sequence[str]) -> None:
         """Names what the job makes, and lets Volcano end the job at a pod's status that no start mends.
@@ -48,18 +51,19 @@ class Kubernetes(Scheduler):
             if "policies" in task:  # a list that TorchX shares between all jobs
                 task["policies"] = [*final, *task["policies"]]
 
-    def find(self, cfg: Mapping[str, CfgVal]) -> dict[str, str]:
+    def find(self, cfg: Mapping[str, CfgVal]) -> dict[str, list[str]]:
         """Those of the namespace in `cfg`. Raises PipelineError where Kubernetes does not answer."""
         namespace = str(cfg.get("namespace") or "default")
         try:
             jobs = _api().list_namespaced_custom_object(**_VOLCANO, namespace=namespace)["items"]
         except Exception as error:  # of a client that may be missing, for an API that may be anywhere
             raise PipelineError(f"Kubernetes: {explain(error)}") from error
-        return {
-            output: f"kubernetes://torchx/{namespace}:{job['metadata']['name']}"
-            for job in jobs
-            if (output := (job["metadata"].get("annotations") or {}).get(_MARK)) and not is_terminal(_state(job))
-        }
+        found: dict[str, list[str]] = {}
+        for job in sorted(jobs, key=lambda job: str(job["metadata"].get("creationTimestamp"))):
+            output = (job["metadata"].get("annotations") or {}).get(_MARK)
+            if output and not is_terminal(_state(job)):
+                found.setdefault(output, []).append(f"kubernetes://torchx/{namespace}:{job['metadata']['name']}")
+        return found
 
     def state(self, runner: Runner, handle: str) -> AppState | None:
         namespace, name = _split_handle(handle)
@@ -69,6 +73,12 @@ class Kubernetes(Scheduler):
             if getattr(error, "status", None) == 404:
                 return None
             raise
+
+    def cancel(self, runner: Runner, handle: str) -> None:
+        try:
+            super().cancel(runner, handle)
+        except Exception as error:
+            raise PipelineError(f"{handle}: {explain(error)}") from error
 
     def log(self, runner: Runner, handle: str, role: str, replica: int) -> Iterable[str]:
         """The lines a pod printed so far.

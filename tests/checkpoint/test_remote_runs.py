@@ -223,3 +223,27 @@ def test_two_processes_and_file_uris(folder_data: Path, tmp_path: Path) -> None:
     places = [tmp_path / machine / f"file{tmp_path}/kept/run" for machine in ("one", "two")]
     one, two = (load((place / "checkpoints" / "step-0000012.safetensors").read_bytes()) for place in places)
     assert equal(one, two)
+
+
+def test_starting_over_takes_another_prefix_and_copies_nothing(
+    store: S3, folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(folder_data, "optim.lr=1e-3") == 0
+    before = {name: store.files.cat_file(f"bucket/runs/a/{name}") for name in store.names("runs/a")}
+    copies = store.count("COPY", "")
+    capsys.readouterr()
+    stop_at(8, store)
+    assert train(folder_data, "--resume", "never") == 74  # it has step 4 there, and ends
+    assert f"{OUT}: the earlier run stays there; this one is kept in {OUT}/later-1" in capsys.readouterr().out
+    store.fault = lambda method, path: ""
+    shutil.rmtree(tmp_path / "machine")  # another machine goes on with the newest
+    assert train(folder_data) == 0
+    printed = capsys.readouterr().out
+    assert "at step 4 of 12" in printed
+    assert f"{OUT}/later-1/checkpoints/last.pt" in printed
+    after = {name: store.files.cat_file(f"bucket/runs/a/{name}") for name in store.names("runs/a")}
+    assert {name: content for name, content in after.items() if not name.startswith("later-1/")} == before
+    moved = {path for (verb, path), count in store.seen.items() if verb == "COPY" and count and "later-1" not in path}
+    assert sum(store.seen["COPY", path] for path in moved) == copies
+    assert train(folder_data, out="s3://bucket/runs") == 2
+    assert "--out s3://bucket/runs: found a, expected a new folder, or a run's own" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def test_an_empty_folder_and_another_number_of_classes(call, tmp_path: Path, fol
         {"data": "/absent/imagenet"},  # no such folder here: the nodes' own disk
         {"data": "images"},  # the working folder is the job's
         {"data": "s3://bucket/imagenet"},
-        {"data": "/data/typo", "mounts": ["type=volume", "src=claim", "dst=/data"]},  # a pod's
+        {"data": "/data/typo", "mounts": "type=volume,src=claim,dst=/data"},  # a pod's
     ],
 )
 def test_what_only_the_nodes_may_have_is_left_to_them(call, arguments: dict[str, object]) -> None:

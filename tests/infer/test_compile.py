@@ -161,4 +161,4 @@ if __name__ == "__main__":
         sys.stdout.flush()
         gathered = joined.gather(weights(step))
         assert torch.equal(*gathered)
-    leave_world()
+    leave_world(joined)

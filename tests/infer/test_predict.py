@@ -221,3 +221,25 @@ def test_class_names() -> None:
     assert class_names([ids[0], "x"]) == ["tench, Tinca tinca", "x"]
     assert class_names(["0", "1"]) == ["0", "1"]
     assert all(name != label for name, label in zip(class_names(ids), ids, strict=True))
+
+
+def test_a_program_of_torchrun_joins_no_group(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To join would wait for the other process, which is not there."""
+    for key, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+                       "MASTER_PORT": "1"}.items():  # fmt: skip
+        monkeypatch.setenv(key, value)
+    load_model(checkpoint)
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_run_folder_stands_for_its_best_else_its_last(checkpoint: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(RunError, match="run: is the folder of a run without a checkpoint: expected"):
+        load_model(run)
+    state = torch.load(checkpoint)
+    for name, value in (("last", 1.0), ("best", 2.0)):
+        state["model"]["head.bias"] = torch.full((5,), value)
+        torch.save(state, run / "checkpoints" / f"{name}.pt")
+        for folder in (run, run / "checkpoints", f"file://{run}"):
+            assert load_model(folder).model.head.bias[0] == value

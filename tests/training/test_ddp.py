@@ -93,4 +93,4 @@ if __name__ == "__main__":
     joined = join_world()
     for each in KINDS | IN_BF16:
         torch.save(train(each, joined), Path(sys.argv[1]) / f"{each}{joined.rank}.pt")
-    leave_world()
+    leave_world(joined)

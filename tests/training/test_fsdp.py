@@ -89,7 +89,7 @@ def advance(step: TrainStep, seed: int) -> tuple[torch.Tensor, dict[str, int]]:
 def save(step: TrainStep, folder: Path) -> None:
     if step.world.is_main:
         saver = Saver(folder, 2, step.state, CPU, kept_steps(folder, 3))
-        assert saver.save({"recipe": step.recipe.model_dump(mode="json"), "classes": []}, None) == []
+        assert saver.save({"recipe": step.recipe.model_dump(mode="json"), "classes": []}) == []
         assert saver.close() == []
     else:
         gather(step.state.state_dict())
@@ -214,4 +214,4 @@ if __name__ == "__main__":
     for each in sys.argv[2:]:
         train(each, joined, root)
         go_on(each, joined, root / each / "1", root / each / "2")
-    leave_world()
+    leave_world(joined)

@@ -2,7 +2,7 @@
 
 A module with a `CONTAINER` reads files, one with an `EXPORT` writes them. The other modules are what these share:
 lazy_tensor.py (tensors that still lie in their file), stored_zip.py (archives), unpickler.py and constructors.py
-(pickles as data), metadata.py (the words beside the tensors) and timm_folder.py (timm's config.json).
+(pickles as data), metadata.py (the words beside the tensors in their file) and timm_folder.py (timm's config.json).
 """
 
 import mmap

@@ -9,9 +9,28 @@ import torch
 
 from deit_fast.convert.formats.lazy_tensor import DTYPES, BadFileError, LazyTensor, Storage, lazy_array
 
+SAVE_STATE_DICT = "expected its state dict, which torch.save(model.state_dict(), FILE) writes"
+"""The end of a refusal of a file that holds a whole module or program."""
+
+
+class UnknownNameError(BadFileError):
+    """A pickle asks for something that is not in the table."""
+
 
 class Namespace(dict[str, Any]):
     """An argparse.Namespace, as plain data."""
+
+
+class OrderedDict(dict[Any, Any]):
+    """A collections.OrderedDict, as plain data, with the names of the modules that torch notes in a state dict."""
+
+    modules: tuple[str, ...] = ()
+
+    def build(self, attributes: Any) -> None:
+        """Takes the names from a pickled state dict's attributes."""
+        metadata = attributes.get("_metadata") if isinstance(attributes, dict) else None
+        if isinstance(metadata, dict):
+            self.modules = tuple(name for name in metadata if isinstance(name, str))
 
 
 @dataclass(frozen=True)
@@ -115,7 +134,7 @@ def _attribute(owner: Any, name: str) -> None:
 _PLACES = ("", "._local")
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
 _ALLOWED: dict[str, Any] = {
-    "collections.OrderedDict": build_dict,
+    "collections.OrderedDict": lambda items=(): OrderedDict(build_dict(items)),
     "argparse.Namespace": Namespace,
     "torch.Size": lambda *items: tuple(*items),
     "torch._utils._rebuild_tensor": _tensor,
@@ -148,7 +167,7 @@ def resolve_name(module: str, name: str) -> Any:
     if path in _CONSTANTS:
         return _CONSTANTS[path]
     if path not in _ALLOWED:
-        raise BadFileError(f"asks for {ascii(path)[1:101].rstrip(chr(39))}, which a checkpoint has no need of")
+        raise UnknownNameError(f"asks for {ascii(path)[1:101].rstrip(chr(39))}, which a checkpoint has no need of")
     return Constructor(path, _ALLOWED[path])
 
 

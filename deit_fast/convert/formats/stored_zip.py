@@ -28,13 +28,21 @@ class _Directory:
 
 
 class StoredZip:
-    """Where the entries of a mapped archive lie. Raises BadFileError where one of them is compressed."""
+    """Where the entries of a mapped archive lie. Raises BadFileError where one of them is compressed.
 
-    def __init__(self, mapped: mmap.mmap) -> None:
+    check: False leaves that to `check_stored`, for who has something to say of an archive's names before.
+    """
+
+    def __init__(self, mapped: mmap.mmap, check: bool = True) -> None:
         self._mapped = mapped
         directory: Any = _Directory(mapped)
         with zipfile.ZipFile(directory) as archive:
             self._entries = {entry.filename: entry for entry in archive.infolist()}
+        if check:
+            self.check_stored()
+
+    def check_stored(self) -> None:
+        """Raises BadFileError where an entry is compressed."""
         for entry in self._entries.values():
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
                 raise BadFileError(

@@ -26,7 +26,7 @@ def timm_config(recipe: Recipe, classes: list[str] | None) -> dict[str, Any]:
         "num_classes": section.classes,
         "input_size": [3, section.image_size, section.image_size],
         "fixed_input_size": True,
-        "interpolation": "bicubic",
+        "interpolation": recipe.data.eval_interpolation,
         "crop_pct": recipe.data.eval_crop_ratio,
         "crop_mode": "center",
         "mean": list(recipe.data.mean),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from deit_fast.convert.formats import Container
-from deit_fast.convert.formats.constructors import as_text
+from deit_fast.convert.formats.constructors import SAVE_STATE_DICT, as_text
 from deit_fast.convert.formats.lazy_tensor import BadFileError, Storage
 from deit_fast.convert.formats.stored_zip import ZIP_START, StoredZip
 from deit_fast.convert.formats.unpickler import read_pickle
@@ -20,8 +20,13 @@ from deit_fast.convert.formats.unpickler import read_pickle
 
 def _read(path: Path, mapped: mmap.mmap) -> Any:
     """The object that was saved. Raises BadFileError where the archive is not as torch writes it."""
-    archive = StoredZip(mapped)
+    archive = StoredZip(mapped, check=False)
     pickles = [name for name in archive.names if name.endswith("/data.pkl")]
+    if any(name.endswith("/constants.pkl") for name in archive.names):
+        raise BadFileError(f"is a TorchScript program: {SAVE_STATE_DICT}")
+    if any("/models/" in name or name.endswith("archive_format") for name in archive.names):
+        raise BadFileError(f"is a program of torch.export: {SAVE_STATE_DICT}")
+    archive.check_stored()
     if len(pickles) != 1:
         raise BadFileError("is a zip archive, but not one of torch.save")
     prefix = pickles[0].removesuffix("data.pkl")

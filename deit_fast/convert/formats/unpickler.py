@@ -24,6 +24,7 @@ from deit_fast.convert.formats.constructors import (
     Namespace,
     NumpyArray,
     NumpyType,
+    OrderedDict,
     as_text,
     build_dict,
     resolve_name,
@@ -149,11 +150,11 @@ def _construct(constructor: Any, arguments: Any) -> Any:
 
 
 def _build(target: Any, state: Any) -> None:
-    if isinstance(target, NumpyArray | NumpyType):
+    if isinstance(target, NumpyArray | NumpyType | OrderedDict):
         target.build(state)
     elif isinstance(target, Namespace):
         target.update(_dict(state))
-    elif not isinstance(target, dict | Inert):  # attributes of an OrderedDict, as torch gives its state dicts
+    elif not isinstance(target, dict | Inert):
         raise BadFileError(f"sets the state of a {type(target).__name__}")
 
 

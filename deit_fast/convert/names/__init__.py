@@ -26,6 +26,8 @@ class TimmWeights:
     """Channel means, of images in [0, 1]; not validated. None: ImageNet's."""
     std: Any = None
     """Channel standard deviations, as `mean`."""
+    fixed_positions: bool = False
+    """Whether a file without position embeddings is one of a model whose positions are fixed sines and cosines."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Codebase:
     average_key: str | None = None
     """Where they have the moving average; None: they have none."""
     average_sign: str | None = None
-    """A key that says that the moving average is where `average_key` says; None: the key itself."""
+    """A key that says that the moving average is where `average_key` says, and has the model's weights itself; None:
+    the average has a key of its own."""
     priority: int = 0
     """Of several codebases that recognise tensors the one of the highest priority renames them."""

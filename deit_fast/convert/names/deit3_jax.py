@@ -64,7 +64,9 @@ def _to_timm(tensors: dict[str, Tensor]) -> TimmWeights:
         timm["head.weight"], timm["head.bias"] = take("head.kernel").T, take("head.bias")
     if flat:
         raise BadFileError(f"has {', '.join(sorted(flat)[:3])}, which deit3-jax does not write")
-    return TimmWeights({name: tensor.contiguous() for name, tensor in timm.items()}, heads, grid, tanh=True)
+    return TimmWeights(
+        {name: tensor.contiguous() for name, tensor in timm.items()}, heads, grid, tanh=True, fixed_positions=True
+    )
 
 
 def _from_timm(tensors: dict[str, Tensor], heads: int, grid: tuple[int, int]) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ _QKV = ("query", "key", "value")
 
 
 def _recognises(tensors: dict[str, Tensor]) -> bool:
-    return any(name.endswith("encoder.layer.0.attention.attention.query.weight") for name in tensors)
+    return any(f"{model}encoder.layer.0.attention.attention.query.weight" in tensors for model in ("", "vit.", "deit."))
 
 
 def _to_timm(tensors: dict[str, Tensor]) -> TimmWeights:

@@ -52,6 +52,6 @@ CODEBASE = Codebase(
     recognises=lambda tensors: "backbone.patch_embed.projection.weight" in tensors,
     to_timm=_to_timm,
     weights_key="state_dict",
-    average_key="state_dict",  # mmengine's EMAHook swaps the two when it saves
+    average_key="state_dict",  # mmengine's EMAHook swaps the two when it saves:
     average_sign="ema_state_dict",
 )

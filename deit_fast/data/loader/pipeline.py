@@ -135,15 +135,21 @@ def train_pipeline(
     return Pipeline(graph, _train_names(augment, decode_once), feed, batch, device, threads)
 
 
-def eval_pipeline(image_size: int, feed: Feed, batch: int, device: torch.device, threads: int) -> Pipeline:
-    """Resized and centre-cropped images, uint8 [B, 3, S, S]; `feed` gives encoded images and `eval_geometry` [B, 4]."""
-    import_dali()
+def eval_pipeline(
+    image_size: int, feed: Feed, batch: int, device: torch.device, threads: int, interpolation: str = "bicubic"
+) -> Pipeline:
+    """Resized and centre-cropped images, uint8 [B, 3, S, S]; `feed` gives encoded images and `eval_geometry` [B, 4].
+
+    interpolation: data.eval_interpolation.
+    """
+    types = import_dali().types
     from deit_fast.data.augment.view_graph import resize_and_window
 
     on_gpu = device.type == "cuda"
 
     def graph(encoded: Any, parameters: dict[str, Any]) -> Any:
-        return resize_and_window(decode_images(encoded, on_gpu), parameters["geometry"], image_size)
+        kernel = types.INTERP_LINEAR if interpolation == "bilinear" else types.INTERP_CUBIC
+        return resize_and_window(decode_images(encoded, on_gpu), parameters["geometry"], image_size, kernel)
 
     return Pipeline(graph, ["geometry"], feed, batch, device, threads)
 

@@ -1,13 +1,11 @@
-"""Which shards a data set is made of: splits by name, and none missing in between."""
+"""Which shards a data set is made of: those of a split, and none missing in between."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
+from deit_fast.data.sources.splits import Split, take_shards
 from deit_fast.runtime.errors import DataError
-
-Split = Literal["train", "val"]
 
 _SHARD_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\.tar)")
 
@@ -19,16 +17,9 @@ def refuse_missing(uri: str, names: Sequence[str], missing: Sequence[str]) -> No
 
 
 def choose_shards(uri: str, shards: list[Path], split: Split | None) -> list[Path]:
-    """Those of a folder's shards that are of the split, where their names say so. Raises DataError."""
-    if split is not None:
-        chosen = [shard for shard in shards if shard.name.startswith(f"{split}-")]
-        if not chosen:
-            raise DataError(f"{uri}: expected {split}-*.tar, found {len(shards)} other shards, {shards[0].name} first")
-        shards = chosen
-    elif len({shard.name.partition("-")[0] for shard in shards} & {"train", "val"}) == 2:
-        raise DataError(
-            f"{uri}: expected one split, found train-*.tar and val-*.tar; name {uri.rstrip('/')}/train-*.tar"
-        )
+    """Those of a folder's shards that are of the split, where their names say splits. Raises DataError."""
+    chosen = set(take_shards(uri, [shard.name for shard in shards], split))
+    shards = [shard for shard in shards if shard.name in chosen]
     refuse_gaps(shards)
     return shards
 

@@ -22,11 +22,15 @@ class Data(Section):
     together: next to each other, in one process, which then decodes the image once."""
     category: Literal["name", "kingdom", "phylum", "class", "order", "supercategory", "family", "genus"] = "name"
     """iNaturalist: the level of its taxonomy that is the class; name is the species."""
+    may_change: bool = False
+    """Go on from a checkpoint, at its step, although images were added, removed, relabelled or stored anew since."""
     max_bad: Fraction = 0.001
     """Training goes on without images that cannot be read or decoded, up to this share of the data set."""
     eval_crop_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Evaluation resizes the shorter side to image_size / ratio, then crops the centre. 1 for images of 32 px and less,
     which the reference leaves as they are."""
+    eval_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Interpolation of the evaluation's resize, which antialiases."""
     mean: Triple = (0.485, 0.456, 0.406)
     """Channel means, of images in [0, 1]."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
@@ -56,7 +60,8 @@ class Augment(Section):
     """Probability of the horizontal flip."""
     policy: Literal["three_augment", "rand_augment", "auto_augment", "none"] = "three_augment"
     """three_augment: one of greyscale, solarise, blur. rand_augment: timm's rand-mM-mstdS-inc1. auto_augment: the
-    ImageNet policy of AutoAugment, timm's "original". What begins with rand_ is of rand_augment."""
+    ImageNet policy of AutoAugment, timm's "original". What begins with rand_ is of rand_augment. Operations
+    are bicubic, where deit3-jax draws the interpolation of each."""
     color_jitter: Fraction = 0.3
     """Brightness, contrast and saturation factors are drawn from [1 - x, 1 + x], applied in random order."""
     rand_ops: Annotated[Count, _RAND] = 2

@@ -78,7 +78,8 @@ class Loss(Section):
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Label smoothing; cross_entropy only."""
     cosub: bool = False
-    """Cosub (arXiv:2212.04884): two passes with their own stochastic depth, each also the other's teacher. bce only."""
+    """Cosub (arXiv:2212.04884): two passes with their own stochastic depth, each also the other's teacher. bce only:
+    the reference, where --bce-loss is left out, keeps the soft targets of mixing instead of binarising them."""
 
     def problems(self) -> Iterator[str]:
         if self.name == "bce" and self.smoothing:

@@ -21,7 +21,8 @@ class Optim(Section):
     weight_decay: NonNegative = 0.05
     """Weight decay; not on norms, biases, LayerScale, class token and position embedding. sgd couples it."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Layer-wise decay: the learning rate shrinks by this factor per block from the head down; null is none."""
+    """Layer-wise decay: the learning rate shrinks by this factor per block from the head down; null is none. timm's:
+    the last block has the factor once. deit3-jax's is one power off, with 1 in the last block."""
     trainable: Literal["all", "attention"] = "all"
     """attention: only attention, position embedding and head (Three things everyone should know about ViTs)."""
     max_grad_norm: Positive | None = 1.0

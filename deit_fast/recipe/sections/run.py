@@ -22,6 +22,9 @@ class Run(Section):
     """Seed of mixup and CutMix; null: run.seed."""
     dropout_seed: Seed | None = None
     """Seed of dropout and stochastic depth; null: run.seed."""
+    start: Literal["scratch", "weights"] = "scratch"
+    """weights: finetuning, whose learning rates are too small for random weights: a run is not started without --init,
+    unless it says --init none."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast on GPUs and CPUs that have it in hardware, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -116,7 +116,7 @@ def _finetune(
         loss=Loss(name="cross_entropy", smoothing=0.1),
         optim=optim,
         schedule=schedule,
-        run=Run(global_batch=batch),
+        run=Run(global_batch=batch, start="weights"),
     )
 
 

@@ -84,7 +84,7 @@ def _finetune_1k(
         loss=Loss(name="cross_entropy", smoothing=0.1),
         optim=AdamWOptim(lr=1e-5, weight_decay=0.1, max_grad_norm=None),
         schedule=Schedule(epochs=20),
-        run=Run(global_batch=gpus * per_gpu),
+        run=Run(global_batch=gpus * per_gpu, start="weights"),
     )
 
 
@@ -131,7 +131,7 @@ def _finetune_21k(size: str, drop_path: float, gpus: int, per_gpu: int, start: s
         loss=Loss(name="cross_entropy", smoothing=0.1),
         optim=LambOptim(lr=3e-4, weight_decay=0.02),
         schedule=Schedule(epochs=50),
-        run=Run(global_batch=gpus * per_gpu),
+        run=Run(global_batch=gpus * per_gpu, start="weights"),
     )
 
 

@@ -91,7 +91,7 @@ _FINETUNE_1K = Recipe(
     loss=Loss(name="cross_entropy", smoothing=0.1),
     optim=AdamWOptim(lr=1e-5, weight_decay=0.1, max_grad_norm=None, ema_decay=None),
     schedule=Schedule.model_validate({"epochs": 20, **_SCHEDULE}),
-    run=Run(global_batch=512),
+    run=Run(global_batch=512, start="weights"),
 )
 _PRETRAIN_21K = Recipe(
     name="",
@@ -111,7 +111,7 @@ _FINETUNE_21K = Recipe(
     loss=Loss(name="cross_entropy", smoothing=0.1),
     optim=LambOptim(lr=3e-4, weight_decay=0.02, split_qkv=True, max_grad_norm=1.0, ema_decay=None),
     schedule=Schedule.model_validate({"epochs": 50, **_SCHEDULE}),
-    run=Run(global_batch=2048),
+    run=Run(global_batch=2048, start="weights"),
 )
 
 

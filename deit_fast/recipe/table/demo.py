@@ -29,6 +29,6 @@ ROWS = (
         model={"image_size": 36},
         optim={"lr": 1e-3},
         schedule={"epochs": 12, "warmup_epochs": 1},
-        run={"eval_every": 2},
+        run={"eval_every": 2, "start": "weights"},
     ),
 )

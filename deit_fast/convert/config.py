@@ -1,0 +1,154 @@
+"""What the folder of a model says in words beside its weights: the config.json of timm, or of transformers."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deit_fast.convert.formats.lazy_tensor import BadFileError
+from deit_fast.convert.formats.metadata import JSON_LIMIT, check_names, parse_json
+from deit_fast.convert.locate import CONFIG, WEIGHT_FILES
+from deit_fast.zoo.class_names import IMAGENETS
+
+_PROCESSOR = "preprocessor_config.json"
+_TIMM_CROP = 0.875  # timm's, where a config says none
+_INTERPOLATIONS = ("bicubic", "bilinear")
+_RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+_TANH = ("gelu_tanh", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+_TRANSFORMERS = ("vit", "deit", "vit_msn")  # model types that compute what deit_fast's models do
+_EPSILONS = (1e-12, 1e-6)  # transformers' default, with which it has models that were trained with timm's
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What stands beside the weights. Values are as they were found; whoever uses them validates them."""
+
+    classes: list[str] | None = None
+    """Names of the K classes."""
+    tanh: bool = False
+    """Trained with GELU's tanh approximation."""
+    heads: int | None = None
+    """Of the attention."""
+    size: tuple[int, int] | None = None
+    """Height and width of the images, px."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Fields of a recipe's data section: crop ratio, interpolation, mean and standard deviation."""
+    lost: list[str] = field(default_factory=list)
+    """What it says that evaluation here has no place for, in words."""
+    architecture: str | None = None
+    """timm's name of the model."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """timm's arguments for it."""
+
+
+def read_notes(path: Path) -> Notes:
+    """What the config.json of a folder says, or the one beside a file that has the name of a folder's weights.
+
+    Raises BadFileError for one that is too large, that is no plain data, or that names another kind of model.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not (folder / CONFIG).is_file() or not (path.is_dir() or path.name in WEIGHT_FILES):
+        return Notes()
+    config = _read_object(folder / CONFIG)
+    if "model_type" in config and "architecture" not in config:
+        processor = _read_object(folder / _PROCESSOR) if (folder / _PROCESSOR).is_file() else {}
+        return _transformers_notes(config, processor)
+    return _timm_notes(config)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        content = parse_json(file.read(JSON_LIMIT + 1))
+    if not isinstance(content, dict):
+        raise BadFileError(f"has a {path.name} with a {type(content).__name__}: expected an object")
+    return content
+
+
+def _timm_notes(config: dict[str, Any]) -> Notes:
+    """timm's, of today (preprocessing in pretrained_cfg) and of before 0.9 (all in one object)."""
+    pretrained, arguments = config.get("pretrained_cfg") or config, config.get("model_args") or {}
+    for key, value in (("pretrained_cfg", pretrained), ("model_args", arguments)):
+        if not isinstance(value, dict):
+            raise BadFileError(f"has a config.json with {key} of type {type(value).__name__}: expected an object")
+    architecture = config.get("architecture")
+    data = {key: _triple(pretrained[key]) for key in ("mean", "std") if pretrained.get(key) is not None}
+    if pretrained.get("crop_pct") is not None or architecture is not None:
+        data["eval_crop_ratio"] = pretrained.get("crop_pct") or _TIMM_CROP
+    lost = _take_interpolation(data, pretrained.get("interpolation"))
+    if (mode := pretrained.get("crop_mode")) not in (None, "center"):
+        lost.append(f"crop_mode={mode!r}: the centre is cropped instead")
+    size = arguments.get("img_size") or pretrained.get("input_size")
+    names = next(
+        (each[key] for each in (config, pretrained) for key in ("label_names", "labels") if each.get(key)), None
+    )
+    return Notes(
+        _listed_names(names), arguments.get("act_layer") in _TANH, None, _pair(size), data, lost,
+        str(architecture) if architecture is not None else None, arguments,
+    )  # fmt: skip
+
+
+def _transformers_notes(config: dict[str, Any], processor: dict[str, Any]) -> Notes:
+    kind, act, eps = config["model_type"], config.get("hidden_act", "gelu"), config.get("layer_norm_eps", 1e-12)
+    if kind not in _TRANSFORMERS:
+        raise BadFileError(f"has a config.json with model_type={kind!a}: expected {' or '.join(_TRANSFORMERS)}")
+    if act != "gelu" and act not in _TANH:
+        raise BadFileError(f"has a config.json with hidden_act={act!a}: expected 'gelu' or its tanh approximation")
+    if eps not in _EPSILONS:
+        raise BadFileError(f"has a config.json with layer_norm_eps={eps!r}: expected 1e-6, or transformers' 1e-12")
+    names = _listed_names(config.get("id2label"))
+    if names is not None and (len(names) in IMAGENETS or names[0] == "LABEL_0"):
+        names = None  # words for ImageNet's classes, whose names are WordNet's ids; or no names at all
+    data: dict[str, Any] = {}
+    if processor.get("do_normalize", True):
+        pairs = (("mean", "image_mean"), ("std", "image_std"))
+        data |= {key: _triple(processor[name]) for key, name in pairs if processor.get(name) is not None}
+    lost = _take_interpolation(data, _RESAMPLE.get(processor.get("resample", 0)))
+    resized, cropped = _pair(processor.get("size")), _pair(processor.get("crop_size"))
+    if resized is not None:
+        crops = processor.get("do_center_crop") and cropped is not None and resized[0]
+        data["eval_crop_ratio"] = cropped[0] / resized[0] if crops and cropped is not None else 1.0
+    heads = config.get("num_attention_heads")
+    size = _pair(config.get("image_size"))
+    return Notes(names, act in _TANH, heads if isinstance(heads, int) else None, size, data, lost)
+
+
+def _take_interpolation(data: dict[str, Any], found: Any) -> list[str]:
+    """Sets it where evaluation has it; otherwise says that it has not."""
+    if found in _INTERPOLATIONS:
+        data["eval_interpolation"] = found
+        return []
+    return [f"interpolation={found!r}: bicubic instead"] if found is not None else []
+
+
+def _listed_names(names: Any) -> list[str] | None:
+    """The names of classes in the order of the labels, of a list or of {label: name}, where gaps have their number."""
+    if isinstance(names, dict):
+        labels = {int(label): name for label, name in names.items() if str(label).isdecimal()}
+        if len(labels) != len(names) or not labels or max(labels) >= JSON_LIMIT // 40:
+            return None
+        names = [labels.get(label, str(label)) for label in range(max(labels) + 1)]
+    return check_names(names)
+
+
+def _triple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    """Height and width of [C, H, W], [H, W], a side, or transformers' {height, width} or {shortest_edge}."""
+    if isinstance(size, dict):
+        side = size.get("shortest_edge")
+        size = [size.get("height", side), size.get("width", side)]
+    values = list(size)[-2:] if isinstance(size, list | tuple) else [size, size]
+    if len(values) == 2 and all(type(value) is int and value > 0 for value in values):
+        return values[0], values[1]
+    return None
+
+
+def describe(notes: Notes, data: Any) -> list[str]:
+    """What of `notes` is taken, by the recipe's words with the values of the section `data`, and what is not."""
+    taken = [f"data.{key}={json.dumps(getattr(data, key))}" for key in notes.data]
+    if notes.classes is not None:
+        taken.append(f"{len(notes.classes)} names of classes")
+    lines = [f"taken from {CONFIG}: {', '.join(taken)}"] if taken else []
+    return lines + [f"not taken from {CONFIG}: {each}" for each in notes.lost]

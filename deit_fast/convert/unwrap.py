@@ -1,0 +1,87 @@
+"""The weights in what others put around them: the other contents of a training file, and the prefixes of wrappers."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from deit_fast.convert.formats.constructors import OrderedDict
+from deit_fast.convert.formats.lazy_tensor import BadFileError, LazyTensor
+from deit_fast.convert.names import Codebase
+
+# What torch puts into names: DistributedDataParallel and averages, torch.compile, FSDP, recomputed activations.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_COUNTERS = ("n_averaged", "steps")  # of torch's and of mmengine's AveragedModel, whose weights are module.*
+_ROTARY = re.compile(r"(.*\.)?(rope|rotary)\w*", re.IGNORECASE)  # what timm and others call rotary positions
+_PATCHES = "patch_embed.proj.weight"
+
+
+def select_weights(tree: dict[Any, Any], codebases: Iterable[Codebase], ema: bool) -> Mapping[Any, Any]:
+    """The weights in a training file, by the keys of the codebases, or else the only state dict; or the whole of it.
+
+    ema: the moving average. Raises BadFileError where there is none, and where there are several state dicts.
+    """
+    if ema:
+        for each in codebases:
+            if each.average_key and (each.average_sign or each.average_key) in tree:
+                state = tree.get(each.average_key)
+                if isinstance(state, dict):
+                    return state
+        raise BadFileError("expected a moving average, but the file has none")
+    signs = [each.average_sign for each in codebases if each.average_sign is not None]
+    keys = [each.weights_key for each in codebases if each.weights_key is not None]
+    for key in (*signs, *keys):
+        if isinstance(tree.get(key), dict):
+            return tree[key]
+    dicts = {name: each for name, each in tree.items() if _is_state_dict(each)}
+    if len(dicts) > 1:
+        names = ", ".join(ascii(name)[:50] for name in list(dicts)[:5])
+        raise BadFileError(f"has the weights of several models, {names}: expected one, or one called 'model'")
+    return next(iter(dicts.values()), tree)
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(
+        isinstance(name, str) and isinstance(each, Tensor | LazyTensor) for name, each in value.items()
+    )  # fmt: skip
+
+
+def check_modules(state: Mapping[Any, Any]) -> None:
+    """Raises BadFileError where a module's state dict tells of rotary positions, which have no weights."""
+    names = state.modules if isinstance(state, OrderedDict) else ()
+    if rotary := next((name for name in names if _ROTARY.fullmatch(name)), None):
+        raise BadFileError(f"has the module {rotary[:80]!a}, rotary positions: expected a model without")
+
+
+def unwrap_names(tensors: dict[str, Tensor], is_known: Callable[[dict[str, Tensor]], bool]) -> dict[str, Tensor]:
+    """The tensors by the names that they have in their model, without those of wrappers and of a module around it.
+
+    is_known: whether a codebase has these names, so that what they have in common belongs to them. Lightning's
+    `model.` and whatever else all names begin with is taken away. Raises BadFileError for weights beside the model's.
+    """
+    names = [name for name in tensors if name not in _COUNTERS]
+    if all(name.startswith("module.") for name in names):
+        tensors = {name: tensors[name] for name in names}
+    bare: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        inner = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if inner in bare:
+            raise BadFileError(
+                f"has {inner[:80]!a} twice, in a wrapper and out of it: expected the weights of one model"
+            )
+        bare[inner] = tensor
+    while not is_known(bare) and (prefix := _common_prefix(bare)):
+        bare = {name.removeprefix(prefix): tensor for name, tensor in bare.items()}
+    prefix = next((name.removesuffix(_PATCHES) for name in bare if name.endswith(f".{_PATCHES}")), "")
+    if prefix and not is_known(bare):
+        beside = next(name for name in bare if not name.startswith(prefix))
+        raise BadFileError(f"has {beside[:80]!a} beside {prefix[:80] + '*'!a}: expected the weights of one model alone")
+    return bare
+
+
+def _common_prefix(names: Iterable[str]) -> str:
+    """`first.` where all names begin with it; empty where they do not, or where it is the blocks'."""
+    firsts = {name.partition(".")[0] if "." in name else "" for name in names}
+    first = firsts.pop() if len(firsts) == 1 else ""
+    return f"{first}." if first and first != "blocks" else ""
