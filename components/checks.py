@@ -44,15 +44,17 @@ def check_paths(where: Where, out: str, images: Mapping[str, str], files: Mappin
 
 
 def check_classes(recipe: Recipe, data: str, where: Where) -> None:
-    """Refuses a folder of images, where it is here, with another number of classes than the recipe's."""
-    expected, folder = recipe.model.num_classes, Path(data).expanduser()
-    if expected is None or where.mounts or where.overlay or is_remote(data) or not folder.is_dir():
+    """Refuses a data set whose train/, where it is here, has another number of class folders than the recipe's classes.
+
+    Where something else may be in train/, shards or what a program left there, the job counts.
+    """
+    expected, root = recipe.model.num_classes, Path(data).expanduser() / "train"
+    if expected is None or where.mounts or where.overlay or is_remote(data) or not root.is_dir():
         return
-    root = folder / "train" if (folder / "train").is_dir() else folder
-    names = {entry.name: entry.is_dir() for entry in os.scandir(root) if not entry.name.startswith(".")}
-    if not all(names.values()) or "val" in names or not names:
-        return  # shards, or a data set as downloaded: they say how many classes they have when they are opened
-    found = sum(1 for name in names if any(os.scandir(root / name)))
+    folders = {entry.name: entry.is_dir() for entry in os.scandir(root) if not entry.name.startswith(".")}
+    if not all(name[0].isalnum() and is_folder for name, is_folder in folders.items()):
+        return
+    found = sum(1 for name in folders if any(os.scandir(root / name)))
     if found != expected:
         refuse(f"model.num_classes={expected}: {data} has {found} classes; set model.num_classes={found}")
 

@@ -117,3 +117,14 @@ def test_a_full_disk_does_not_hide_a_divergence(
     assert "was not finite" in printed.err
     assert "nonfinite.txt: not in the run folder (No space left on device)" in printed.out
     assert "curves.png: not in the run folder (No space left on device)" in printed.out
+
+
+def test_a_diverged_run_leaves_what_there_is_to_see_in_its_store(
+    folder_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEIT_FAST_CACHE", str(tmp_path / "cache"))
+    words = ["optim.name=sgd", "optim.lr=1e30", "optim.max_grad_norm=null", "run.nonfinite_limit=1"]
+    command = ["train", "demo_pretrain", "--data", str(folder_data), "--out", f"file://{tmp_path}/store/run"]
+    assert main([*command, *WORDS, *words]) == ExitStatus.DIVERGED
+    left = {path.name for path in (tmp_path / "store" / "run").iterdir()}
+    assert {"nonfinite.txt", "curves.png", "metrics.jsonl"} <= left

@@ -57,6 +57,15 @@ def test_an_empty_folder_and_another_number_of_classes(call, tmp_path: Path, fol
     assert call("model.num_classes=null")
 
 
+@pytest.mark.parametrize("more", ["@eaDir", "__MACOSX", "labels.csv", "0.tar"])
+def test_what_may_be_no_class_is_left_to_the_job(call, tmp_path: Path, folder_data: Path, more: str) -> None:
+    shutil.copytree(folder_data, tmp_path / "data")
+    other = tmp_path / "data" / "train" / more
+    other.write_text("x") if "." in more else (other / "sub").mkdir(parents=True)
+    assert call(data=str(tmp_path / "data"))
+    assert call(data=str(folder_data / "train"))  # classes, or splits of other names
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -77,8 +77,8 @@ class Identity:
         differ = [name for name in ours if name in theirs and ours[name] != theirs[name]]
         if not differ:
             return []
-        rest = f" and so {len(differ) - 1} more classes" if len(differ) > 1 else ""
-        return [f"class {printable(differ[0])!r} has {ours[differ[0]]} images for {theirs[differ[0]]}{rest}"]
+        rest = f", as {len(differ) - 1} more have other numbers" if len(differ) > 1 else ""
+        return [f"class {printable(differ[0])!r} has {ours[differ[0]]} images, {theirs[differ[0]]} before{rest}"]
 
 
 def identify(source: Source) -> Identity:

@@ -62,10 +62,14 @@ def find_validation(uri: str) -> str | None:
     their names. The folder of a data set as downloaded holds its own. Raises DataError where there are several.
     """
     path = Path(uri).expanduser()
-    with _readable(uri):
+
+    def find() -> str | None:
         request = Request(uri, path, "train", "name", TarShards).at(path, "train")
         form = _recognise(request, general=False)
         return form.find_validation(request) if form else validation_beside(request)
+
+    with _readable(uri):
+        return patiently(find, uri)
 
 
 class _Open(Protocol):

@@ -1,5 +1,6 @@
 """tensorboard/: a curve for each figure, and the pictures."""
 
+import functools
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,7 @@ class TensorBoard(Sink):
     """A TensorBoard event file in the run folder; steps after `step` are purged."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        # Its thread meets a full disk, and the next `record` raises that error: the thread need not print it too.
-        others = threading.excepthook
-        threading.excepthook = lambda error: None if isinstance(error.exc_value, OSError) else others(error)
+        _quiet_writer()
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
@@ -29,6 +28,18 @@ class TensorBoard(Sink):
 
     def close(self) -> None:
         self._board.close()
+
+
+@functools.cache
+def _quiet_writer() -> None:
+    """TensorBoard's own thread ends without a traceback where the disk is full: the next `record` raises its error."""
+    others = threading.excepthook
+
+    def hook(ended: threading.ExceptHookArgs) -> None:
+        if not (isinstance(ended.exc_value, OSError) and type(ended.thread).__module__.startswith("tensorboard.")):
+            others(ended)
+
+    threading.excepthook = hook
 
 
 LOG_SINK = LogSink(TensorBoard, always=True)
