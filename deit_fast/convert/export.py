@@ -33,7 +33,9 @@ class Exported:
     difference: float
     """Largest absolute difference of logits between the original and what was written, on random images."""
     notes: list[str]
-    """Lines for the user: what was read beside the weights, and what the format has no place for."""
+    """Lines for the user: what the format has no place for."""
+    said: list[str]
+    """Lines for the user: what the checkpoint was read as, and what was taken from the words beside its weights."""
 
 
 @functools.cache
@@ -83,7 +85,7 @@ def export_checkpoint(
     reload = export.reload(destination) or _load(destination)
     with torch.no_grad():
         difference = (model(images) - reload(images)).abs().max().item()
-    return Exported(destination, export.name, weights.source, changes, difference, [*weights.say(), *notes])
+    return Exported(destination, export.name, weights.source, changes, difference, notes, weights.say())
 
 
 def _load(path: Path) -> nn.Module:
