@@ -1,22 +1,25 @@
 # make demo: the whole pipeline on real images. make test: the CPU tests. make soak: the long ones. make slurm: on a
 # cluster of two nodes that it starts here (as root, with Debian's slurm-wlm, slurmdbd, munge and mariadb-server).
-# make nightly: the tests of the components and pipelines on a nightly of TorchX. make check: tests, linter and types.
+# make nightly: the tests of the components and pipelines on a nightly of TorchX. make floors: the CPU tests on the oldest
+# versions that setup.cfg allows, in an environment of their own. make check: tests, linter and types.
 PYTHON ?= python3
 VENV ?= .venv
 DALI ?= cuda12
 RUNS ?= runs
 BIN := $(VENV)/bin
+PACKAGES := '.[$(DALI),demo,export,cloud,test]'
+FLOORS := $(VENV)-floors
 # The nightly the tests last passed with. It lies beside the stable TorchX, whose import name it shares, and in front.
 NIGHTLY := torchx-nightly==2026.10.26
 NIGHTLY_PATH := $(abspath $(VENV))/$(NIGHTLY)
 
-.PHONY: demo test soak slurm nightly torchx-nightly check install clean
+.PHONY: demo test soak slurm nightly torchx-nightly floors check install clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(DALI),demo,export,cloud,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable $(PACKAGES)
 	touch $@
 
 demo: install
@@ -43,6 +46,14 @@ nightly: torchx-nightly
 	$(BIN)/python -m pytest tests/components tests/pipelines
 	$(BIN)/python -m pytest -m slurm tests/slurm/test_pipeline.py
 
+floors: $(FLOORS)/.installed
+	$(FLOORS)/bin/python -m pytest -n 2 --durations 10
+
+$(FLOORS)/.installed: setup.cfg pyproject.toml floors.txt
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/pip install --quiet --disable-pip-version-check --constraint floors.txt --editable $(PACKAGES)
+	touch $@
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +61,4 @@ check: install
 	$(MAKE) test
 
 clean:
-	rm -rf $(VENV) $(RUNS) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) $(RUNS) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -13,7 +13,9 @@ name may replace one of the finder's. Functions that are no components return so
 
 from typing import Dict, List, Optional
 
-from deit_fast.components.launch import Where, build_role, check_recipe, job_name, refuse
+from deit_fast.components.arguments import Where, check_given, check_recipe, parse_switch, refuse
+from deit_fast.components.checks import check_classes, check_paths, check_space
+from deit_fast.components.launch import build_role, job_name
 from torchx import specs
 
 from deit_fast.runtime.errors import RecipeError
@@ -25,6 +27,7 @@ def pretrain(
     data: str,
     out: str,
     val: str = "",
+    labels: str = "",
     teacher: str = "",
     resume: str = "auto",
     j: str = "1x1",
@@ -33,8 +36,8 @@ def pretrain(
     gpu: int = 0,
     memMB: int = 0,
     image: str = "deit_fast:latest",
-    env: Optional[Dict[str, str]] = None,
-    mounts: Optional[List[str]] = None,
+    env: str = "",
+    mounts: str = "",
     overlay: str = "",
     max_retries: int = 20,
     rdzv_port: int = 0,
@@ -48,6 +51,7 @@ def pretrain(
         data: training images: an image folder or shards
         out: run folder, on storage every node shares
         val: validation images; empty takes those beside the training images
+        labels: file of labels of validation images without class folders; empty takes one beside them
         teacher: weights of the recipe's distill.teacher; needed where it distils, refused elsewhere
         resume: auto, never, or a checkpoint to continue
         j: NODESxPROCESSES; one process per GPU
@@ -56,7 +60,7 @@ def pretrain(
         gpu: GPUs per node to ask the scheduler for; 0 is h's
         memMB: memory per node to ask the scheduler for, MB; 0 is h's, or the scheduler's default
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
-        env: environment variables, KEY=value,...
+        env: environment variables, NAME=value,...; a value in quotes may hold anything
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)
         overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...; needs a nightly of TorchX
         max_retries: times the scheduler starts a failed or preempted run again
@@ -64,7 +68,7 @@ def pretrain(
         name: job name; empty is the recipe's
     """
     where = Where(j, h, cpu, gpu, memMB, image, env, mounts, overlay, max_retries, rdzv_port)
-    options = {"--val": val, "--teacher": teacher, "--resume": resume}
+    options = {"--val": val, "--labels": labels, "--teacher": teacher, "--resume": resume}
     role = _train_role(list(overrides), recipe, data, out, options, where)
     return specs.AppDef(name=job_name(name or recipe), roles=[role])
 
@@ -76,6 +80,7 @@ def finetune(
     data: str,
     out: str,
     val: str = "",
+    labels: str = "",
     teacher: str = "",
     resume: str = "auto",
     j: str = "1x1",
@@ -84,8 +89,8 @@ def finetune(
     gpu: int = 0,
     memMB: int = 0,
     image: str = "deit_fast:latest",
-    env: Optional[Dict[str, str]] = None,
-    mounts: Optional[List[str]] = None,
+    env: str = "",
+    mounts: str = "",
     overlay: str = "",
     max_retries: int = 20,
     rdzv_port: int = 0,
@@ -100,6 +105,7 @@ def finetune(
         data: training images: an image folder or shards
         out: run folder, on storage every node shares
         val: validation images; empty takes those beside the training images
+        labels: file of labels of validation images without class folders; empty takes one beside them
         teacher: weights of the recipe's distill.teacher; needed where it distils, refused elsewhere
         resume: auto, never, or a checkpoint to continue
         j: NODESxPROCESSES; one process per GPU
@@ -108,17 +114,16 @@ def finetune(
         gpu: GPUs per node to ask the scheduler for; 0 is h's
         memMB: memory per node to ask the scheduler for, MB; 0 is h's, or the scheduler's default
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
-        env: environment variables, KEY=value,...
+        env: environment variables, NAME=value,...; a value in quotes may hold anything
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)
         overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...; needs a nightly of TorchX
         max_retries: times the scheduler starts a failed or preempted run again
         rdzv_port: port of the first node where processes meet; 0 derives it from the job; one node needs none
         name: job name; empty is the recipe's
     """
-    if not init:
-        refuse("init: missing; expected the checkpoint to start from")
+    check_given(init=init)
     where = Where(j, h, cpu, gpu, memMB, image, env, mounts, overlay, max_retries, rdzv_port)
-    options = {"--val": val, "--init": init, "--teacher": teacher, "--resume": resume}
+    options = {"--val": val, "--labels": labels, "--init": init, "--teacher": teacher, "--resume": resume}
     role = _train_role(list(overrides), recipe, data, out, options, where)
     return specs.AppDef(name=job_name(name or recipe), roles=[role])
 
@@ -128,8 +133,10 @@ def evaluate(
     checkpoint: str,
     data: str,
     out: str = "",
-    ema: bool = False,
-    flip: bool = False,
+    ema: str = "false",
+    flip: str = "false",
+    labels: str = "",
+    classes: str = "",
     real: str = "",
     report: str = "",
     j: str = "1x1",
@@ -138,8 +145,8 @@ def evaluate(
     gpu: int = 0,
     memMB: int = 0,
     image: str = "deit_fast:latest",
-    env: Optional[Dict[str, str]] = None,
-    mounts: Optional[List[str]] = None,
+    env: str = "",
+    mounts: str = "",
     overlay: str = "",
     max_retries: int = 3,
     rdzv_port: int = 0,
@@ -152,8 +159,10 @@ def evaluate(
         checkpoint: checkpoint to evaluate
         data: validation images: an image folder or shards
         out: JSON file for the result; empty only prints it
-        ema: evaluate the moving average of the weights
-        flip: average the logits of each image and its mirror image
+        ema: true or false: evaluate the moving average of the weights
+        flip: true or false: average the logits of each image and its mirror image
+        labels: file of labels of images without class folders; empty takes one beside them
+        classes: data or all: among which classes to choose where the data have some of the checkpoint's; empty refuses
         real: the real.json of ImageNet-ReaL, to score by its labels too
         report: folder for accuracy per class, confusion matrix and the most confident mistakes
         j: NODESxPROCESSES; one process per GPU
@@ -162,25 +171,31 @@ def evaluate(
         gpu: GPUs per node to ask the scheduler for; 0 is h's
         memMB: memory per node to ask the scheduler for, MB; 0 is h's, or the scheduler's default
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
-        env: environment variables, KEY=value,...
+        env: environment variables, NAME=value,...; a value in quotes may hold anything
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)
         overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...; needs a nightly of TorchX
         max_retries: times the scheduler starts a failed or preempted run again
         rdzv_port: port of the first node where processes meet; 0 derives it from the job; one node needs none
         name: job name
     """
+    check_given(checkpoint=checkpoint, data=data)
     # The checkpoint and its recipe may not be readable from here: keys and types are checked on a row of the table.
     check_recipe("deit3_base_1k_192", list(overrides))
-    options = [("--json", out), ("--real", real), ("--report", report)]
+    if classes not in ("", "data", "all"):
+        refuse(f"classes={classes!r}: expected data or all")
+    options = [("--json", out), ("--labels", labels), ("--classes", classes), ("--real", real), ("--report", report)]
     words = ["evaluate", checkpoint, "--data", data, *(word for option in options if option[1] for word in option)]
-    words += [*(["--ema"] if ema else []), *(["--flip"] if flip else []), *overrides]
+    switches = {"--ema": parse_switch("ema", ema), "--flip": parse_switch("flip", flip)}
+    words += [*(word for word, on in switches.items() if on), *overrides]
     where = Where(j, h, cpu, gpu, memMB, image, env, mounts, overlay, max_retries, rdzv_port)
+    check_paths(where, out, {"data": data}, {"checkpoint": checkpoint, "real": real})
     return specs.AppDef(name=job_name(name), roles=[build_role("evaluate", words, where)])
 
 
 def _train_role(
     overrides: List[str], recipe: str, data: str, out: str, options: Dict[str, str], where: Where
 ) -> specs.Role:
+    check_given(data=data, out=out)
     resolved = check_recipe(recipe, overrides)
     nodes, processes = where.layout
     try:
@@ -188,6 +203,14 @@ def _train_role(
         resolved.check_teacher(options["--teacher"])
     except RecipeError as error:
         refuse(str(error))
+    files = {name.removeprefix("--"): options.get(name, "") for name in ("--init", "--teacher", "--resume")}
+    check_paths(where, out, {"data": data, "val": options["--val"]}, {**files, "resume": _file(files["resume"])})
+    check_classes(resolved, data, where)
+    check_space(resolved, out, where)
     words = ["train", recipe, "--data", data, "--out", out]
     words += [word for option in options.items() if option[1] and option != ("--resume", "auto") for word in option]
     return build_role("train", words + overrides, where)
+
+
+def _file(resume: str) -> str:
+    return "" if resume in ("auto", "never") else resume

@@ -4,6 +4,7 @@ The jobs, their processes and their queues are TorchX's. This module decides wha
 queue decide that can, and remembers it in FOLDER/pipeline.json, which is written whole or not at all.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,7 @@ class _Run:
     records: dict[str, Record] = field(default_factory=dict)
     running: dict[str, Stage] = field(default_factory=dict)
     adopted: set[str] = field(default_factory=set)
-    """Stages an earlier process started; the local scheduler of this one does not know their jobs."""
+    """Stages an earlier process started."""
     failed: set[str] = field(default_factory=set)
     silent_since: dict[str, float] = field(default_factory=dict)
     """Handles the scheduler gives no state for, and since when."""
@@ -86,7 +87,7 @@ class _Run:
         """Reads pipeline.json and settles what is done, what still runs and what is to be started."""
         self.records = read_records(self.folder / "pipeline.json")
         scheduler = find_scheduler(self.scheduler)
-        queued = scheduler.find(self.cfg)
+        queued = self._find_jobs()
         for stage in self.order:
             record = self.records.get(stage.name)
             handle = queued.get(stage.output)
@@ -105,16 +106,14 @@ class _Run:
                 again = f"use another folder, or remove {stage.output} to run it again"
                 check_unchanged(stage, record, f"and is done: {again}")
                 if rerun := [need for need in stage.needs if not self._done(need)]:
-                    raise PipelineError(
-                        f"stage {stage.name!r} is done but {rerun[0]!r}, which it needs, has to run again: "
-                        f"remove {stage.output} too"
-                    )
+                    why = f"is done but {rerun[0]!r}, which it needs, has to run again"
+                    raise PipelineError(f"stage {stage.name!r} {why}: remove {stage.output} too")
                 self._succeed(stage, record)
                 self._say(stage, "done before")
             elif state is not None and not is_terminal(state):
-                if scheduler.queue and (lost := self._lost_needs(stage)):
-                    # The queue would, a moment later: it waits for a failed one.
-                    find_scheduler(record.handle).cancel(self.runner, record.handle)
+                if scheduler.queue and (lost := self._lost_needs(stage) or self._replaced_needs(stage)):
+                    # It waits for a job that failed or was cancelled; the queue would end it a moment later.
+                    scheduler.cancel(self.runner, record.handle)
                     record.state = "cancelled"
                     self._say(stage, f"cancelled     {record.handle}: {lost[0]!r} has to run again")
                     continue
@@ -147,13 +146,13 @@ class _Run:
                 break
             time.sleep(poll_seconds)
         left = [stage for stage in self.order if not self._done(stage.name)]
-        for stage in left:
-            if stage.name not in self.failed:
-                self._say(stage, "not started: a stage it needs failed")
+        for stage in (each for each in left if each.name not in self.failed):
+            self._say(stage, "not started: a stage it needs failed")
         return 1 if left else 0
 
     def interrupt(self) -> None:
-        """Ends local jobs; jobs on a cluster stay."""
+        """Ends local jobs, each with a checkpoint, or at a second interrupt at once; jobs on a cluster stay."""
+        find_scheduler(self.scheduler).stop([self.records[name].handle for name in self.running])
         with deaf():
             for name, stage in self.running.items():
                 record = self.records[name]
@@ -173,6 +172,21 @@ class _Run:
     def _lost_needs(self, stage: Stage) -> list[str]:
         return [need for need in stage.needs if not self._done(need) and need not in self.running]
 
+    def _replaced_needs(self, stage: Stage) -> list[str]:
+        """Needs with another job than the one that this stage's job waits for."""
+        after = self.records[stage.name].after
+        return [n for n in stage.needs if after and n in self.running and self.records[n].handle not in after]
+
+    def _find_jobs(self) -> dict[str, str]:
+        """Handles of jobs that wait or run, by what they make. Of two that make the same, the younger is cancelled."""
+        scheduler, stages = find_scheduler(self.scheduler), {stage.output: stage for stage in self.order}
+        found = {output: jobs for output, jobs in scheduler.find(self.cfg).items() if output in stages}
+        for output, (first, *others) in found.items():
+            for other in others:
+                scheduler.cancel(self.runner, other)
+                self._say(stages[output], f"cancelled     {other}: {first}, which is older, makes the same")
+        return {output: jobs[0] for output, jobs in found.items()}
+
     def _done(self, name: str) -> bool:
         return name in self.records and self.records[name].state == "succeeded"
 
@@ -182,29 +196,32 @@ class _Run:
             job = self._dryrun(stage)
             after = [self.records[need].handle for need in stage.needs if need in self.running]
             scheduler.prepare(job, stage.output, after)
-            handle = self.runner.schedule(job)
+            handle = scheduler.submit(self.runner, job)
         except SignalException:
             raise
         except (Exception, SystemExit) as error:
             self.failed.add(stage.name)
             self._say(stage, f"could not start: {explain(error)}")
             return
-        record = self._record(stage, handle, job)
+        record = self._record(stage, handle, job, after)
         self.running[stage.name] = stage
         self._save()
+        with contextlib.suppress(PipelineError):  # what a driver that was killed has submitted may only now be there
+            record.handle = self._find_jobs().get(stage.output, handle)
+            self._save()
         again = f" (attempt {record.attempt})" if record.attempt > 1 else ""
         waits = f", after {', '.join(stage.needs)}" if self.running.keys() & set(stage.needs) else ""
-        self._say(stage, f"{'queued ' if scheduler.queue else 'started'}       {handle}{again}{waits}")
+        self._say(stage, f"{'queued ' if scheduler.queue else 'started'}       {record.handle}{again}{waits}")
         self._follow(stage, record)
 
     def _dryrun(self, stage: Stage) -> AppDryRunInfo[Any]:
         return dryrun_stage(stage, self.folder, self.runner, self.scheduler, self.cfg)
 
-    def _record(self, stage: Stage, handle: str, job: AppDryRunInfo[Any]) -> Record:
+    def _record(self, stage: Stage, handle: str, job: AppDryRunInfo[Any], after: Sequence[str] = ()) -> Record:
         role, words = get_app(job).roles[0], list(stage.arguments)
         attempt = self.records[stage.name].attempt + 1 if stage.name in self.records else 1
         self.records[stage.name] = record = Record(
-            "running", stage.component, words, handle, role.name, role.num_replicas, attempt, time.time()
+            "running", stage.component, words, handle, role.name, role.num_replicas, attempt, time.time(), list(after)
         )
         return record
 
@@ -262,8 +279,8 @@ class _Run:
 
     def _report_failure(self, stage: Stage, record: Record, state: AppState | None) -> None:
         record.state = "failed"
-        minutes = f"{((record.ended or time.time()) - record.started) / 60:.1f} min"
-        self._say(stage, f"{state.name if state else 'LOST'}        {minutes}   {record.handle}")
+        minutes = ((record.ended or time.time()) - record.started) / 60
+        self._say(stage, f"{state.name if state else 'LOST'}        {minutes:.1f} min   {record.handle}")
         lines = log_tail(self.runner, record)
         if find_scheduler(record.handle).local:
             lines.append(f"(the whole log: {self.folder / 'logs' / stage.name})")
@@ -276,7 +293,7 @@ class _Run:
             )
 
     def _say(self, stage: Stage, text: str) -> None:
-        width = max(len(stage.name) for stage in self.order)
+        width = max(len(each.name) for each in self.order)
         print(f"{time.strftime('%H:%M:%S')}  {stage.name:<{width}}  {text}", flush=True)
 
     def _save(self) -> None:

@@ -18,20 +18,23 @@ from pathlib import Path
 from pprint import pformat
 from typing import NoReturn
 
-from torchx.runner import Runner, get_runner
-from torchx.runner.config import apply, load_sections
-from torchx.schedulers import get_scheduler_factories
-from torchx.schedulers.local_scheduler import SignalException
-from torchx.specs import CfgVal
+try:
+    from torchx.runner import get_runner
+    from torchx.schedulers import get_scheduler_factories
+    from torchx.schedulers.local_scheduler import SignalException
 
-from deit_fast.runtime.errors import RunError
-from deit_fast.runtime.object_store import is_remote
-from deit_fast.runtime.table import markdown_table
+    from deit_fast.runtime.errors import RunError
+    from deit_fast.runtime.object_store import is_remote
+    from deit_fast.runtime.table import markdown_table
 
-from .dag import run_stages
-from .schedulers import find_scheduler
-from .stages import Stage, dryrun_stage, get_app, sort_stages
-from .state import PipelineError, explain
+    from .dag import run_stages
+    from .options import component_defaults, scheduler_options
+    from .schedulers import find_scheduler
+    from .stages import Stage, dryrun_stage, get_app, sort_stages
+    from .state import PipelineError
+except KeyboardInterrupt:  # these take a second, and TorchX's entry points more
+    print("deit-fast: interrupted before anything was started; run the same command again", file=sys.stderr)
+    sys.exit(130)
 
 PIPELINES: dict[str, dict[str, str]] = {
     "small": {"pretrain": "deit3_small_1k_224", "finetune_384": "deit3_small_1k_384_ft"},
@@ -71,11 +74,13 @@ def build_stages(
     overrides: Sequence[str] = (),
     where: Sequence[str] = (),
     pretrain_data: str = "",
+    labels: str = "",
 ) -> list[Stage]:
     """The stages of a size: each training and the evaluation of its last checkpoint, as the reference reports.
 
     `overrides` are section.key=value words for every training, or STAGE:section.key=value for one stage.
     `pretrain_data`, where it is given, is what the first training learns and is evaluated on, with its own val split.
+    `labels` is the file of labels of validation images without class folders.
     Raises PipelineError for an unknown stage.
     """
     trainings = PIPELINES[size]
@@ -95,7 +100,9 @@ def build_stages(
     for name, recipe in trainings.items():
         folder, checkpoint = f"{out}/{name}", f"{out}/{name}/checkpoints/last.pt"
         images, held_out = (pretrain_data, "") if pretrain_data and not before else (data, val)
-        sources = ["--data", images, *(["--val", held_out] if held_out else [])]
+        named = ["--labels", labels] if labels and images == data else []
+        sources = ["--data", images, *(["--val", held_out] if held_out else []), *named]
+        evaluated = ["--data", held_out or images, *named]
         start = ["--init", f"{out}/{before}/checkpoints/last.pt"] if before else []
         evaluation, scores = f"evaluate_{name}", f"{folder}/evaluation.json"
         stages += [
@@ -111,15 +118,7 @@ def build_stages(
             Stage(
                 name=evaluation,
                 component=f"{COMPONENTS}:evaluate",
-                arguments=(
-                    "--checkpoint",
-                    checkpoint,
-                    "--data",
-                    held_out or images,
-                    "--out",
-                    scores,
-                    *words[evaluation],
-                ),
+                arguments=("--checkpoint", checkpoint, *evaluated, "--out", scores, *words[evaluation]),
                 needs=(name,),
                 where=("--name", f"{size}-{evaluation}", *where),
                 output=scores,
@@ -172,6 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--pretrain-data", default="", help="for the sizes on ImageNet-21k: its images, with a val split of their own"
     )
     parser.add_argument("--val", default="", help="validation images; default: those beside the training images")
+    parser.add_argument("--labels", default="", help="file of labels of validation images without class folders")
     parser.add_argument("--out", required=True, help="folder of all run folders, on storage every job shares")
     parser.add_argument("--state", help="this machine's folder for pipeline.json, logs and report.md; default: --out")
     parser.add_argument("--scheduler", default="local_cwd", choices=get_scheduler_factories().keys())
@@ -203,22 +203,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; 0 all done, 1 a stage failed, 2 a bad value before anything started, 130 interrupted."""
-    options = build_parser().parse_intermixed_args(argv)
-    logging.getLogger("torchx").setLevel(logging.ERROR)  # its hints repeat with every dry run
-    warnings.filterwarnings("ignore", r"\s*Role \w+ configured with restarts")  # of a bug in Volcano 1.4
-    out = os.path.abspath(options.out)
-    state = Path(os.path.abspath(options.state or out))
-    given = {name: getattr(options, name) for name in WHERE if getattr(options, name) is not None}
-    where = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    scheduler = find_scheduler(options.scheduler)
-    limit = options.max_parallel if options.max_parallel is not None else 1 if scheduler.local else None
     try:
+        options = build_parser().parse_intermixed_args(argv)
+        logging.getLogger("torchx").setLevel(logging.ERROR)  # its hints repeat with every dry run
+        warnings.filterwarnings("ignore", r"\s*Role \w+ configured with restarts")  # of a bug in Volcano 1.4
+        out = os.path.abspath(options.out)
+        state = Path(os.path.abspath(options.state or out))
+        given = {name: getattr(options, name) for name in WHERE if getattr(options, name) is not None}
+        where = [f"--{name}={value}" for name, value in given.items()]
+        scheduler = find_scheduler(options.scheduler)
+        limit = options.max_parallel if options.max_parallel is not None else 1 if scheduler.local else None
         for option, folder in (("--out", options.out), ("--state", options.state or "")):
+            if option == "--out" and not folder.strip():
+                raise PipelineError("--out '': expected a folder")
             if is_remote(folder):
                 raise PipelineError(
                     f"{option} {folder}: expected a folder that every job shares, where a pipeline finds its stages' "
                     "results; --data and --val may be in an object store, and a single training's --out"
                 )
+        if not options.data.strip():
+            raise PipelineError("--data '': expected an image folder or shards")
         if limit is not None and limit < 1:
             raise PipelineError(f"--max-parallel={limit}: expected at least 1")
         if limit is not None and scheduler.queue:
@@ -233,11 +237,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             expected = "the images of ImageNet-21k" if options.size.endswith("_21k") else "none"
             raise PipelineError(f"--pretrain-data={options.pretrain_data!r}: expected {expected} for {options.size}")
         stages = build_stages(
-            options.size, options.data, out, options.val, options.overrides, where, options.pretrain_data
-        )
+            options.size, options.data, out, options.val, options.overrides, where, options.pretrain_data,
+            options.labels,
+        )  # fmt: skip
         stages = sort_stages(stages)
-        with get_runner(component_defaults=_component_defaults()) as runner:
-            cfg = _scheduler_cfg(runner, options.scheduler, options.cfg)
+        with get_runner(component_defaults=component_defaults(COMPONENTS)) as runner:
+            cfg = scheduler_options(runner, options.scheduler, options.cfg)
             if options.dry_run:
                 for stage in stages:
                     job = dryrun_stage(stage, state, runner, options.scheduler, cfg)
@@ -253,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"deit-fast: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SignalException):  # before the first job
+        print("deit-fast: interrupted before anything was started; run the same command again", file=sys.stderr)
         return 130
     if status is None:
         print(f"\nIn {scheduler.queue}. Run this again for what became of it, with --watch to follow it.")
@@ -263,28 +269,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{report}\n\nrun folder   {out}\nreport       {state / 'report.md'}")
         print(f"TensorBoard  tensorboard --logdir {out}\nplots        {out}/*/curves.png")
     return status
-
-
-def _component_defaults() -> dict[str, dict[str, str]]:
-    """.torchxconfig's [component:deit.NAME] sections for the components addressed by file."""
-    sections = load_sections("component")
-    return {f"{COMPONENTS}:{n}": sections.get(f"deit.{n}", {}) for n in ("pretrain", "finetune", "evaluate")}
-
-
-def _scheduler_cfg(runner: Runner, scheduler: str, text: str) -> dict[str, CfgVal]:
-    """Scheduler options of the command line over .torchxconfig's. Raises PipelineError for one it does not have."""
-    try:
-        known = runner.scheduler_run_opts(scheduler)
-        cfg = known.cfg_from_str(text)  # which drops what it does not know
-    except Exception as error:  # a missing client package, a malformed text
-        raise PipelineError(f"--scheduler {scheduler} --cfg {text!r}: {explain(error)}") from error
-    names = [name for name, _ in known]
-    for word in filter(None, text.replace(";", ",").split(",")):
-        name, equals, _ = word.partition("=")
-        if equals and name not in names:
-            raise PipelineError(f"--cfg {name}: no such option of {scheduler}; expected one of {', '.join(names)}")
-    apply(scheduler, cfg)
-    return cfg
 
 
 if __name__ == "__main__":

@@ -37,7 +37,10 @@ def follow_log(
 
 
 def log_tail(runner: Runner, record: Record) -> list[str]:
-    """The last lines of every node's log, without torchrun's own report of a failed worker, which comes after them."""
+    """The last lines of every node's log, without torchrun's own report of a failed worker.
+
+    Of what comes after that report, our own line about the end of the run is the one to know.
+    """
     scheduler = find_scheduler(record.handle)
     tail: list[str] = []
     for replica in range(record.replicas):
@@ -47,6 +50,7 @@ def log_tail(runner: Runner, record: Record) -> list[str]:
             raise
         except Exception as error:
             lines = [f"no log of node {replica}: {explain(error)}"]
-        report = next((i for i, line in enumerate(lines) if _TORCHRUN_REPORT.search(line)), 0)
-        tail += lines[: report or None][-max(TAIL_LINES // record.replicas, 5) :]
+        report = next((i for i, line in enumerate(lines) if _TORCHRUN_REPORT.search(line)), len(lines))
+        told = lines[:report] + [line for line in lines[report:] if line.startswith("deit-fast: ")]
+        tail += told[-max(TAIL_LINES // record.replicas, 5) :]
     return tail

@@ -4,7 +4,7 @@ import contextlib
 import json
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,8 @@ class Record:
     replicas: int
     attempt: int
     started: float
+    after: list[str] = field(default_factory=list)
+    """Handles of the jobs it waits for in a queue."""
     ended: float | None = None
     result_seen: bool = False
     """Whether the result was readable from here; on another machine's disk it never is."""

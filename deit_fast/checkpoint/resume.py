@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from deit_fast.checkpoint.format import SEAL, verify_checkpoint
+from deit_fast.checkpoint.format import SEAL, lacks_seal, verify_checkpoint
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.world import World
 
@@ -20,7 +20,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
         if seal.exists() and not any(_same(path, other) for other in found):
             found.append(path)
     if not found and (folder / "last.pt").exists():
-        raise RunError(f"{folder / 'last.pt'}: expected its checksums beside it, in last{SEAL}")
+        raise RunError(lacks_seal(folder / "last.pt"))
     return found
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
-from deit_fast.checkpoint.format import SEAL, SUFFIXES, link_checkpoint, seal_checkpoint, write_checkpoint
+from deit_fast.checkpoint.format import SEAL, SUFFIXES, link_checkpoint, read_digests, seal_checkpoint, write_checkpoint
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.runtime.errors import RunError
 
@@ -88,7 +88,8 @@ class Saver:
 
     last.pt and best.pt, with what belongs to them, are links to the files of their steps. At most one checkpoint is
     being written. A save that fails is told once, by whichever method is called next; what was there before it is
-    whole.
+    whole. A step is saved before it is evaluated, and `mark_best` follows: a crash in between loses nothing, because
+    a run that goes on from a step whose scores it lacks evaluates it first.
 
     kept: the steps of the checkpoints in the folder that the state descends from; others go with the next save.
     publish: called in the thread after each checkpoint; its RunError is told like a save that fails.
@@ -107,8 +108,8 @@ class Saver:
         self._publish = publish
         self._snapshot = Snapshot(device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="deit-fast-save")
-        self._pending: Future[list[str]] | None = None
-        self._best_before = state.best_top1
+        self._pending: list[Future[list[str]]] = []
+        self._failed = False  # whether the last checkpoint could not be written
         self._copied = threading.Event()
         self._hook: RemovableHandle | None = None  # on the optimizer, while a checkpoint is being written
         for file in folder.glob(".*.tmp"):  # of a process killed while it wrote
@@ -117,43 +118,44 @@ class Saver:
             if not file.with_suffix(SEAL).exists():
                 file.unlink()
 
-    def save(self, beside: dict[str, Any], top1: float | None) -> list[str]:
-        """Starts to write the state, and `beside`, once the checkpoint before it is done. Returns what failed of that.
-
-        top1: the state's top-1 accuracy, percent, where it was just evaluated; the highest so far makes it best.pt as
-        well.
-        """
+    def save(self, beside: dict[str, Any]) -> list[str]:
+        """Starts to write the state, and `beside`, once the one before it is done; returns what failed of that."""
         failures = self.finish()
-        self._best_before = self._state.best_top1
-        is_best = top1 is not None and top1 > self._best_before
-        if top1 is not None and is_best:
-            self._state.best_top1 = top1
         content = self._snapshot.begin(self._state.state_dict() | beside, _moved_by_updates(self._state))
         # Between two updates nothing but an update changes a weight, so that the copy has a forward and a backward
         # pass's time, and the update waits for the rest of it.
         self._copied.clear()
         self._hook = self._state.optimizer.register_step_pre_hook(lambda *_: self._wait_for_copy())
-        self._pending = self._thread.submit(self._work, content, is_best)
+        self._pending = [self._thread.submit(self._work, content)]
         return failures
 
+    def mark_best(self, top1: float) -> None:
+        """Makes the checkpoint of the state's step best.pt, once it is written, where no step before had that much.
+
+        top1: the top-1 accuracy of its evaluation, percent.
+        """
+        before = self._state.best_top1
+        if top1 > before:
+            self._state.best_top1 = top1
+            path = step_path(self._folder, self._state.step)
+            self._pending.append(self._thread.submit(self._link_best, path, before))
+
     def report(self) -> list[str]:
-        """What failed of the last save, in a line, where it is done; does not wait."""
-        return self.finish() if self._pending is not None and self._pending.done() else []
+        """What failed of the last save, in a line each, where it is done; does not wait."""
+        return self.finish() if all(each.done() for each in self._pending) else []
 
     def finish(self) -> list[str]:
-        """Waits for the checkpoint that is being written; returns what failed of it, in a line."""
-        pending, self._pending = self._pending, None
+        """Waits for the checkpoint that is being written; returns what failed of it, in a line each."""
+        pending, self._pending = self._pending, []
+        failures: list[str] = []
         try:
-            if pending is not None:
-                return pending.result()
-        except RunError as error:
-            self._state.best_top1 = self._best_before  # a lower score may still be the best that is on the disk
-            return [f"no checkpoint this time: {error}; the one before it is whole"]
+            for each in pending:
+                failures += each.result()
         finally:
             if self._hook is not None:
                 self._hook.remove()
                 self._hook = None
-        return []
+        return failures
 
     def close(self) -> list[str]:
         """`finish`, and the end of the thread."""
@@ -164,38 +166,60 @@ class Saver:
     def _wait_for_copy(self) -> None:
         self._copied.wait()
 
-    def _work(self, content: dict[str, Any], is_best: bool) -> list[str]:
-        """Writes the checkpoint; returns a line where it is here, whole, but could not be published."""
+    def _work(self, content: dict[str, Any]) -> list[str]:
+        """Writes the checkpoint; returns a line where that failed, or where it is here, whole, and not published."""
         try:
             self._snapshot.copy()
         finally:
             self._copied.set()
         step: int = content["step"]
+        self._failed = True
         path = step_path(self._folder, step)
         try:
             digests = write_checkpoint(path, content)
-            # The best before the seal: a crash in between loses neither, for the step is trained and found best again.
-            if is_best:
-                link_checkpoint(path, self._folder / "best.pt", digests)
             seal_checkpoint(path, digests)
-        except RunError:
+        except RunError as error:
             for suffix in (SEAL, *SUFFIXES):
                 _ignore_errors(path.with_suffix(suffix).unlink)
-            raise
+            return [_complain(error)]
         self._kept = [*(kept for kept in self._kept if kept < step), step][-self._keep :]
-        link_checkpoint(path, self._folder / "last.pt", digests)
+        try:
+            link_checkpoint(path, self._folder / "last.pt", digests)
+        except RunError as error:
+            return [_complain(error)]
+        self._failed = False
         self._prune()
+        return self._published(f"the checkpoint of step {step}")
+
+    def _link_best(self, path: Path, before: float) -> list[str]:
+        if not path.with_suffix(SEAL).exists() and not self._failed:  # resumed from another folder: none of this one
+            return []
+        failures = []
+        try:
+            if not self._failed:
+                link_checkpoint(path, self._folder / "best.pt", read_digests(path))
+                return self._published("best.pt")
+        except RunError as error:
+            failures.append(_complain(error))
+        self._state.best_top1 = before  # a lower score may still be the best that is on the disk
+        return failures
+
+    def _published(self, what: str) -> list[str]:
         try:
             if self._publish is not None:
                 self._publish()
         except RunError as error:
-            return [f"the checkpoint of step {step} is in {self._folder} only: {error}"]
+            return [f"{what} is in {self._folder} only: {error}"]
         return []
 
     def _prune(self) -> None:
         for file in sorted(self._folder.glob("step-*.*"), key=lambda file: file.suffix != SEAL):  # seals first
             if file.stem not in {step_path(self._folder, step).stem for step in self._kept}:
                 _ignore_errors(file.unlink)
+
+
+def _complain(error: RunError) -> str:
+    return f"no checkpoint this time: {error}; the one before it is whole"
 
 
 def step_path(folder: Path, step: int) -> Path:

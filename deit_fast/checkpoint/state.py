@@ -10,13 +10,16 @@ from deit_fast.optim.base import RecipeOptimizer
 from deit_fast.optim.compute_copy import write_copies
 from deit_fast.optim.sharding import Shards, cut_weights
 
+ANEW = -1  # a scored_step: whatever was noted of earlier evaluations does not count
+
 
 @dataclass
 class TrainState:
     """All that a resumed run needs; the position in the data follows from the step."""
 
     PLAIN: ClassVar = (
-        "step", "skipped", "seconds", "timed_steps", "timed_seconds", "best_top1", "scores", "bad_images"
+        "step", "skipped", "seconds", "timed_steps", "timed_seconds", "best_top1", "scores", "scored_step",
+        "bad_images",
     )  # fmt: skip
 
     model: ImageModel
@@ -39,6 +42,8 @@ class TrainState:
     """Highest top-1 accuracy of an evaluation so far, percent; -1 before the first."""
     scores: dict[str, float] = field(default_factory=dict)
     """The last evaluation's figures by name: top1 and top5 in percent, loss in nats, ema_top1 and so on."""
+    scored_step: int = 0
+    """The step of that evaluation; 0 before the first, ANEW where it was of other validation images."""
     bad_images: dict[int, str] = field(default_factory=dict)
     """Images that could not be used, by index, and why, in words."""
 
@@ -81,8 +86,10 @@ class TrainState:
         self.optimizer.load_state_dict(
             optimizer if self.shards is None else self.shards.cut_state(self.optimizer, optimizer)
         )
+        # A checkpoint without the last was written after its step's evaluation, today's are before.
+        known = {"scored_step": state["step"], **state}
         for key in self.PLAIN:
-            setattr(self, key, state[key])
+            setattr(self, key, known[key])
 
     def load_weights(self, weights: dict[str, Tensor], averages: dict[str, Tensor] | None = None) -> None:
         """Takes up weights of the model and, where there is one, of its moving average: whole tensors by timm's names.

@@ -4,9 +4,11 @@ What the store has is the run. A copy with checkpoints of its own counts only wh
 it, so that a machine that comes back, or a run that was removed from the store to start over, mixes in nothing old.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from deit_fast.checkpoint.format import SEAL, SUFFIXES, verify_checkpoint
 from deit_fast.checkpoint.resume import find_checkpoints, step_of
@@ -69,6 +71,10 @@ class RunStore:
         """Raises RunError where the store takes nothing: to be known before days of training."""
         write_object(f"{self.uri}/.writable", b"\n")
         remove_object(f"{self.uri}/.writable")
+
+    def begin(self, recipe: dict[str, Any]) -> None:
+        """Marks this place in the store as the run's before it has a checkpoint. Raises RunError."""
+        write_object(f"{self.uri}/recipe.json", json.dumps(recipe, indent=2).encode())
 
     def _pull(self) -> list[str]:
         checkpoints, mark = self.folder / _CHECKPOINTS, self.folder / _MARK

@@ -1,7 +1,6 @@
 """The commands: a function for each, from parsed arguments to an exit status. torch and DALI are imported late."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -9,9 +8,9 @@ from pathlib import Path
 from deit_fast.cli.show import list_as_text, recipe_as_text
 from deit_fast.cli.zoo_table import zoo_as_json, zoo_as_text
 from deit_fast.recipe.table import RECIPES, get_recipe
-from deit_fast.runtime.errors import RecipeError, RunError, printable
+from deit_fast.runtime.errors import DataError, RecipeError, RunError, printable
 from deit_fast.runtime.exit_status import ExitStatus
-from deit_fast.runtime.files import write_json
+from deit_fast.runtime.files import json_text, write_json
 from deit_fast.runtime.object_store import is_remote
 from deit_fast.zoo import find_architecture, list_models
 
@@ -25,10 +24,11 @@ def run_train(arguments: argparse.Namespace) -> int:
     from deit_fast.training.run import train
 
     result = train(
-        recipe, arguments.data, arguments.out, arguments.val, arguments.init, arguments.resume, arguments.teacher
-    )
+        recipe, arguments.data, arguments.out, arguments.val, arguments.init, arguments.resume, arguments.teacher,
+        arguments.labels,
+    )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(result, indent=2))
+        print(json_text(result))
     return 0
 
 
@@ -39,12 +39,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
     scores = evaluate_checkpoint(
         arguments.checkpoint, arguments.data, arguments.overrides,
-        arguments.ema, arguments.flip, arguments.metrics, arguments.report,
+        arguments.ema, arguments.flip, arguments.metrics, arguments.report, arguments.labels, arguments.classes,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         for note in scores["notes"]:
             print(f"deit-fast: {arguments.checkpoint}: {note}", file=sys.stderr)
-        print(json.dumps(scores, indent=2))
+        print(json_text(scores))
         if arguments.json:
             write_json(arguments.json, scores)
     return 0
@@ -97,10 +97,10 @@ def run_show(arguments: argparse.Namespace) -> int:
         raise RecipeError(f"--images {arguments.images}: expected with a recipe's name and without --json")
     if arguments.recipe is None:
         table = {name: recipe.model_dump(mode="json") for name, recipe in RECIPES.items()}
-        return _print_page(json.dumps(table, indent=2) if arguments.json else list_as_text())
+        return _print_page(json_text(table) if arguments.json else list_as_text())
     recipe = get_recipe(arguments.recipe, arguments.overrides)
     content = recipe.model_dump(mode="json")
-    return _print_page(json.dumps(content, indent=2) if arguments.json else recipe_as_text(recipe, arguments.images))
+    return _print_page(json_text(content) if arguments.json else recipe_as_text(recipe, arguments.images))
 
 
 def run_zoo(arguments: argparse.Namespace) -> int:
@@ -139,18 +139,22 @@ def run_data_preview(arguments: argparse.Namespace) -> int:
 
 def run_data_check(arguments: argparse.Namespace) -> int:
     """`deit-fast data check`: prints a report of each split; INCOMPLETE where an image could not be used."""
-    from deit_fast.data.sources.open import find_validation
-    from deit_fast.data.sources.shard_names import Split
+    from deit_fast.data.sources.classes import match_classes
+    from deit_fast.data.sources.open import open_splits
     from deit_fast.data.tools.check import check_source, open_to_check, write_bad
 
-    uris: dict[Split, str] = {"train": arguments.data}
-    if (val := find_validation(arguments.data)) is not None:
-        uris["val"] = val
+    sources = open_splits(arguments.data, arguments.labels, open_to_check)
     bad = []
-    for split, uri in uris.items():
-        checked = check_source(open_to_check(uri, split), arguments.threads)
-        print(f"{uri}, {split}: {checked.as_text()}", flush=True)
+    for split, source in sources.items():
+        checked = check_source(source, arguments.threads)
+        print(f"{source.place}, {split}: {checked.as_text()}", flush=True)
         bad += checked.bad
+    if "val" in sources:
+        try:
+            match_classes(sources["val"], sources["train"].classes, f"{arguments.data}'s classes")
+        except DataError as error:
+            print(error, flush=True)
+            bad.append((printable(sources["val"].uri), str(error).removeprefix(f"{sources['val'].uri}: ")))
     if arguments.out:
         write_bad(arguments.out, bad)
     return ExitStatus.INCOMPLETE if bad else 0
@@ -158,14 +162,14 @@ def run_data_check(arguments: argparse.Namespace) -> int:
 
 def run_data_shard(arguments: argparse.Namespace) -> int:
     """`deit-fast data shard`: writes tar shards of each split, and prints how many; 0."""
-    from deit_fast.data.sources.base import Source
-    from deit_fast.data.sources.open import find_validation, open_source
-    from deit_fast.data.sources.shard_names import Split
+    from deit_fast.data.sources.classes import match_classes
+    from deit_fast.data.sources.open import open_splits
     from deit_fast.data.tools.write_shards import describe_effect, write_shards
 
-    sources: dict[Split, Source] = {"train": open_source(arguments.source, "train")}
-    if (val := find_validation(arguments.source)) is not None:
-        sources["val"] = open_source(val, "val")
+    sources = open_splits(arguments.source, arguments.labels)
+    if "val" in sources:
+        match_classes(sources["val"], sources["train"].classes, f"{arguments.source}'s classes")
+        sources["val"].classes = sources["train"].classes  # one classes.txt, also where validation only has numbers
     if arguments.size is not None:
         print(describe_effect(sources["train"], arguments.size), flush=True)
     for split, source in sources.items():

@@ -1,14 +1,16 @@
 """The command line: `deit-fast train | evaluate | predict | convert | data | show | zoo`."""
 
 import argparse
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from deit_fast.cli import commands
 from deit_fast.cli.commands import complain
-from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError
-from deit_fast.runtime.exit_status import ExitStatus, status_of
+from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, too_little_memory
+from deit_fast.runtime.exit_status import ExitStatus, report_status, status_of
+from deit_fast.runtime.files import lacking_space
 from deit_fast.runtime.object_store import is_remote
 
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
@@ -31,14 +33,16 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
     train.add_argument("--data", required=True, help="image folder, or tar shards such as train-{0000..0009}.tar")
     train.add_argument("--val", help="validation data; default: the val split beside the training split")
+    _add_labels(train, "validation ")
     train.add_argument("--out", required=True, help="run folder, which may be in an object store")
     train.add_argument(
-        "--init",
-        metavar="PATH|none",
-        help="weights to start from "
-        "(finetuning): a file of any known format, or the folder of a run; none: random ones",
-    )
-    train.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto, from the run folder")
+        "--init", metavar="PATH|none",
+        help="weights to start from (finetuning): a file of any known format, or a run's folder; none: random ones",
+    )  # fmt: skip
+    train.add_argument(
+        "--resume", default="auto", metavar="auto|never|PATH",
+        help="default: auto, from the run folder; never starts over, with an earlier run moved to OUT/earlier-1",
+    )  # fmt: skip
     train.add_argument("--teacher", help="weights of distill.teacher (.pth, .safetensors), for distillation")
     train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     train.set_defaults(run=commands.run_train)
@@ -50,7 +54,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
     evaluate.add_argument("--data", required=True, help="image folder or tar shards; its val split, if it has one")
+    _add_labels(evaluate)
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
+    evaluate.add_argument(
+        "--classes", choices=("data", "all"),
+        help="for data with some of the model's classes, by name: choose among the data's alone, or among all",
+    )  # fmt: skip
     evaluate.add_argument("--flip", action="store_true", help="average the logits of each image and its mirror image")
     evaluate.add_argument(
         "--metric", dest="metrics", action="append", default=[], metavar="NAME=VALUE",
@@ -148,6 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast data check /imagenet --out bad.txt",
     )
     check.add_argument("data", help="image folder or tar shards; both splits, if it has train/ and val/")
+    _add_labels(check, "validation ")
     check.add_argument("--out", type=_path, metavar="FILE", help="write the names and reasons, separated by a tab")
     check.add_argument("--threads", type=_positive, default=os.cpu_count(), metavar="N", help="default: the cores")
     check.set_defaults(run=commands.run_data_check)
@@ -158,6 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     shard.add_argument("source", help="image folder or tar shards; both splits, if it has train/ and val/")
     shard.add_argument("folder", type=_path)
+    _add_labels(shard, "validation ")
     shard.add_argument(
         "--size", type=_positive, metavar="PX", help="shorter side of larger images; default: as they are"
     )
@@ -171,6 +182,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_labels(parser: argparse.ArgumentParser, which: str = "") -> None:
+    parser.add_argument(
+        "--labels", type=_path, metavar="FILE",
+        help=f"labels of {which}images without class folders; default: a file of a published name beside them",
+    )  # fmt: skip
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with one line on a usage error."""
 
@@ -180,6 +198,12 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its ExitStatus; an error that a user can meet is told on stderr, a line each."""
+    status = _run(argv)
+    report_status(status)
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments, words = build_parser().parse_known_args(argv)
     try:
         # argparse takes positional words only in one place; key=value words may stand anywhere.
@@ -192,10 +216,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(error)
         return error.status
     except OSError as error:  # a full disk, a path that cannot be written
-        complain(f"{error.filename or 'a file'}: {error.strerror or error}")
+        place = error.filename or "a file"
+        lacking = lacking_space(Path(str(place))) if error.errno == errno.ENOSPC else ""
+        complain(f"{place}: {error.strerror or error}" + (f": {lacking}" if lacking else ""))
         return status_of(error)
-    except KeyboardInterrupt:
-        complain("interrupted")
+    except (MemoryError, ImportError, RuntimeError) as error:
+        if not (limit := too_little_memory(error)):
+            raise
+        complain(limit)
+        return ExitStatus.REFUSED
+    except KeyboardInterrupt as error:
+        if os.environ.get("RANK", "0") == "0":
+            complain(str(error) or "interrupted; run the same command again")
         return ExitStatus.INTERRUPTED
 
 

@@ -1,9 +1,9 @@
 """The zoo as a table of text or as JSON."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 
+from deit_fast.runtime.files import json_text
 from deit_fast.runtime.table import plain_table
 from deit_fast.zoo.architectures import ARCHITECTURES
 from deit_fast.zoo.family import Published
@@ -20,10 +20,7 @@ def zoo_as_text(names: Iterable[str]) -> str:
 def zoo_as_json(names: Iterable[str]) -> str:
     """The same rows as a list of objects, each with its architecture."""
     rows = find_published(names)
-    return json.dumps(
-        [{**asdict(row), "architecture": asdict(ARCHITECTURES[row.name])} for row in rows],
-        indent=2,
-    )
+    return json_text([{**asdict(row), "architecture": asdict(ARCHITECTURES[row.name])} for row in rows])
 
 
 def _cells(row: Published) -> tuple[str, ...]:

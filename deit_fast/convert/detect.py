@@ -24,6 +24,7 @@ from deit_fast.convert.formats.lazy_tensor import BadFileError, map_file, read_t
 from deit_fast.convert.formats.metadata import check_names, check_plain
 from deit_fast.convert.locate import find_weights
 from deit_fast.convert.names import Codebase
+from deit_fast.convert.own_format import refuse_format
 from deit_fast.convert.recognise import check_declared, check_inferred, declared_grid, infer_model
 from deit_fast.convert.unwrap import check_modules, select_weights, unwrap_names
 from deit_fast.recipe.schema import Recipe, parse_recipe
@@ -185,8 +186,8 @@ def _read_container(path: Path, mapped: mmap.mmap) -> dict[Any, Any]:
 
 def _read_own(tree: dict[Any, Any], ema: bool, size: int, path: Path) -> Weights:
     """A checkpoint of deit_fast's, of a file of `size` bytes: its recipe says what its weights are."""
-    if tree.get("format") != 1:
-        raise BadFileError("is of another format: expected a deit_fast checkpoint of format 1")
+    if wrong := refuse_format(tree.get("format")):
+        raise BadFileError(wrong)
     if ema and "ema" not in tree:
         raise BadFileError("expected a moving average, but a safetensors file holds one model: give the .pt")
     state = tree["ema"] if ema else tree["model"]

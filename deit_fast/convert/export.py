@@ -1,6 +1,7 @@
 """`deit-fast convert`: a checkpoint of any known format in another one, read back and compared with the original."""
 
 import functools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,8 @@ def export_checkpoint(
     reload = export.reload(destination) or _load(destination)
     with torch.no_grad():
         difference = (model(images) - reload(images)).abs().max().item()
+    if not math.isfinite(difference):
+        raise RunError(f"{source}: the logits of random images are not finite: expected useful weights")
     return Exported(destination, export.name, weights.source, changes, difference, notes, weights.say())
 
 

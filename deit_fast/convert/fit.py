@@ -189,9 +189,10 @@ def load_fitted(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, i
     return changes
 
 
-def build_initialised(section: Model, weights: Weights) -> tuple[ImageModel, list[Change]]:
+def build_initialised(section: Model, weights: Weights, seed: int | None = None) -> tuple[ImageModel, list[Change]]:
     """The model of `section` with `weights`, on the CPU, and a row for each thing that `load_fitted` changed.
 
+    seed: of what the weights lack, as `build_model` takes it.
     Shapes are compared before the model is built, so that a small file cannot ask for a large one. Raises RunError.
     """
     own = weights.recipe.model
@@ -199,7 +200,7 @@ def build_initialised(section: Model, weights: Weights) -> tuple[ImageModel, lis
     try:
         _check_shapes(*({name: each[name] for name in each if name.split(".")[0] not in _FITTED}
                         for each in (weights.tensors, describe_weights(section))))  # fmt: skip
-        model = build_model(section)
+        model = build_model(section, seed)
         return model, load_fitted(model, weights.tensors, (side, side))
     except RunError as error:
         raise RunError(f"{weights.file or 'the weights'}: {error}") from None

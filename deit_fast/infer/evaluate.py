@@ -6,26 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from deit_fast.convert.detect import load_weights
+from deit_fast.convert.detect import Weights, load_weights
 from deit_fast.convert.fit import build_initialised, need_head
 from deit_fast.convert.imagenet21k import maps_to_1k
 from deit_fast.convert.locate import fetch_weights
 from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.classes import check_same_classes, resolve_classes
+from deit_fast.data.sources.class_subset import ClassChoice, choose_classes
 from deit_fast.data.sources.open import open_source
 from deit_fast.infer.metrics import Metric, Predicted, Totals, build_metrics, find_metrics
 from deit_fast.infer.outcomes import outcome_rows, read_outcomes
 from deit_fast.infer.precision import average_mirrored, build_predictor, choose_dtype, mirrored_notes
 from deit_fast.infer.report import wilson_interval, write_report
 from deit_fast.recipe.schema import Recipe
-from deit_fast.runtime.errors import RecipeError
+from deit_fast.runtime.errors import RecipeError, RunError, StoppedError, printable
 from deit_fast.runtime.hardware import cpu_threads
+from deit_fast.runtime.patience import patience
 from deit_fast.runtime.progress import progress
 from deit_fast.runtime.world import World, join_world, leave_world
+from deit_fast.zoo.class_names import default_classes
 
 EVAL_BATCH = 256
 
@@ -47,8 +51,10 @@ class Scores:
 def build_eval_loader(recipe: Recipe, source: Source, world: World) -> EvalLoader:
     """This process's share of the source in batches of EVAL_BATCH, or fewer where there are fewer images."""
     batch = min(EVAL_BATCH, -(-len(source) // world.size))
-    size = recipe.model.image_size
-    return EvalLoader(source, recipe.data, size, batch, world.device, cpu_threads(), world.rank, world.size)
+    return EvalLoader(
+        source, recipe.data, recipe.model.image_size, batch, world.device, cpu_threads(), world.rank, world.size,
+        patience(recipe.run.hang_timeout),
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -56,16 +62,17 @@ def evaluate(
     predict: Callable[[Tensor], Tensor],
     loader: EvalLoader,
     world: World,
-    watch: Callable[[], object] | None = None,
+    watch: Callable[[], bool] | None = None,
     metrics: Mapping[str, Metric] | None = None,
 ) -> Scores:
     """Scores of `predict` (uint8 images [B, 3, S, S] -> logits [B, K]) on this and all other processes' images.
 
-    watch: called after each batch of this process. metrics: those of every evaluation, if none are given.
+    watch: called after each batch of this process; where it returns True the evaluation ends, on all processes
+    together, with StoppedError. metrics: those of every evaluation, if none are given.
     """
     metrics = find_metrics() if metrics is None else metrics
     sums: dict[str, Tensor] = {}
-    start, images, timed = time.perf_counter(), 0, 0
+    start, images, timed, stopped = time.perf_counter(), 0, 0, False
     for number, batch in enumerate(progress(loader, len(loader), "evaluate", world.is_main)):
         valid = batch.valid
         logits = predict(batch.images)[:valid].float()
@@ -73,10 +80,12 @@ def evaluate(
         for name, metric in metrics.items():
             sums[name] = sums.get(name, 0) + metric.sums(seen).double()
         images += valid
-        if watch is not None:
-            watch()
+        if stopped := watch is not None and watch():
+            break
         if number == 0 and len(loader) > 1:  # the first batch built the pipeline, and compiled
             start, timed = time.perf_counter(), valid
+    if watch is not None and world.any(stopped):
+        raise StoppedError("stopped by a signal during an evaluation; run again to go on")
     totals = {name: world.sum(each).cpu().numpy() for name, each in sums.items()}
     count = int(world.sum(torch.tensor(images, device=world.device)))
     rate = (count - timed * world.size) / (time.perf_counter() - start)
@@ -96,19 +105,24 @@ def evaluate_checkpoint(
     flip: bool = False,
     metrics: Iterable[str] = (),
     report: Path | None = None,
+    labels: str | Path | None = None,
+    classes: ClassChoice | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on a data set, with its own recipe or one changed by section.key=value words.
 
     Any format that load_weights reads; a foreign file's recipe has the published crop ratio of its family. The data's
-    classes have to be the checkpoint's, or ImageNet-1k's of a checkpoint of ImageNet-21k (model.num_classes=1000);
-    another model.image_size resamples position embeddings. flip: the logits are the mean of those of an image and of
-    its mirror image. metrics: NAME=VALUE words for those of `infer.metrics` that have to be asked for, as
-    real=real.json. report: a folder for `write_report`. Of the folder of a run the best checkpoint is taken, else the
-    last. In a program that torchrun started all processes have to call it: each evaluates its share of the images.
+    classes have to be the checkpoint's, or ImageNet-1k's of a checkpoint of ImageNet-21k (model.num_classes=1000), or
+    some of them by name: then `classes` says whether predictions are chosen among the "data"'s or among "all". Another
+    model.image_size resamples position embeddings. flip: the logits are the mean of those of an image and of its mirror
+    image. metrics: NAME=VALUE words for those of `infer.metrics` that have to be asked for, as real=real.json. report:
+    a folder for `write_report`. labels: the file of labels of images without class folders, where it is not beside
+    them. Of the folder of a run the best checkpoint is taken, else the last. In a program that torchrun started all
+    processes have to call it: each evaluates its share of the images.
 
-    Returns the metrics' values, top-1 and top-5 with 95 % confidence intervals, the checkpoint, its format, the
-    resolution, minutes, `changes` at loading and `notes` on what was read from words beside the weights. Raises
-    RecipeError, DataError or RunError. Example: `evaluate("runs/digits", "digits")["top1"]`, by its name in deit_fast.
+    Returns the metrics' values, top-1 and top-5 with 95 % confidence intervals, the number of classes chosen among,
+    the checkpoint, its format, the images taken, the resolution, minutes, `changes` at loading and `notes` on what was
+    read from words beside the weights. Raises RecipeError, DataError or RunError, this also for logits that are not
+    finite. Example: `evaluate("runs/digits", "digits")["top1"]`, by its name in deit_fast.
     """
     start = time.perf_counter()
     weights = load_weights(fetch_weights(checkpoint), ema)
@@ -118,10 +132,10 @@ def evaluate_checkpoint(
     maps = asked is not None and maps_to_1k(own, asked)
     if asked not in (own, None) and not maps:
         raise RecipeError(f"model.num_classes={asked}: expected {own}, which {checkpoint} knows")
-    source = open_source(data, "val", recipe.data.category)
-    names = weights.classes if weights.classes and not maps else [str(label) for label in range(asked or own)]
-    check_same_classes(source, names, f"the classes of {checkpoint}")
-    recipe = resolve_classes(recipe, source)
+    source = open_source(data, "val", recipe.data.category, labels=labels)
+    columns = choose_classes(source, _class_names(weights, asked or own, source), classes, str(checkpoint))
+    if asked is None:
+        recipe = recipe.derive(model={"num_classes": own})
     asked_for = build_metrics(metrics, source)
     world = join_world()
     if report is not None and world.is_main:
@@ -132,19 +146,27 @@ def evaluate_checkpoint(
     predict = build_predictor(model.eval(), recipe, dtype, world)
     loader = build_eval_loader(recipe, source, world)
     chosen = {**find_metrics(), **asked_for, "outcomes": outcome_rows(len(source))}
+    predict = average_mirrored(predict) if flip else predict
     try:
-        scores = evaluate(average_mirrored(predict) if flip else predict, loader, world, metrics=chosen)
+        scores = evaluate(predict if columns is None else _of_columns(predict, columns), loader, world, metrics=chosen)
     finally:
         loader.close()
     leave_world(world)
     outcomes = read_outcomes(scores.totals["outcomes"])
+    if lost := np.flatnonzero(outcomes.predictions < 0).tolist():
+        raise RunError(
+            f"{checkpoint}: the logits of {len(lost)} of {len(source)} images are not finite, the first "
+            f"{printable(source.name(lost[0]))}: expected useful weights"
+        )
     result = {
         "checkpoint": str(checkpoint),
+        "data": source.place,
         "format": weights.source,
         "recipe": recipe.name,
         "weights": "ema" if ema else "model",
         "image_size": recipe.model.image_size,
         "flip": flip,
+        "classes": len(source.classes),
         **scores.values,
         "images": scores.images,
         "images_per_second": scores.images_per_second,
@@ -157,3 +179,18 @@ def evaluate_checkpoint(
     if report is not None and world.is_main:
         write_report(report, source, outcomes, result)
     return result
+
+
+def _class_names(weights: Weights, count: int, source: Source) -> list[str]:
+    """The names of the model's `count` classes, which by default are ImageNet's.
+
+    A file that names none knows as many classes as the source by their numbers alone, whatever their names.
+    """
+    if weights.classes and len(weights.classes) == count:
+        return weights.classes
+    return [str(label) for label in range(count)] if len(source.classes) == count else default_classes(count)
+
+
+def _of_columns(predict: Callable[[Tensor], Tensor], columns: NDArray[np.int64]) -> Callable[[Tensor], Tensor]:
+    """`predict`, images [B, 3, S, S] -> logits [B, K], with the logits [B, k] of the classes `columns`, int64 [k]."""
+    return lambda images: predict(images)[:, torch.from_numpy(columns).to(images.device)]

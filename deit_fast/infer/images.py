@@ -1,9 +1,10 @@
 """Images given one by one, by path or as pixels, as a source without classes; and batches of those that can be read."""
 
-import io
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from glob import glob
+from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
@@ -14,49 +15,62 @@ from PIL import Image
 from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.loader.broken import describe_refusal
 from deit_fast.data.loader.pipeline import decodes
-from deit_fast.data.sources.base import Source, check_image, read_bytes
-from deit_fast.data.sources.folder import list_images
+from deit_fast.data.sources.base import Source, read_bytes, read_image
+from deit_fast.data.sources.folder_walk import list_images
+from deit_fast.data.sources.pixels import UnknownPixels, array_as_rgb, as_ppm, as_rgb, check_array
 from deit_fast.recipe.schema import Recipe
-from deit_fast.runtime.errors import DataError, RunError
+from deit_fast.runtime.errors import DataError, RunError, one_line
 from deit_fast.runtime.progress import Progress
 
-GivenImage = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+GivenImage = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
 _MAX_DOWNLOAD = 64 * 2**20
 _DOWNLOAD_SECONDS = 30
 
 
 class ImageList(Source):
-    """N images: paths, PIL images, or uint8 arrays [H, W, 3] or [H, W]. URLs are fetched only with `allow_urls`.
+    """N images: paths, PIL images, or arrays as `array_as_rgb` takes them. URLs are fetched only with `allow_urls`.
 
-    Raises RunError for a URL that is not allowed, and for an array of another kind.
+    Raises RunError for a URL that is not allowed, for an array of another kind, and for what is no image.
     """
 
     def __init__(self, images: Sequence[GivenImage], allow_urls: bool = False) -> None:
         super().__init__("images", [], np.zeros(len(images), np.int64))
         self._images = list(images)
+        self._decoding = threading.Lock()
         for index, image in enumerate(self._images):
             if isinstance(image, str) and _is_url(image) and not allow_urls:
                 raise RunError(f"{image}: expected a file; URLs are fetched only when asked for (allow_urls=True)")
-            if isinstance(image, np.ndarray) and (image.dtype != np.uint8 or image.shape[2:] not in ((), (3,))):
+            if isinstance(image, np.ndarray):
+                try:
+                    check_array(image)
+                except UnknownPixels as error:
+                    raise RunError(f"{self.name(index)}: {error}") from None
+            elif not isinstance(image, str | os.PathLike | Image.Image):
                 raise RunError(
-                    f"{self.name(index)}: expected uint8 [H, W, 3] or [H, W], got {image.dtype} {list(image.shape)}"
+                    f"{self.name(index)}: expected a path, a PIL image or an array, got {type(image).__name__}"
                 )
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as an encoded file, uint8 [bytes]: a path's or URL's own bytes; of pixels a BMP, without loss.
+        """Image `index` as an encoded file, uint8 [bytes]: a path's or URL's own bytes; of pixels a PPM, without loss.
 
-        Raises DataError where a file or URL cannot be read.
+        Raises DataError where a file or URL cannot be read, or a PIL image not be decoded to RGB.
         """
         image = self._images[index]
         if isinstance(image, str | os.PathLike):
             path = os.fspath(image)
             return _download(path) if _is_url(path) else read_bytes(path)
         # Without loss, so that pixels take the way that files take.
-        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-        stored = io.BytesIO()
-        picture.convert("RGB").save(stored, "BMP")
-        return np.frombuffer(stored.getvalue(), np.uint8)
+        if isinstance(image, np.ndarray):
+            return as_ppm(array_as_rgb(image))
+        try:
+            with self._decoding:  # the same image may be in the list twice, and PIL decodes it when it is first used
+                return as_ppm(np.asarray(as_rgb(image)))
+        except UnknownPixels as error:
+            raise DataError(f"{self.name(index)}: expected an image, found {error}") from None
+        except Exception as error:  # PIL's decoders raise what they like
+            reason = one_line(error) or type(error).__name__
+            raise DataError(f"{self.name(index)}: expected an image that can be decoded ({reason})") from None
 
     def name(self, index: int) -> str:
         image = self._images[index]
@@ -121,8 +135,7 @@ def readable_batches(
 def _complaint(images: ImageList, index: int) -> str:
     """Why an image cannot be used, in one line; empty where it can."""
     try:
-        encoded = images.read(index)
-        check_image(images, index, encoded)
+        encoded, _ = images.prepare(index, read_image(images, index))
     except DataError as error:
         return str(error)
     return "" if decodes([encoded], torch.device("cpu")) else describe_refusal(images, index, encoded)

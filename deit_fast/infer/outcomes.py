@@ -16,11 +16,11 @@ class Outcomes:
     """What a model made of each of N images: arrays [N], in the order of the source."""
 
     predictions: NDArray[np.int64]
-    """The class of the largest logit."""
+    """The class of the first place (infer/ranking.py); -1 where the logits are not finite."""
     confidences: NDArray[np.float64]
-    """Softmax of the predicted class's logit, in [0, 1]."""
+    """Softmax of the predicted class's logit, in [0, 1]; 0 where the logits are not finite."""
     in_top5: NDArray[np.bool_]
-    """Whether the label is among the five largest logits."""
+    """Whether the label is among the first five places."""
 
 
 def outcome_rows(images: int) -> Metric:

@@ -1,7 +1,6 @@
 """Trained models in use: load a checkpoint, classify images, extract features."""
 
 import csv
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -16,12 +15,15 @@ from torchvision.transforms import v2 as transforms
 from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import Change, build_initialised, need_head
 from deit_fast.convert.locate import fetch_weights
+from deit_fast.data.sources.pixels import as_rgb
 from deit_fast.infer.images import GivenImage, ImageList, readable_batches
 from deit_fast.infer.precision import Classifier, average_mirrored, choose_dtype
+from deit_fast.infer.ranking import are_finite, rank_classes
 from deit_fast.models.build import family_of
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Model
-from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.errors import RunError, printable
+from deit_fast.runtime.files import json_text
 from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.world import choose_device
 from deit_fast.zoo import find_architecture
@@ -56,7 +58,7 @@ class LoadedModel(Classifier):
         size, data = self.recipe.model.image_size, self.recipe.data
         return transforms.Compose(
             [
-                transforms.RGB(),
+                as_rgb,
                 transforms.Resize(
                     int(size / data.eval_crop_ratio), transforms.InterpolationMode(data.eval_interpolation)
                 ),
@@ -120,11 +122,12 @@ def predict(
     flip: bool = False,
     allow_urls: bool = False,
 ) -> list[Prediction]:
-    """The `top_k` most likely classes of each image: paths, PIL images or uint8 arrays [H, W, 3].
+    """The `top_k` most likely classes of each image: paths, PIL images or arrays, uint8 or uint16, [H, W, 3] or [H, W].
 
     flip: average the logits of the image and its mirror image, which harms a model that was trained without. An image
     that cannot be read has a Prediction with `error` set, and costs the others nothing. Raises RunError for URLs,
-    unless they are allowed.
+    unless they are allowed, and where logits are not finite. Of classes with equal logits the one with the smaller
+    label comes first (infer/ranking.py).
     """
     source = ImageList(_listed(images), allow_urls)
     found: dict[int, Prediction] = {}
@@ -133,7 +136,12 @@ def predict(
         if isinstance(pixels, str):
             found[indices[0]] = Prediction(source.name(indices[0]), [], [], [], pixels)
             continue
-        scores, labels = classify(pixels).softmax(1).topk(min(top_k, len(model.classes)))
+        logits = classify(pixels)
+        if not (finite := are_finite(logits)).all():
+            image = source.name(indices[int(finite.logical_not().nonzero()[0])])
+            raise RunError(f"{printable(image)}: the model's logits are not finite: expected useful weights")
+        labels = rank_classes(logits, top_k)
+        scores = logits.softmax(1).gather(1, labels)
         for index, ranked, probabilities in zip(indices, labels.tolist(), scores.tolist(), strict=True):
             names = [model.names[label] for label in ranked]
             found[index] = Prediction(source.name(index), ranked, probabilities, names)
@@ -180,7 +188,7 @@ def extract_features(
 def print_predictions(found: Sequence[Prediction], kind: str | None = None) -> None:
     """Prints to stdout: kind "json", "csv" (a line for each image and rank), or None for people to read."""
     if kind == "json":
-        print(json.dumps([asdict(each) for each in found], indent=2))
+        print(json_text([asdict(each) for each in found]))
         return
     if kind == "csv":
         table = csv.writer(sys.stdout, lineterminator="\n")

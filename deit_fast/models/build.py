@@ -4,8 +4,10 @@ from abc import ABC, abstractmethod
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
+from deit_fast.models.initialise import draw_weights
 from deit_fast.models.state_dicts import Sizes, Weights
 from deit_fast.models.stochastic_depth import keep_count
 from deit_fast.recipe.sections import Model
@@ -59,7 +61,7 @@ class ModelFamily(ABC):
 
     @abstractmethod
     def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> nn.Module:
-        """An `ImageModel` with its initial weights, drawn from torch's global generator.
+        """An `ImageModel` whose norms, LayerScale and fixed positions are set; `build_model` draws the rest.
 
         With `drop_subset` its blocks skip what stochastic depth drops (models/stochastic_depth.py).
         """
@@ -137,10 +139,15 @@ def check_drop_path(section: Model, batch: int) -> None:
         )
 
 
-def build_model(section: Model) -> ImageModel:
-    """The model of a recipe, initialised from torch's global generator.
+def build_model(section: Model, seed: int | None = None) -> ImageModel:
+    """The model of a recipe with its initial weights (models/initialise.py), the same for the same seed.
 
+    seed: None draws one from torch's global generator, so that torch.manual_seed decides, as of any model of torch.
     Raises RecipeError for a name that is no model's.
     """
     architecture = find_architecture(section.name)
-    return cast(ImageModel, family_of(section.name).build(architecture, section, drops_subset(section)))
+    model = family_of(section.name).build(architecture, section, drops_subset(section))
+    if seed is None:
+        seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+    draw_weights(model, section.init_std, seed)
+    return cast(ImageModel, model)

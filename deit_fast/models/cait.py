@@ -5,7 +5,6 @@ from timm.models.cait import Cait, LayerScaleBlock
 from torch import Tensor
 
 from deit_fast.models.build import ModelFamily, TimmModel
-from deit_fast.models.initialise import draw_weights
 from deit_fast.models.state_dicts import Sizes, Weights, count_blocks, image_side, square_grid
 from deit_fast.models.stochastic_depth import rate_of, residual_subset
 from deit_fast.recipe.sections import Model
@@ -34,7 +33,7 @@ class CaitFamily(ModelFamily):
         in facebookresearch/deit cait_models.py.
         """
         assert section.initial_layer_scale is not None
-        model = Cait(
+        return Cait(
             img_size=section.image_size,
             patch_size=architecture.patch_size,
             num_classes=section.classes,
@@ -47,8 +46,6 @@ class CaitFamily(ModelFamily):
             act_layer=get_act_layer(section.activation),
             init_values=section.initial_layer_scale,
         )
-        draw_weights(model, section.init_std)
-        return model
 
     def recognises(self, tensors: Weights) -> bool:
         """Class attention after the blocks, and positions: PatchConvNet has none."""

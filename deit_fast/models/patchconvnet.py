@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from deit_fast.models.build import ModelFamily
-from deit_fast.models.initialise import draw_weights
 from deit_fast.models.state_dicts import Sizes, Weights, WeightsError, count_blocks, image_side
 from deit_fast.models.stochastic_depth import drop_path_rates, rate_of, residual_subset
 from deit_fast.recipe.sections import Model
@@ -164,10 +163,8 @@ class PatchConvNetFamily(ModelFamily):
     """PatchConvNet, with one class token or a token per class; timm has no such model."""
 
     def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> PatchConvNet:
-        """Initial weights are the reference's: convolutions torch's, the rest from the truncated normal."""
-        model = PatchConvNet(architecture, section, drop_subset)
-        draw_weights(model, section.init_std)
-        return model
+        """A PatchConvNet with the reference's state dict: images [B, 3, H, W] -> logits [B, K]."""
+        return PatchConvNet(architecture, section, drop_subset)
 
     def recognises(self, tensors: Weights) -> bool:
         """A stem of several convolutions, and attention that comes after the blocks."""

@@ -9,7 +9,6 @@ from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock
 from torch import Tensor
 
 from deit_fast.models.build import ModelFamily, TimmModel
-from deit_fast.models.initialise import draw_weights
 from deit_fast.models.state_dicts import (
     Sizes,
     Weights,
@@ -62,7 +61,7 @@ class ResMLPFamily(ModelFamily):
         kind = SubsetResBlock if drop_subset else ResBlock
         assert section.initial_layer_scale is not None
         block: Any = partial(kind, init_values=section.initial_layer_scale)
-        model = MlpMixer(
+        return MlpMixer(
             img_size=section.image_size,
             patch_size=architecture.patch_size,
             num_classes=section.classes,
@@ -75,9 +74,6 @@ class ResMLPFamily(ModelFamily):
             drop_rate=section.dropout,
             drop_path_rate=section.drop_path,
         )
-        model.stem.proj.reset_parameters()  # torch's own, where timm has another
-        draw_weights(model, section.init_std)
-        return model
 
     def recognises(self, tensors: Weights) -> bool:
         """Token mixing by linear layers in the blocks."""

@@ -12,7 +12,6 @@ from timm.models.vision_transformer import Block, ParallelThingsBlock, VisionTra
 from torch import Tensor, nn
 
 from deit_fast.models.build import ModelFamily, TimmModel
-from deit_fast.models.initialise import draw_weights
 from deit_fast.models.state_dicts import (
     Sizes,
     Weights,
@@ -93,7 +92,6 @@ class ViTFamily(ModelFamily):
         )
         if isinstance(model, VisionTransformerDistilled):
             model.set_distilled_training(True)
-        draw_weights(model, section.init_std)
         if section.position == "sincos":
             _fix_positions(model)
         return model

@@ -131,7 +131,7 @@ class Lamb(RecipeOptimizer):
     max_grad_norm=None is no clipping. The trust ratio applies to parameter groups with weight decay only.
 
     splits: numbers of rows, in order, that get a trust ratio of their own; thirds of a fused query, key and value then
-    learn like the three tensors of deit3-jax. The state is laid out as without.
+    learn like the three tensors of deit3-jax. The rows lie in order in memory. The state is laid out as without.
 
     copies: bf16 parameters that stand in for fp32 ones in the forward pass. A copy's gradient is its parameter's, and
     after `step` it is the parameter rounded. No state refers to it.
@@ -179,7 +179,7 @@ class Lamb(RecipeOptimizer):
             self._kernels = LambKernels(first.device)
 
     def update(self) -> None:
-        """Moves every parameter that has a gradient. Raises ValueError for parameters that are not dense fp32."""
+        """Moves every parameter that has a gradient. ValueError where one, or a split of it, is not dense fp32."""
         groups = [tensors for group in self.param_groups if (tensors := self._collect(group)).params]
         if not groups:
             return
@@ -268,6 +268,9 @@ class Lamb(RecipeOptimizer):
         rows = self._splits.get(param)
         if rows is None:
             return (tensor,)
+        if param.shape[0] > 1 and param.stride(0) * param.shape[0] != param.numel():
+            shape, strides = tuple(param.shape), param.stride()
+            raise ValueError(f"Lamb: splits of a parameter of {shape}, strides {strides}: expected its rows in order")
         return (None,) * len(rows) if tensor is None else tensor.split(list(rows))
 
     def _state_of(self, param: Tensor) -> dict[str, Tensor]:

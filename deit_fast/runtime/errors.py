@@ -4,9 +4,13 @@ A RecipeError has a line for each mistake. `status` is what a command that ends 
 """
 
 import difflib
+import resource
 from collections.abc import Iterable
 
 from deit_fast.runtime.exit_status import ExitStatus
+
+_NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't allocate memory", "not enough memory",
+              "can't start new thread", "bad_alloc")  # fmt: skip
 
 
 class RecipeError(ValueError):
@@ -55,6 +59,15 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     """` (did you mean 'lr'?)`, or nothing where no choice is close."""
     close = difflib.get_close_matches(word, list(choices), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def too_little_memory(error: BaseException) -> str:
+    """The line about an error that a limit on this process's memory (ulimit -v) made; nothing about any other error."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    known = isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
+    return f"ulimit -v {limit // 1024}: expected more memory, or unlimited ({one_line(error)[:200]})" if known else ""
 
 
 def one_line(text: object) -> str:

@@ -3,8 +3,13 @@
 Numbers of 64 and more are those of sysexits.h. A traceback, which is a mistake of ours, ends with Python's 1.
 """
 
+import contextlib
 import errno
+import os
 from enum import IntEnum
+
+STATUS_BOARD = "DEIT_FAST_STATUS_BOARD"
+"""The environment variable with the file in which the workers of deit_fast.runtime.torchrun note how they ended."""
 
 
 class ExitStatus(IntEnum):
@@ -20,7 +25,7 @@ class ExitStatus(IntEnum):
     BAD_DATA = 65
     """EX_DATAERR: too many images whose bytes cannot be used."""
     HUNG = 70
-    """EX_SOFTWARE: no sign of life for run.hang_timeout seconds."""
+    """EX_SOFTWARE: no sign of life for run.hang_timeout seconds, or nodes that did not meet."""
     STORAGE_FAILED = 74
     """EX_IOERR: a disk, a mount or an object store failed, and went on failing."""
     STOPPED = 75
@@ -33,16 +38,37 @@ class ExitStatus(IntEnum):
         """Whether a scheduler should start the command again: what stopped it lies outside of what it was given."""
         return self in _RETRIABLE
 
+    @property
+    def final(self) -> bool:
+        """Whether a scheduler must not start the command again: it would end the same way.
+
+        1 is not final. It is the status of a traceback too, which the end of another process may have caused.
+        """
+        return self not in _RETRIABLE | {ExitStatus.DONE, ExitStatus.INCOMPLETE}
+
 
 _RETRIABLE = {ExitStatus.HUNG, ExitStatus.STORAGE_FAILED, ExitStatus.STOPPED}
 
-# What a wrong path or a missing right gives. No space, a stale handle, a time-out and all else are the machine's.
+# What a wrong path or a missing right gives, and a socket in a file's place. No space, a stale handle, a time-out and
+# all else are the machine's.
 _MISTAKES = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-    errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTEMPTY, errno.EXDEV,
+    errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTEMPTY, errno.EXDEV, errno.ENXIO,
 }  # fmt: skip
 
 
 def status_of(error: OSError) -> ExitStatus:
     """REFUSED for an error that a path or a right of the user's makes, STORAGE_FAILED for any other of the system's."""
     return ExitStatus.REFUSED if error.errno in _MISTAKES else ExitStatus.STORAGE_FAILED
+
+
+def report_status(status: int) -> None:
+    """Notes, for the launcher that started this process, that it is about to end with a status other than 0.
+
+    torchrun tells nobody the status of a worker. Without a launcher that asks for it, nothing is noted.
+    """
+    board = os.environ.get(STATUS_BOARD)
+    if board and status:
+        # Without the note, the launcher knows what torchrun saw.
+        with contextlib.suppress(OSError), open(board, "a", encoding="ascii") as file:
+            file.write(f"{os.environ.get('RANK', '0')} {int(status)}\n")

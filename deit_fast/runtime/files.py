@@ -1,22 +1,33 @@
 """Files that are written whole or not at all, and folders held by one process."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
+import shutil
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.errors import RunError, StorageError
+from deit_fast.runtime.exit_status import ExitStatus, status_of
+
+_HELD = {errno.EWOULDBLOCK, errno.EACCES}  # what flock answers where another process has the lock
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to, synced to disk and renamed over it when the block succeeds."""
+    """A temporary path beside `path` to write to, synced to disk and renamed over it when the block succeeds.
+
+    An OSError that names no file, as of a full disk, leaves with the name of `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -27,13 +38,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)  # the rename itself has to survive a power cut
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)  # the rename itself has to survive a power cut
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in the folder are on the disk. Raises OSError."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def lacking_space(folder: Path, needed: int = 0) -> str:
+    """What a full disk lacks, in words; nothing where the disk of the folder has more than the `needed` bytes free."""
+    try:
+        place = folder.resolve()
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        while not os.path.ismount(place):
+            place = place.parent
+    except OSError:  # a disk that is gone is not full
+        return ""
+    if free >= max(needed, 1 << 16):
+        return ""
+    lacking = f", {needed - free} bytes too few" if needed > free else ""
+    return f"the disk at {place} has {free} bytes free{lacking}"
 
 
 def cache_folder() -> Path:
@@ -46,11 +83,11 @@ def cache_folder() -> Path:
 def exclusive(path: Path) -> Iterator[None]:
     """Holds the lock file `path`, which is made, while the block runs: waits until no other process or thread holds it.
 
-    Raises OSError where the file cannot be made.
+    Where the file system has no locks, it keeps out the processes of this machine alone. Raises OSError where the file
+    cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with open(path, "w") as file, _flock(file, path, fcntl.LOCK_EX):
         yield
 
 
@@ -61,19 +98,27 @@ def hash_file(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes plain data; values that are not finite, which JSON cannot hold, become null.
+    """Writes plain data as `json_text` has it.
 
     Raises OSError where the file cannot be written.
     """
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(finite(content), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(content) + "\n", encoding="utf-8")
+
+
+def json_text(content: Any, indent: int | None = 2) -> str:
+    """Plain data as JSON, as every command prints it and every file has it: what is not finite is null.
+
+    NaN and Infinity are no JSON, though Python's json writes them, and jq, browsers and other languages refuse them.
+    """
+    return json.dumps(finite(content), indent=indent, allow_nan=False)
 
 
 def finite(content: Any) -> Any:
     """Plain data with null in the place of NaN and infinities."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, list):
+    if isinstance(content, list | tuple):
         return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
@@ -82,20 +127,27 @@ def finite(content: Any) -> Any:
 def locked(folder: Path, name: str, holder: str) -> Iterator[None]:
     """Makes the folder and keeps other processes out by a lock on its file `name`; it ends with the process.
 
-    A folder that was made and stays empty, as where a run is refused, is removed again.
-    Raises RunError where the folder cannot be written, or where another process, `holder` in words, has the lock.
+    A folder that was made and stays empty, as where a run is refused, is removed again. Where the file system has no
+    locks, a line says that only this machine's processes are kept out. Raises RunError where the folder cannot be
+    written, or where another process, `holder` in words, has the lock; StorageError where the file system fails.
     """
     existed = folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / name, "w")  # noqa: SIM115 (closing it is what releases the lock)
-    except OSError as error:
-        raise RunError(f"{folder}: expected a folder that can be written ({error.strerror})") from None
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{folder}: {holder} is at work there") from None
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(folder / name, "w"))
+            missing = stack.enter_context(_flock(file, folder / name, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno in _HELD and error.filename is None:  # flock's, as it names no file
+                raise RunError(f"{folder}: {holder} is at work there") from None
+            kind = RunError if status_of(error) is ExitStatus.REFUSED else StorageError
+            raise kind(f"{folder}: expected a folder that can be written ({error.strerror})") from None
+        if missing:
+            print(
+                f"deit-fast: {folder}: its file system has no locks ({missing}), so that {holder} is kept out on this "
+                "machine alone",
+                file=sys.stderr,
+            )
         try:
             yield
         finally:
@@ -103,3 +155,35 @@ def locked(folder: Path, name: str, holder: str) -> Iterator[None]:
                 if not existed and os.listdir(folder) == [name]:
                     (folder / name).unlink()
                     folder.rmdir()
+
+
+@contextlib.contextmanager
+def _flock(file: TextIO, path: Path, operation: int) -> Iterator[str]:
+    """Holds the lock on `file`, which is open at `path`, while the block runs.
+
+    Yields nothing, or why the file system has no locks, as Lustre and NFS may be mounted. Then a file in this machine's
+    temporary folder is locked in its place, where that is possible. Raises flock's other OSErrors.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            fcntl.flock(file, operation)
+            missing = ""
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            missing = str(error.strerror)
+            _lock_here(path, operation, stack)
+        yield missing
+
+
+def _lock_here(path: Path, operation: int, stack: contextlib.ExitStack) -> None:
+    """Locks, until the stack ends, the file that stands for `path` in this machine's temporary folder, if it can."""
+    own = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
+    place = Path(tempfile.gettempdir()) / f"deit_fast-{os.getuid()}-{own}.lock"
+    try:
+        number = os.open(place, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+        stack.callback(os.close, number)
+        fcntl.flock(number, operation)
+    except OSError as error:
+        if error.errno in _HELD and error.filename is None:
+            raise

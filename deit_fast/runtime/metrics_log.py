@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -39,17 +39,16 @@ class MetricsLog:
         On a full disk a line says what is missing: a run of days does not end for want of it.
         """
         for name, sink in self._sinks.items():
-            try:
+            with told(f"step {step}", name):
                 sink.record(kind, step, values)
-            except OSError as error:
-                self.say(f"step {step}: not in {name} ({error.strerror})")
 
     def images(self, name: str, images: Tensor, step: int) -> None:
         """Hands every sink a picture of images, uint8 [B, 3, H, W], eight in a row."""
         if self._speaks:
             grid = make_grid(images, nrow=8)
-            for sink in self._sinks.values():
-                sink.image(name, grid, step)
+            for each, sink in self._sinks.items():
+                with told(name, each):
+                    sink.image(name, grid, step)
 
     def say(self, *lines: str) -> None:
         """Prints lines, on the console alone."""
@@ -69,6 +68,15 @@ class MetricsLog:
                 sink.close()
         if self._bar is not None:
             self._bar.close()
+
+
+@contextlib.contextmanager
+def told(what: str, place: str = "the run folder") -> Iterator[None]:
+    """A line in the place of an OSError: what is for people to look at ends no run, and hides no other end of one."""
+    try:
+        yield
+    except OSError as error:
+        say(f"{what}: not in {place} ({error.strerror})")
 
 
 def plot_curves(folder: Path, title: str) -> Path:

@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from deit_fast.runtime.errors import RunError, one_line
+from deit_fast.runtime.errors import RunError, StorageError, one_line
 from deit_fast.runtime.files import atomic_path, cache_folder, exclusive
 from deit_fast.runtime.progress import progress
 
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "file": "fsspec"}
 _FETCHES = 16  # at once: one connection does not fill a network
-_TRIES = 3
+_TRIES = 8  # about a minute in all
 _WAIT_SECONDS = 0.5  # after the first failure; twice as long after each further one. s3fs and gcsfs retry too
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
@@ -130,8 +130,11 @@ def fetch_all(wanted: list[Object], what: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     if missing > (free := shutil.disk_usage(folder).free):
         raise RunError(f"{folder}: expected {missing / 2**30:.1f} GiB free for {what}, found {free / 2**30:.1f}")
-    with ThreadPoolExecutor(_FETCHES) as pool:
+    pool = ThreadPoolExecutor(_FETCHES)
+    try:
         return list(progress(pool.map(fetch, wanted), len(wanted), f"fetch {what}"))
+    finally:  # an error or an interrupt does not wait for the rest
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def fetch_file(path: str | Path) -> Path:
@@ -208,7 +211,10 @@ def _version(info: dict[str, Any]) -> str:
 
 
 def _attempt(uri: str, action: Callable[[], Result]) -> Result:
-    """The action's result; failures that may pass are tried again. Raises RunError, one line that names the URI."""
+    """The action's result; failures that may pass are tried again.
+
+    Raises RunError, one line that names the URI: StorageError where the store goes on failing.
+    """
     for wait in [_WAIT_SECONDS * 2**number for number in range(_TRIES - 1)] + [None]:
         try:
             return action()
@@ -225,6 +231,6 @@ def _attempt(uri: str, action: Callable[[], Result]) -> Result:
                 raise RunError(f"{uri}: expected credentials for the store ({one_line(error)})") from None
             if wait is None:
                 reason = one_line(error)[:300] or type(error).__name__
-                raise RunError(f"{uri}: cannot be reached after {_TRIES} attempts ({reason})") from None
+                raise StorageError(f"{uri}: cannot be reached after {_TRIES} attempts ({reason})") from None
             time.sleep(wait)
     raise AssertionError

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deit_fast.runtime.exit_status import ExitStatus
+from deit_fast.runtime.exit_status import ExitStatus, report_status
 
 START_SECONDS = 1800.0  # compiling, which a first step and a first evaluation may do, sends no sign of life
 STDERR = 2  # the descriptor: a notebook and a test put an object without one into sys.stderr
@@ -62,4 +62,5 @@ class Watchdog:
             where = f"the stacks cannot be written ({error.strerror})"
         line = f"rank {self._rank}: no sign of life for {waited:.0f} s at {now_at} (run.hang_timeout={self._timeout:g})"
         os.write(STDERR, f"deit-fast: {line}; {where}\n".encode())
+        report_status(ExitStatus.HUNG)
         os._exit(ExitStatus.HUNG)

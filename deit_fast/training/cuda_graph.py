@@ -24,21 +24,31 @@ EAGER_STEPS = 3  # before recording: libraries load, kernels compile and tables 
 def record_step(step: TrainStep) -> None:
     """Puts graphs around both halves of a step of one process and one batch, in place.
 
-    Forward and backward pass begin by dropping the gradients; recorded, those of the graph stay for good.
+    Forward and backward pass begin by dropping the gradients; recorded, those of the graph stay for good. The hooks
+    that the optimizer calls before its step, as the wait for a checkpoint's copy, run before each replay of the update.
     """
+    optimizer = step.state.optimizer
+
+    def call_hooks() -> None:
+        for hook in list(optimizer._optimizer_step_pre_hooks.values()):
+            hook(optimizer, (), {})
+
     step.forward_backward = Recorded(step.forward_backward, EAGER_STEPS)  # type: ignore[method-assign, assignment]
-    step.update = Recorded(step.update, EAGER_STEPS + 1)  # type: ignore[method-assign, assignment]
+    step.update = Recorded(step.update, EAGER_STEPS + 1, call_hooks)  # type: ignore[method-assign, assignment]
 
 
 class Recorded:
     """A function of tensors that is called as it is for `eager_calls` times, then recorded, and replayed from there on.
 
     Its input, nested sequences of tensors and None, has the same shapes at every call: it is copied to where the graph
-    reads. Raises RunError where the function cannot be recorded: the process can then no longer be relied on.
+    reads. before: called on the host ahead of each replay, which runs no Python of the function. Raises RunError where
+    the function cannot be recorded: the process can then no longer be relied on.
     """
 
-    def __init__(self, function: Callable[[Any], Any], eager_calls: int) -> None:
-        self._function, self._eager_calls = function, eager_calls
+    def __init__(
+        self, function: Callable[[Any], Any], eager_calls: int, before: Callable[[], object] = lambda: None
+    ) -> None:
+        self._function, self._eager_calls, self._before = function, eager_calls, before
         self._input: Any = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Any = None
@@ -54,6 +64,7 @@ class Recorded:
             return self._function(self._input)
         if self._graph is None:
             self._graph = self._record()
+        self._before()
         self._graph.replay()
         return self._result
 

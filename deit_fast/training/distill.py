@@ -8,6 +8,7 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from deit_fast.convert.formats.lazy_tensor import BadFileError, check_finite
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RecipeError, RunError, one_line, suggest
 
@@ -44,6 +45,10 @@ def load_teacher(recipe: Recipe, path: Path, device: torch.device) -> Teacher:
         reason = one_line(error)[:200]
         raise RunError(f"--teacher {path}: expected weights of timm's {section.teacher} ({reason})") from None
     try:
+        check_finite(model.state_dict())
+    except BadFileError as error:
+        raise RunError(f"--teacher {path}: {error}") from None
+    try:
         with torch.no_grad():
             logits = model(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:  # whatever a model makes of a size it was not built for
@@ -51,6 +56,8 @@ def load_teacher(recipe: Recipe, path: Path, device: torch.device) -> Teacher:
             f"distill.teacher={section.teacher!r}: expected a model that takes images of "
             f"model.image_size={image_size} ({one_line(error)[:200]})"
         ) from None
+    if not logits.isfinite().all():
+        raise RunError(f"--teacher {path}: its logits of a black image are not finite: expected useful weights")
     if logits.shape != (1, num_classes):
         raise RecipeError(f"distill.teacher={section.teacher!r}: expected a classifier, its output is no [B, K]")
     return Teacher(model.to(device).to(memory_format=torch.channels_last))

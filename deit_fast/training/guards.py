@@ -42,6 +42,7 @@ from deit_fast.data.sources.base import Source
 from deit_fast.recipe.sections import Run
 from deit_fast.runtime.errors import BadDataError, printable
 from deit_fast.runtime.files import atomic_path
+from deit_fast.runtime.metrics_log import told
 from deit_fast.runtime.world import World
 from deit_fast.training.job import Job
 from deit_fast.training.step import Meter
@@ -108,7 +109,7 @@ class Divergence:
         epoch = f"epoch {first / job.steps_per_epoch:.4g}"  # as in metrics.jsonl
         names = [job.source.name(index) for part in images for index in dict.fromkeys(part)]
         lines = [f"# step {first}, {epoch}, run.seed={job.recipe.run.seed}", *map(printable, names)]
-        with atomic_path(self._path) as temporary:
+        with told(self._path.name), atomic_path(self._path) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -148,7 +149,8 @@ class BadImages:
         if count > self._allowed * images:
             raise BadDataError(
                 f"data.max_bad={self._allowed:g}: {count} of {images} images cannot be used, {self._path} names them; "
-                "mend or remove them (deit-fast data check finds all), or allow more"
+                "mend them (deit-fast data check finds all), or remove them and go on with data.may_change=true, or "
+                "allow more"
             )
         return [f"{count - before} more images cannot be used, {count} of {images} in all: {self._path} names them"]
 
@@ -159,5 +161,5 @@ class BadImages:
             self._path.unlink(missing_ok=True)
             return
         lines = [f"{printable(self._source.name(image))}\t{self._known[image]}\n" for image in sorted(self._known)]
-        with atomic_path(self._path) as temporary:
+        with told(self._path.name), atomic_path(self._path) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")

@@ -1,6 +1,6 @@
 """`Job`: what a process of a run is given, and what follows from that before anything is built."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +9,13 @@ import torch
 from deit_fast.checkpoint.store import RunStore
 from deit_fast.data.loader.sampler import TrainSampler, build_samplers
 from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.identity import Identity
+from deit_fast.data.sources.shard_names import Split
 from deit_fast.models.build import check_drop_path
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.world import World
 from deit_fast.training.prepare import check_machine
+from deit_fast.training.same_data import agree_on_data
 from deit_fast.training.schedule import total_steps
 
 
@@ -29,6 +32,8 @@ class Job:
     world: World
     store: RunStore | None
     """Where the run folder is kept as well; None: nowhere."""
+    identities: Mapping[Split, Identity]
+    """What tells the training and the validation images from other ones, for checkpoints."""
     samplers: Sequence[TrainSampler]
     """One per gradient-accumulation pass of this process."""
     dtype: torch.dtype
@@ -42,13 +47,15 @@ class Job:
 def plan_job(
     recipe: Recipe, source: Source, val_source: Source | None, out: Path, world: World, store: RunStore | None = None
 ) -> Job:
-    """The job of this process: its samplers, type and numbers of steps.
+    """The job of this process: its samplers, type and numbers of steps; all processes together.
 
-    Raises RecipeError for a batch that these processes cannot divide, and for what this machine lacks.
+    Raises DataError, on every process, where they have not the same data. Raises RecipeError for a batch that these
+    processes cannot divide, and for what this machine lacks.
     """
+    identities = agree_on_data(source, val_source, world)
     samplers = build_samplers(recipe, len(source), world.rank, world.size)
     check_drop_path(recipe.model, recipe.pass_size(world.size))
     dtype = check_machine(recipe.run, world)
     steps_per_epoch = samplers[0].steps_per_epoch
     total = total_steps(recipe.schedule, steps_per_epoch)
-    return Job(recipe, source, val_source, out, world, store, samplers, dtype, steps_per_epoch, total)
+    return Job(recipe, source, val_source, out, world, store, identities, samplers, dtype, steps_per_epoch, total)

@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.data.loader.batches import Batch, TrainLoader
-from deit_fast.runtime.errors import DivergedError
+from deit_fast.runtime.errors import DivergedError, StoppedError
 from deit_fast.runtime.metrics_log import MetricsLog
 from deit_fast.runtime.profile import profiled
 from deit_fast.runtime.stopping import StopSignal
-from deit_fast.runtime.watchdog import Watchdog
+from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.training.distill import Teacher
 from deit_fast.training.guards import BadImages, Divergence, check_interval
 from deit_fast.training.job import Job
 from deit_fast.training.objective import BatchBuilder
-from deit_fast.training.periodic import Checkpoints, Evaluation, TrainMetrics, draw_curves
+from deit_fast.training.periodic import Checkpoints, Evaluation, TrainMetrics, draw_curves, publish_ending
 from deit_fast.training.prepare import prepare
 from deit_fast.training.schedule import learning_rate
 from deit_fast.training.start import build_loader
@@ -28,12 +28,12 @@ AGREE_STEPS = 10  # between the processes' agreements on whether to stop
 def run_loop(
     job: Job, state: TrainState, teacher: Teacher | None, log: MetricsLog, watchdog: Watchdog, stop: StopSignal
 ) -> bool:
-    """Trains from the state's step to the last one, and says whether that was reached.
+    """Trains from the state's step to the last one, and says whether that was reached and evaluated.
 
     False: a signal stopped the run before, after a checkpoint unless the last step was skipped. Raises DivergedError
     or BadDataError where a guard ends it.
     """
-    recipe, world = job.recipe, job.world
+    recipe, world, finished = job.recipe, job.world, False
     with ExitStack() as stack:
         checkpoints = stack.enter_context(closing(Checkpoints(job, state, log)))
         loader, notes = build_loader(job, state.step)
@@ -41,13 +41,19 @@ def run_loop(
         log.say(*notes)
         metrics = TrainMetrics(job, state, log)
         step = prepare(recipe, state, world, job.dtype, teacher)
-        evaluation = stack.enter_context(closing(Evaluation(job, state, step, log, watchdog)))
+        evaluation = stack.enter_context(closing(Evaluation(job, state, step, log, watchdog, stop)))
         bad_images = BadImages(state.bad_images, job.source, recipe.data.max_bad, world, job.out)
         divergence = Divergence(job)
         build_batch = BatchBuilder(recipe, world.device)
         batches_of_steps = batches_by_step(loader, recipe.run.accumulation, metrics)
         if recipe.run.profile:
             batches_of_steps = profiled(batches_of_steps, job.out, world)
+
+        if evaluates_at(job, state.step):
+            evaluation.catch_up()
+            checkpoints.mark_best()
+            metrics.restart()
+            watchdog.beat("the first step", START_SECONDS)
 
         for batches in batches_of_steps:
             if state.step == 0:
@@ -58,6 +64,7 @@ def run_loop(
             bad_images.note(batches)
             divergence.note(batches, lr)
             log.advance()
+            stop.saves = True
             watchdog.beat(f"step {state.step + 1}")
             due = what_is_due(job, state.step, stop)
             if due.check:
@@ -65,26 +72,34 @@ def run_loop(
                 if ending := divergence.check(step.meter, state.step):
                     metrics.record(step.meter, lr)  # where it can be seen coming
                     draw_curves(job)
+                    log.say(*publish_ending(job))
                     raise DivergedError(ending)
             if due.log:
                 metrics.record(step.meter, lr)
                 checkpoints.report()
-            if due.evaluate:
-                evaluation.run()
             # Not amid skipped steps: the weights are still those before, and a run that starts again meets all of them.
             saves = due.save and (not divergence.skipping or state.step == job.total_steps)
             if saves:
-                checkpoints.save(due.evaluate)
+                checkpoints.save()
+            if due.evaluate:
+                try:
+                    evaluation.run()
+                except StoppedError:  # the next start evaluates the checkpoint of this step
+                    due = due._replace(stop=True)
+                else:
+                    if saves:
+                        checkpoints.mark_best()
             if due.save:
                 metrics.restart()
             if due.stop:
                 if not saves:
                     log.say(f"step {state.step} was skipped: the checkpoint before it stays the last")
                 break
-
+        else:
+            finished = True
         watchdog.beat(f"the checkpoint of step {state.step}")
         checkpoints.settle()
-    return state.step >= job.total_steps
+    return finished
 
 
 class Due(NamedTuple):
@@ -104,8 +119,7 @@ def what_is_due(job: Job, step: int, stop: StopSignal) -> Due:
     """
     run = job.recipe.run
     is_last = step == job.total_steps
-    epoch, rest = divmod(step, job.steps_per_epoch)
-    evaluates = is_last or (rest == 0 and epoch % run.eval_every == 0)
+    evaluates = evaluates_at(job, step)
     agrees = job.world.size == 1 or step % AGREE_STEPS == 0
     stops = agrees and job.world.any(stop.received) and not is_last
     saves = evaluates or stops or (run.checkpoint_every is not None and step % run.checkpoint_every == 0)
@@ -116,6 +130,12 @@ def what_is_due(job: Job, step: int, stop: StopSignal) -> Due:
         save=saves,
         stop=stops,
     )
+
+
+def evaluates_at(job: Job, step: int) -> bool:
+    """Whether an evaluation belongs to the state after `step` steps."""
+    epoch, rest = divmod(step, job.steps_per_epoch)
+    return step == job.total_steps or (step > 0 and rest == 0 and epoch % job.recipe.run.eval_every == 0)
 
 
 def batches_by_step(loader: TrainLoader, accumulation: int, metrics: TrainMetrics) -> Iterator[list[Batch]]:

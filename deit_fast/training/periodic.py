@@ -9,16 +9,20 @@ from torch import Tensor
 
 from deit_fast.checkpoint.resume import kept_steps
 from deit_fast.checkpoint.save import Saver
-from deit_fast.checkpoint.state import TrainState
+from deit_fast.checkpoint.state import ANEW, TrainState
 from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.infer.evaluate import build_eval_loader, evaluate
 from deit_fast.optim.sharding import gather
-from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.errors import RunError, StorageError
 from deit_fast.runtime.hardware import peak_memory
-from deit_fast.runtime.metrics_log import MetricsLog, plot_curves
+from deit_fast.runtime.log_sinks.json_lines import read_metrics
+from deit_fast.runtime.metrics_log import MetricsLog, plot_curves, told
+from deit_fast.runtime.stopping import StopSignal
 from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.training.job import Job
 from deit_fast.training.step import Meter, TrainStep
+
+_NO_SCORES = ("kind", "step")  # of a record in metrics.jsonl
 
 
 @dataclass
@@ -79,23 +83,38 @@ class TrainMetrics:
 
 
 def draw_curves(job: Job) -> None:
-    """curves.png in the run folder, by the main process, of what the log has so far."""
+    """curves.png in the run folder, by the main process, of what the log has so far; none on a full disk."""
     if job.world.is_main:
-        plot_curves(job.out, f"{job.recipe.name}, {job.recipe.model.image_size} px")
+        with told("curves.png"):
+            plot_curves(job.out, f"{job.recipe.name}, {job.recipe.model.image_size} px")
+
+
+def publish_ending(job: Job) -> list[str]:
+    """Brings what a diverged run leaves to look at to its object store, by the main process; lines on what failed."""
+    try:
+        if job.store is not None and job.world.is_main:
+            job.store.push()
+    except RunError as error:
+        return [f"the end of the run is in {job.out} only: {error}"]
+    return []
 
 
 class Evaluation:
     """Scores of the model and of its moving average, where there is validation data."""
 
-    def __init__(self, job: Job, state: TrainState, step: TrainStep, log: MetricsLog, watchdog: Watchdog) -> None:
+    def __init__(
+        self, job: Job, state: TrainState, step: TrainStep, log: MetricsLog, watchdog: Watchdog, stop: StopSignal
+    ) -> None:
         self._job, self._state, self._step, self._log, self._watchdog = job, state, step, log, watchdog
+        self._stop = stop
         self._loader: EvalLoader | None = None
         self._predictors: dict[str, Callable[[Tensor], Tensor]] = {}
 
     def run(self) -> None:
         """Evaluates the model, and its moving average where there is one; the state and the log get the scores.
 
-        They are the metrics' figures by name; the average's names begin with "ema_".
+        They are the metrics' figures by name; the average's names begin with "ema_". Raises StoppedError, on every
+        process, where a signal told one of them to stop.
         """
         job, state, watchdog = self._job, self._state, self._watchdog
         if job.val_source is None:
@@ -109,10 +128,36 @@ class Evaluation:
         scores: dict[str, float] = {}
         state.model.eval()
         for prefix, predict in self._predictors.items():
-            result = evaluate(predict, self._loader, job.world, lambda: watchdog.beat("evaluation"))
+            result = evaluate(predict, self._loader, job.world, self._watch)
             scores |= {f"{prefix}{key}": value for key, value in result.values.items()}
-        state.scores = scores
+            if lost := result.values.get("nonfinite"):
+                what = f"step {state.step}: the logits of {lost:.0f} of {result.images} validation images"
+                self._log.say(f"{what} are not finite{', of the moving average' if prefix else ''}")
+        state.scores, state.scored_step = scores, state.step
         self._log.record("eval", state.step, scores)
+
+    def _watch(self) -> bool:
+        self._watchdog.beat("evaluation")
+        return self._stop.received
+
+    def catch_up(self) -> None:
+        """The scores of the step that a run goes on from, where its checkpoint was written before its evaluation.
+
+        They stand in metrics.jsonl where the run ended after the evaluation; otherwise the step is evaluated now.
+        """
+        job, state = self._job, self._state
+        if state.scored_step == state.step or job.val_source is None:
+            return
+        found = None
+        if job.world.is_main and state.scored_step != ANEW:
+            records = read_metrics(job.out / "metrics.jsonl")
+            found = next((each for each in records if (each["kind"], each["step"]) == ("eval", state.step)), None)
+        found = job.world.broadcast(found)
+        if found is None:
+            self.run()
+            return
+        state.scores = {key: math.nan if each is None else each for key, each in found.items() if key not in _NO_SCORES}
+        state.scored_step = state.step
 
     def close(self) -> None:
         """Ends the loader, where there was an evaluation."""
@@ -131,15 +176,21 @@ class Checkpoints:
             publish = job.store.push if job.store is not None else None
             self._saver = Saver(folder, keep, state, job.world.device, kept_steps(folder, state.step), publish)
 
-    def save(self, evaluated: bool) -> None:
-        """Starts to write one; `evaluated` is whether the state's scores are of this step."""
+    def save(self) -> None:
+        """Starts to write one of the state's step, before that is evaluated: an evaluation may fail."""
         job, state = self._job, self._state
         if self._saver is not None:
             beside = {"recipe": job.recipe.model_dump(mode="json"), "classes": job.source.classes}
             beside["dtype"] = str(job.dtype)
-            self._say(self._saver.save(beside, state.scores.get("top1") if evaluated else None))
+            beside["data"] = {split: each.as_plain() for split, each in job.identities.items()}
+            self._say(self._saver.save(beside))
         elif state.shards is not None:
             gather(state.state_dict())
+
+    def mark_best(self) -> None:
+        """Makes the one of the state's step, whose scores the state has by now, the best where it is that."""
+        if self._saver is not None and self._state.scored_step == self._state.step and "top1" in self._state.scores:
+            self._saver.mark_best(self._state.scores["top1"])
 
     def report(self) -> None:
         """Tells what failed of the last one, where it is done."""
@@ -147,10 +198,10 @@ class Checkpoints:
             self._say(self._saver.report())
 
     def settle(self) -> None:
-        """Waits for the last one. Raises RunError, on every process, where it could not be written."""
+        """Waits for the last one. Raises StorageError, on every process, where it could not be written."""
         failures = self._job.world.broadcast(self._saver.finish() if self._saver is not None else [])
         if failures:
-            raise RunError(failures[0])
+            raise StorageError(failures[0])
 
     def close(self) -> None:
         """Waits for the last one, tells what failed of it, and ends the thread that writes."""

@@ -52,8 +52,7 @@ def check_machine(run: Run, world: World) -> torch.dtype:
 
 def initial_state(recipe: Recipe, world: World) -> TrainState:
     """The state of step 0: the seed's own initialisation, on the device or cut over the processes' devices."""
-    torch.manual_seed(recipe.run.seed_of("init"))
-    model, mesh = build_model(recipe.model), build_mesh(recipe.run, world)
+    model, mesh = build_model(recipe.model, recipe.run.seed_of("init")), build_mesh(recipe.run, world)
     if mesh is None:
         model = model.to(world.device).to(memory_format=torch.channels_last)
     return build_state(recipe, model, mesh)

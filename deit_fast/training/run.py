@@ -2,20 +2,21 @@
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from deit_fast.checkpoint.state import TrainState
-from deit_fast.checkpoint.store import RunStore, fetch_sealed
+from deit_fast.checkpoint.store import fetch_sealed
 from deit_fast.convert.locate import fetch_weights
-from deit_fast.data.sources.classes import check_same_classes, resolve_classes
+from deit_fast.data.sources.classes import match_classes, resolve_classes
 from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.data.sources.salvage import SalvagedShards
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import get_recipe
-from deit_fast.runtime.errors import RunError, StoppedError
-from deit_fast.runtime.files import locked, write_json
+from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, StorageError
+from deit_fast.runtime.files import write_json
 from deit_fast.runtime.hardware import peak_memory
 from deit_fast.runtime.log_sinks import chosen_sinks
 from deit_fast.runtime.metrics_log import MetricsLog
@@ -28,7 +29,7 @@ from deit_fast.training.job import Job, plan_job
 from deit_fast.training.loop import run_loop
 from deit_fast.training.periodic import draw_curves
 from deit_fast.training.prepare import initial_state
-from deit_fast.training.start import restore
+from deit_fast.training.start import claim_folder, restore
 
 FROM_RANDOM = "none"
 """The --init of a run that finetunes no weights, although its recipe is one of finetuning."""
@@ -42,6 +43,7 @@ def train(
     init: str | Path | None = None,
     resume: str = "auto",
     teacher: str | Path | None = None,
+    labels: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains `recipe` on `data` into the folder `out`, evaluating on `val` or the validation split beside `data`.
@@ -55,10 +57,14 @@ def train(
     3. init is a path: the weights of that file, model's folder or run's folder, fitted to this recipe;
     4. the seed's own initialisation; a recipe that finetunes, run.start="weights", is refused unless init is "none".
     teacher is the file of the teacher's weights, which no checkpoint holds: a run with distillation needs it each time.
-    Any of them may be in an object store (s3://, gs://, file://). For `out` the run works in a copy below the cache
+    labels is the file of labels of validation images that come without class folders, where it is not beside them.
+    Any checkpoint may be in an object store (s3://, gs://, file://). For `out` the run works in a copy below the cache
     folder, and each checkpoint goes up once it is written.
-    Returns what result.json holds: accuracies in percent, minutes, images per second, peak memory in GiB. SIGTERM or
-    SIGUSR1 end it after a checkpoint, with StoppedError. Raises RecipeError, DataError or RunError, each of one line.
+    resume "never" starts over: an earlier run in `out` is moved to out/earlier-1 and so on, and in a store the new run
+    is kept below out/later-1 and so on, where the same `out` finds it from then on. Returns what result.json holds:
+    accuracies in percent, minutes, images per second, peak memory in GiB. SIGTERM or SIGUSR1 end it after a checkpoint,
+    with StoppedError; so does SIGINT, with KeyboardInterrupt. Raises RecipeError, DataError or RunError, each of one
+    line.
     """
     if isinstance(recipe, str):
         recipe = get_recipe(recipe, overrides)
@@ -67,37 +73,57 @@ def train(
     recipe.check_teacher(teacher)
     data, val, from_random = str(data), str(val) if val is not None else None, init == FROM_RANDOM
     sinks = chosen_sinks()
-    store = RunStore(str(out)) if is_remote(out) else None
-    out = store.folder if store is not None else Path(out)
     init = fetch_weights(init) if init and not from_random else None
     teacher = fetch_file(teacher) if teacher else None
     resume = str(fetch_sealed(resume)) if is_remote(resume) else resume
     source = open_source(data, "train", recipe.data.category, SalvagedShards)
     recipe = resolve_classes(recipe, source)
     val_uri = val or find_validation(data)
-    val_source = open_source(val_uri, "val", recipe.data.category) if val_uri else None
+    if labels is not None and val_uri is None:
+        raise RunError(f"--labels {labels}: expected validation images without class folders, {data} has none")
+    val_source = open_source(val_uri, "val", recipe.data.category, labels=labels) if val_uri else None
     if val_source is not None:
-        check_same_classes(val_source, source.classes, f"{data}'s classes")
+        match_classes(val_source, source.classes, f"{data}'s classes")
     world = join_world(recipe.run.hang_timeout)
-    with locked(out, ".lock", "another training") if world.is_main else contextlib.nullcontext(), StopSignal() as stop:
-        job = plan_job(recipe, source, val_source, out, world, store)
+    with ExitStack() as stack:
+        folder, store, notes = claim_folder(out, resume, world, stack)
+        stop = stack.enter_context(StopSignal())
+        job = plan_job(recipe, source, val_source, folder, world, store)
         loaded = load_teacher(recipe, teacher, world.device) if teacher else None
         state = initial_state(recipe, world)
-        notes = restore(job, state, init, resume, from_random)
+        notes += restore(job, state, init, resume, from_random)
+        notes += [f"validation images: {val_source.place}"] if val_source is not None else []
         notes += source.describe() if isinstance(source, SalvagedShards) else []
-        with Watchdog(out, world.rank, recipe.run.hang_timeout) as watchdog:
+        with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
             result = find_result(job, state)
             if result is None:
-                with MetricsLog(out, state.step, job.total_steps, sinks, speaks=world.is_main) as log:
+                with MetricsLog(folder, state.step, job.total_steps, sinks, speaks=world.is_main) as log:
                     log.say(*notes)
                     finished = run_loop(job, state, loaded, log, watchdog, stop)
                 if finished:
                     watchdog.beat("the result", START_SECONDS)
                     result = write_result(job, state)
+        interrupted = result is None and world.any(stop.interrupted)
     leave_world(world)
     if result is None:
-        raise StoppedError(f"{out}: stopped by a signal at step {state.step}; run again to go on")
+        done = f"at step {state.step} of {job.total_steps}; run the same command again to go on"
+        if interrupted:
+            raise KeyboardInterrupt(f"{out}: interrupted, with a checkpoint, {done}")
+        raise StoppedError(f"{out}: stopped by a signal {done}")
     return result
+
+
+@contextlib.contextmanager
+def told_as_interrupt(stop: StopSignal) -> Iterator[None]:
+    """What another process's leaving does to the collectives of one that was interrupted too is no error of its own."""
+    try:
+        yield
+    except (RecipeError, DataError, RunError, OSError):
+        raise
+    except Exception as error:
+        if stop.interrupted:
+            raise KeyboardInterrupt from error
+        raise
 
 
 def find_result(job: Job, state: TrainState) -> dict[str, Any] | None:
@@ -143,5 +169,5 @@ def write_result(job: Job, state: TrainState) -> dict[str, Any]:
         except RunError as error:
             failure = f"the result is in {out} only: {error}"
     if failure := world.broadcast(failure):
-        raise RunError(failure)
+        raise StorageError(failure)
     return result

@@ -1,25 +1,63 @@
 """Where a run starts: from a checkpoint, given weights or its seed; and the loader from that step on."""
 
 import json
+import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
+from deit_fast.checkpoint.earlier import check_own, find_run, finish_setting_aside, set_aside
 from deit_fast.checkpoint.format import check_same_recipe, load_checkpoint, restore_link
-from deit_fast.checkpoint.resume import agree_on_checkpoint
+from deit_fast.checkpoint.resume import agree_on_checkpoint, find_checkpoints, step_of
 from deit_fast.checkpoint.save import step_path
 from deit_fast.checkpoint.state import TrainState
-from deit_fast.checkpoint.store import pull_everywhere
+from deit_fast.checkpoint.store import RunStore, pull_everywhere
 from deit_fast.convert.detect import Weights, load_weights
 from deit_fast.convert.fit import build_initialised, format_changes
+from deit_fast.convert.own_format import ADVICE
 from deit_fast.data.loader.batches import TrainLoader
 from deit_fast.data.loader.setting import choose_setting, decodes_regions
 from deit_fast.data.loader.tuning import LoaderSetting
 from deit_fast.data.sources.memory_cache import keep_in_memory
+from deit_fast.data.sources.shard_names import Split
 from deit_fast.recipe.schema import parse_recipe
-from deit_fast.runtime.errors import RecipeError
-from deit_fast.runtime.files import write_json
+from deit_fast.runtime.errors import RecipeError, RunError, one_line
+from deit_fast.runtime.files import locked, write_json
+from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.patience import patience
+from deit_fast.runtime.world import World
 from deit_fast.training.job import Job
+from deit_fast.training.same_data import check_same_data, forget_what_changed
+
+
+def claim_folder(
+    out: str | Path, resume: str, world: World, stack: ExitStack
+) -> tuple[Path, RunStore | None, list[str]]:
+    """The run's folder, which is the main process's alone until `stack` ends, its store, and lines for the user.
+
+    `out` is a path, or the URI of a store; all processes call it together. Raises RunError, on every process, where
+    another training is at work there, or where something else than a run is.
+    """
+    remote, uri, earlier, lines, error = is_remote(out), str(out).rstrip("/"), "", list[str](), None
+    if world.is_main:
+        try:
+            if remote:
+                uri, earlier = find_run(uri, resume)
+            else:
+                check_own(Path(out), over=resume == "never")
+            folder = RunStore(uri).folder if remote else Path(out)
+            stack.enter_context(locked(folder, ".lock", "another training"))
+            lines = _say_aside(folder, finish_setting_aside(folder))
+        except RunError as reason:
+            error = reason
+    uri, earlier, error = world.broadcast((uri, earlier, error))
+    if error is not None:
+        raise error
+    if earlier:
+        lines.append(f"{earlier}: the earlier run stays there; this one is kept in {uri}")
+    store = RunStore(uri) if remote else None
+    return store.folder if store is not None else Path(out), store, lines
 
 
 def restore(job: Job, state: TrainState, init: Path | None, resume: str, from_random: bool = False) -> list[str]:
@@ -31,11 +69,11 @@ def restore(job: Job, state: TrainState, init: Path | None, resume: str, from_ra
     3. init is a path: that file's weights, position embeddings and head adapted to this recipe;
     4. the seed's own initialisation, which the state has; with run.start="weights" only if `from_random` asks for it.
 
-    Only the main process writes. Raises RunError where no checkpoint is whole, RecipeError for one of another recipe,
-    and for finetuning without weights.
+    Only the main process writes. Raises RunError where no checkpoint is whole, RecipeError for one of another recipe
+    and for finetuning without weights, DataError for one that was trained with other data.
     """
     world, folder = job.world, job.out / "checkpoints"
-    lines = pull_everywhere(job.store, world) if job.store is not None and resume != "never" else []
+    lines = pull_everywhere(job.store, world) if job.store is not None else []
     path, damaged = agree_on_checkpoint(folder, resume, world)
     if path is not None:
         notes = [*lines, *damaged, *_load(job, state, path)]
@@ -50,6 +88,9 @@ def restore(job: Job, state: TrainState, init: Path | None, resume: str, from_ra
         notes = []
     if job.val_source is None:
         notes.append("no validation data: pass --val to evaluate")
+    world.barrier()  # what is moved aside may hold what the others read
+    if resume != "auto":
+        notes += _make_room(job, state, path)
     if world.is_main:
         write_json(job.out / "recipe.json", job.recipe.model_dump(mode="json"))
         if path == step_path(folder, state.step):  # a crash came before its link, perhaps, at the last step
@@ -58,12 +99,50 @@ def restore(job: Job, state: TrainState, init: Path | None, resume: str, from_ra
     return notes
 
 
+def _make_room(job: Job, state: TrainState, path: Path | None) -> list[str]:
+    """Moves aside what the run would write over: the earlier run, or one that went beyond the checkpoint at `path`.
+
+    Of the latter the checkpoint and the metrics up to there stay. Raises RunError, on every process.
+    """
+    out, folder, lines, error = job.out, job.out / "checkpoints", list[str](), None
+    if job.world.is_main:
+        try:
+            is_own = path is not None and path.parent.resolve() == folder.resolve()
+            beyond = is_own and any(step_of(found) > state.step for found in find_checkpoints(folder))
+            moved = set_aside(out) if job.store is None and (not is_own or beyond) else None
+            lines = _say_aside(out, moved)
+            if path is not None and is_own and moved is not None:
+                restore_link(moved / "checkpoints" / path.name, step_path(folder, state.step))
+                if (moved / "metrics.jsonl").exists():
+                    shutil.copyfile(moved / "metrics.jsonl", out / "metrics.jsonl")
+            if job.store is not None:
+                job.store.begin(job.recipe.model_dump(mode="json"))
+        except RunError as reason:
+            error = reason
+    if error := job.world.broadcast(error):
+        raise error
+    return lines
+
+
+def _say_aside(folder: Path, moved: Path | None) -> list[str]:
+    return [] if moved is None else [f"{folder}: the earlier run is in {moved} now, whole"]
+
+
 def _load(job: Job, state: TrainState, path: Path) -> list[str]:
     # What is sharded stays in the file but for this process's rows.
     saved = load_checkpoint(path, job.world.device if state.shards is None else torch.device("cpu"))
     check_same_recipe(job.recipe, parse_recipe(saved["recipe"], source=str(path)), path)
-    state.load_state_dict(saved)
-    notes = [f"resumed from {path} at step {state.step} of {job.total_steps}"]
+    uris: dict[Split, str] = {"train": job.source.uri, "val": job.val_source.uri if job.val_source is not None else ""}
+    changes = check_same_data(job.identities, saved, uris, job.recipe.data.may_change, path)
+    try:
+        state.load_state_dict(saved)
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, ValueError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)[:120]}"
+        raise RunError(f"{path}: its state is not of this version's layout ({reason}); {ADVICE}") from None
+    forget_what_changed(state, job.identities, saved)
+    notes = [f"resumed from {path} at step {state.step} of {job.total_steps}", *changes]
     if saved["dtype"] != str(job.dtype):
         notes.append(f"computed in {saved['dtype']} before, in {job.dtype} from here on")
     return notes
@@ -71,8 +150,7 @@ def _load(job: Job, state: TrainState, path: Path) -> list[str]:
 
 def _initialise_from(job: Job, state: TrainState, init: Path) -> list[str]:
     weights = load_weights(init)
-    torch.manual_seed(job.recipe.run.seed_of("init"))  # for what the weights lack
-    model, changes = build_initialised(job.recipe.model, weights)
+    model, changes = build_initialised(job.recipe.model, weights, job.recipe.run.seed_of("init"))
     state.load_weights(model.state_dict(), model.state_dict())
     return [f"{init}: weights of {weights.source} loaded", *weights.say(), *_other_pixels(job, weights, init),
             *format_changes(changes)]  # fmt: skip
@@ -104,7 +182,7 @@ def build_loader(job: Job, start: int) -> tuple[TrainLoader, list[str]]:
         return TrainLoader(
             source, recipe.augment, recipe.model.image_size, job.samplers, run.seed, world.device, setting.threads,
             start_step=first, stop_step=stop, decode_once=recipe.data.decode_once,
-            hw_decoder_load=setting.hw_decoder_load, roi_decode=regions,
+            hw_decoder_load=setting.hw_decoder_load, roi_decode=regions, patience=patience(run.hang_timeout),
         )  # fmt: skip
 
     setting = choose_setting(run.hw_decoder_load, source, world, build)

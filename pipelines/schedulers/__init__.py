@@ -5,6 +5,7 @@ One without a module here is left to TorchX whole: see Scheduler.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from torchx.runner import Runner
@@ -30,6 +31,9 @@ class Scheduler:
     missing: AppState | None = AppState.UNKNOWN
     """How a job ended that the scheduler does not know and that left no result. UNKNOWN: it may yet be listed, and is
     lost after a minute. None: it is gone, and is started again."""
+    defaults: Mapping[str, CfgVal] = MappingProxyType({})
+    """TorchX's options for a pipeline, where neither the command line nor .torchxconfig says another, and TorchX has
+    them."""
     streams: Sequence[Stream | None] = (None,)
     """TorchX's streams that make up a log; each is followed in a thread of its own."""
 
@@ -39,9 +43,14 @@ class Scheduler:
         after: handles of jobs that have to succeed first; none without a queue.
         """
 
-    def find(self, cfg: Mapping[str, CfgVal]) -> dict[str, str]:
+    def submit(self, runner: Runner, job: AppDryRunInfo[Any]) -> str:
+        """Submits a prepared job and returns its handle."""
+        return runner.schedule(job)
+
+    def find(self, cfg: Mapping[str, CfgVal]) -> dict[str, list[str]]:
         """Handles of the user's waiting and running jobs by what they make, for a driver that was killed in between.
 
+        Two jobs make the same where a submission outlived its driver. The older comes first, and stays.
         cfg: TorchX's options of the scheduler.
         """
         return {}
@@ -60,6 +69,9 @@ class Scheduler:
     ) -> Iterable[str]:
         """The lines of the first node as they come, until there are no more. ended: whether the job is over."""
         return map(as_text, runner.log_lines(handle, role, should_tail=True, streams=stream))
+
+    def stop(self, handles: Sequence[str]) -> None:
+        """Lets jobs of this machine end by themselves before they are cancelled, with what they have to save."""
 
     def cancel(self, runner: Runner, handle: str) -> None:
         """Ends a job."""

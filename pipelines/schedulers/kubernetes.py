@@ -7,12 +7,15 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torchx.runner import Runner
 from torchx.schedulers.api import Stream
 from torchx.specs import AppDryRunInfo, AppState, CfgVal, is_terminal
 from torchx.util.strings import normalize_str
+
+from deit_fast.runtime.exit_status import ExitStatus
 
 from ..state import PipelineError, explain
 from . import Scheduler
@@ -34,22 +37,33 @@ class Kubernetes(Scheduler):
     """Its client is imported where it is used, since few have it."""
 
     missing = AppState.CANCELLED  # a job that was cancelled is no more
+    # Nightlies of TorchX ask the API server even for a dry run, and drop what it answers. A submission tells it all.
+    defaults = MappingProxyType({"validate_spec": False})
 
     def prepare(self, job: AppDryRunInfo[Any], output: str, after: Sequence[str]) -> None:
-        job.request.resource["metadata"].setdefault("annotations", {})[_MARK] = output
+        """Names what the job makes, and lets Volcano end the job at a pod's status that no start mends.
 
-    def find(self, cfg: Mapping[str, CfgVal]) -> dict[str, str]:
+        Volcano takes the first policy that fits. TorchX has one for all failures, which starts the job again.
+        """
+        job.request.resource["metadata"].setdefault("annotations", {})[_MARK] = output
+        final = [{"exitCode": int(status), "action": "TerminateJob"} for status in ExitStatus if status.final]
+        for task in job.request.resource["spec"]["tasks"]:
+            if "policies" in task:  # a list that TorchX shares between all jobs
+                task["policies"] = [*final, *task["policies"]]
+
+    def find(self, cfg: Mapping[str, CfgVal]) -> dict[str, list[str]]:
         """Those of the namespace in `cfg`. Raises PipelineError where Kubernetes does not answer."""
         namespace = str(cfg.get("namespace") or "default")
         try:
             jobs = _api().list_namespaced_custom_object(**_VOLCANO, namespace=namespace)["items"]
         except Exception as error:  # of a client that may be missing, for an API that may be anywhere
             raise PipelineError(f"Kubernetes: {explain(error)}") from error
-        return {
-            output: f"kubernetes://torchx/{namespace}:{job['metadata']['name']}"
-            for job in jobs
-            if (output := (job["metadata"].get("annotations") or {}).get(_MARK)) and not is_terminal(_state(job))
-        }
+        found: dict[str, list[str]] = {}
+        for job in sorted(jobs, key=lambda job: str(job["metadata"].get("creationTimestamp"))):
+            output = (job["metadata"].get("annotations") or {}).get(_MARK)
+            if output and not is_terminal(_state(job)):
+                found.setdefault(output, []).append(f"kubernetes://torchx/{namespace}:{job['metadata']['name']}")
+        return found
 
     def state(self, runner: Runner, handle: str) -> AppState | None:
         namespace, name = _split_handle(handle)
@@ -59,6 +73,12 @@ class Kubernetes(Scheduler):
             if getattr(error, "status", None) == 404:
                 return None
             raise
+
+    def cancel(self, runner: Runner, handle: str) -> None:
+        try:
+            super().cancel(runner, handle)
+        except Exception as error:
+            raise PipelineError(f"{handle}: {explain(error)}") from error
 
     def log(self, runner: Runner, handle: str, role: str, replica: int) -> Iterable[str]:
         """The lines a pod printed so far.

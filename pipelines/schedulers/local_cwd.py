@@ -3,14 +3,18 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 import psutil
 from torchx.runner import Runner
 from torchx.schedulers.api import Stream
+from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppState
 
 from . import Scheduler
+
+STOP_SECONDS = 120.0  # torchrun's own patience with the last checkpoint, and some
 
 
 class Local(Scheduler):
@@ -29,12 +33,28 @@ class Local(Scheduler):
         known = runner.status(handle) is not None
         return super().follow(runner, handle, role, stream, ended) if known else ()
 
+    def stop(self, handles: Sequence[str]) -> None:
+        """Lets jobs end with a checkpoint, all at once; an interrupt while they do kills them."""
+        if handles:
+            print("interrupted: what runs ends with a checkpoint; once more ends it at once, without", flush=True)
+        try:
+            _send(handles, signal.SIGTERM)
+            end = time.monotonic() + STOP_SECONDS
+            while time.monotonic() < end and any(map(find_processes, handles)):
+                time.sleep(0.1)
+        except (KeyboardInterrupt, SignalException):
+            _send(handles, signal.SIGKILL)
+
     def cancel(self, runner: Runner, handle: str) -> None:
         """Ends a job, which TorchX gives ten seconds to do so, or another driver's."""
         super().cancel(runner, handle)
-        for pid in find_processes(handle):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+        _send([handle], signal.SIGTERM)
+
+
+def _send(handles: Sequence[str], number: signal.Signals) -> None:
+    for pid in (pid for handle in handles for pid in find_processes(handle)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def find_processes(handle: str) -> list[int]:

@@ -5,18 +5,26 @@ on Slurm before 23).
 """
 
 import os
+import re
 import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import psutil
 from torchx.runner import Runner
 from torchx.schedulers.api import DescribeAppResponse, Stream
 from torchx.schedulers.slurm_scheduler import SlurmBatchRequest, SlurmScheduler
 from torchx.specs import AppDryRunInfo, AppState, CfgVal
 
+from deit_fast.runtime.errors import one_line
+
 from ..state import PipelineError
 from . import Scheduler, as_text
 
 SIGNAL = "USR1@120"  # a checkpoint and an orderly end take seconds; Slurm may send it a minute early
+ORPHAN_SECONDS = 300.0  # an sbatch whose controller is away tries no longer
 _MARK = "deit-fast:"
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _FAILED = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}
@@ -31,7 +39,8 @@ class Slurm(Scheduler):
         """Lets a job that makes `output` wait in the queue for the jobs with the handles `after`.
 
         It starts once all of them have succeeded and is cancelled when one does not. Shortly before its time limit, if
-        it has one, it gets the signal of $SBATCH_SIGNAL, or SIGNAL where that is not set.
+        it has one, it gets the signal of $SBATCH_SIGNAL, or SIGNAL where that is not set. A restart appends to the logs
+        of the start before, unless $SBATCH_OPEN_MODE says otherwise.
         """
         command = job.request.cmd
         comments = [word for word in command if word.startswith("--comment=")]  # the user's stays in front
@@ -40,15 +49,34 @@ class Slurm(Scheduler):
             command += [f"--dependency=afterok:{':'.join(map(_id, after))}", "--kill-on-invalid-dep=yes"]
         if "SBATCH_SIGNAL" not in os.environ:
             command += [f"--signal={SIGNAL}"]
+        if "SBATCH_OPEN_MODE" not in os.environ:
+            command += ["--open-mode=append"]
 
-    def find(self, cfg: Mapping[str, CfgVal]) -> dict[str, str]:
-        lines = _ask("squeue", "--me", "--noheader", "--format", "%i %k").splitlines()
-        jobs = {}
-        for line in lines:
+    def submit(self, runner: Runner, job: AppDryRunInfo[SlurmBatchRequest]) -> str:
+        """Raises PipelineError with sbatch's own reason where it refuses the job."""
+        with tempfile.NamedTemporaryFile("r", errors="replace") as said:
+            job.request.cmd[:0] = ["sh", "-c", 'exec "$@" 2>"$0"', said.name]
+            try:
+                handle = runner.schedule(job)
+            except subprocess.CalledProcessError as error:
+                raise PipelineError(one_line(said.read()) or f"sbatch: exit status {error.returncode}") from error
+            sys.stderr.write(said.read())  # its warnings
+            return handle
+
+    def find(self, cfg: Mapping[str, CfgVal]) -> dict[str, list[str]]:
+        """Those of an sbatch that outlived its driver on this machine, too, once it has ended."""
+        _wait_for_orphans()
+        jobs: dict[int, str] = {}
+        # A job that is over may still be COMPLETING.
+        words = ("--me", "--noheader", "--states", "PENDING,RUNNING,SUSPENDED", "--format", "%i %k")
+        for line in _ask("squeue", *words).splitlines():
             job, _, comment = line.partition(" ")
             if _MARK in comment:
-                jobs[comment.partition(_MARK)[2].strip()] = f"slurm://torchx/{job.partition('+')[0]}"
-        return jobs
+                jobs[int(re.split(r"[+_]", job)[0])] = comment.partition(_MARK)[2].strip()
+        return {
+            output: [f"slurm://torchx/{job}" for job in sorted(jobs) if jobs[job] == output]
+            for output in set(jobs.values())
+        }
 
     def state(self, runner: Runner, handle: str) -> AppState | None:
         return _job_state(handle)
@@ -82,6 +110,23 @@ def _job_state(handle: str) -> AppState | None:
     if states & _FAILED:
         return AppState.FAILED
     return AppState.CANCELLED if "CANCELLED" in states else AppState.SUCCEEDED
+
+
+def _wait_for_orphans() -> None:
+    """Waits for submissions of pipelines whose driver was killed: their jobs are not in the queue yet."""
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while time.monotonic() < deadline:
+        each = psutil.process_iter(["name", "cmdline", "uids"])
+        orphans = [
+            process.pid
+            for process in each
+            if process.info["name"] == "sbatch"
+            and process.info["uids"].real == os.getuid()
+            and any(_MARK in word for word in process.info["cmdline"] or [])
+        ]
+        if not orphans:
+            return
+        time.sleep(0.5)
 
 
 class _Logs(SlurmScheduler):

@@ -7,6 +7,7 @@ import torch
 
 from deit_fast.checkpoint.format import verify_checkpoint
 from deit_fast.cli import main as cli
+from deit_fast.runtime.exit_status import ExitStatus
 from tests.training.test_train import WORDS, last_weights
 
 LENGTH = [*WORDS, "schedule.epochs=2", "run.checkpoint_every=4", "run.log_every=1", "run.eval_every=9"]
@@ -43,7 +44,7 @@ def test_a_full_disk_and_its_end(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full_from_step_8)
-        assert run(folder_data, out) == 2
+        assert run(folder_data, out) == ExitStatus.STORAGE_FAILED
     printed = capsys.readouterr()
     (line,) = [line for line in printed.out.splitlines() if "cannot be written" in line]
     assert "step-0000008.pt: cannot be written ([Errno 28] No space left on device); the one before it is whole" in line

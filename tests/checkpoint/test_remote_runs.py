@@ -18,6 +18,7 @@ from deit_fast.checkpoint.format import verify_checkpoint
 from deit_fast.cli import main as cli
 from deit_fast.infer.predict import load_model
 from deit_fast.runtime import object_store as objects
+from deit_fast.runtime.exit_status import ExitStatus
 from tests.checkpoint.test_durable import LENGTH, equal, run
 from tests.conftest import ROOT
 from tests.object_store import S3, serve
@@ -103,7 +104,7 @@ def test_uploads_that_fail(
     capsys: pytest.CaptureFixture[str], machine: str,
 ) -> None:  # fmt: skip
     stop_at(8, store)
-    assert train(folder_data) == 2
+    assert train(folder_data) == ExitStatus.STORAGE_FAILED
     printed = capsys.readouterr()
     (line,) = [line for line in printed.out.splitlines() if "the checkpoint of step 8 is in" in line]
     assert f"only: {OUT}/checkpoints/step-0000008.pt: cannot be reached" in line or "safetensors" in line
@@ -177,7 +178,7 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over(
 def test_the_store_is_the_run(store: S3, folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A machine with checkpoints of a run that the store has no more starts over; with older ones, takes the newer."""
     stop_at(8, store)
-    assert train(folder_data) == 2
+    assert train(folder_data) == ExitStatus.STORAGE_FAILED
     shutil.copytree(tmp_path / "machine", tmp_path / "old")
     store.fault = lambda method, path: ""
     assert train(folder_data, "run.checkpoint_every=6", "run.keep_checkpoints=1") == 0
@@ -222,3 +223,27 @@ def test_two_processes_and_file_uris(folder_data: Path, tmp_path: Path) -> None:
     places = [tmp_path / machine / f"file{tmp_path}/kept/run" for machine in ("one", "two")]
     one, two = (load((place / "checkpoints" / "step-0000012.safetensors").read_bytes()) for place in places)
     assert equal(one, two)
+
+
+def test_starting_over_takes_another_prefix_and_copies_nothing(
+    store: S3, folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(folder_data, "optim.lr=1e-3") == 0
+    before = {name: store.files.cat_file(f"bucket/runs/a/{name}") for name in store.names("runs/a")}
+    copies = store.count("COPY", "")
+    capsys.readouterr()
+    stop_at(8, store)
+    assert train(folder_data, "--resume", "never") == 74  # it has step 4 there, and ends
+    assert f"{OUT}: the earlier run stays there; this one is kept in {OUT}/later-1" in capsys.readouterr().out
+    store.fault = lambda method, path: ""
+    shutil.rmtree(tmp_path / "machine")  # another machine goes on with the newest
+    assert train(folder_data) == 0
+    printed = capsys.readouterr().out
+    assert "at step 4 of 12" in printed
+    assert f"{OUT}/later-1/checkpoints/last.pt" in printed
+    after = {name: store.files.cat_file(f"bucket/runs/a/{name}") for name in store.names("runs/a")}
+    assert {name: content for name, content in after.items() if not name.startswith("later-1/")} == before
+    moved = {path for (verb, path), count in store.seen.items() if verb == "COPY" and count and "later-1" not in path}
+    assert sum(store.seen["COPY", path] for path in moved) == copies
+    assert train(folder_data, out="s3://bucket/runs") == 2
+    assert "--out s3://bucket/runs: found a, expected a new folder, or a run's own" in capsys.readouterr().err

@@ -83,7 +83,7 @@ def test_no_later_update_leaks_in(
     for _ in range(3):
         update(state)
         expected[state.step] = clone(state.state_dict())
-        saver.save(BESIDE, None)
+        saver.save(BESIDE)
         assert len(hooks) == 1
         if not waits:
             hooks.clear()
@@ -108,11 +108,11 @@ def test_saving_does_not_wait_and_one_is_in_flight(
 
     monkeypatch.setattr(saving, "write_checkpoint", slow)
     update(state)
-    saver.save(BESIDE, None)  # returns while the writer is held
+    saver.save(BESIDE)  # returns while the writer is held
     update(state)
     assert saver.report() == []
     threading.Timer(0.2, goes.set).start()
-    saver.save(BESIDE, None)
+    saver.save(BESIDE)
     assert goes.is_set()
     assert len(writing) <= 2
     saver.finish()
@@ -120,11 +120,11 @@ def test_saving_does_not_wait_and_one_is_in_flight(
 
 def test_buffers_are_reused(state: TrainState, saver: Saver) -> None:
     update(state)
-    saver.save(BESIDE, None)
+    saver.save(BESIDE)
     saver.finish()
     before = [buffer.data_ptr() for buffer in saver._snapshot._buffers]
     update(state)
-    saver.save(BESIDE, None)
+    saver.save(BESIDE)
     saver.finish()
     assert [buffer.data_ptr() for buffer in saver._snapshot._buffers] == before
     live = {tensor.data_ptr() for tensor in tensors_of(state.state_dict())}
@@ -136,14 +136,17 @@ def test_the_last_ones_are_kept_and_the_best(state: TrainState, saver: Saver, tm
         (tmp_path / name).touch()
     for top1 in (50.0, 80.0, None, 70.0, None):
         update(state)
-        saver.save(BESIDE, top1)
+        saver.save(BESIDE)
+        if top1 is not None:
+            saver.mark_best(top1)
     saver.close()
     suffixes = (".pt", ".safetensors", ".sha256")
     names = ("best", "last", "step-0000004", "step-0000005")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(n + s for n in names for s in suffixes)
     assert (tmp_path / "last.pt").samefile(tmp_path / "step-0000005.pt")
     best = load_checkpoint(tmp_path / "best.pt", CPU)
-    assert (best["step"], best["best_top1"], state.best_top1) == (2, 80.0, 80.0)
+    assert (best["step"], state.best_top1) == (2, 80.0)
+    assert load_checkpoint(tmp_path / "last.pt", CPU)["best_top1"] == 80.0
     for name in names:
         verify_checkpoint(tmp_path / f"{name}.pt")
     done = subprocess.run(["sha256sum", "--check", "--strict", "last.sha256"], cwd=tmp_path, capture_output=True)
@@ -161,7 +164,8 @@ def test_a_failure_is_told_once_and_the_next_save_tries_again(
     state: TrainState, saver: Saver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     update(state)
-    saver.save(BESIDE, 40.0)
+    saver.save(BESIDE)
+    saver.mark_best(40.0)
     assert saver.finish() == []
 
     def full(content: object, path: Path) -> None:
@@ -171,7 +175,8 @@ def test_a_failure_is_told_once_and_the_next_save_tries_again(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         update(state)
-        saver.save(BESIDE, 60.0)
+        saver.save(BESIDE)
+        saver.mark_best(60.0)
         assert state.best_top1 == 60.0
         (line,) = saver.finish()
     assert "No space left" in line
@@ -181,9 +186,10 @@ def test_a_failure_is_told_once_and_the_next_save_tries_again(
     verify_checkpoint(tmp_path / "last.pt")
     assert sorted(path.stem for path in tmp_path.glob("step-*.pt")) == ["step-0000001"]
     update(state)
-    saver.save(BESIDE, 50.0)
+    saver.save(BESIDE)
+    saver.mark_best(50.0)
     assert saver.finish() == []
-    assert load_checkpoint(tmp_path / "best.pt", CPU)["best_top1"] == 50.0
+    assert (load_checkpoint(tmp_path / "best.pt", CPU)["step"], state.best_top1) == (3, 50.0)
 
 
 def test_other_errors_of_the_thread_are_raised(
@@ -191,7 +197,7 @@ def test_other_errors_of_the_thread_are_raised(
 ) -> None:
     monkeypatch.setattr(saving, "write_checkpoint", lambda *rest: 1 / 0)
     update(state)
-    saver.save(BESIDE, None)
+    saver.save(BESIDE)
     with pytest.raises(ZeroDivisionError):
         saver.finish()
 
@@ -206,7 +212,7 @@ saver = t.Saver(Path(sys.argv[1]), 2, state, t.CPU, [])
 for limit in (resource.RLIM_INFINITY, 1 << 20, resource.RLIM_INFINITY):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     t.update(state)
-    saver.save(t.BESIDE, None)
+    saver.save(t.BESIDE)
     print(len(saver.finish()), t.load_checkpoint(Path(sys.argv[1]) / "last.pt", t.CPU)["step"], flush=True)
 """
 
@@ -224,10 +230,10 @@ def test_a_full_disk(state: TrainState, tmp_path: Path) -> None:
     try:
         saver = Saver(tmp_path, 1, state, CPU, [])
         update(state)
-        saver.save(BESIDE, None)
+        saver.save(BESIDE)
         assert saver.finish() == []
         update(state)
-        saver.save(BESIDE, None)
+        saver.save(BESIDE)
         (line,) = saver.finish()
         assert line.count("cannot be written") == 1
         verify_checkpoint(tmp_path / "last.pt")
@@ -241,7 +247,7 @@ def test_a_folder_that_went_away_is_one_line(state: TrainState, tmp_path: Path) 
     (tmp_path / "file").touch()
     saver = Saver(tmp_path / "file" / "checkpoints", 2, state, CPU, [])
     update(state)
-    saver.save(BESIDE, None)
+    saver.save(BESIDE)
     (line,) = saver.finish()
     assert "cannot be written" in line
     with pytest.raises(RunError):

@@ -30,14 +30,14 @@ def pretrain(*overrides: str, **where: object) -> specs.Role:
 
 @pytest.fixture
 def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], tuple[list[str], str]]:
-    """Runs a role's command with a torchrun that writes down its arguments and threads."""
+    """Runs a role's command with a Python that writes down its arguments and threads."""
     (tmp_path / "bin").mkdir()
     recorder = (
         f"#!{sys.executable}\nimport json, os, sys\n"
         f"json.dump([sys.argv[1:], os.environ['OMP_NUM_THREADS'], os.environ.get('LIST')], "
         f"open({str(tmp_path / 'seen.json')!r}, 'w'))\n"
     )
-    (tmp_path / "bin" / "torchrun").write_text(recorder)
+    (tmp_path / "bin" / "python").write_text(recorder)
     (tmp_path / "bin" / "srun").write_text('#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
     for file in (tmp_path / "bin").iterdir():
         file.chmod(0o755)
@@ -70,7 +70,8 @@ def test_every_word_reaches_the_trainer_as_typed(
         else:
             command = info.request.role_params["train"][0].args
     seen, threads = launched(command)
-    start = seen.index("-m")
+    assert seen[:3] == ["-P", "-m", "deit_fast.runtime.torchrun"]
+    start = seen.index("-m", 3)
     assert seen[start:] == [
         *("-m", "deit_fast.cli", "train", "deit3_small_1k_224", "--data", f"s3://{NASTY}", "--out", f"/runs/{NASTY}"),
         *("--val", "v", "--init", NASTY, "run.seed=3", "data.mean=0,0,0"),
@@ -86,9 +87,7 @@ def test_kubernetes_expands_nothing_of_ours() -> None:
 
 
 def test_layout_and_resources() -> None:
-    role = pretrain(
-        j="2x8", gpu=8, cpu=96, memMB=1000, max_retries=7, env={"B": "1"}, mounts=["type=volume", "src=p", "dst=/d"]
-    )
+    role = pretrain(j="2x8", gpu=8, cpu=96, memMB=1000, max_retries=7, env="B=1", mounts="type=volume,src=p,dst=/d")
     assert (role.num_replicas, role.max_retries, role.resource.gpu, role.resource.cpu) == (2, 7, 8, 96)
     assert role.env["B"] == "1"
     assert role.mounts[0].dst_path == "/d"
@@ -100,7 +99,7 @@ def test_layout_and_resources() -> None:
     assert "--nnodes 1 --nproc-per-node 2" in pretrain(j="2").args[1]
     evaluation = deit.evaluate("model.image_size=384", checkpoint="c.pt", data="d", out="s.json").roles[0]
     assert "deit_fast.cli evaluate c.pt --data d --json s.json model.image_size=384; }" in evaluation.args[1]
-    evaluation = deit.evaluate("optim.lr=1", checkpoint="c", data="d", flip=True, real="r", report="f").roles[0]
+    evaluation = deit.evaluate("optim.lr=1", checkpoint="c", data="d", flip="true", real="r", report="f").roles[0]
     assert "deit_fast.cli evaluate c --data d --real r --report f --flip optim.lr=1; }" in evaluation.args[1]
     assert deit.pretrain(recipe="demo_pretrain", data="d", out="o").name == "demo-pretrain"
 
@@ -115,6 +114,13 @@ def test_named_resources_are_registered_and_can_be_changed(name: str) -> None:
     assert (changed.cpu, changed.gpu, changed.memMB) == (3, resource.gpu, 500)
     assert specs.named_resources[name] == resource
     assert pretrain(h="h100", gpu=2).resource.gpu == 2
+
+
+def test_a_file_of_labels_goes_along() -> None:
+    evaluation = deit.evaluate(checkpoint="c", data="d", labels="l.csv", classes="all").roles[0]
+    assert " --classes all" in evaluation.args[1]
+    assert " --labels l.csv" in pretrain(labels="l.csv").args[1]
+    assert " --labels l.csv" in evaluation.args[1]
 
 
 def test_a_teacher_goes_along_where_it_is_needed() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from deit_fast.components import deit, launch
+from deit_fast.components import arguments, deit
 from torchx.runner import get_runner
 
 pytest.importorskip("kubernetes", reason="needs the client of Kubernetes, from the extra: test")
@@ -126,11 +126,11 @@ def test_an_overlay_is_laid_over_the_pod_or_refused(
         role = deit.pretrain(recipe="demo_pretrain", data="d", out="o", overlay=str(file)).roles[0]
         return role.metadata["kubernetes"]["V1Pod"]
 
-    monkeypatch.setattr(launch, "find_spec", lambda name: None)  # as with TorchX 0.7.0
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None)  # as with TorchX 0.7.0
     with pytest.raises(SystemExit):
         pod(overlay)
     assert "which would ignore it" in capsys.readouterr().err
-    monkeypatch.setattr(launch, "find_spec", lambda name: name)  # as with a nightly
+    monkeypatch.setattr(arguments, "find_spec", lambda name: name)  # as with a nightly
     assert pod(overlay)["spec"] == {
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
         "terminationGracePeriodSeconds": 120,

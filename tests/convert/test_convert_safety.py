@@ -148,7 +148,7 @@ def numpy_pickle(shape: tuple) -> bytes:
     """numpy's three steps with a shape of the attacker's choice over 16 bytes."""
     empty = (np.ndarray, (0,), b"b")
     state = (1, shape, np.dtype("float32"), False, bytes(16))
-    return pickle.dumps({"w": Call(np._core.multiarray._reconstruct, *empty, state=state)}, 4)
+    return pickle.dumps({"w": Call(np.empty(0).__reduce__()[0], *empty, state=state)}, 4)
 
 
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deit_fast.checkpoint.format import check_same_recipe
-from deit_fast.data.sources.classes import check_classes, check_same_classes, order_classes, resolve_classes
+from deit_fast.data.sources.classes import check_classes, match_classes, order_classes, resolve_classes
 from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import DataError, RecipeError
@@ -68,14 +68,14 @@ def test_imagenet_v2s_folders_match_named_classes_by_index(tmp_path: Path) -> No
     assert [Path(source.name(index)).parent.name for index in range(12)] == [str(n) for n in range(12)]
     assert source.labels.tolist() == list(range(12))
     wnids = [f"n{n:08}" for n in range(12)]
-    check_same_classes(source, wnids, "the classes of last.pt")
+    match_classes(source, wnids, "the classes of last.pt")
     named = open_source(image_folder(tmp_path / "named", wnids))
-    check_same_classes(named, source.classes, "the classes of last.pt")
+    match_classes(named, source.classes, "the classes of last.pt")
     with pytest.raises(DataError) as error:
-        check_same_classes(source, wnids[:11], "the classes of last.pt")
+        match_classes(source, wnids[:11], "the classes of last.pt")
     assert str(error.value) == f"{tmp_path / 'v2'}: expected the classes of last.pt, 11 in number, found 12"
     with pytest.raises(DataError, match="found 'n00000000' in the place of 'x'"):
-        check_same_classes(named, ["x", *wnids[1:]], "the classes of last.pt")
+        match_classes(named, ["x", *wnids[1:]], "the classes of last.pt")
 
 
 def test_null_takes_the_datas_count(folder_data: Path) -> None:
@@ -109,7 +109,7 @@ def test_validation_with_other_classes_is_refused_before_training(folder_data: P
     theirs = f"expected {folder_data}'s classes"
     for val, message in (
         (other, f"{other}: {theirs}, found 'class3' in the place of 'class2'"),
-        (more, f"{more}: {theirs}, 3 in number, found 4"),
+        (more, f"{more}: {theirs}, 3 in number, found 4; it has besides 'class3'"),
     ):
         with pytest.raises(DataError) as error:
             train(recipe, str(folder_data), out, val)

@@ -11,6 +11,7 @@ from deit_fast.cli import main as cli
 from deit_fast.data.sources.open import open_source
 from deit_fast.data.sources.salvage import SalvagedShards
 from deit_fast.runtime.errors import DataError
+from deit_fast.runtime.exit_status import ExitStatus
 from tests.hostile import batches_of
 from tests.image_files import refused, samples, write, write_tar
 from tests.training.test_train import WORDS
@@ -164,7 +165,7 @@ def test_a_run_goes_on_and_one_with_too_many_ends(
     named = (tmp_path / "run" / "bad_files.txt").read_text().splitlines()
     assert len(named) == 7
     assert all(line.startswith(f"{shards[1]}:") and "lost with its shard: " in line for line in named)
-    assert cli.main([*words, "--out", str(tmp_path / "strict"), "data.max_bad=0.05"]) == 2
+    assert cli.main([*words, "--out", str(tmp_path / "strict"), "data.max_bad=0.05"]) == ExitStatus.BAD_DATA
     assert "of 96 images cannot be used" in capsys.readouterr().err
     val = sorted((tmp_path / "set").glob("val-*.tar"))[0]
     shutil.copy(shards[1], val)

@@ -196,8 +196,8 @@ def test_a_run_names_and_counts_them_and_so_does_one_that_was_cut(bad_folder: Pa
 
         save = Checkpoints.save
 
-        def cut(self: Checkpoints, evaluated: bool) -> None:
-            save(self, evaluated)
+        def cut(self: Checkpoints) -> None:
+            save(self)
             raise Cut
 
         patch.setattr(Checkpoints, "save", cut)

@@ -23,6 +23,8 @@ _ROUTES = {
     ("GET", _JOBS + r"/(?P<name>[^/]+)(/status)?"): "get_job",
     ("PUT", _JOBS + r"/(?P<name>[^/]+)/status"): "replace_job_status",
     ("DELETE", _JOBS + r"/(?P<name>[^/]+)"): "delete_job",
+    ("GET", r"/api/v1/nodes"): "list_nodes",
+    ("DELETE", r"/api/v1/nodes/(?P<name>[^/]+)"): "delete_node",
     ("GET", _PODS): "list_pods",
     ("GET", _PODS + r"/(?P<name>[^/]+)"): "get_pod",
     ("GET", _PODS + r"/(?P<name>[^/]+)/log"): "get_log",
@@ -124,6 +126,18 @@ class _Handler(BaseHTTPRequestHandler):
         details = {"name": name, "group": "batch.volcano.sh", "kind": "jobs", "uid": job.manifest["metadata"]["uid"]}
         self._send({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
 
+    def list_nodes(self) -> None:
+        with self.cluster.lock:
+            items = [self._node(name, lost) for name, lost in self.cluster.nodes.items()]
+        self._send({"apiVersion": "v1", "kind": "NodeList", "metadata": {"resourceVersion": "1"}, "items": items})
+
+    def delete_node(self, name: str) -> None:
+        with self.cluster.lock:
+            if name not in self.cluster.nodes:
+                raise Refused(404, "NotFound", f'nodes "{name}" not found', {"name": name, "kind": "nodes"})
+            self.cluster.delete_node(name)
+        self._send({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
+
     def list_pods(self, namespace: str) -> None:
         wanted = dict(term.split("=") for term in self.query.get("labelSelector", "").split(",") if term)
         with self.cluster.lock:
@@ -141,7 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
     def delete_pod(self, namespace: str, name: str) -> None:
         with self.cluster.lock:
             pod = self._find("pods", self.cluster.pods, namespace, name)
-            pod.delete(self.body.get("gracePeriodSeconds"))
+            seconds = self.query.get("gracePeriodSeconds", self.body.get("gracePeriodSeconds"))
+            pod.delete(None if seconds is None else int(seconds))
             self._send(self._pod(pod))
 
     def evict_pod(self, namespace: str, name: str) -> None:
@@ -191,6 +206,11 @@ class _Handler(BaseHTTPRequestHandler):
         stamp = at.strftime("%Y-%m-%dT%H:%M:%S.%f000Z ") if self._asks("timestamps") else ""
         return stamp.encode() + text
 
+    def _node(self, name: str, lost: float) -> dict:
+        ready = {"type": "Ready", "status": "Unknown" if lost else "True"}
+        taints = [{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}] if lost else []
+        return {"metadata": {"name": name}, "spec": {"taints": taints}, "status": {"conditions": [ready]}}
+
     def _pod(self, pod: Pod) -> dict:
         (container,) = pod.spec["containers"]
         ended = {"terminated": {"exitCode": pod.exit_code, "reason": "Error" if pod.exit_code else "Completed"}}
@@ -214,6 +234,6 @@ class _Handler(BaseHTTPRequestHandler):
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": metadata,
-            "spec": pod.spec,
+            "spec": {**pod.spec, "nodeName": pod.node} if pod.node else pod.spec,
             "status": {**shown, "containerStatuses": [status]},
         }

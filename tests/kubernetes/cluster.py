@@ -2,15 +2,16 @@
 
     python -m tests.kubernetes FOLDER
 
-It takes what the real API takes and does what Volcano's controller and a kubelet do with it. It cannot show how pods
-are scheduled onto nodes, a network between them, or images: a request of any size is granted, and the image is this
-machine's file system, see pods.py.
+It takes what the real API takes and does what Volcano's controller and a kubelet do with it. Its nodes are names that
+pods are dealt out to, and that can be lost. It cannot show how pods are fitted onto nodes, a network between them, or
+images: a request of any size is granted, and the image is this machine's file system, see pods.py.
 """
 
 import contextlib
 import os
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,12 +20,22 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.kubernetes.api import serve
-from tests.kubernetes.manifests import Refused, check_job, check_pods, complete_job
+from tests.kubernetes.manifests import Refused, check_job, check_pods, check_queue, complete_job
 from tests.kubernetes.pods import Pod
 from tests.kubernetes.volcano import Job
 
 VERSION = "1.34"
 NAMESPACE, QUEUE = "research", "default"
+QUEUES = {
+    "root": {"state": "Open"},
+    QUEUE: {"state": "Open", "parent": "root"},
+    "closed": {"state": "Closed", "parent": "root"},
+    "department": {"state": "Open", "parent": "root"},
+    "team": {"state": "Open", "parent": "department"},
+}
+NODES = ("node-1", "node-2")
+UNREACHABLE = "node.kubernetes.io/unreachable"
+TOLERATION_SECONDS = 300  # of a pod that does not say otherwise
 SERVICE_ACCOUNTS, PRIORITY_CLASSES = {"default", "trainer"}, {"high"}
 _POLL_SECONDS = 0.05
 
@@ -47,6 +58,8 @@ class Cluster:
         self.claims: dict[str, Path] = {}
         self.jobs: dict[tuple[str, str], Job] = {}
         self.pods: dict[tuple[str, str], Pod] = {}
+        self.nodes: dict[str, float] = dict.fromkeys(NODES, 0.0)
+        """The time at which each was lost, 0 for one that is ready."""
         self.past: list[Pod] = []
         """Pods that are gone; the API does not show them."""
         self._hosts = folder / "hosts"
@@ -66,10 +79,7 @@ class Cluster:
     def create_job(self, namespace: str, manifest: dict, keep: bool = True) -> Job:
         manifest = complete_job(manifest)
         found = check_job(manifest)
-        if manifest["spec"]["queue"] != QUEUE:
-            found.append(
-                f'unable to find job queue: queue.scheduling.volcano.sh "{manifest["spec"]["queue"]}" not found'
-            )
+        found += check_queue(manifest["spec"]["queue"], QUEUES)
         if found := found or check_pods(manifest, VERSION):
             text = f'admission webhook "validatejob.volcano.sh" denied the request: {"; ".join(found)}'
             raise Refused(400, "BadRequest", text)
@@ -85,6 +95,30 @@ class Cluster:
         """The job goes at once, its pods once they have ended."""
         for pod in self.jobs.pop((namespace, name)).pods.values():
             pod.delete()
+
+    def lose_node(self, name: str) -> None:
+        """A power cut, or a network that ends: Kubernetes sees that the node is silent, and no more."""
+        with self.lock:
+            self.nodes[name] = time.monotonic()
+            for pod in self._pods_on(name):
+                pod.cut_off()
+
+    def delete_node(self, name: str) -> None:
+        """Kubernetes collects the pods of a node that is no more."""
+        del self.nodes[name]
+        for pod in self._pods_on(name):
+            pod.remove()
+
+    def _pods_on(self, node: str) -> list[Pod]:
+        return [pod for pod in self.pods.values() if pod.node == node]
+
+    def _evict_from_lost_nodes(self) -> None:
+        """Marks the pods for their end once they tolerate it no longer; their objects stay, as no kubelet answers."""
+        for name, since in self.nodes.items():
+            for pod in self._pods_on(name) if since else []:
+                if not pod.deleted_at and time.monotonic() - since > _toleration(pod.spec):
+                    pod.reason = "DeletionByTaintManager"
+                    pod.delete()
 
     def create_pod(self, pod: Pod) -> bool:
         """Whether the API took the pod: its name is free, and there is all that it names."""
@@ -150,6 +184,7 @@ class Cluster:
             raise
 
     def _step(self) -> None:
+        self._evict_from_lost_nodes()
         owners = {id(pod): job for job in self.jobs.values() for pod in job.pods.values()}
         for key, pod in list(self.pods.items()):
             job = owners.get(id(pod))
@@ -167,12 +202,24 @@ class Cluster:
             job.act()
             waiting = [pod for pod in job.pods.values() if pod.phase == "Pending"]
             # Volcano starts all pods of a job or none.
-            if len(job.pods) >= job.spec["minAvailable"] and all(
-                set(p.claims.values()) <= set(self.claims) for p in waiting
+            ready = [name for name, since in self.nodes.items() if not since]
+            if (
+                ready
+                and len(job.pods) >= job.spec["minAvailable"]
+                and all(set(p.claims.values()) <= set(self.claims) for p in waiting)
             ):
-                for pod in waiting:
+                for number, pod in enumerate(waiting):
+                    pod.node = ready[number % len(ready)]
                     pod.start(self.folder / "layers", self._hosts, self.image, self.claims)
                     job.act()
+
+
+def _toleration(spec: dict) -> float:
+    """Seconds that a pod stays bound to a node that cannot be reached."""
+    for each in spec.get("tolerations") or []:
+        if each.get("key") in (UNREACHABLE, None) and each.get("effect") in ("NoExecute", None):
+            return each.get("tolerationSeconds", float("inf"))
+    return TOLERATION_SECONDS
 
 
 @contextlib.contextmanager

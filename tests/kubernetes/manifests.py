@@ -8,13 +8,32 @@ import kubernetes_validate
 
 # The fields of Volcano's batch.volcano.sh/v1alpha1 Job.
 JOB = {"schedulerName", "minAvailable", "volumes", "tasks", "policies", "plugins", "runningEstimate", "queue",
-       "maxRetry", "ttlSecondsAfterFinished", "priorityClassName", "minSuccess"}  # fmt: skip
-TASK = {"name", "replicas", "minAvailable", "template", "policies", "topologyPolicy", "maxRetry", "dependsOn"}
-ACTIONS = {"AbortJob", "RestartJob", "RestartTask", "TerminateJob", "CompleteJob", "ResumeJob"}
-EVENTS = {"PodFailed", "PodEvicted", "PodPending", "JobUnknown", "OutOfSync", "CommandIssued", "TaskCompleted", "*"}
+       "maxRetry", "ttlSecondsAfterFinished", "priorityClassName", "minSuccess", "networkTopology"}  # fmt: skip
+TASK = {"name", "replicas", "minAvailable", "template", "policies", "topologyPolicy", "maxRetry", "dependsOn",
+        "partitionPolicy"}  # fmt: skip
+# What a policy may name. PodRunning, OutOfSync and CommandIssued are events too, but the controller's own.
+ACTIONS = {"AbortJob", "RestartJob", "RestartTask", "RestartPod", "RestartPartition", "TerminateJob", "CompleteJob",
+           "ResumeJob"}  # fmt: skip
+EVENTS = {"PodFailed", "PodEvicted", "PodPending", "Unknown", "TaskCompleted", "TaskFailed", "JobUpdated", "*"}
 PLUGINS = {"env", "svc", "ssh", "pytorch", "tensorflow", "mpi", "ray", "hcclrank"}
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # of RFC 1123, as every name in a cluster's DNS
 DEFAULT_RETRIES = 3  # what Volcano puts in the place of 0
+
+
+def check_queue(name: str, queues: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Why Volcano takes no job for a queue. `queues`: the cluster's, by name, with their `state` and `parent`."""
+    if name not in queues:
+        return [f'unable to find job queue: queue.scheduling.volcano.sh "{name}" not found']
+    found = []
+    if queues[name]["state"] != "Open":
+        state = queues[name]["state"]
+        found.append(f"can only submit job to queue with state `Open`, queue `{name}` status is `{state}`")
+    children = [child for child, queue in queues.items() if queue.get("parent") == name]
+    if name == "root":
+        found.append("can not submit job to root queue")
+    elif children:
+        found.append(f"can only submit job to leaf queue, queue `{name}` has {len(children)} child queues")
+    return found
 
 
 class Refused(Exception):
@@ -69,17 +88,26 @@ def check_job(job: dict) -> list[str]:
 
 
 def _check_policies(policies: list[dict]) -> list[str]:
-    found, events = [], [policy["event"] for policy in policies if "event" in policy]
+    found: list[str] = []
+    events: list[str] = []
+    codes = [policy["exitCode"] for policy in policies if "exitCode" in policy]
     for policy in policies:
+        named = policy_events(policy)
+        events += sorted(named)
         if policy.get("action") not in ACTIONS:
             found.append(f"policy action {policy.get('action')!r}: expected one of {', '.join(sorted(ACTIONS))}")
-        if ("event" in policy) == ("exitCode" in policy):
-            found.append("policy: expected either an event or an exit code")
-        if "event" in policy and policy["event"] not in EVENTS:
-            found.append(f"policy event {policy['event']!r}: expected one of {', '.join(sorted(EVENTS))}")
+        if bool(named) == ("exitCode" in policy):
+            found.append("policy: expected either events or an exit code")
+        found += [f"policy event {name!r}: expected one of {', '.join(sorted(EVENTS))}" for name in named - EVENTS]
     if len(set(events)) < len(events) or ("*" in events and len(events) > 1):
         found.append(f"policy events {', '.join(events)}: expected each once, or * alone")
+    if len(set(codes)) < len(codes) or 0 in codes:
+        found.append(f"policy exit codes {codes}: expected each once, and not 0")
     return found
+
+
+def policy_events(policy: dict) -> set[str]:
+    return {name for name in (policy.get("event"), *(policy.get("events") or [])) if name}
 
 
 def check_pods(job: dict, version: str) -> list[str]:

@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from tests.conftest import ROOT
 
 GRACE_SECONDS = 30  # where the pod does not say otherwise
@@ -66,6 +68,8 @@ class Pod:
         self.deleted_at = ""
         self.discarded = False
         """Whether its job deleted it."""
+        self.node = ""
+        self._silent = self._removed = False
         self.lines: list[tuple[datetime, bytes]] = []
         self._deadline = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,7 +90,8 @@ class Pod:
         (container,) = self.spec["containers"]
         layer = folder / self.uid
         layer.mkdir()
-        environment = {**image, **{each["name"]: each.get("value", "") for each in container.get("env", [])}}
+        environment = {**image, "KUBERNETES_SERVICE_HOST": "127.0.0.1"}  # every pod is told where the API is
+        environment |= {each["name"]: each.get("value", "") for each in container.get("env", [])}
         words = [*container.get("command", []), *container.get("args", [])]
         self._process = subprocess.Popen(
             [
@@ -107,16 +112,28 @@ class Pod:
 
     def delete(self, seconds: int | None = None) -> None:
         """Asks its first process to end, which is killed after the grace period."""
+        if seconds == 0 and self._silent:  # by force: the object goes, whatever becomes of the processes
+            self.remove()
         if self.deleted_at:
             return
         grace = self.spec.get("terminationGracePeriodSeconds", GRACE_SECONDS) if seconds is None else seconds
         self.deleted_at, self._deadline = now(), time.monotonic() + grace
-        if self.phase == "Running":
+        if self.phase == "Running" and not self._silent:
             self.signal(signal.SIGTERM)
+
+    def cut_off(self) -> None:
+        """Its node cannot be reached any more: nobody learns what becomes of the pod, and nothing comes from it."""
+        self._silent = True
+        self._signal_all(signal.SIGSTOP)
+
+    def remove(self) -> None:
+        """Its object goes, as with its node's."""
+        self.deleted_at, self._removed = self.deleted_at or now(), True
+        self._signal_all(signal.SIGKILL)
 
     def observe(self) -> bool:
         """Whether the phase has changed."""
-        if self.phase != "Running" or self._process is None:
+        if self.phase != "Running" or self._process is None or self._silent:
             return False
         if self.deleted_at and time.monotonic() > self._deadline:
             self.signal(signal.SIGKILL)
@@ -131,7 +148,7 @@ class Pod:
 
     @property
     def gone(self) -> bool:
-        return bool(self.deleted_at) and self.phase != "Running"
+        return self._removed or (bool(self.deleted_at) and self.phase != "Running")
 
     def signal(self, number: int) -> None:
         """Sends a signal to the pod's first process: one that it does not handle does nothing, but for KILL."""
@@ -146,6 +163,14 @@ class Pod:
             children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
             return int(children[0]) if children else None
         return None
+
+    def _signal_all(self, number: int) -> None:
+        """To its first process, and what that started."""
+        if self._process is None or (first := self.first_process()) is None:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [*psutil.Process(first).children(recursive=True), psutil.Process(first)]:
+                process.send_signal(number)
 
     def log(self) -> bytes:
         return b"".join(line for _, line in self.lines)

@@ -13,7 +13,7 @@ from torchx.specs import AppDef, AppState, Resource, Role, VolumeMount
 from pipelines.logs import follow_log
 from pipelines.schedulers import find_scheduler
 from pipelines.state import Record
-from tests.kubernetes.cluster import NAMESPACE, QUEUE, Cluster
+from tests.kubernetes.cluster import NAMESPACE, QUEUE, UNREACHABLE, Cluster
 from tests.kubernetes.jobs import Job
 
 CFG = {"namespace": NAMESPACE, "queue": QUEUE}
@@ -36,10 +36,14 @@ def shell(script: str, retries: int = 0, pods: int = 1) -> AppDef:
     return AppDef(name="shell", roles=[role])
 
 
-def submit(cluster: Cluster, runner: Runner, app: AppDef, grace: int | None = None) -> Job:
+def submit(cluster: Cluster, runner: Runner, app: AppDef, grace: int | None = None, tolerate: int | None = None) -> Job:
+    """grace, tolerate: seconds to end in, and on a node that cannot be reached."""
     job = runner.dryrun(app, "kubernetes", CFG)
+    where = {"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute"}
     for task in job.request.resource["spec"]["tasks"]:
         task["template"].spec.termination_grace_period_seconds = grace
+        if tolerate is not None:
+            task["template"].spec.tolerations = [client.V1Toleration(**where, toleration_seconds=tolerate)]
     return Job(cluster, cluster.claims["runs"], runner.schedule(job))
 
 
@@ -94,6 +98,13 @@ def test_the_api_refuses(cluster: Cluster, runner: Runner) -> None:
     app = shell("true")
     with pytest.raises(client.ApiException, match="unable to find job queue"):
         runner.run(app, "kubernetes", CFG | {"queue": "absent"})
+    for queue, message in (
+        ("closed", "queue `closed` status is `Closed`"),
+        ("department", "can only submit job to leaf queue, queue `department` has 1 child queues"),
+        ("root", "can not submit job to root queue"),
+    ):
+        with pytest.raises(client.ApiException, match=message):
+            runner.run(app, "kubernetes", CFG | {"queue": queue})
     with pytest.raises(client.ApiException, match='namespaces \\\\"absent\\\\" not found'):
         runner.run(app, "kubernetes", CFG | {"namespace": "absent"})
     app.roles[0].image = ""

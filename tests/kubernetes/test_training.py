@@ -3,12 +3,14 @@
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kubernetes import client
 
-from tests.kubernetes.cluster import Cluster
+from tests.kubernetes.cluster import NODES, Cluster
 from tests.kubernetes.jobs import Job, submit, torchx
 from tests.kubernetes.pods import Pod
 from tests.runs import check_same
@@ -79,6 +81,22 @@ def test_a_disturbed_run_ends_with_the_same_weights(
     if disturb is evict:
         assert pod.exit_code not in (0, KILLED)
         assert job.log().count("stopped by a signal") >= 2
+    check_same(job, undisturbed)
+
+
+def test_a_lost_node_holds_the_job_until_somebody_deletes_it(cluster: Cluster, undisturbed: Job) -> None:
+    job = submit(cluster, "lost-node", *WORDS, "run.hang_timeout=15")
+    job.wait_for_checkpoint()
+    lost = job.present()[1]
+    cluster.lose_node(lost.node)
+    job.wait_until(lambda: job.states() == ["Restarting"], 90, "the end of the pod that hangs")
+    assert "no sign of life" in job.log()
+    time.sleep(2)
+    assert job.states() == ["Restarting"]
+    client.CoreV1Api(job.api).delete_node(lost.node)
+    assert job.wait() == "Completed", job.log()
+    cluster.nodes[lost.node] = 0.0
+    assert {pod.node for pod in job.pods()[2:]} == {*NODES} - {lost.node}
     check_same(job, undisturbed)
 
 

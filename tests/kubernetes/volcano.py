@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
-from tests.kubernetes.manifests import pod_name
+from tests.kubernetes.manifests import pod_name, policy_events
 from tests.kubernetes.pods import Pod, now
 
 ENDED = {"Succeeded", "Failed"}
@@ -66,7 +66,9 @@ class Job:
             return
         task = next(each for each in self.spec["tasks"] if each["name"] == pod.task)
         for policy in [*(task.get("policies") or []), *(self.spec.get("policies") or [])]:
-            if policy.get("event") in (event, "*") or policy.get("exitCode", 0) == (pod.exit_code or None):
+            # Only the failure itself comes with an exit code.
+            code = pod.exit_code if event == "PodFailed" else 0
+            if policy_events(policy) & {event, "*"} or policy.get("exitCode", 0) == (code or None):
                 self.act(policy["action"])
                 return
 

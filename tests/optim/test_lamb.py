@@ -234,3 +234,38 @@ def test_refuses_half_precision_weights() -> None:
     param.grad = torch.ones_like(param)
     with pytest.raises(ValueError, match="float32"):
         Lamb([param], lr=0.1).step()
+
+
+@pytest.mark.parametrize("beside", [1, 5000], ids=["alone", "beside-a-larger-one"])
+def test_splits_of_rows_that_are_not_in_order_are_refused(beside: int) -> None:
+    """A transposed matrix's thirds are scattered over its memory: the norms of other numbers would be taken."""
+    for shape, order in (((72, 24), (1, 0)), ((72, 6, 4), (1, 0, 2))):
+        start = torch.randn([shape[axis] for axis in np.argsort(order)])
+        param, other = nn.Parameter(start.permute(order)), nn.Parameter(torch.randn(beside))
+        assert param.shape == shape
+        optimizer = Lamb([param, other], 1e-2, weight_decay=0.05, splits={param: [24, 24, 24]}, fused=False)
+        before = param.detach().clone()
+        param.grad, other.grad = torch.randn_like(param), torch.randn_like(other)
+        with pytest.raises(ValueError, match=r"splits of a parameter of .*: expected its rows in order"):
+            optimizer.step()
+        assert torch.equal(param, before)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_splits_of_rows_in_order_are_parameters_of_their_own(memory: torch.memory_format) -> None:
+    """Whatever the order within a row, and beside a larger parameter."""
+    start = [torch.randn(6, 3, 4, 4), torch.randn(5000)]
+    grads = [torch.randn(6, 3, 4, 4), torch.randn(5000)]
+    whole = [nn.Parameter(start[0].clone(memory_format=memory)), nn.Parameter(start[1].clone())]
+    parts = [nn.Parameter(part.clone()) for part in (*start[0].split([2, 3, 1]), start[1])]
+    one = Lamb(whole, 1e-2, weight_decay=0.05, splits={whole[0]: [2, 3, 1]}, fused=False)
+    several = Lamb(parts, 1e-2, weight_decay=0.05, fused=False)
+    for _ in range(3):
+        for param, grad in zip(whole, grads, strict=True):
+            param.grad = grad.clone()
+        for param, grad in zip(parts, (*grads[0].split([2, 3, 1]), grads[1]), strict=True):
+            param.grad = grad.clone()
+        one.step()
+        several.step()
+    torch.testing.assert_close(whole[0].data, torch.cat([part.data for part in parts[:3]]), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(whole[1].data, parts[3].data, rtol=1e-6, atol=1e-7)

@@ -246,6 +246,17 @@ def test_thirds_and_a_rate_for_each_group() -> None:
 
 
 @case
+def test_splits_of_rows_that_are_not_in_order_are_refused() -> None:
+    param = nn.Parameter(torch.randn(24, 72, device=DEVICE).T)
+    optimizer = Lamb([param], 1e-2, weight_decay=0.05, splits={param: [24, 24, 24]}, fused=True)
+    before = param.detach().clone()
+    param.grad = torch.ones_like(param)
+    with pytest.raises(ValueError, match=r"splits of a parameter of \(72, 24\), strides \(1, 72\)"):
+        optimizer.step()
+    assert torch.equal(param, before)
+
+
+@case
 def test_unaligned_views() -> None:
     """Weights and gradients one element into their storage: no 16-byte accesses."""
     start = tensors(0, 0.1, ALIGNED)

@@ -212,3 +212,27 @@ def test_logs_are_streamed_where_asked(tmp_path: Path, component: str) -> None:
         stages = [shell(component, "a", "echo hello; sleep 0.3; echo bye >&2")]
         assert run_stages(stages, tmp_path / "out", runner, "local_cwd", {}, poll_seconds=0.02, stream=stream) == 0
     assert (tmp_path / "stream").read_text() == "a | hello\na | bye\n"
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_an_interrupt_waits_for_what_a_stage_saves_and_a_second_does_not(
+    tmp_path: Path, component: str, journal: Path, presses: int
+) -> None:
+    go = tmp_path / "go"
+    saves = f"until test -e {go}; do sleep 0.05; done; echo saved >> {journal}; exit 75"
+    script = f"trap '{saves}' TERM; echo begin >> {journal}; while :; do sleep 0.05; done"
+    driver = start_driver([shell(component, "a", script)], tmp_path / "out")
+    wait_for(journal, "begin")
+    wait_for(tmp_path / "out" / "pipeline.json", "running")
+    handle = json.loads((tmp_path / "out" / "pipeline.json").read_text())["stages"]["a"]["handle"]
+    assert driver.stdout is not None
+    os.kill(driver.pid, signal.SIGINT)
+    assert any("once more ends it at once" in line for line in driver.stdout)
+    if presses == 1:
+        go.touch()
+    else:
+        os.kill(driver.pid, signal.SIGINT)
+    driver.communicate()
+    assert driver.returncode == 130
+    assert not find_processes(handle)
+    assert ("saved" in journal.read_text()) == (presses == 1)

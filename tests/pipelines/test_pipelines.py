@@ -69,6 +69,13 @@ def test_pretraining_on_other_images_is_evaluated_on_them() -> None:
     assert "w21" not in finetuning + words["evaluate_finetune_1k"]
 
 
+def test_labels_go_with_the_validation_images() -> None:
+    words = {s.name: s.arguments for s in build_stages("base_21k", "d", "/o", "v", pretrain_data="w", labels="l.csv")}
+    labelled = [name for name, given in words.items() if "--labels" in given]
+    assert labelled == ["finetune_1k", "evaluate_finetune_1k"]
+    assert all(words[name][words[name].index("--labels") + 1] == "l.csv" for name in labelled)
+
+
 def test_overrides_go_to_every_training_or_to_one_stage() -> None:
     words = ["schedule.epochs=9", "pretrain:optim.lr=1e-3", "evaluate_finetune:data.eval_crop_ratio=0.875"]
     stages = {stage.name: stage for stage in build_stages("demo", "d", "/o", overrides=words)}
@@ -91,6 +98,13 @@ def test_overrides_go_to_every_training_or_to_one_stage() -> None:
         (["-j", "x"], "j='x'"),
         (["--cpu", "many"], "argument --cpu: invalid int value"),
         (["--cfg", "speed=9"], "speed"),
+        (["--cfg", "prepend_cwd=yes"], "cfg prepend_cwd='yes': expected true or false"),
+        (["--cfg", "log_dir"], "cfg='log_dir': expected NAME=value"),
+        (["--env", "A"], "env='A': expected NAME=value"),
+        (["--mounts", "x"], "mounts='x'"),
+        (["--cpu=-1"], "cpu=-1: expected 0 or more"),
+        (["--out", ""], "--out '': expected a folder"),
+        (["--data="], "--data '': expected an image folder or shards"),
         (["--max-parallel", "0"], "--max-parallel=0"),
         (["--pretrain-data", "w21"], "--pretrain-data='w21': expected none for demo"),
         (["--size", "base_21k"], "--pretrain-data='': expected the images of ImageNet-21k for base_21k"),
@@ -130,6 +144,33 @@ def test_slurm_jobs_can_be_dry_run(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert printed.count("#SBATCH hetjob") == 6
     assert "--time=60" in printed
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_option_arrives_as_it_was_typed(capfd: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--cfg",
+        "comment==a=b,partition=c",
+        "--env",
+        "NCCL_IB_HCA==mlx5_0:1",
+        "--image=-x",
+        "--scheduler",
+        "slurm",
+    ]
+    assert main(demo("--dry-run", *words)) == 0
+    printed = capfd.readouterr().out
+    assert printed.count("--comment==a=b ") >= 4
+    assert printed.count("--partition=c") == 4
+    assert printed.count("'NCCL_IB_HCA': '=mlx5_0:1'") == 4
+    assert printed.count("'image': '-x'") == 4
+
+
+def test_kubernetes_jobs_can_be_dry_run_without_a_cluster(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
+    words = ["--scheduler", "kubernetes", "--cfg", "queue=q", "--dry-run", "--max_retries", "3"]
+    assert main(demo(*words)) == 0
+    assert capfd.readouterr().out.count("queue: q") == 4
 
 
 def test_torchxconfig_gives_component_defaults(

@@ -1,92 +1,17 @@
 """Pipelines in Slurm's queue, with a stand-in for Slurm's commands: what is submitted, when, and never twice."""
 
-import json
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from deit_fast.pipelines import dag
-from deit_fast.pipelines.deit3 import main
 from deit_fast.pipelines.schedulers import find_scheduler
 from torchx.runner import get_runner
 from torchx.specs import AppState
 
+from tests.pipelines.conftest import Slurm, demo
+
 NAMES = ["pretrain", "evaluate_pretrain", "finetune", "evaluate_finetune"]
-# One JSON file per job: its state, and sbatch's words.
-COMMANDS = """
-import json, os, sys
-from pathlib import Path
-folder, name, words = Path(sys.argv[0]).parent.parent / "jobs", Path(sys.argv[0]).name, sys.argv[1:]
-jobs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-if name == "sbatch":
-    if (folder / "refuse").exists():
-        sys.exit("sbatch: error: invalid account")
-    script = Path(words[-1]).read_text()
-    job = {"state": "PENDING", "words": words[:-1], "train": "deit_fast.cli train" in script}
-    (folder / f"{len(jobs) + 1}.json").write_text(json.dumps(job))
-    print(len(jobs) + 1)
-    if (folder / "die").exists():
-        os.kill(os.getppid(), 9)
-elif name == "squeue" and "--me" in words:
-    for key, job in jobs.items():
-        comment = [word for word in job["words"] if word.startswith("--comment=")][-1].partition("=")[2]
-        if job["state"] in ("PENDING", "RUNNING"):
-            print(f"{key}+0 {comment}")
-elif name == "sacct" and "-j" in words:  # TorchX's, before it reads a log
-    key = words[words.index("-j") + 1]
-    print(f"JobID|JobName|State\\n{key}|evaluate-0|{jobs[key]['state']}")
-elif name in ("squeue", "sacct"):
-    key = words[words.index("--jobs") + 1]
-    if name == "squeue" and not {"PENDING", "RUNNING"} & set(jobs[key]["state"].split()):
-        sys.exit("slurm_load_jobs error: Invalid job id specified")
-    print(jobs[key]["state"])
-elif name == "scancel":
-    (folder / f"{words[-1]}.json").write_text(json.dumps({**jobs[words[-1]], "state": "CANCELLED by 0"}))
-"""
-
-
-class Slurm:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "jobs"
-        self.folder.mkdir()
-
-    def words(self, job: int) -> list[str]:
-        return self._read(job)["words"]
-
-    def set(self, job: int, state: str) -> None:
-        (self.folder / f"{job}.json").write_text(json.dumps({**self._read(job), "state": state}))
-
-    def state(self, job: int) -> str:
-        return self._read(job)["state"]
-
-    def count(self) -> int:
-        return len(list(self.folder.glob("*.json")))
-
-    def _read(self, job: int) -> dict:
-        return json.loads((self.folder / f"{job}.json").read_text())
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "sbatch").write_text(f"#!{sys.executable} -S\n{COMMANDS}")
-    (tmp_path / "bin" / "sbatch").chmod(0o755)
-    for name in ("squeue", "sacct", "scancel", "sinfo"):
-        (tmp_path / "bin" / name).symlink_to("sbatch")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("SBATCH_SIGNAL", raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dag, "time", SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None}))
-    return Slurm(tmp_path)
-
-
-def demo(*words: str) -> int:
-    return main(["--size", "demo", "--data", "digits", "--out", "out", "--scheduler", "slurm", *words])
 
 
 def finish(slurm: Slurm, tmp_path: Path, job: int) -> None:
@@ -122,10 +47,15 @@ def test_all_stages_are_queued_at_once_each_after_its_needs(
     assert slurm.count() == 4
 
 
-def test_the_users_signal_stays(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SBATCH_SIGNAL", "USR1@30")
+def test_a_restart_appends_to_the_logs_unless_the_user_says_otherwise(
+    slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert demo() == 0
-    assert not any(word.startswith("--signal") for word in slurm.words(1))
+    assert all("--open-mode=append" in slurm.words(job) for job in (1, 2, 3, 4))
+    monkeypatch.setenv("SBATCH_OPEN_MODE", "truncate")
+    monkeypatch.setenv("SBATCH_SIGNAL", "USR1@30")
+    assert demo("--out", "other") == 0
+    assert not any(word.startswith(("--signal", "--open-mode")) for word in slurm.words(5))
 
 
 def test_what_is_done_is_not_waited_for(slurm: Slurm, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -194,27 +124,12 @@ def test_watching_tells_a_failure_from_what_it_cancels(
     assert slurm.count() == 4
 
 
-def test_a_driver_killed_right_after_sbatch_is_made_good(
-    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (slurm.folder / "die").touch()
-    words = ["--size", "demo", "--data", "digits", "--out", "out", "--scheduler", "slurm"]
-    killed = subprocess.run([sys.executable, "-m", "deit_fast.pipelines.deit3", *words], capture_output=True)
-    assert killed.returncode == -9
-    assert slurm.count() == 1
-    assert json.loads((tmp_path / "out" / "pipeline.json").read_text()) == {"stages": {}}
-    (slurm.folder / "die").unlink()
-    assert demo() == 0
-    assert slurm.count() == 4
-    assert "--dependency=afterok:1" in slurm.words(2)
-
-
 def test_a_refused_job_stops_what_needs_it(slurm: Slurm, capfd: pytest.CaptureFixture[str]) -> None:
     (slurm.folder / "refuse").touch()
     assert demo() == 1
     captured = capfd.readouterr()
-    assert "could not start" in captured.out
-    assert "invalid account" in captured.err
+    assert "pretrain           could not start: sbatch: error: invalid account\n" in captured.out
+    assert captured.err == ""
     (slurm.folder / "refuse").unlink()
     assert demo() == 0
     assert slurm.count() == 4

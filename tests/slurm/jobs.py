@@ -1,9 +1,10 @@
 """Jobs of the TorchX components on the test cluster: submitted, watched, disturbed."""
 
+import contextlib
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -90,6 +91,16 @@ def submit(cluster: Cluster, data: Path, out: Path, *words: str, cfg: str = "par
         "--data", str(data), "--out", str(out), *where, *words, cwd=out.parent,
     )  # fmt: skip
     return Job(cluster, out, re.findall(r"slurm://\S+", printed)[0])
+
+
+@contextlib.contextmanager
+def closed(cluster: Cluster) -> Iterator[None]:
+    """Jobs submitted meanwhile wait."""
+    cluster.run("scontrol", "update", "partitionname=main", "state=down")
+    try:
+        yield
+    finally:
+        cluster.run("scontrol", "update", "partitionname=main", "state=up")
 
 
 def find_trainers(job: Job) -> list[int]:

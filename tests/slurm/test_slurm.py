@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -126,3 +127,28 @@ def test_a_time_limit_ends_in_a_checkpoint_and_a_requeue(
     assert job.restarts() == 1
     assert "TIMEOUT" not in cluster.run("sacct", "-D", "-n", "-j", job.id, "-o", "State")
     check_same(job, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (2, []),
+        (3, ["optim.name=sgd", "optim.lr=1e30", "optim.max_grad_norm=null", "run.nonfinite_limit=3"]),
+        (65, ["data.max_bad=0"]),
+    ],
+)
+def test_an_end_that_no_start_mends_ends_the_job(
+    cluster: Cluster, digits: Path, tmp_path: Path, status: int, words: list[str]
+) -> None:
+    data = shutil.copytree(digits, tmp_path / "digits")
+    if status == 65:
+        for image in list((data / "train" / "0").iterdir())[:20]:
+            image.write_bytes(b"no image")
+    # A folder of which the submitting machine knows nothing may be the nodes' own.
+    job = submit(cluster, data if words else Path("/absent/digits"), tmp_path / "run", *WORDS, *words)
+    states = job.wait()
+    assert states == ["FAILED", "FAILED"], job.log()
+    assert re.search(rf"deit-fast: rank \d ended the run with status {status} \([a-z ]+\): no other start", job.log())
+    assert "Slurm may start the job again" not in job.log()
+    accounting = cluster.run("sacct", "-D", "-X", "-n", "-P", "-j", job.id, "-o", "State").split()
+    assert accounting == ["FAILED", "FAILED"]  # one attempt, which Slurm did not requeue

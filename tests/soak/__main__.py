@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deit_fast.runtime.errors import one_line
-from tests.soak import crashes, damages, fuzz, fuzz_recipes, hangs, hostile_files, schedules, stalls
+from tests.soak import crashes, damages, faults, fuzz, fuzz_recipes, hangs, hostile_files, schedules, stalls
 from tests.soak.rounds import Found
 
 
@@ -30,6 +30,8 @@ class Kind(NamedTuple):
 KINDS = {
     "crashes": Kind("1,000 kills, a third in a write: no sample lost or doubled, the same final state and bad files",
                     1000, 10, crashes.crashes, ("unsealed", "forgetful", "leaky", "amnesiac")),
+    "faults": Kind("500 interrupts, kills, stale mounts and full disks: nothing lost, doubled or silently different",
+                   500, 10, faults.faults, ("forgetful", "amnesiac")),
     "schedules": Kind("100 changes of the world size: same ordered batches, same pixels", 100, 1, schedules.schedules,
                       ("forgetful",)),
     "damages": Kind("1,000 damaged checkpoints: all seen before loading, newest whole one used, one line", 1000, 10,

@@ -61,7 +61,7 @@ def stalls(folder: Path, count: int, seed: int, plant: str) -> Found:
         checks = number % CHECKED == CHECKED - 1
         expected = (state.step, clone(state.state_dict())) if checks else None
         began, waited[0] = time.perf_counter(), 0.0
-        saver.save(beside, None)
+        saver.save(beside)
         if plant == "synchronous":
             saver.finish()
         stall = time.perf_counter() - began

@@ -1,16 +1,20 @@
 """The step as CUDA graphs: on a GPU equal to the step without, and elsewhere what happens around the graphs."""
 
 import copy
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from deit_fast.checkpoint.format import load_checkpoint
+from deit_fast.checkpoint.save import Saver, Snapshot, step_path
 from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.world import World
-from deit_fast.training.cuda_graph import EAGER_STEPS, record_step
+from deit_fast.training.cuda_graph import EAGER_STEPS, Recorded, record_step
 from deit_fast.training.objective import MicroBatch, Mixing
 from deit_fast.training.prepare import build_state, check_machine, prepare
 from deit_fast.training.step import TrainStep
@@ -108,6 +112,58 @@ def test_the_steps_before_the_recording_are_those_without() -> None:
     assert len(set(seen)) == 1
     with pytest.raises(ValueError, match="expected"):
         step([batch(0, size=4, mixed=True)], 1e-2)
+
+
+class Replayed:
+    """What a CUDA graph is to the host: the recorded work runs again, and no Python around it does.
+
+    The optimizer's kernels are those of `update`; its `step`, which calls hooks, is Python.
+    """
+
+    def __init__(self, recorded: Recorded) -> None:
+        self._recorded = recorded
+
+    def replay(self) -> None:
+        function, given = self._recorded._function, self._recorded._input
+        optimizer = function.__self__.state.optimizer  # type: ignore[attr-defined]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(optimizer, "step", torch.no_grad()(optimizer.update))
+            self._recorded._result = function(given)
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "planted: no wait"])
+def test_a_replayed_update_waits_for_the_checkpoints_copy(
+    waits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints while eager, at the recording and while replayed, each with a copy that takes its time."""
+    monkeypatch.setattr(Recorded, "_record", lambda self: Replayed(self))
+    copy_at_once, updated = Snapshot.copy, threading.Event()
+
+    def copy_late(self: Snapshot) -> None:
+        updated.wait(10 if not waits else 0.1)  # planted: until the update has gone by
+        copy_at_once(self)
+
+    monkeypatch.setattr(Snapshot, "copy", copy_late)
+    recipe, step = make(RANDOM)
+    record_step(step)
+    if not waits:
+        step.update._before = lambda: None  # type: ignore[attr-defined]
+    saver = Saver(tmp_path, 20, step.state, torch.device("cpu"), [])
+    beside = {"recipe": recipe.model_dump(mode="json"), "classes": None, "dtype": "torch.float32"}
+    expected = {}
+    saves = (2, EAGER_STEPS + 1, EAGER_STEPS + 3) if waits else (EAGER_STEPS + 3,)
+    for index in range(EAGER_STEPS + 4):
+        if index in saves:
+            updated.clear()
+            expected[index] = copy.deepcopy(step.state.state_dict())
+            assert saver.save(beside, None) == []
+        step([batch(index, mixed=True)], 1e-2)
+        updated.set()
+    assert saver.close() == []
+    for index, state in expected.items():
+        saved = load_checkpoint(step_path(tmp_path, index), torch.device("cpu"))
+        assert all(torch.equal(saved["model"][name], value) for name, value in state["model"].items()) == waits
+        assert all(torch.equal(saved["ema"][name], value) for name, value in state["ema"].items()) == waits
 
 
 @pytest.mark.parametrize(

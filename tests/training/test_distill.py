@@ -43,8 +43,9 @@ def teacher_file(tmp_path: Path, weights: dict[str, torch.Tensor]) -> Path:
     return tmp_path / "teacher.pth"
 
 
-def build_small(section: Model) -> VisionTransformerDistilled:
+def build_small(section: Model, seed: int = 0) -> VisionTransformerDistilled:
     """Stands for build_model: the smallest published distilled model has 5.9 M parameters."""
+    torch.manual_seed(seed)
     return VisionTransformerDistilled(img_size=section.image_size, patch_size=4, embed_dim=32, depth=2, num_heads=2,
                                       num_classes=section.classes)  # fmt: skip
 
@@ -90,6 +91,9 @@ def test_files_it_refuses(
     refuse(tmp_path / "part.pth", f"expected weights of timm's {TEACHER} .*conv_head")
     torch.save([1, 2], tmp_path / "list.pth")
     refuse(tmp_path / "list.pth", f"{named}/list.pth: expected a file of weights")
+    first = next(iter(weights))
+    torch.save({**weights, first: torch.full_like(weights[first], torch.nan)}, tmp_path / "nan.pth")
+    refuse(tmp_path / "nan.pth", f"{named}/nan.pth: has NaN or infinity in {re.escape(first)}, ")
     refuse(teacher_file, "knows 3 classes, expected 4, the student's", "model.num_classes=4")
     refuse(teacher_file, "distill.teacher='regnety_016x': expected a model of timm .did you mean 'regnety_016'",
            "distill.teacher=regnety_016x", kind=RecipeError)  # fmt: skip
@@ -132,8 +136,8 @@ def test_a_run_with_a_teacher_resumes_with_one(
     class Killed(Exception):
         pass
 
-    def kill(checkpoints: Checkpoints, evaluated: bool) -> None:
-        save(checkpoints, evaluated)
+    def kill(checkpoints: Checkpoints) -> None:
+        save(checkpoints)
         raise Killed
 
     save = Checkpoints.save

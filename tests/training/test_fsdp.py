@@ -89,7 +89,7 @@ def advance(step: TrainStep, seed: int) -> tuple[torch.Tensor, dict[str, int]]:
 def save(step: TrainStep, folder: Path) -> None:
     if step.world.is_main:
         saver = Saver(folder, 2, step.state, CPU, kept_steps(folder, 3))
-        assert saver.save({"recipe": step.recipe.model_dump(mode="json"), "classes": []}, None) == []
+        assert saver.save({"recipe": step.recipe.model_dump(mode="json"), "classes": []}) == []
         assert saver.close() == []
     else:
         gather(step.state.state_dict())

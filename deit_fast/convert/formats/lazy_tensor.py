@@ -116,7 +116,8 @@ def lazy_array(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...], fortran: 
 def read_tensors(state: Mapping[Any, Any], size: int) -> dict[str, Tensor]:
     """The tensors of a file of `size` bytes, by name, of any shape [...]; they may be LazyTensor or Tensor.
 
-    Raises BadFileError for anything else among them, for none, and where they are more bytes than twice the file's.
+    Raises BadFileError for anything else among them, for none, where they are more bytes than twice the file's, and for
+    numbers that are not finite.
     """
     tensors, taken = {}, 0
     for name, value in state.items():
@@ -128,4 +129,13 @@ def read_tensors(state: Mapping[Any, Any], size: int) -> dict[str, Tensor]:
             raise BadFileError(f"has more than {taken} bytes of tensors in a file of {size}")
     if not tensors:
         raise BadFileError("has no weights")
+    check_finite(tensors)
     return tensors
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises BadFileError where a tensor [...] has NaN or infinities: of such weights every score is an accident."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
+            wrong, count = tensor.numel() - int(finite.sum()), tensor.numel()
+            raise BadFileError(f"has NaN or infinity in {name[:100]}, {wrong} of {count} numbers: expected finite ones")

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from deit_fast.convert.formats import Container
 from deit_fast.convert.formats.lazy_tensor import BadFileError
 from deit_fast.convert.formats.metadata import parse_json
+from deit_fast.convert.own_format import FORMAT
 from deit_fast.runtime.errors import one_line
 
 _HEADER_LIMIT = 3_000_000  # bytes of safetensors' header: 20,000 tensors, or the names of 21,843 classes
@@ -30,7 +31,7 @@ def _read(path: Path, mapped: mmap.mmap) -> dict[str, Any]:
     recipe, classes = parse_json(metadata["recipe"]), parse_json(metadata.get("classes", "null"))
     if not isinstance(recipe, dict):
         raise BadFileError(f"has a {type(recipe).__name__} as its recipe: expected an object")
-    return {"format": 1, "recipe": recipe, "classes": classes, "model": tensors}
+    return {"format": FORMAT, "recipe": recipe, "classes": classes, "model": tensors}
 
 
 # The length before the brace may be any bytes, also the first ones of another container.

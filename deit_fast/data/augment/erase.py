@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deit_fast.data.augment.philox import Stream, uniform
 from deit_fast.recipe.sections import Augment
+from deit_fast.runtime.philox import Stream, uniform
 
 _TRIES = 10
 _AREA = 0.02, 1 / 3  # of the image's, all boxes together

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deit_fast.data.augment.philox import Stream, generator
 from deit_fast.recipe.sections import Mix
+from deit_fast.runtime.philox import Stream, generator
 
 _NOTHING = (0, 0, 0, 0)
 

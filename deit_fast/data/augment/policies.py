@@ -7,8 +7,8 @@ AutoAugment (arXiv:1805.09501, table 9). `operations/` has the operations themse
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_fast.data.augment.philox import Stream, normal, uniform
 from deit_fast.recipe.sections import Augment
+from deit_fast.runtime.philox import Stream, normal, uniform
 
 RAND_OPERATIONS = (
     "AutoContrast",

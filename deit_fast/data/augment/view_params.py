@@ -10,9 +10,9 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_fast.data.augment.philox import Stream, uniform
 from deit_fast.data.augment.policies import POLICIES, draw_operations
 from deit_fast.recipe.sections import Augment
+from deit_fast.runtime.philox import Stream, uniform
 
 GREYSCALE, SOLARISE, BLUR = range(3)
 BICUBIC, BILINEAR = range(2)

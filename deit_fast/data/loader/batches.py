@@ -18,6 +18,7 @@ from deit_fast.data.loader.substitute import Substitutes
 from deit_fast.data.loader.tuning import HW_DECODER_LOAD
 from deit_fast.data.sources.base import Source
 from deit_fast.recipe.sections import Augment, Data
+from deit_fast.runtime.patience import PATIENCE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ class Batch:
 class _Loader(ABC):
     """What training and evaluation share. One iteration is open at a time: starting another ends the one before."""
 
-    def __init__(self, source: Source, device: torch.device, substitutes: Substitutes | None = None) -> None:
-        self._source, self._device, self._substitutes = source, device, substitutes
+    def __init__(
+        self, source: Source, device: torch.device, patience: float, substitutes: Substitutes | None = None
+    ) -> None:
+        self._source, self._device, self._patience, self._substitutes = source, device, patience, substitutes
         self._producer: Producer | None = None
         self._pipeline: Pipeline | None = None
 
@@ -64,7 +67,7 @@ class _Loader(ABC):
     def __iter__(self) -> Iterator[Batch]:
         self._stop()
         pipeline, self._pipeline = self._pipeline or self._build_pipeline(), None
-        producer = self._producer = Producer(self._source, self._plans(), self._substitutes)
+        producer = self._producer = Producer(self._source, self._plans(), self._substitutes, self._patience)
         try:
             while self._producer is producer:
                 try:
@@ -127,8 +130,10 @@ class TrainLoader(_Loader):
     threads: DALI's CPU threads. hw_decoder_load: share of the images that a GPU's decoding engines get.
     roi_decode: on GPUs decode no more than a view's window, where `roi_probe` has found that sound.
 
-    Iterating raises DataError where nearly no image can be used, RunError where DALI is missing, RuntimeError where it
-    fails. Iterating again starts at start_step again.
+    patience: seconds for which a read is tried again where the storage fails (runtime/patience.py).
+
+    Iterating raises DataError where nearly no image can be used, StorageError where the storage goes on failing,
+    RunError where DALI is missing, RuntimeError where it fails. Iterating again starts at start_step again.
     """
 
     def __init__(
@@ -146,9 +151,10 @@ class TrainLoader(_Loader):
         decode_once: bool = False,
         hw_decoder_load: float = HW_DECODER_LOAD,
         roi_decode: bool = False,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         windows = decodes_windows(augment, decode_once)
-        super().__init__(source, device, Substitutes(len(source), seed, device, windows))
+        super().__init__(source, device, patience, Substitutes(len(source), seed, device, windows))
         self._decode_once, self._hw_decoder_load, self._roi_decode = decode_once, hw_decoder_load, roi_decode
         self._augment, self._image_size, self._samplers, self._seed = augment, image_size, samplers, seed
         self._threads, self._steps = threads, range(start_step, stop_step)
@@ -201,8 +207,9 @@ class EvalLoader(_Loader):
         threads: int,
         rank: int = 0,
         world_size: int = 1,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
-        super().__init__(source, device)
+        super().__init__(source, device, patience)
         self._data, self._image_size, self._size, self._threads = data, image_size, batch, threads
         self._indices = eval_indices(len(source), rank, world_size, batch)
 

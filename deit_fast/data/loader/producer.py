@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from deit_fast.data.augment.erase import EraseParams
 from deit_fast.data.loader.broken import describe_refusal, raise_culprit, without_name
 from deit_fast.data.loader.substitute import Substitutes
-from deit_fast.data.sources.base import Source, check_image
-from deit_fast.runtime.errors import DataError
+from deit_fast.data.sources.base import Source, read_image
+from deit_fast.runtime.errors import DataError, StorageError
 
 _QUEUED = 3  # host batches ready before DALI asks for them
 _READERS = 8  # concurrent reads; they wait for disks more than they compute
@@ -52,13 +52,18 @@ _Loaded = tuple[NDArray[np.uint8], tuple[int, int]] | DataError  # bytes, height
 
 
 class Producer:
-    """Prepares planned batches ahead in a thread of its own. Without substitutes, a bad image is an error."""
+    """Prepares planned batches ahead in a thread of its own. Without substitutes, a bad image is an error.
 
-    def __init__(self, source: Source, plans: Iterator[Plan], substitutes: Substitutes | None = None) -> None:
+    patience: seconds for which a read is tried again where the storage fails; one that goes on failing is an error.
+    """
+
+    def __init__(self, source: Source, plans: Iterator[Plan], substitutes: Substitutes | None, patience: float) -> None:
         self.in_flight: deque[Prepared] = deque()
         """Batches that DALI has and the consumer has not, oldest first."""
         self.error: BaseException | None = None
-        self._source, self._plans, self._substitutes = source, plans, substitutes
+        self._source, self._plans, self._substitutes, self._patience = source, plans, substitutes, patience
+        self._failure: StorageError | None = None
+        self._gave_up = threading.Event()
         self._again: deque[Prepared] = deque()
         self._ended = False
         self._ready: queue.Queue[Prepared | None] = queue.Queue(_QUEUED)
@@ -99,6 +104,7 @@ class Producer:
     def close(self) -> None:
         """Ends the threads, waiting for what they are at; safe to call twice and from any thread."""
         self._stopped.set()
+        self._gave_up.set()
         self._thread.join()
         self._readers.shutdown()
 
@@ -146,11 +152,17 @@ class Producer:
                 attempts[place] += 1
 
     def _load(self, index: int) -> _Loaded:
+        if self._failure is not None:  # of another reader: one minute of waiting is enough
+            raise self._failure
         try:
-            encoded = self._source.read(index)
-            return encoded, check_image(self._source, index, encoded)
+            encoded = read_image(self._source, index, self._patience, self._gave_up.wait)
+            return self._source.prepare(index, encoded)
         except DataError as error:
             return error
+        except StorageError as error:
+            self._failure = error
+            self._gave_up.set()
+            raise
 
     def _refused(self, indices: NDArray[np.int64], inputs: list[Any]) -> dict[int, DataError]:
         """Places whose image DALI refuses, among images that it refused before."""

@@ -6,9 +6,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_fast.data.augment.philox import Stream, generator
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import DataError, RecipeError
+from deit_fast.runtime.philox import Stream, generator
 
 Layout = Literal["spread", "together"]
 _REPEATED_MULTIPLE = 256

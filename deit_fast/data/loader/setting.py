@@ -19,7 +19,7 @@ from deit_fast.data.loader.tuning import (
     read_setting,
     search,
 )
-from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.base import Source, read_image
 from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.world import World
@@ -81,7 +81,7 @@ def _pixels(source: Source) -> float:
     found = []
     for index in np.linspace(0, len(source) - 1, _SIZED).astype(int).tolist():
         try:
-            height, width = source.size(index, source.read(index))
+            height, width = source.size(index, read_image(source, index))
         except DataError:
             continue
         found.append(height * width)

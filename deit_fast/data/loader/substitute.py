@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deit_fast.data.augment.philox import Stream, uniform
 from deit_fast.data.loader.broken import find_refused
 from deit_fast.runtime.errors import DataError
+from deit_fast.runtime.philox import Stream, uniform
 
 _ATTEMPTS = 64  # where half of the images are bad, one sample in 2^64 needs more
 

@@ -7,6 +7,7 @@ any other name is refused. The arrays are then made of the bytes that it kept.
 
 import io
 import pickle
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,14 @@ class Cifar(Source):
         self._names = [f"{folder / file}:{n:05}.ppm" for file, part in zip(files, parts, strict=True)
                        for n in range(len(part[1]))]  # fmt: skip
         self._sizes[:] = _SIDE
+
+    def relative_names(self) -> list[str]:
+        """Numbers: the two versions of a data set have the same N images in the same order."""
+        return [str(index) for index in range(len(self))]
+
+    def fingerprints(self) -> NDArray[np.int64]:
+        """int64 [N, 1], the CRC-32 of each image's pixels."""
+        return np.array([zlib.crc32(each) for each in np.ascontiguousarray(self._pixels)], np.int64)[:, None]
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Image `index` as a PPM file of 32 x 32 px, uint8 [bytes]."""

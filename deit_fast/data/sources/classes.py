@@ -1,11 +1,19 @@
 """The classes of a data set: their names and order, and whether two lists of them are the same."""
 
+import codecs
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from deit_fast.data.sources.base import Source
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import DataError
+from deit_fast.runtime.patience import patiently
+
+_ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_SHOWN = 5
 
 
 def order_classes(names: Iterable[str]) -> list[str]:
@@ -25,14 +33,21 @@ def are_numbers(classes: Sequence[str]) -> bool:
 
 def read_class_names(path: Path) -> list[str]:
     """The K names in a text file, one a line in the order of the labels 0 to K - 1. Raises DataError."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
-    except OSError as error:
-        raise DataError(f"{path}: expected the names of the classes ({error.strerror})") from None
+    lines = read_text(path, "the names of the classes").rstrip().split("\n")
     names = [line.strip() for line in lines]
     if "" in names:
         raise DataError(f"{path}: expected the name of a class in every line, line {names.index('') + 1} is empty")
     return names
+
+
+def read_text(path: Path, expected: str) -> str:
+    """A text file's content, UTF-8 or as its byte order mark says. Raises DataError, naming what was `expected`."""
+    try:
+        data = patiently(path.read_bytes, str(path))
+    except OSError as error:
+        raise DataError(f"{path}: expected {expected} ({error.strerror})") from None
+    encoding = next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), "utf-8")
+    return data.decode(encoding, errors="replace")
 
 
 def check_labels(path: Path, classes: list[str], largest_label: int) -> None:
@@ -65,18 +80,48 @@ def check_classes(source: Source, num_classes: int) -> None:
         )
 
 
-def check_same_classes(source: Source, classes: list[str], expected: str) -> None:
-    """Raises DataError where the source's classes are others; `expected` says whose `classes` are, in words.
+def match_classes(source: Source, classes: list[str], expected: str) -> None:
+    """Gives the source `classes` in their order, and its labels with it; `expected` says whose they are, in words.
 
-    Classes that are only numbered, on either side, are the others' by index.
+    Names that look alike are the same, in whichever form of Unicode a file system keeps them. Classes that are only
+    numbered, on either side, are the others' by index. Raises DataError where the source has other classes.
     """
-    if len(source.classes) != len(classes):
+    ours, theirs = one_form(source.classes), one_form(classes)
+    if ours == theirs:
+        return
+    found = f"{source.uri}: expected {expected}"
+    if are_numbers(ours) or are_numbers(theirs):
+        if len(ours) != len(theirs):
+            raise DataError(f"{found}, {len(theirs)} in number, found {len(ours)}{_hint(source)}")
+        return
+    label_of = {name: label for label, name in enumerate(theirs)}
+    missing, more = sorted(set(theirs) - set(ours)), sorted(set(ours) - set(theirs))
+    if len(ours) == len(theirs) and (missing or more):
+        lacking, other = next(pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1])
+        single = [lacking] == missing and [other] == more
         raise DataError(
-            f"{source.uri}: expected {expected}, {len(classes)} in number, found {len(source.classes)}{_hint(source)}"
+            f"{found}, found {other!r} in the place of {lacking!r}" + ("" if single else _differences(missing, more))
         )
-    if source.classes != classes and not are_numbers(source.classes) and not are_numbers(classes):
-        theirs, found = next(pair for pair in zip(classes, source.classes, strict=True) if pair[0] != pair[1])
-        raise DataError(f"{source.uri}: expected {expected}, found {found!r} in the place of {theirs!r}")
+    if missing or more:
+        raise DataError(f"{found}, {len(theirs)} in number, found {len(ours)}" + _differences(missing, more))
+    if len(label_of) < len(theirs) or len(set(ours)) < len(ours):
+        raise DataError(f"{found} in their order, found another order, and a name that several classes have")
+    source.labels = np.array([label_of[name] for name in ours])[source.labels]
+    source.classes = classes
+
+
+def one_form(names: Sequence[str]) -> list[str]:
+    """The names as precomposed characters (NFC): macOS writes ü as u and a diaeresis, other systems as one."""
+    return [unicodedata.normalize("NFC", name) for name in names]
+
+
+def _differences(missing: list[str], more: list[str]) -> str:
+    told = [f"{word} {_some(names)}" for word, names in (("lacks", missing), ("has besides", more)) if names]
+    return f"; it {' and '.join(told)}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _is_number(name: str) -> bool:

@@ -1,38 +1,64 @@
 """A folder of images for every class."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
-from deit_fast.data.sources.classes import order_classes
-from deit_fast.data.sources.source_format import SourceFormat
-from deit_fast.runtime.errors import DataError
+from deit_fast.data.sources.classes import one_form, order_classes
+from deit_fast.data.sources.flat_folder import find_flat
+from deit_fast.data.sources.folder_walk import Walked, is_image, join_images, walk_images
+from deit_fast.data.sources.hidden import is_hidden
+from deit_fast.data.sources.source_format import Request, SourceFormat
+from deit_fast.data.sources.splits import group_by_split
+from deit_fast.runtime.errors import DataError, printable
 
 
 class ImageFolder(Source):
     """folder/class/**/image.jpg, in torchvision's order: classes by name, then images by folder and name.
 
-    Class folders named 0 to K - 1 are in the order of the numbers.
+    Hidden files and folders are left out, a folder that links lead to again counts once, and one that two classes reach
+    is refused. Class folders named 0 to K - 1 are in the order of the numbers.
     """
 
     def __init__(self, uri: str, folder: Path) -> None:
-        classes = order_classes(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        classes = order_classes(_class_folders(folder))
         if not classes:
             raise DataError(f"{folder}: expected a folder of images for every class, or .tar shards; found neither")
         self._paths: list[str] = []
         counts = []
+        met: dict[tuple[int, int], tuple[str, str]] = {}  # class and path of every folder of the disk
         for name in classes:
-            paths = list_images(os.path.join(folder, name))
+            walked = list(walk_images(os.path.join(folder, name)))
+            _refuse_splits_inside(folder / name, walked)
+            for each in walked:
+                other, path = met.setdefault(each.identity, (name, each.path))
+                if other != name:
+                    raise DataError(
+                        f"{printable(each.path)}: expected images of one class, this folder is reached from class "
+                        f"{printable(other)} too, through a link, as {printable(path)}"
+                    )
+            paths = join_images(walked)
             if not paths:
                 raise DataError(
                     f"{folder / name}: expected images ({', '.join(IMAGE_SUFFIXES)}) in every class folder, none found"
                 )
+            if len(classes) == 1 and not walked[0].images:
+                raise DataError(
+                    f"{folder}: expected a folder of images for every class, found {name}/ alone, which holds folders; "
+                    f"name {folder / name}"
+                )
             self._paths += paths
             counts.append(len(paths))
+        self._starts = np.repeat([len(os.path.join(folder, name, "")) for name in classes], counts)
         super().__init__(uri, classes, np.repeat(np.arange(len(classes)), counts))
+
+    def relative_names(self) -> list[str]:
+        """Paths of the N images in their class folders: one that is moved to another class is a relabelled one."""
+        return [path[start:] for path, start in zip(self._paths, self._starts.tolist(), strict=True)]
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Image `index` as stored, uint8 [bytes]. Raises DataError where its file cannot be read."""
@@ -42,25 +68,39 @@ class ImageFolder(Source):
         return self._paths[index]
 
 
-def list_images(folder: str) -> list[str]:
-    """Paths of the images below a folder, by folder and then by name. Raises OSError where one cannot be read."""
+def _class_folders(folder: Path) -> list[str]:
+    """Names of the folders that are classes. Raises DataError for a link to nothing: its class would be missing."""
+    names = []
+    for entry in os.scandir(folder):
+        if is_hidden(entry.name):
+            continue
+        if entry.is_dir():
+            names.append(entry.name)
+        elif entry.is_symlink() and not entry.is_file() and not is_image(entry.name):
+            raise DataError(f"{printable(entry.path)}: expected a folder of images, found a link to nothing")
+    if len(set(one_form(names))) < len(names):
+        twice = next(name for name, count in Counter(one_form(names)).items() if count > 1)
+        raise DataError(f"{folder}: expected every class once, {twice!r} is there in two forms of Unicode")
+    return names
 
-    def refuse(error: OSError) -> None:
-        raise error
 
-    # os.walk, unlike Path.stat, learns what an entry is from its directory: no call per file.
-    walked = sorted((root, files) for root, _, files in os.walk(folder, onerror=refuse, followlinks=True))
-    return [
-        os.path.join(root, name)
-        for root, files in walked
-        for name in sorted(files)
-        if name.lower().endswith(IMAGE_SUFFIXES)
-    ]
+def _refuse_splits_inside(folder: Path, walked: list[Walked]) -> None:
+    """Raises DataError where a class's folder holds splits: it is a whole data set, or its validation images train."""
+    inside = {os.path.basename(each.path) for each in walked if os.path.dirname(each.path) == str(folder)}
+    splits = group_by_split(inside)
+    if len(splits) > 1:
+        names = " and ".join(f"{name}/" for each in splits.values() for name in each)
+        raise DataError(f"{printable(str(folder))}: expected images of one class, found splits in it, {names}")
 
 
-# Any folder: one that is none of another kind either is refused in the words of this one.
+def _recognises(request: Request) -> bool:
+    """Any folder: one that is none of another kind either is refused in the words of this one."""
+    shards = any(name.endswith(".tar") for name in request.files)
+    return request.path.is_dir() and not shards and find_flat(request) is None
+
+
 SOURCE = SourceFormat(
-    recognises=lambda request: request.path.is_dir() and not any(name.endswith(".tar") for name in request.files),
+    recognises=_recognises,
     open=lambda request: ImageFolder(request.uri, request.path),
     general=True,
 )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from deit_fast.data.sources.base import Source, read_bytes
 from deit_fast.data.sources.source_format import Request, SourceFormat, validation_beside
 from deit_fast.runtime.errors import DataError, one_line
+from deit_fast.runtime.patience import patiently
 
 _ANNOTATIONS = re.compile(r"train(20\d\d)\.json")
 
@@ -85,7 +86,7 @@ def _place_images(folder: Path, names: list[str]) -> list[str]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(patiently(path.read_bytes, str(path)))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected readable annotations ({one_line(error)})") from None
 

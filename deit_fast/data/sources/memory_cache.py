@@ -42,5 +42,11 @@ class CachedSource(Source):
                 self._left -= size
         return data
 
+    def relative_names(self) -> list[str]:
+        return self._source.relative_names()
+
+    def fingerprints(self) -> NDArray[np.int64]:
+        return self._source.fingerprints()
+
     def name(self, index: int) -> str:
         return self._source.name(index)

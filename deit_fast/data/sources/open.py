@@ -5,49 +5,95 @@ Where none does, and the place has a folder of the split, that folder is shown t
 claim a place is an error.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.shard_names import Split
-from deit_fast.data.sources.source_format import OpenShards, Request, SourceFormat, validation_beside
+from deit_fast.data.sources.source_format import (
+    OpenShards,
+    Request,
+    SourceFormat,
+    find_split_folders,
+    validation_beside,
+)
+from deit_fast.data.sources.splits import Split, refuse_split_like, take_split
 from deit_fast.data.sources.tar_shards import TarShards
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import DataError
+from deit_fast.runtime.patience import patiently
 
 
 def open_source(
-    uri: str, split: Split | None = None, category: str = "name", open_shards: OpenShards = TarShards
+    uri: str,
+    split: Split | None = None,
+    category: str = "name",
+    open_shards: OpenShards = TarShards,
+    labels: str | Path | None = None,
 ) -> Source:
     """Open labelled images; nothing but directories, shard indexes, labels and annotations is read (and CIFAR, whole).
 
     uri: a folder of class folders, a folder of .tar shards, one .tar, a brace range (train-{0000..0009}.tar) or a glob
-    of them, or the folder of iNaturalist 2018 or 2019, or of CIFAR-10 or CIFAR-100, as downloaded. `split` takes train/
-    or val/ of a folder that has both, train-*.tar or val-*.tar of a folder of shards, and the training or validation
-    images of the rest. In an object store (s3://, gs://, file://) it has to be shards. `category` is the level of
-    iNaturalist's taxonomy. `open_shards` takes the shards found. Raises DataError.
+    of them, or the folder of iNaturalist 2018 or 2019, or of CIFAR-10 or CIFAR-100, as downloaded. In an object store
+    (s3://, gs://, file://) it has to be shards. `split` takes the folder (train/, val/, ...) or the shards
+    (train-*.tar, val-*.tar, ...) that are named so, and the training or validation images of a data set as downloaded;
+    a place that has other splits alone is refused. `category` is the level of iNaturalist's taxonomy. `open_shards`
+    takes the shards found. `labels` is the file of labels of a folder of images without class folders; without it,
+    one of the names that are in use is looked for (label_files.py). Raises DataError, and StorageError where the
+    storage goes on failing.
     """
-    asked = Request(uri, Path(uri).expanduser(), split, category, open_shards)
-    if asked.path.is_dir():
-        try:
-            source, form = _open(asked)
-        except OSError as error:
-            raise DataError(f"{error.filename}: expected a readable folder ({error.strerror})") from None
-    else:
-        source, form = _open(asked)
+    asked = Request(uri, Path(uri).expanduser(), split, category, open_shards, Path(labels) if labels else None)
+    with _readable(uri):
+        source, form = patiently(lambda: _open(asked), uri)
     if category != "name" and not form.has_taxonomy:
         raise DataError(f"data.category={category!r}: expected iNaturalist's annotations, {uri} has none")
+    if labels is not None and not form.takes_labels:
+        raise DataError(
+            f"--labels {labels}: expected a folder of images without class folders, {uri} has its own labels"
+        )
     return source
 
 
 def find_validation(uri: str) -> str | None:
-    """The validation split beside the training split that `uri` names or holds: val/ or val-*.tar, else None.
+    """The validation split beside the training split that `uri` names or holds: a folder or a glob of shards.
 
-    The folder of a data set as downloaded holds its own.
+    None where there is none. Folders are val/, valid/, validation/, eval/ and evaluation/; shards have such a word in
+    their names. The folder of a data set as downloaded holds its own. Raises DataError where there are several.
     """
     path = Path(uri).expanduser()
-    request = Request(uri, path, "train", "name", TarShards).at(path, "train")
-    form = _recognise(request, general=False)
-    return form.find_validation(request) if form else validation_beside(request)
+
+    def find() -> str | None:
+        request = Request(uri, path, "train", "name", TarShards).at(path, "train")
+        form = _recognise(request, general=False)
+        return form.find_validation(request) if form else validation_beside(request)
+
+    with _readable(uri):
+        return patiently(find, uri)
+
+
+class _Open(Protocol):
+    def __call__(self, uri: str, split: Split, *, labels: str | Path | None) -> Source: ...
+
+
+def open_splits(uri: str, labels: str | Path | None, open_one: _Open = open_source) -> dict[Split, Source]:
+    """The training images of a data set and, where they are found, its validation images.
+
+    labels: as in `open_source`; of the validation images, or where there are none, of all. Raises DataError.
+    """
+    val = find_validation(uri)
+    sources: dict[Split, Source] = {"train": open_one(uri, "train", labels=labels if val is None else None)}
+    if val is not None:
+        sources["val"] = open_one(val, "val", labels=labels)
+    return sources
+
+
+@contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or uri}: expected a readable folder ({error.strerror or error})") from None
 
 
 def _open(asked: Request) -> tuple[Source, SourceFormat]:
@@ -57,7 +103,10 @@ def _open(asked: Request) -> tuple[Source, SourceFormat]:
         request = _enter_split(request)
         form = _recognise(request, general=False) or _recognise(request, general=True)
     if form is not None:
-        return form.open(request), form
+        source = form.open(request)
+        if source.place == source.uri and (request.files or request.folders):
+            source.place = str(request.path)
+        return source, form
     if request.path.is_file():
         raise DataError(
             f"{request.uri}: expected a folder of images or .tar shards, found a file named *{request.path.suffix}"
@@ -66,15 +115,11 @@ def _open(asked: Request) -> tuple[Source, SourceFormat]:
 
 
 def _enter_split(request: Request) -> Request:
-    """The request at the folder of its split, where there is one. Raises DataError where none of two was asked for."""
-    split, folder = request.split, request.path
-    if {"train", "val"} <= request.folders and split is None:
-        raise DataError(
-            f"{request.uri}: expected one split, found train/ and val/; name {folder / 'train'} or {folder / 'val'}"
-        )
-    lone = request.folders == {"train"} and split == "train"
-    if split is not None and (lone or {"train", "val"} <= request.folders):
-        return request.at(folder / split, None)
+    """The request at the folder of its split, where the place has splits. Raises DataError where it lacks this one."""
+    found = find_split_folders(request)
+    if found:
+        return request.at(request.path / take_split(request.uri, found, request.split), None)
+    refuse_split_like(request.uri, request.folders, request.holds_images)
     return request
 
 

@@ -9,16 +9,23 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from deit_fast.data.sources.shard_names import (
+from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.folder_walk import is_image
+from deit_fast.data.sources.hidden import is_hidden
+from deit_fast.data.sources.shard_names import choose_shards, refuse_gaps, refuse_missing
+from deit_fast.data.sources.source_format import Request, SourceFormat
+from deit_fast.data.sources.splits import (
     Split,
-    choose_shards,
-    expand_braces,
-    has_braces,
-    refuse_gaps,
-    refuse_missing,
+    group_by_split,
+    refuse_mixed,
+    shard_glob,
+    split_folders,
+    split_of,
+    split_of_shard,
+    take_split,
 )
-from deit_fast.data.sources.source_format import SourceFormat
-from deit_fast.runtime.errors import DataError, RunError
+from deit_fast.runtime.braces import expand_braces, has_braces
+from deit_fast.runtime.errors import DataError, RunError, StorageError
 from deit_fast.runtime.files import atomic_path, exclusive
 from deit_fast.runtime.object_store import Object, fetch, fetch_all, is_remote, list_objects
 
@@ -29,27 +36,40 @@ def fetch_shards(uri: str, split: Split | None) -> list[Path]:
     One that changed in the store is fetched anew. Raises DataError, one line.
     """
     with _data_errors():
-        shards, classes = _choose(uri, split)
-        paths = fetch_all(shards, uri)
-        _place_classes(classes, paths[0].with_name("classes.txt"))
+        return _fetch(uri, *_choose(uri, split))
+
+
+def _fetch(uri: str, shards: list[Object], classes: Object | None) -> list[Path]:
+    paths = fetch_all(shards, uri)
+    _place_classes(classes, paths[0].with_name("classes.txt"))
     return paths
 
 
 def find_remote_validation(uri: str) -> str | None:
-    """The validation split beside the training split that `uri` names or holds: val/ or val-*.tar, else None."""
+    """The validation split beside the training split that `uri` names or holds: a folder or a glob of names, else None.
+
+    Raises DataError where there are several.
+    """
     with _data_errors():
         folder, _, name = uri.rstrip("/").rpartition("/")
-        if not (name == "train" or name.startswith("train-")):
-            folder = uri.rstrip("/")
+        beside = "train" in (split_of(name), split_of_shard(name))
+        if not beside:
             if name.endswith(".tar"):
                 return None
-            inside, _ = list_objects(folder)
-            if ("train" in inside) != ("val" in inside):
-                return None
+            folder = uri.rstrip("/")
         inside, objects = list_objects(folder)
-    if "val" in inside:
-        return f"{folder}/val"
-    return f"{folder}/val-*.tar" if any(fnmatchcase(each.name, "val-*.tar") for each in objects) else None
+        found = group_by_split(inside) if beside else _split_folders(folder, inside)
+        if "val" in found:
+            return f"{folder}/{take_split(folder, found, 'val')}"
+        pattern = None if found else shard_glob([each.name for each in objects], "val")
+        return None if pattern is None else f"{folder}/{pattern}".rstrip("/")
+
+
+def _split_folders(folder: str, inside: set[str]) -> dict[str, list[str]]:
+    def holds_images(name: str) -> bool:
+        return any(is_image(each.name) for each in list_objects(f"{folder}/{name}")[1])
+
+    return split_folders(folder, (name for name in inside if not is_hidden(name)), holds_images)
 
 
 def _choose(uri: str, split: Split | None) -> tuple[list[Object], Object | None]:
@@ -67,16 +87,15 @@ def _choose(uri: str, split: Split | None) -> tuple[list[Object], Object | None]
         if not shards:
             raise DataError(f"{uri}: expected .tar shards, found no such object")
         if len(shards) > 1:
+            refuse_mixed(uri, [each.name for each in shards])
             refuse_gaps([Path(each.uri) for each in shards])
         return shards, _classes_of(listed)
     folder = uri.rstrip("/")
     inside, listed = list_objects(folder)
-    if {"train", "val"} <= inside and split is None:
-        raise DataError(f"{uri}: expected one split, found train/ and val/; name {folder}/train or {folder}/val")
-    if split is not None and ({"train", "val"} <= inside or (inside == {"train"} and split == "train")):
-        folder, split = f"{folder}/{split}", None
+    if splits := _split_folders(folder, inside):
+        folder, split = f"{folder}/{take_split(folder, splits, split)}", None
         listed = _list(folder)
-    shards = [each for each in listed if each.name.endswith(".tar")]
+    shards = [each for each in listed if each.name.endswith(".tar") and not is_hidden(each.name)]
     if not shards:
         raise DataError(f"{uri}: expected .tar shards (deit-fast data shard makes them), found none in {folder}")
     chosen = {path.name for path in choose_shards(uri, [Path(each.name) for each in shards], split)}
@@ -107,12 +126,23 @@ def _place_classes(classes: Object | None, path: Path) -> None:
 def _data_errors() -> Iterator[None]:
     try:
         yield
+    except StorageError:  # whatever the store has, it does not answer
+        raise
     except RunError as error:
         raise DataError(str(error)) from None
 
 
+def _open(request: Request) -> Source:
+    with _data_errors():
+        shards, classes = _choose(request.uri, request.split)
+        source = request.open_shards(request.uri, _fetch(request.uri, shards, classes))
+    if not request.uri.endswith(".tar"):
+        source.place = shards[0].uri.rpartition("/")[0]
+    return source
+
+
 SOURCE = SourceFormat(
     recognises=lambda request: is_remote(request.uri),
-    open=lambda request: request.open_shards(request.uri, fetch_shards(request.uri, request.split)),
+    open=_open,
     find_validation=lambda request: find_remote_validation(request.uri),
 )

@@ -5,15 +5,17 @@ it is named and counted like any other that cannot be used.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_fast.data.sources.list_shards import Listing, list_samples
-from deit_fast.data.sources.tar_shards import MAX_CLASSES, OPENING_THREADS, Shard, TarShards, indexed_names, open_shard
+from deit_fast.data.sources.list_shards import Listing, label_samples, list_samples, without_folders
+from deit_fast.data.sources.samples import MAX_CLASSES
+from deit_fast.data.sources.shard_index import Shard, indexed_names, open_shard
+from deit_fast.data.sources.tar_shards import OPENING_THREADS, TarShards
 from deit_fast.runtime.errors import DataError, printable
 from deit_fast.runtime.progress import progress
 
@@ -50,9 +52,12 @@ class SalvagedShards(TarShards):
             for number, reason in self.damaged.items()
         ]
 
-    def _open(self, shards: Sequence[Path]) -> list[Shard]:
+    def _open(self, shards: Sequence[Path], label_of: Mapping[str, int]) -> list[Shard]:
         with ThreadPoolExecutor(OPENING_THREADS) as pool:
-            found = list(progress(pool.map(_open_or_list, shards), len(shards), "open shards"))
+            opening = pool.map(lambda shard: _open_or_list(shard, label_of), shards)
+            found = list(progress(opening, len(shards), "open shards"))
+        if any(isinstance(each, Shard) and not each.folders for each in found):
+            found = [without_folders(each) if isinstance(each, Listing) else each for each in found]
         counts = [len(each.members if isinstance(each, Shard) else each.samples) for each in found]
         if not any(counts):
             first = next(each for each in found if isinstance(each, Listing))
@@ -67,12 +72,12 @@ class SalvagedShards(TarShards):
         return opened
 
 
-def _open_or_list(shard: Path) -> Shard | Listing:
+def _open_or_list(shard: Path, label_of: Mapping[str, int]) -> Shard | Listing:
     try:
-        return open_shard(shard)
+        return open_shard(shard, label_of)
     except ValueError as error:
         if shard.is_file() and os.access(shard, os.R_OK):
-            listing = list_samples(shard, MAX_CLASSES)
+            listing = list_samples(shard, MAX_CLASSES, label_of)
             if listing.faults:
                 return listing
             if not listing.samples:
@@ -88,5 +93,7 @@ def _fill(listing: Listing, names: list[str], largest: int) -> Shard:
         names = [*samples, *(f"lost {number}" for number in range(1, lost + 1))]
     found = [samples.get(name) for name in names]
     places = [(sample.offset, sample.size) if sample else (_LOST, 0) for sample in found]
-    labels = [sample.label if sample else 0 for sample in found]
-    return Shard(names, np.array(places, np.int64), np.array(labels, np.int64))
+    known, folders = label_samples(listing.samples)
+    labels = dict(zip(samples, known.tolist(), strict=True))
+    numbers = [labels.get(name, 0) for name in names]
+    return Shard(names, np.array(places, np.int64), np.array(numbers, np.int64), folders)

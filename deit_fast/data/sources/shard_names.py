@@ -1,33 +1,13 @@
-"""Which shards a data set is made of: ranges in braces, splits by name, and none missing in between."""
+"""Which shards a data set is made of: those of a split, and none missing in between."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
+from deit_fast.data.sources.splits import Split, take_shards
 from deit_fast.runtime.errors import DataError
 
-Split = Literal["train", "val"]
-
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SHARD_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\.tar)")
-
-
-def has_braces(uri: str) -> bool:
-    """Whether the URI has a range such as {0000..0009}."""
-    return _BRACES.search(uri) is not None
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """The names that a pattern with ranges such as {0000..0009} stands for, in order. Raises DataError."""
-    names = [pattern]
-    while match := _BRACES.search(names[0]):
-        first, last = match.groups()
-        if int(first) > int(last):
-            raise DataError(f"{pattern}: expected a range that counts up, got {match[0]}")
-        numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-        names = [_BRACES.sub(number, name, count=1) for name in names for number in numbers]
-    return names
 
 
 def refuse_missing(uri: str, names: Sequence[str], missing: Sequence[str]) -> None:
@@ -37,16 +17,9 @@ def refuse_missing(uri: str, names: Sequence[str], missing: Sequence[str]) -> No
 
 
 def choose_shards(uri: str, shards: list[Path], split: Split | None) -> list[Path]:
-    """Those of a folder's shards that are of the split, where their names say so. Raises DataError."""
-    if split is not None:
-        chosen = [shard for shard in shards if shard.name.startswith(f"{split}-")]
-        if not chosen:
-            raise DataError(f"{uri}: expected {split}-*.tar, found {len(shards)} other shards, {shards[0].name} first")
-        shards = chosen
-    elif len({shard.name.partition("-")[0] for shard in shards} & {"train", "val"}) == 2:
-        raise DataError(
-            f"{uri}: expected one split, found train-*.tar and val-*.tar; name {uri.rstrip('/')}/train-*.tar"
-        )
+    """Those of a folder's shards that are of the split, where their names say splits. Raises DataError."""
+    chosen = set(take_shards(uri, [shard.name for shard in shards], split))
+    shards = [shard for shard in shards if shard.name in chosen]
     refuse_gaps(shards)
     return shards
 

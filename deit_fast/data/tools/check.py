@@ -6,16 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from deit_fast.data.loader.broken import describe_refusal, find_refused, without_name
-from deit_fast.data.sources.base import Source, check_image, image_format
+from deit_fast.data.sources.base import Source, image_format, read_image
 from deit_fast.data.sources.list_shards import ListedShards
 from deit_fast.data.sources.open import open_source
-from deit_fast.data.sources.shard_names import Split
+from deit_fast.data.sources.splits import Split
 from deit_fast.runtime.errors import DataError, printable
 from deit_fast.runtime.progress import progress
 
@@ -53,43 +54,51 @@ class Checked:
 _SIDES = ("height", "width")
 
 
-def open_to_check(uri: str, split: Split) -> Source:
+def open_to_check(uri: str, split: Split, labels: str | Path | None = None) -> Source:
     """As open_source, but shards that it refuses are opened as far as they go, with what is wrong in their `faults`."""
-    return open_source(uri, split, open_shards=ListedShards)
+    return open_source(uri, split, open_shards=ListedShards, labels=labels)
 
 
 def check_source(source: Source, threads: int) -> Checked:
     """Reads every image and decodes it on the CPU, whole, as DALI does it in training and evaluation.
 
-    threads: readers, and DALI's CPU threads. Raises RunError where DALI is missing.
+    threads: readers, and DALI's CPU threads. Raises RunError where DALI is missing, StorageError where the storage goes
+    on failing: that says nothing about the images.
     """
     bad = list(source.faults) if isinstance(source, ListedShards) else []
     formats: Counter[str] = Counter()
     sizes, size = [], 0
-    for index, encoded, found in progress(_decode_all(source, threads), len(source), f"check {source.uri}"):
-        size += len(encoded)
-        formats[image_format(encoded) or "unknown"] += 1
-        if isinstance(found, DataError):
-            bad.append((printable(source.name(index)), without_name(source, index, found)))
+    for image in progress(_decode_all(source, threads), len(source), f"check {source.uri}"):
+        size += len(image.stored)
+        formats[image_format(image.stored) or "unknown"] += 1
+        if isinstance(image.size, DataError):
+            bad.append((printable(source.name(image.number)), without_name(source, image.number, image.size)))
         else:
-            sizes.append(found)
+            sizes.append(image.size)
     shapes = np.array(sizes, np.int32).reshape(-1, 2)
     return Checked(len(source), len(source.classes), size, dict(formats), shapes, bad)
 
 
-_Loaded = tuple[int, NDArray[np.uint8], tuple[int, int] | DataError]  # index, bytes, height and width
+class _Loaded(NamedTuple):
+    number: int
+    stored: NDArray[np.uint8]
+    """The file, uint8 [bytes]."""
+    encoded: NDArray[np.uint8]
+    """As DALI gets it: the file, but for kinds that DALI gets wrong."""
+    size: tuple[int, int] | DataError
+    """Height and width, or why the image cannot be used."""
 
 
 def _decode_all(source: Source, threads: int) -> Iterator[_Loaded]:
     """All images in order, with a DataError in the place of the size of those that cannot be used."""
 
     def load(index: int) -> _Loaded:
-        encoded = np.empty(0, np.uint8)
+        stored = np.empty(0, np.uint8)
         try:
-            encoded = source.read(index)
-            return index, encoded, check_image(source, index, encoded)
+            stored = read_image(source, index)
+            return _Loaded(index, stored, *source.prepare(index, stored))
         except DataError as error:
-            return index, encoded, error
+            return _Loaded(index, stored, stored, error)
 
     chunks = [range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
     with ThreadPoolExecutor(threads) as pool:
@@ -100,16 +109,17 @@ def _decode_all(source: Source, threads: int) -> Iterator[_Loaded]:
 
 
 def _decode(source: Source, loaded: list[_Loaded], threads: int) -> Iterator[_Loaded]:
-    pixels = np.cumsum([0 if isinstance(found, DataError) else found[0] * found[1] for _, _, found in loaded])
+    pixels = np.cumsum([0 if isinstance(image.size, DataError) else image.size[0] * image.size[1] for image in loaded])
     edges = np.flatnonzero(np.diff(pixels // _DECODED_PIXELS, prepend=-1, append=-1))
     for start, stop in pairwise(edges.tolist()):
         part = loaded[start:stop]
-        sound = [place for place, (_, _, found) in enumerate(part) if not isinstance(found, DataError)]
-        refused = {sound[each] for each in find_refused([part[place][1] for place in sound], None, _CPU, threads)}
-        for place, (index, encoded, found) in enumerate(part):
+        sound = [place for place, image in enumerate(part) if not isinstance(image.size, DataError)]
+        refused = {sound[each] for each in find_refused([part[place].encoded for place in sound], None, _CPU, threads)}
+        for place, image in enumerate(part):
             if place in refused:
-                found = DataError(describe_refusal(source, index, encoded))
-            yield index, encoded, found
+                refusal = DataError(describe_refusal(source, image.number, image.stored))
+                image = image._replace(size=refusal)
+            yield image
 
 
 def write_bad(path: Path, bad: list[tuple[str, str]]) -> None:

@@ -11,7 +11,7 @@ from deit_fast.data.augment.erase import EraseParams, draw_erasing, erase
 from deit_fast.data.augment.view_params import draw_views, eval_geometry
 from deit_fast.data.loader.broken import raise_culprit
 from deit_fast.data.loader.pipeline import eval_pipeline, train_inputs, train_pipeline
-from deit_fast.data.sources.base import Source, check_image
+from deit_fast.data.sources.base import Source, read_image
 from deit_fast.recipe.schema import Recipe
 
 _GAP = 4  # white pixels between the pictures
@@ -26,8 +26,9 @@ def preview_grid(recipe: Recipe, source: Source, count: int = 8, views: int = 6)
     """
     size = recipe.model.image_size
     indices = np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64))
-    encoded = [source.read(index) for index in indices.tolist()]
-    sizes = np.array([check_image(source, *image) for image in zip(indices.tolist(), encoded, strict=True)], np.int32)
+    stored = [read_image(source, index) for index in indices.tolist()]
+    prepared = [source.prepare(*image) for image in zip(indices.tolist(), stored, strict=True)]
+    encoded, sizes = [each[0] for each in prepared], np.array([each[1] for each in prepared], np.int32)
     plain = [encoded, eval_geometry(sizes, size, recipe.data.eval_crop_ratio)]
     originals = eval_pipeline(size, lambda: plain, len(indices), _CPU, 2, recipe.data.eval_interpolation)
     repeated, numbers = np.repeat(indices, views), np.tile(np.arange(views), len(indices))

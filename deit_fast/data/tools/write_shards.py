@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deit_fast.data.augment.view_params import draw_views
-from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.shard_names import Split
-from deit_fast.data.sources.tar_shards import open_shard
+from deit_fast.data.sources.base import Source, check_image, open_image, read_image
+from deit_fast.data.sources.pixels import as_rgb
+from deit_fast.data.sources.shard_index import open_shard
+from deit_fast.data.sources.splits import Split
 from deit_fast.recipe.sections import Augment
 from deit_fast.runtime.errors import DataError, one_line
 from deit_fast.runtime.files import atomic_path, write_json
@@ -87,7 +88,7 @@ def enlarged_share(sizes: NDArray[np.int32], seed: int = 0) -> float:
 def describe_effect(source: Source, size: int) -> str:
     """What storing images at `size`, px, does to augmentation, in words, from a sample of the source's sizes."""
     chosen = np.linspace(0, len(source) - 1, min(len(source), _SAMPLED_SIZES)).astype(int)
-    before = np.array([source.size(index, source.read(index)) for index in chosen.tolist()], np.int32)
+    before = np.array([source.size(index, read_image(source, index)) for index in chosen.tolist()], np.int32)
     shorter = before.min(axis=1, keepdims=True)
     after = np.where(shorter > size, before * size // shorter, before).astype(np.int32)
     return (
@@ -122,14 +123,14 @@ def _write_shard(path: Path, indices: NDArray[np.int64], size: int | None) -> in
 
 def _encoded(index: int, size: int | None) -> tuple[bytes, str, bool]:
     """Bytes and suffix of an image as it is stored, and whether it was resized."""
-    data = _source.read(index)
-    height, width = _source.size(index, data)
+    data = read_image(_source, index)
+    height, width = check_image(_source, index, data)
     if size is None or min(height, width) <= size:
         return data.tobytes(), Path(_source.name(index)).suffix.lower(), False
     scale = size / min(height, width)
     try:
-        with Image.open(io.BytesIO(data.data)) as image:
-            small = image.convert("RGB").resize(
+        with open_image(data) as image:
+            small = as_rgb(image).resize(
                 (max(size, int(width * scale)), max(size, int(height * scale))), Image.Resampling.BICUBIC
             )
     except Exception as error:  # PIL's decoders raise what they like

@@ -12,10 +12,12 @@ from inspect import signature
 from types import FunctionType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from deit_fast.data.sources.base import Source
+from deit_fast.infer.ranking import are_finite, rank_classes
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import RunError, suggest
 
@@ -36,15 +38,25 @@ class Predicted:
     """uint8 [b, 3, S, S], on the device: as the model got them, before normalisation."""
 
     @cached_property
+    def finite(self) -> Tensor:
+        """Whether all of an image's logits are finite: bool [b]."""
+        return are_finite(self.logits)
+
+    @cached_property
     def top5(self) -> Tensor:
-        """The classes of the five largest logits, the largest first: int64 [b, 5], or [b, K] where K is less."""
-        return self.logits.topk(min(5, self.logits.shape[1]), dim=1).indices
+        """The classes of the first five places (infer/ranking.py): int64 [b, 5], or [b, K] where K is less.
+
+        -1, which is no label, where not all of an image's logits are finite.
+        """
+        return torch.where(self.finite[:, None], rank_classes(self.logits, 5), -1)
 
     @cached_property
     def most_likely(self) -> tuple[Tensor, Tensor]:
-        """Confidences fp32 [b], in [0, 1], and classes int64 [b]: the softmax's largest value and its place."""
-        confidences, classes = self.logits.softmax(dim=1).max(dim=1)
-        return confidences, classes
+        """Confidences fp32 [b], in [0, 1], and classes int64 [b]: the softmax's largest value, and the first place.
+
+        0 and -1 where not all of an image's logits are finite.
+        """
+        return torch.where(self.finite, self.logits.softmax(dim=1).amax(dim=1), 0), self.top5[:, 0]
 
 
 @dataclass(frozen=True)

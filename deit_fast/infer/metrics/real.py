@@ -29,8 +29,8 @@ def build_metric(file: str, source: Source) -> Metric:
     def count_hits(seen: Predicted) -> Tensor:
         """[2]: images whose prediction is among their labels, and images that have labels."""
         rows = to_device(labels[seen.indices], seen.logits.device)
-        predictions = seen.most_likely[1]
-        return torch.stack([(rows == predictions[:, None]).any(dim=1).sum(), (rows[:, 0] >= 0).sum()])
+        hits = (rows == seen.most_likely[1][:, None]) & seen.finite[:, None]  # rows are filled up with -1
+        return torch.stack([hits.any(dim=1).sum(), (rows[:, 0] >= 0).sum()])
 
     def accuracy(totals: Totals, images: int) -> dict[str, float]:
         hits, labelled = totals.astype(int).tolist()

@@ -22,6 +22,8 @@ class Data(Section):
     together: next to each other, in one process, which then decodes the image once."""
     category: Literal["name", "kingdom", "phylum", "class", "order", "supercategory", "family", "genus"] = "name"
     """iNaturalist: the level of its taxonomy that is the class; name is the species."""
+    may_change: bool = False
+    """Go on from a checkpoint, at its step, although images were added, removed, relabelled or stored anew since."""
     max_bad: Fraction = 0.001
     """Training goes on without images that cannot be read or decoded, up to this share of the data set."""
     eval_crop_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0

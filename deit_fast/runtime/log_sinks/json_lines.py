@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deit_fast.runtime.files import atomic_path, finite
+from deit_fast.runtime.files import atomic_path, json_text
 from deit_fast.runtime.log_sinks import LogSink, Sink
 
 Record = dict[str, Any]
@@ -30,11 +30,11 @@ class JsonLines(Sink):
         path = folder / "metrics.jsonl"
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         with atomic_path(path) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            temporary.write_text("".join(json_text(record, None) + "\n" for record in kept), encoding="utf-8")
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open for the whole run)
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step, **finite(dict(values))}) + "\n")
+        self._file.write(json_text({"kind": kind, "step": step, **values}, None) + "\n")
 
     def close(self) -> None:
         self._file.close()

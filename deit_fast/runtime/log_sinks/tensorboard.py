@@ -1,5 +1,7 @@
 """tensorboard/: a curve for each figure, and the pictures."""
 
+import functools
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +15,7 @@ class TensorBoard(Sink):
     """A TensorBoard event file in the run folder; steps after `step` are purged."""
 
     def __init__(self, folder: Path, step: int) -> None:
+        _quiet_writer()
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
@@ -25,6 +28,18 @@ class TensorBoard(Sink):
 
     def close(self) -> None:
         self._board.close()
+
+
+@functools.cache
+def _quiet_writer() -> None:
+    """TensorBoard's own thread ends without a traceback where the disk is full: the next `record` raises its error."""
+    others = threading.excepthook
+
+    def hook(ended: threading.ExceptHookArgs) -> None:
+        if not (isinstance(ended.exc_value, OSError) and type(ended.thread).__module__.startswith("tensorboard.")):
+            others(ended)
+
+    threading.excepthook = hook
 
 
 LOG_SINK = LogSink(TensorBoard, always=True)

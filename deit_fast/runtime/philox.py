@@ -28,6 +28,7 @@ class Stream(IntEnum):
     INTERPOLATION = 7
     ERASE = 8
     SUBSTITUTE = 9
+    WEIGHTS = 10
 
 
 def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare, ks_2samp
 
-from deit_fast.data.augment.philox import Stream, generator, normal, philox4x32, uniform
+from deit_fast.runtime.philox import Stream, generator, normal, philox4x32, uniform
 from tests.oracles.philox import philox4x32 as slow_philox
 
 # Random123's kat_vectors, "philox4x32 10".

@@ -1,0 +1,136 @@
+"""What a run folder holds before a run starts there: nothing of an earlier run is removed, and nothing else is touched.
+
+A run that starts over moves the earlier one to OUT/earlier-1, the next to OUT/earlier-2. Each of its files and folders
+is renamed into OUT/.earlier-1.part, and that into OUT/earlier-1: a start that finds such a folder goes on with the
+moving, which a crash cut short. In an object store nothing is moved, since a store has no renames, only copies: the new
+run gets a prefix of its own, URI/later-1, and the newest of them is the run that --out URI names.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from deit_fast.checkpoint.resume import step_of
+from deit_fast.runtime.errors import RunError, printable
+from deit_fast.runtime.files import sync_folder
+from deit_fast.runtime.object_store import list_objects, read_object
+
+# What a run, its evaluations and its log sinks write.
+_OWN = ("recipe.json", "result.json", "metrics.*", "tensorboard", "checkpoints", "curves.png", "samples.png", "profile",
+        "bad_files.txt", "nonfinite.txt", "hang-*.txt", "evaluation.json", "report")  # fmt: skip
+_PART = ".earlier-*.part"  # an earlier run that is being moved
+# What may stand beside a run and stays where it is: shells' and schedulers' logs, locks, what file systems keep there.
+_BESIDE = (".lock", ".stored", ".pull.lock", ".writable", ".*.tmp", "earlier-*", _PART, "later-*", "*.log",
+           "*.out", "*.err", ".torchx*", ".nfs*", ".fuse_hidden*", ".snapshot", "lost+found", ".DS_Store",
+           ".git*")  # fmt: skip
+_SEALS = re.compile(r"(step-\d+|last|best)\.sha256")
+
+
+def check_own(folder: Path, over: bool) -> None:
+    """Raises RunError, which names one of them, where `folder` holds other things than a run.
+
+    over: whether a run starts over there. One that goes on leaves alone what a user put beside it.
+    """
+    if not folder.exists():
+        return
+    try:
+        names = sorted(os.listdir(folder))
+        sealed = os.listdir(folder / "checkpoints") if (folder / "checkpoints").is_dir() else []
+        recipe = (folder / "recipe.json").read_bytes() if (folder / "recipe.json").is_file() else b""
+    except OSError as error:
+        raise RunError(f"{folder}: expected a folder that can be read ({error.strerror})") from None
+    _refuse_foreign(str(folder), names, sealed, recipe, over)
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Moves the run in `folder` to its next earlier-N and returns that; None where there is no run.
+
+    The caller holds the folder's lock. Raises RunError where something cannot be moved; nothing is lost then, and the
+    next call goes on.
+    """
+    names = [name for name in sorted(os.listdir(folder)) if _matches(name, _OWN)]
+    part = next(iter(sorted(folder.glob(_PART))), None)
+    if part is None and not names:
+        return None
+    try:
+        if part is None:
+            numbers = [int(found[1]) for name in os.listdir(folder) if (found := re.fullmatch(r"earlier-(\d+)", name))]
+            part = folder / f".earlier-{max(numbers, default=0) + 1}.part"
+            part.mkdir()
+        for name in names:
+            _move(folder / name, part / name)
+        sync_folder(part)
+        whole = folder / part.name[1:].removesuffix(".part")
+        part.rename(whole)
+        sync_folder(folder)
+    except OSError as error:
+        place = printable(error.filename or str(folder))
+        raise RunError(f"{place}: cannot be moved to {part} ({error.strerror}); mend that and run again") from None
+    return whole
+
+
+def finish_setting_aside(folder: Path) -> Path | None:
+    """`set_aside`, where a crash cut one short; None where none was."""
+    return set_aside(folder) if any(folder.glob(_PART)) else None
+
+
+def find_run(uri: str, resume: str) -> tuple[str, str]:
+    """Where in its store the run of --out `uri` is, or begins, and the earlier one it leaves there; "" for none.
+
+    resume: "auto", "never", or a checkpoint to go on from; one that is not the newest of this run begins another.
+    Raises RunError where the store cannot be asked, or holds other things than a run.
+    """
+    folders, objects = list_objects(uri)
+    names = sorted(folders | {each.name for each in objects})
+    sealed = [each.name for each in list_objects(f"{uri}/checkpoints")[1]]
+    recipe = read_object(f"{uri}/recipe.json") if "recipe.json" in names else b""
+    over = resume == "never"
+    later = [int(found[1]) for name in folders if (found := re.fullmatch(r"later-(\d+)", name))]
+    _refuse_foreign(uri, names, sealed, recipe, over and not later)
+    newest = f"{uri}/later-{max(later)}" if later else uri
+    if resume not in ("auto", "never"):
+        steps = [step_of(Path(each.name)) for each in list_objects(f"{newest}/checkpoints")[1]]
+        over = resume not in {
+            f"{newest}/checkpoints/{name}.pt" for name in ("last", f"step-{max(steps, default=0):07}")
+        }
+    if over and (later or any(_matches(name, _OWN) for name in names)):
+        return f"{uri}/later-{max(later, default=0) + 1}", newest
+    return newest, ""
+
+
+def _refuse_foreign(place: str, names: Sequence[str], checkpoints: Iterable[str], recipe: bytes, over: bool) -> None:
+    half_moved = any(_matches(name, (_PART,)) for name in names)
+    is_run = half_moved or _is_recipe(recipe) or any(_SEALS.fullmatch(name) for name in checkpoints)
+    if is_run and not over:
+        return
+    known = (*_OWN, *_BESIDE) if is_run else _BESIDE
+    foreign = next((name for name in names if not _matches(name, known)), None)
+    if foreign is not None:
+        found = f"--out {printable(place)}: found {printable(foreign)}, expected "
+        advice = "a run's files alone, to start over; move it away" if is_run else "a new folder, or a run's own"
+        raise RunError(f"{found}{advice}, or choose another --out")
+
+
+def _is_recipe(text: bytes) -> bool:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"model", "run"} <= content.keys()
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _move(source: Path, destination: Path) -> None:
+    if os.path.lexists(destination):  # written again by a process that did not hold the lock
+        destination = destination.with_name(f"{destination.name}.{os.getpid()}")
+    if source.is_symlink() and not os.path.isabs(os.readlink(source)):  # it would point elsewhere from a folder below
+        destination.symlink_to(source.parent.resolve() / os.readlink(source))
+        source.unlink()
+    else:
+        source.rename(destination)

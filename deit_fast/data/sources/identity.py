@@ -1,0 +1,150 @@
+"""What makes a data set the one that a run began with: its images, their classes and their order, as one digest.
+
+It is the same wherever the data set lies, whoever lists it and in whatever order a file system does. No image is read:
+an image that another one of the same name and size replaced is not seen (but CIFAR's, which are in memory). Beside the
+digest stand counts and sums by buckets of names, 32 KB, which tell what changed. Per million images it takes about a
+second, and for folders what their file system takes to say the sizes.
+"""
+
+import hashlib
+import unicodedata
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deit_fast.data.sources.base import Source
+from deit_fast.runtime.errors import printable
+
+_BUCKETS = 1024
+_EXACT = 8  # changed images that fall into buckets of their own, nearly always; of more, some may share one
+_PART = 2**20  # images whose names are put together at a time
+_Sums = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A data set's digest and what tells two apart; plain data, as a checkpoint keeps it."""
+
+    digest: str
+    """SHA-256 of classes, names, labels and fingerprints in their order: equal where the data sets are."""
+    classes: list[str]
+    class_sizes: list[int]
+    """Images of each of the K classes."""
+    images: list[int]
+    """By bucket of the name: images, and sums over their names, their classes and their fingerprints."""
+    names: list[int]
+    labels: list[int]
+    contents: list[int]
+
+    def as_plain(self) -> dict[str, Any]:
+        """For a checkpoint, which `from_plain` takes."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, content: dict[str, Any]) -> "Identity":
+        """What `as_plain` gave."""
+        return cls(**content)
+
+    def changes_from(self, before: "Identity") -> list[str]:
+        """What is different here, in words, for each kind of difference; empty where the data sets are the same."""
+        if self.digest == before.digest:
+            return []
+        found = _compare_classes(self.classes, before.classes)
+        more = np.array(self.images) - np.array(before.images)
+        names_differ = np.array(self.names) != np.array(before.names)
+        renamed = int(((more == 0) & names_differ).sum())
+        added, removed = int(more[more > 0].sum()) + renamed, int(-more[more < 0].sum()) + renamed
+        both = bool(added and removed)
+        found += [f"{_count(added, both)} added"] if added else []
+        found += [f"{_count(removed, both)} removed"] if removed else []
+        same = (more == 0) & ~names_differ
+        relabelled = int((same & (np.array(self.labels) != np.array(before.labels))).sum())
+        found += [f"{_count(relabelled)} relabelled"] if relabelled else []
+        resized = int((same & (np.array(self.contents) != np.array(before.contents))).sum())
+        found += [f"{_count(resized)} of other content by their sizes or places"] if resized else []
+        if not found:
+            return ["the same images in another order"]
+        return found + self._compare_sizes(before)
+
+    def _compare_sizes(self, before: "Identity") -> list[str]:
+        """The first class that has another number of images now, and how many have."""
+        ours = dict(zip(self.classes, self.class_sizes, strict=True))
+        theirs = dict(zip(before.classes, before.class_sizes, strict=True))
+        differ = [name for name in ours if name in theirs and ours[name] != theirs[name]]
+        if not differ:
+            return []
+        rest = f", as {len(differ) - 1} more have other numbers" if len(differ) > 1 else ""
+        return [f"class {printable(differ[0])!r} has {ours[differ[0]]} images, {theirs[differ[0]]} before{rest}"]
+
+
+def identify(source: Source) -> Identity:
+    """The identity of a source's N images and K classes. Raises StorageError where sizes cannot be had."""
+    classes = [unicodedata.normalize("NFC", name) for name in source.classes]
+    names, fingerprints = source.relative_names(), source.fingerprints().astype("<i8")
+    digest, keys = hashlib.sha256(), np.empty(len(names), np.uint64)
+    for start in range(0, len(names), _PART):
+        encoded = [_encode(name) for name in names[start : start + _PART]]
+        keys[start : start + len(encoded)] = np.fromiter(map(zlib.crc32, encoded), np.uint64, len(encoded))
+        digest.update(b"\0".join(encoded) + b"\0")
+    for array in (source.labels.astype("<i8"), fingerprints):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(b"\0".join(map(_encode, classes)))
+
+    buckets = (keys % _BUCKETS).astype(np.int64)
+    by_class = _mix(np.array([zlib.crc32(_encode(name)) for name in classes], np.uint64))
+    contents = keys
+    for column in fingerprints.T:
+        contents = _mix(contents ^ column.astype(np.uint64))
+    return Identity(
+        digest=digest.hexdigest(),
+        classes=classes,
+        class_sizes=np.bincount(source.labels, minlength=len(classes)).tolist(),
+        images=np.bincount(buckets, minlength=_BUCKETS).tolist(),
+        names=_sum(buckets, _mix(keys)),
+        labels=_sum(buckets, _mix(keys ^ by_class[source.labels])),
+        contents=_sum(buckets, contents),
+    )
+
+
+def _encode(name: str) -> bytes:
+    if name.isascii():
+        return name.encode()
+    return unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
+
+
+def _mix(values: _Sums) -> _Sums:
+    """A number of 64 bits for each, in which every bit of it has a part: splitmix64's finaliser (Steele et al.)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _sum(buckets: NDArray[np.int64], values: _Sums) -> list[int]:
+    """Sums modulo 2^63, which a checkpoint's integers hold, over the images of each bucket: in no order."""
+    sums = np.zeros(_BUCKETS, np.uint64)
+    np.add.at(sums, buckets, values)
+    return (sums >> np.uint64(1)).tolist()
+
+
+def _count(images: int, inexact: bool = True) -> str:
+    least = "at least " if images > _EXACT and inexact else ""
+    return f"{least}{images} {'image' if images == 1 else 'images'}"
+
+
+def _compare_classes(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
+    if ours == theirs:
+        return []
+    gone, new = (
+        [name for name in one if name not in other] for one, other in ((theirs, set(ours)), (ours, set(theirs)))
+    )
+    words = [
+        f"class{'es' if len(names) > 1 else ''} {', '.join(repr(printable(name)) for name in names[:3])}"
+        f"{f' and {len(names) - 3} more' if len(names) > 3 else ''} {what}"
+        for names, what in ((new, "added"), (gone, "removed"))
+        if names
+    ]
+    return words or ["the same classes in another order"]

@@ -1,0 +1,86 @@
+"""Storage that fails for a while: what was asked of it is asked again, after growing pauses, for about a minute in all.
+
+A mount that comes back, a server that restarts, a process that has all its files open: each is over in seconds, and
+none of it says anything about what was to be read. What lasts longer ends the process with StorageError.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from deit_fast.runtime.errors import StorageError, one_line, printable
+from deit_fast.runtime.exit_status import ExitStatus, status_of
+
+PATIENCE_SECONDS = 60.0
+_PAUSES = 7  # each twice as long as the one before: 0.5, 1, 2, 4, 8, 15 and 30 of a minute's seconds
+_SAID_FROM = 2  # the first pauses are short, and over before anybody looks
+
+Result = TypeVar("Result")
+Pause = Callable[[float], object]
+"""Waits so many seconds; what it returns is true where the wait was cut short, to give up at once."""
+
+_last_said = [-PATIENCE_SECONDS]
+
+
+def patience(hang_timeout: float) -> float:
+    """Seconds that a read may fail before the watchdog, at `hang_timeout` seconds, takes its process for hanging."""
+    return min(PATIENCE_SECONDS, hang_timeout / 2)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the machine failed, so that the same call may succeed later.
+
+    False for what a path or a right makes, and for an OSError without a number, which is a library's word on content.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return status_of(error) is ExitStatus.STORAGE_FAILED
+    return isinstance(error, MemoryError | TimeoutError | ConnectionError)
+
+
+def patiently(
+    action: Callable[[], Result], name: str, seconds: float | None = None, pause: Pause | None = None
+) -> Result:
+    """The action's result; where the storage fails the action is called again, so that it has to be repeatable.
+
+    name: what is read, for messages. seconds: from the first failure to the last attempt, PATIENCE_SECONDS if not
+    given; an attempt that takes longer than that has another one all the same. pause: time.sleep if not given.
+    Raises StorageError, one line, where it goes on failing, and any error that `may_pass` is False for as it comes.
+    """
+    seconds = PATIENCE_SECONDS if seconds is None else seconds
+    pause = pause or time.sleep
+    failed_at: float | None = None
+    for number in range(_PAUSES + 1):
+        try:
+            return action()
+        except (OSError, MemoryError) as error:
+            if not may_pass(error):
+                raise
+            reason, now = _describe(error), time.monotonic()
+            failed_at = now if failed_at is None else failed_at
+            left = failed_at + seconds - now
+            exhausted = number == _PAUSES or left <= 0
+            if not exhausted:
+                _say_rarely(number, f"{printable(name)}: {reason}; trying again for {left:.0f} s")
+            if exhausted or pause(min(left, seconds * 2**number / (2**_PAUSES - 1))):
+                tries = f"{number + 1} times in {now - failed_at:.0f} s"
+                raise StorageError(
+                    f"{printable(name)}: cannot be read ({reason}), tried {tries}; run again when the storage answers"
+                ) from error
+    raise AssertionError
+
+
+def _describe(error: OSError | MemoryError) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or one_line(error) or type(error).__name__
+    return "out of memory"
+
+
+def _say_rarely(number: int, line: str) -> None:
+    """A line on stderr, at most one a minute: an outage meets every reader of every process."""
+    now = time.monotonic()
+    if number >= _SAID_FROM and now - _last_said[0] >= PATIENCE_SECONDS:
+        _last_said[0] = now
+        tqdm.write(f"deit-fast: {line}", file=sys.stderr)

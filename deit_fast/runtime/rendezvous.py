@@ -1,0 +1,72 @@
+"""Where the nodes of a run meet before torchrun starts their workers: soon, or with a line that says why not.
+
+torchrun's own client waits without end, and without a line, for an answer of whatever listens on the port. Therefore:
+
+* The first node alone hosts the store. Where it cannot have the port it ends at once, instead of becoming a client of
+  the program that has it. The scheduler then ends the other nodes. The next start meets elsewhere: components/launch.py
+  derives the port from the job and the number of its restarts, which all nodes know.
+* A node without workers gives up after PATIENCE_SECONDS.
+"""
+
+import argparse
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+from torch.distributed.elastic.rendezvous import RendezvousError
+
+from deit_fast.runtime.errors import one_line
+from deit_fast.runtime.exit_status import ExitStatus
+
+PATIENCE_SECONDS = 120
+PULLING_SECONDS = 600  # Kubernetes starts all pods at once, but a node may first have to fetch the image
+_POLL_SECONDS = 0.3
+
+
+@contextlib.contextmanager
+def watched_rendezvous(arguments: argparse.Namespace) -> Iterator[None]:
+    """Sets how the nodes of torchrun's parsed `arguments` meet, and ends this process if they do not.
+
+    The node of `--node-rank 0` is the host, so `--rdzv-endpoint` has to name it. One node has none to meet.
+    """
+    if arguments.nnodes == "1":
+        yield
+        return
+    patience = PULLING_SECONDS if "KUBERNETES_SERVICE_HOST" in os.environ else PATIENCE_SECONDS
+    # torchrun's own limits are twice as long, so that the line of this module comes first.
+    limits = f"join_timeout={2 * patience},read_timeout={2 * patience}"
+    arguments.rdzv_conf = f"is_host={int(arguments.node_rank == 0)},{limits}"
+    arguments.node_rank = 0  # of which torchrun would say that it ignores it
+    ended = threading.Event()
+    threading.Thread(target=_watch, args=(arguments, patience, ended), daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def explain_rendezvous(error: RendezvousError, arguments: argparse.Namespace) -> str:
+    """Why the nodes did not meet, as one line."""
+    cause = one_line(error.__cause__ or error) or type(error).__name__
+    if "EADDRINUSE" in cause:
+        return f"{arguments.rdzv_endpoint}: expected a free port for the nodes to meet at; another program has it"
+    return f"{socket.gethostname()}: the nodes did not meet at {arguments.rdzv_endpoint}: {cause}"
+
+
+def _watch(arguments: argparse.Namespace, patience: int, ended: threading.Event) -> None:
+    """Returns once there are workers or `ended` is set, or ends the process, whatever its main thread waits for."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if ended.wait(_POLL_SECONDS) or psutil.Process().children():
+            return
+    line = (
+        f"{socket.gethostname()}: the nodes did not meet at {arguments.rdzv_endpoint} within {patience} s: one "
+        "has not started or cannot reach the port, or another program answers there"
+    )
+    print(f"deit-fast: {line}", file=sys.stderr, flush=True)
+    os._exit(ExitStatus.HUNG)

@@ -1,0 +1,85 @@
+"""The data of a run are the same on all its processes, and the same again where it goes on."""
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deit_fast.checkpoint.state import ANEW, TrainState
+from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.identity import Identity, identify
+from deit_fast.data.sources.shard_names import Split
+from deit_fast.runtime.errors import DataError
+from deit_fast.runtime.world import World
+
+_SHOWN = 4  # kinds of change in a message
+
+_WORDS: dict[Split, str] = {"train": "training", "val": "validation"}
+
+
+def agree_on_data(source: Source, val_source: Source | None, world: World) -> dict[Split, Identity]:
+    """The identity of the training and, where there are any, of the validation images; a collective.
+
+    Raises DataError, on every process the same, where a process has other ones than the main process: node-local copies
+    that differ by one image give every process batches of another order.
+    """
+    sources: dict[Split, Source] = {"train": source}
+    if val_source is not None:
+        sources["val"] = val_source
+    found = {split: identify(each) for split, each in sources.items()}
+    seen = world.gather({split: each.digest for split, each in found.items()})
+    other = next((rank for rank, digests in enumerate(seen) if digests != seen[0]), None)
+    if other is None:
+        return found
+    places = world.gather((socket.gethostname(), {split: each.uri for split, each in sources.items()}, found))
+    host, uris, theirs = places[other]
+    ours = places[0][2]
+    split = next(split for split in _WORDS if seen[other].get(split) != seen[0].get(split))
+    if split in theirs and split in ours:
+        changes = _describe(theirs[split], ours[split])
+    else:
+        changes = "there are none" if split in ours else "rank 0 has none"
+    raise DataError(
+        f"{uris.get(split, uris['train'])} (rank {other}, {host}): expected the {_WORDS[split]} images of rank 0 "
+        f"({places[0][0]}): {changes}; the processes of a run need the same data"
+    )
+
+
+def check_same_data(
+    identities: Mapping[Split, Identity], saved: Mapping[str, Any], uris: Mapping[Split, str], allow: bool, path: Path
+) -> list[str]:
+    """Lines on what is different from the data of the checkpoint `saved`, at `path`, where `allow` lets it be.
+
+    A checkpoint of an earlier version has no identity of its data, which a line says. Validation images that are new or
+    gone are another command, not other data. Raises DataError where the data are others, and nothing allows it.
+    """
+    if "data" not in saved:
+        return [f"{path} has no digest of its data (an earlier version wrote it): they are not compared"]
+    notes = []
+    for split, now in identities.items():
+        before = saved["data"].get(split)
+        if before is None or before["digest"] == now.digest:
+            continue
+        changes = _describe(now, Identity.from_plain(before))
+        if not allow:
+            raise DataError(
+                f"{uris[split]}: expected the {_WORDS[split]} images that {path} was trained with: {changes}; "
+                "data.may_change=true goes on all the same, another --out starts afresh"
+            )
+        notes.append(f"goes on with other {_WORDS[split]} images than before: {changes}")
+    return notes
+
+
+def forget_what_changed(state: TrainState, identities: Mapping[Split, Identity], saved: Mapping[str, Any]) -> None:
+    """Takes out of a loaded state what counts for the data of before alone: indices of bad images, and scores."""
+    before: Mapping[str, Any] = saved.get("data", {})
+    changed = {split for split, now in identities.items() if split in before and before[split]["digest"] != now.digest}
+    if "train" in changed:
+        state.bad_images = {}
+    if "val" in changed:
+        state.best_top1, state.scores, state.scored_step = -1.0, {}, ANEW
+
+
+def _describe(now: Identity, before: Identity) -> str:
+    found = now.changes_from(before)
+    return ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")

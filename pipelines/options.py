@@ -1,0 +1,48 @@
+"""Options that a pipeline hands to TorchX: those of the command line, over those of .torchxconfig."""
+
+from pathlib import Path
+
+from deit_fast.components.arguments import parse_pairs, parse_switch
+from torchx.runner import Runner
+from torchx.runner.config import apply, load_sections
+from torchx.specs import CfgVal
+
+from .schedulers import find_scheduler
+from .state import PipelineError, explain
+
+
+def component_defaults(file: Path) -> dict[str, dict[str, str]]:
+    """.torchxconfig's [component:deit.NAME] sections for the components addressed by file."""
+    sections = load_sections("component")
+    return {f"{file}:{name}": sections.get(f"deit.{name}", {}) for name in ("pretrain", "finetune", "evaluate")}
+
+
+def scheduler_options(runner: Runner, scheduler: str, text: str) -> dict[str, CfgVal]:
+    """The options of `--cfg KEY=VALUE,...`, of .torchxconfig, and what the scheduler's module sets besides.
+
+    Raises PipelineError for one that the scheduler does not have.
+    """
+    try:
+        known = runner.scheduler_run_opts(scheduler)
+    except Exception as error:  # a missing client package
+        raise PipelineError(f"--scheduler {scheduler}: {explain(error)}") from error
+    names = [name for name, _ in known]
+    cfg: dict[str, CfgVal] = {}
+    for name, value in parse_pairs("cfg", text).items():
+        option = known.get(name)
+        if option is None:
+            raise PipelineError(f"--cfg {name}: no such option of {scheduler}; expected one of {', '.join(names)}")
+        if option.opt_type is bool:
+            cfg[name] = parse_switch(f"cfg {name}", value)
+        elif option.opt_type is str:
+            cfg[name] = value
+        else:
+            try:
+                cfg |= known.cfg_from_str(f"{name}={value}")
+            except ValueError as error:
+                raise PipelineError(f"--cfg {name}={value!r}: expected {option.opt_type} ({explain(error)})") from error
+    apply(scheduler, cfg)
+    for name, default in find_scheduler(scheduler).defaults.items():
+        if name in names:
+            cfg.setdefault(name, default)
+    return cfg

@@ -1,0 +1,105 @@
+"""What a component refuses before a job is submitted, and what it leaves to the nodes."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from deit_fast.components import checks, deit
+
+SMALL = ["model.num_classes=3"]
+
+
+class Refused(Exception):
+    """The lines on stderr of a component that refuses."""
+
+
+@pytest.fixture
+def call(tmp_path: Path, capfd: pytest.CaptureFixture[str], folder_data: Path):
+    def pretrain(*words: str, component=deit.pretrain, **arguments: object) -> str:
+        given = {"recipe": "demo_pretrain", "data": str(folder_data), "out": str(tmp_path / "run"), **arguments}
+        try:
+            return component(*(words or SMALL), **given).roles[0].args[1]
+        except SystemExit as stop:
+            (line,) = capfd.readouterr().err.splitlines()
+            raise Refused(f"{stop.code} {line}") from None
+
+    return pretrain
+
+
+def test_good_paths_are_submitted(call, folder_data: Path) -> None:
+    assert "deit_fast.cli train demo_pretrain" in call()
+    assert call(val=str(folder_data / "val"))
+
+
+@pytest.mark.parametrize("name", ["data", "val", "init"])
+def test_a_path_beside_what_is_here_is_a_mistake(call, tmp_path: Path, name: str) -> None:
+    component = deit.finetune if name == "init" else deit.pretrain
+    with pytest.raises(Refused, match=rf"^2 deit-fast: {name}='{tmp_path}/typo': no such path"):
+        call(component=component, **{name: str(tmp_path / "typo")})
+
+
+def test_shards_that_are_missing_from_a_range(call, tmp_path: Path) -> None:
+    (tmp_path / "train-0.tar").touch()
+    with pytest.raises(Refused, match=r"train-\{0\.\.1\}\.tar': .*/train-1\.tar is missing"):
+        call(data=f"{tmp_path}/train-{{0..1}}.tar")
+    (tmp_path / "train-1.tar").touch()
+    assert call(data=f"{tmp_path}/train-{{0..1}}.tar")
+    assert call(data=f"{tmp_path}/train-*.tar")
+
+
+def test_an_empty_folder_and_another_number_of_classes(call, tmp_path: Path, folder_data: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Refused, match=r"^2 .*empty': expected a folder of images or \.tar shards, found an empty one"):
+        call(data=str(tmp_path / "empty"))
+    with pytest.raises(Refused, match=f"model.num_classes=10: {folder_data} has 3 classes; set model.num_classes=3"):
+        call("run.log_every=7")
+    assert call("model.num_classes=null")
+
+
+@pytest.mark.parametrize("more", ["@eaDir", "__MACOSX", "labels.csv", "0.tar"])
+def test_what_may_be_no_class_is_left_to_the_job(call, tmp_path: Path, folder_data: Path, more: str) -> None:
+    shutil.copytree(folder_data, tmp_path / "data")
+    other = tmp_path / "data" / "train" / more
+    other.write_text("x") if "." in more else (other / "sub").mkdir(parents=True)
+    assert call(data=str(tmp_path / "data"))
+    assert call(data=str(folder_data / "train"))  # classes, or splits of other names
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"data": "/absent/imagenet"},  # no such folder here: the nodes' own disk
+        {"data": "images"},  # the working folder is the job's
+        {"data": "s3://bucket/imagenet"},
+        {"data": "/data/typo", "mounts": "type=volume,src=claim,dst=/data"},  # a pod's
+    ],
+)
+def test_what_only_the_nodes_may_have_is_left_to_them(call, arguments: dict[str, object]) -> None:
+    assert call(**arguments)
+
+
+def test_a_checkpoint_that_a_run_is_about_to_write(call, tmp_path: Path) -> None:
+    (tmp_path / "pretrain" / "checkpoints").mkdir(parents=True)
+    assert call(component=deit.finetune, init=str(tmp_path / "pretrain" / "checkpoints" / "last.pt"))
+
+
+def test_another_file_system_is_the_nodes(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scratch disk, which every machine has for itself."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    device = checks._device
+    monkeypatch.setattr(checks, "_device", lambda path: -1 if path == scratch else device(path))
+    assert call(data=str(scratch / "imagenet"))
+
+
+def test_room_for_the_checkpoints(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage(NamedTuple):
+        free: int
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(10 << 20))
+    words = ["model.name=deit3_small_patch16", "model.num_classes=3", "model.image_size=224"]
+    message = rf"out='{tmp_path}/run': the disk at {tmp_path} has 10 MiB free; expected \d{{4}} MiB for"
+    with pytest.raises(Refused, match=message):
+        call(*words)
+    assert call(*words, out="/absent/run")
