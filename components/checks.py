@@ -46,16 +46,20 @@ def check_paths(where: Where, out: str, images: Mapping[str, str], files: Mappin
 def check_classes(recipe: Recipe, data: str, where: Where) -> None:
     """Refuses a data set whose train/, where it is here, has another number of class folders than the recipe's classes.
 
-    Where something else may be in train/, shards or what a program left there, the job counts.
+    Where something else may be in train/, shards or what a program left there, the job counts; so it does for one
+    folder, which may hold the images of all classes.
     """
     expected, root = recipe.model.num_classes, Path(data).expanduser() / "train"
     if expected is None or where.mounts or where.overlay or is_remote(data) or not root.is_dir():
         return
-    folders = {entry.name: entry.is_dir() for entry in os.scandir(root) if not entry.name.startswith(".")}
-    if not all(name[0].isalnum() and is_folder for name, is_folder in folders.items()):
+    try:
+        entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+        if not all(entry.name[0].isalnum() and entry.is_dir() for entry in entries):
+            return
+        found = sum(1 for entry in entries if any(os.scandir(entry)))
+    except OSError:  # of a folder that only the job may read, say
         return
-    found = sum(1 for name in folders if any(os.scandir(root / name)))
-    if found != expected:
+    if found not in (0, 1, expected):
         refuse(f"model.num_classes={expected}: {data} has {found} classes; set model.num_classes={found}")
 
 

@@ -78,6 +78,7 @@ def pnm_kinds() -> Iterator[tuple[str, bytes, object]]:
     black = (GREY < 128).astype(int)
     yield "P1", pnm(1, black, 1), meant(1 - black, 1)
     yield "P4", pnm(4, black, 1), meant(1 - black, 1)
+    yield "P2 without a last space", pnm(2, GREY, 255).rstrip(), meant(GREY)
     yield "P5 comment", pnm(5, GREY, 255, b"# 24 24 4095\n"), meant(GREY)
     yield "P5 comment, deep", pnm(5, levels(GREY, 4095), 4095, b"#255\n"), meant(GREY)
 

@@ -72,6 +72,7 @@ def tiff_kinds() -> Iterator[tuple[str, bytes, object]]:
         table = [(320, 3, (PALETTE[: 2**bits].T.astype(int) * 257).reshape(-1).tolist())]
         yield f"tiff palette {bits}", tiff(grey, 3, bits, tags=table), meant(PALETTE[grey])
     bilevel = levels(GREY, 1)
+    yield "tiff bilevel, by PIL", stored(Image.fromarray(bilevel == 1), "TIFF"), meant(bilevel, 1)  # without tag 258
     yield "tiff bilevel tiles", tiff(bilevel, 1, 1, tile=16), meant(bilevel, 1)
     yield "tiff white is 0, 8", tiff(255 - GREY, 0), meant(GREY)
     yield "tiff white is 0, tiles", tiff(255 - GREY, 0, tile=16), meant(GREY)

@@ -1,11 +1,15 @@
 """What a component refuses before a job is submitted, and what it leaves to the nodes."""
 
+import errno
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import NamedTuple, NoReturn
 
 import pytest
 from deit_fast.components import checks, deit
+
+from deit_fast.recipe.table import get_recipe
 
 SMALL = ["model.num_classes=3"]
 
@@ -57,13 +61,28 @@ def test_an_empty_folder_and_another_number_of_classes(call, tmp_path: Path, fol
     assert call("model.num_classes=null")
 
 
-@pytest.mark.parametrize("more", ["@eaDir", "__MACOSX", "labels.csv", "0.tar"])
+@pytest.mark.parametrize(
+    "more", ["@eaDir", "__MACOSX", "lost+found", "System Volume Information", "labels.csv", "0.tar"]
+)
 def test_what_may_be_no_class_is_left_to_the_job(call, tmp_path: Path, folder_data: Path, more: str) -> None:
     shutil.copytree(folder_data, tmp_path / "data")
     other = tmp_path / "data" / "train" / more
     other.write_text("x") if "." in more else (other / "sub").mkdir(parents=True)
     assert call(data=str(tmp_path / "data"))
     assert call(data=str(folder_data / "train"))  # classes, or splits of other names
+
+
+def test_a_flat_folder_and_one_that_cannot_be_listed(
+    call, tmp_path: Path, folder_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder_data / "train", tmp_path / "train" / "images")  # of all classes
+    assert call(data=str(tmp_path))
+
+    def refuse(path: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(checks.os, "scandir", refuse)
+    checks.check_classes(get_recipe("demo_pretrain"), str(folder_data), SimpleNamespace(mounts="", overlay=""))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from deit_fast.cli.main import main
 from deit_fast.data.sources.classes import match_classes, read_class_names
 from deit_fast.data.sources.open import open_source
+from deit_fast.data.tools.check import open_to_check
 from deit_fast.runtime.errors import DataError
 from tests.image_files import encode, refused, samples, write, write_tar
 
@@ -164,3 +165,40 @@ def test_check_compares_the_splits_of_shards(tmp_path: Path, capsys: pytest.Capt
     for uri in (str(tmp_path), f"file://{tmp_path}"):
         status, words = check(capsys, uri)
         assert (status, "found 'd' in the place of 'c'" in words) == (1, True)
+
+
+@pytest.mark.parametrize("names", [("images", "annotations"), ("Images", "Masks", "labels"), ("jpg", "trimaps")])
+def test_masks_and_annotations_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        write(tmp_path / name / "deeper" / "a.png", encode(kind="PNG"))
+    images = next(name for name in sorted(names) if name.casefold() in ("images", "jpg"))
+    assert f"found {images}/ beside " in refused(tmp_path)
+    assert refused(tmp_path).endswith(f"; name {tmp_path / images}")
+    write(tmp_path / "cat" / "a.jpg", encode())  # beside a class they may be classes themselves
+    assert "cat" in open_source(str(tmp_path)).classes
+
+
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+def test_labels_by_name_in_another_form_of_unicode(tmp_path: Path, listed: str) -> None:
+    stored = "NFD" if listed == "NFC" else "NFC"
+    name, other = unicodedata.normalize(listed, "Müll"), unicodedata.normalize(stored, "Müll")
+    classes = f"Rest\n{name}\n".encode()
+    content = {"a.jpg": encode(), "a.cls": other.encode(), "b.jpg": encode(), "b.cls": b"Rest"}
+    folders = {f"{other}/a.jpg": encode(), "Rest/b.jpg": encode()}
+    for number, members in enumerate((content, folders)):
+        place = tmp_path / str(number)
+        write(place / "classes.txt", classes)
+        write_tar(place / "0.tar", members)
+        for source in (open_source(str(place)), open_to_check(str(place), "train")):
+            assert [len(source.classes), *source.labels.tolist()] == [2, 1, 0]
+    write_tar(tmp_path / "two" / "0.tar", folders)
+    write_tar(tmp_path / "two" / "1.tar", {f"{name}/a.jpg": encode(), "Rest/b.jpg": encode()})
+    assert sorted(open_source(str(tmp_path / "two")).labels.tolist()) == [0, 0, 1, 1]
+    for image in (f"{other}1.jpg", "b.jpg", "c.jpg"):
+        write(tmp_path / "flat" / image, encode())
+    write(tmp_path / "flat.csv", f"{name}1.jpg,{name}\nb.jpg,Rest\nc.jpg,{other}\n".encode())
+    flat = open_source(str(tmp_path / "flat"))
+    assert {Path(flat.name(n)).stem: len(flat.classes[flat.labels[n]]) for n in range(3)} == {
+        f"{other}1": 4, "b": 4, "c": 4,
+    }  # fmt: skip
+    assert len(flat.classes) == 2

@@ -78,6 +78,14 @@ def test_imagenet_v2s_folders_match_named_classes_by_index(tmp_path: Path) -> No
         match_classes(named, ["x", *wnids[1:]], "the classes of last.pt")
 
 
+def test_numbers_in_the_order_of_text_match_by_name(tmp_path: Path) -> None:
+    names = [str(number) for number in range(12)]
+    source = open_source(image_folder(tmp_path, names))
+    match_classes(source, sorted(names), "the classes of a model")  # 0, 1, 10, 11, 2, ...
+    assert [sorted(names)[label] for label in source.labels] == names
+    assert source.classes == sorted(names)
+
+
 def test_null_takes_the_datas_count(folder_data: Path) -> None:
     recipe = get_recipe("demo_pretrain", ["model.num_classes=null"])
     source = open_source(str(folder_data), "train")

@@ -65,7 +65,8 @@ def test_without_a_validation_split_none_is_made_up(
     "folders",
     [
         ("test",), ("val", "test"), ("training_set", "test_set"), ("seg_train", "seg_test"), ("val2017", "test2017"),
-        ("ILSVRC2012_img_train", "ILSVRC2012_img_val"), ("dev", "holdout"), ("valid",),
+        ("ILSVRC2012_img_train", "ILSVRC2012_img_val"), ("dev", "holdout"), ("valid",), ("fold1", "fold2"),
+        ("trainingSet", "testSet"),
     ],
 )  # fmt: skip
 def test_splits_are_no_classes(tmp_path: Path, folders: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,6 +80,15 @@ def test_splits_are_no_classes(tmp_path: Path, folders: tuple[str, ...], capsys:
         assert (status, told) == (2, f"deit-fast: {message}\n")
 
 
+@pytest.mark.parametrize("names", ["cars_{}", "ILSVRC2012_img_{}", "{}A"])
+def test_flat_splits_are_no_classes(tmp_path: Path, names: str) -> None:
+    training, other = names.format("train"), names.format("test")
+    image_folder(tmp_path, other)
+    image_folder(tmp_path / training, "cat", "dog")
+    assert f"{training}/" in refused(tmp_path, "train")
+    assert f"name {tmp_path}/" in refused(tmp_path, "val")
+
+
 def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
     image_folder(tmp_path / "a", "ship", "train", "test")  # they hold images, and are not alone
     assert open_source(str(tmp_path / "a"), "train").classes == ["ship", "test", "train"]
@@ -87,6 +97,8 @@ def test_classes_may_be_called_like_splits(tmp_path: Path) -> None:
     assert open_source(str(tmp_path / "b"), "train").classes == ["bullet-train", "ship"]
     image_folder(tmp_path / "c", "ship", "train/steam", "train/diesel")  # one or the other
     assert "found train/, which holds folders as a split does, beside ship/" in refused(tmp_path / "c", "train")
+    image_folder(tmp_path / "e", "test_positive", "test_negative")  # of one split
+    assert open_source(str(tmp_path / "e"), "train").classes == ["test_negative", "test_positive"]
     image_folder(tmp_path / "d", "train", "test")  # images of no class
     assert f"{tmp_path / 'd' / 'train'}: " in refused(tmp_path / "d", "train")
 
@@ -140,7 +152,9 @@ def test_shards_of_every_name(tmp_path: Path, train: str, val: str, glob: str) -
     for path in tmp_path.glob(glob):
         path.unlink()
     assert find_validation(str(tmp_path)) is None
-    assert "expected val-*.tar, found 4 other shards" in refused(tmp_path, "val")
+    message = refused(tmp_path, "val")
+    assert "expected val-*.tar, found 4 other shards" in message
+    assert f"{tmp_path}/test-*.tar" in message
 
 
 def test_folders_of_shards_without_the_splits_name(tmp_path: Path) -> None:

@@ -193,3 +193,10 @@ def test_a_listing_that_fails_for_a_while(folder: Path, fail: Fail) -> None:
     fail("scandir", errno.ESTALE, times=np.inf)
     with pytest.raises(StorageError, match=rf"^{folder}: cannot be read \(Stale file handle\)"):
         open_source(str(folder))
+
+
+def test_a_range_of_shards_that_fails_for_a_while_lacks_none(shards: Path, fail: Fail) -> None:
+    fail("stat", errno.ESTALE, times=2, chosen=lambda path: path.endswith("train-1.tar"))
+    assert len(open_source(f"{shards}/train-{{0..1}}.tar")) == 16
+    with pytest.raises(DataError, match="expected 3 shards, 1 missing"):
+        open_source(f"{shards}/train-{{0..2}}.tar")

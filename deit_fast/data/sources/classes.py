@@ -41,13 +41,16 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def read_text(path: Path, expected: str) -> str:
-    """A text file's content, UTF-8 or as its byte order mark says. Raises DataError, naming what was `expected`."""
+    """A text file's content in precomposed characters (NFC), UTF-8 or as its byte order mark says.
+
+    Raises DataError, naming what was `expected`.
+    """
     try:
         data = patiently(path.read_bytes, str(path))
     except OSError as error:
         raise DataError(f"{path}: expected {expected} ({error.strerror})") from None
     encoding = next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), "utf-8")
-    return data.decode(encoding, errors="replace")
+    return unicodedata.normalize("NFC", data.decode(encoding, errors="replace"))
 
 
 def check_labels(path: Path, classes: list[str], largest_label: int) -> None:
@@ -84,13 +87,15 @@ def match_classes(source: Source, classes: list[str], expected: str) -> None:
     """Gives the source `classes` in their order, and its labels with it; `expected` says whose they are, in words.
 
     Names that look alike are the same, in whichever form of Unicode a file system keeps them. Classes that are only
-    numbered, on either side, are the others' by index. Raises DataError where the source has other classes.
+    numbered, on either side, are the others' by index, unless both have the same names: a list of numbers may be in the
+    order of text. Raises DataError where the source has other classes.
     """
     ours, theirs = one_form(source.classes), one_form(classes)
     if ours == theirs:
         return
     found = f"{source.uri}: expected {expected}"
-    if are_numbers(ours) or are_numbers(theirs):
+    same_names = not source.counted and set(ours) == set(theirs)
+    if (are_numbers(ours) or are_numbers(theirs)) and not same_names:
         if len(ours) != len(theirs):
             raise DataError(f"{found}, {len(theirs)} in number, found {len(ours)}{_hint(source)}")
         return

@@ -14,7 +14,8 @@ from deit_fast.data.sources.samples import MAX_CLASSES
 from deit_fast.data.sources.source_format import Request, SourceFormat
 from deit_fast.runtime.errors import DataError
 
-_WRAPPERS = ("images", "imgs", "img", "jpegimages")
+IMAGES_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "jpg")
+"""What a folder of images is called that is no class: in lower case."""
 
 
 class FlatFolder(Source):
@@ -63,7 +64,7 @@ def find_flat(request: Request) -> Path | None:
         return request.path
     if len(request.folders) == 1 and not any(is_image(name) for name in request.files):
         (name,) = request.folders
-        if name.casefold() in _WRAPPERS and request.holds_images(name):
+        if name.casefold() in IMAGES_FOLDERS and request.holds_images(name):
             return request.path / name
     return None
 

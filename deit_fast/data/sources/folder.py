@@ -9,12 +9,17 @@ from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
 from deit_fast.data.sources.classes import one_form, order_classes
-from deit_fast.data.sources.flat_folder import find_flat
+from deit_fast.data.sources.flat_folder import IMAGES_FOLDERS, find_flat
 from deit_fast.data.sources.folder_walk import Walked, is_image, join_images, walk_images
 from deit_fast.data.sources.hidden import is_hidden
 from deit_fast.data.sources.source_format import Request, SourceFormat
 from deit_fast.data.sources.splits import group_by_split
 from deit_fast.runtime.errors import DataError, printable
+
+_ANNOTATIONS = {
+    "annotation", "annotations", "anno", "bbox", "bboxes", "ground_truth", "groundtruth", "label", "labels", "mask",
+    "masks", "meta", "segmentation", "segmentations", "trimaps",
+}  # fmt: skip
 
 
 class ImageFolder(Source):
@@ -78,10 +83,22 @@ def _class_folders(folder: Path) -> list[str]:
             names.append(entry.name)
         elif entry.is_symlink() and not entry.is_file() and not is_image(entry.name):
             raise DataError(f"{printable(entry.path)}: expected a folder of images, found a link to nothing")
+    _refuse_annotations(folder, names)
     if len(set(one_form(names))) < len(names):
         twice = next(name for name, count in Counter(one_form(names)).items() if count > 1)
         raise DataError(f"{folder}: expected every class once, {twice!r} is there in two forms of Unicode")
     return names
+
+
+def _refuse_annotations(folder: Path, names: list[str]) -> None:
+    """Raises DataError where all folders are images and what belongs to them: masks are images too, but no class."""
+    images = [name for name in names if name.casefold() in IMAGES_FOLDERS]
+    others = [name for name in names if name.casefold() in _ANNOTATIONS]
+    if images and others and len(images) + len(others) == len(names):
+        raise DataError(
+            f"{folder}: expected a folder of images for every class, found {images[0]}/ beside {others[0]}/; "
+            f"name {folder / images[0]}"
+        )
 
 
 def _refuse_splits_inside(folder: Path, walked: list[Walked]) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-from deit_fast.data.sources.classes import read_text
+from deit_fast.data.sources.classes import one_form, read_text
 from deit_fast.runtime.errors import DataError, RunError, brief, one_line, printable
 
 _LEVELS = 4  # Kaggle's LOC_val_solution.csv is three above ILSVRC/Data/CLS-LOC/val
@@ -68,9 +68,12 @@ def _read_rows(text: str) -> list[list[str]]:
 
 
 def _by_key(names: Sequence[str]) -> dict[str, int | None]:
-    """Index of the image by its path in the folder, its file name and that without suffix; None where two have one."""
+    """Index of the image by its path in the folder, its file name and that without suffix; None where two have one.
+
+    Keys are in precomposed characters, as the file of labels is read.
+    """
     keys: dict[str, int | None] = {}
-    for index, name in enumerate(names):
+    for index, name in enumerate(one_form(names)):
         path = PurePath(name)
         for key in {name, path.name, path.stem, str(path.with_suffix(""))}:
             keys[key] = index if keys.get(key, index) == index else None

@@ -35,6 +35,8 @@ _DALI_TIFF = frozenset(
      (_CMYK, 4, 8), (_YCBCR, 3, 8)}
 )  # fmt: skip
 """(photometric interpretation, samples per pixel, bits per sample) that DALI decodes as PIL does."""
+_NEEDED_TAGS = {258, 262, 277}
+"""Tags with a default (bits, photometric interpretation, samples) without which DALI reads no TIFF."""
 _DALI_COMPRESSIONS = (1, 2, 3, 4, 5, _JPEG, 8, 32773, 32946, 50000)
 
 
@@ -102,7 +104,8 @@ def is_right_in_dali(image: Image.Image, encoded: NDArray[np.uint8]) -> bool:
         return _is_bmp_right(start)
     if image.format == "PPM":
         header = _PNM.match(encoded.data)
-        return start[:2] == b"P4" or (header is not None and int(header[1]) in (255, 65535))
+        ends = start[:2] not in (b"P2", b"P3") or encoded[-1:].tobytes().isspace()  # DALI wants more than a last digit
+        return start[:2] == b"P4" or (header is not None and int(header[1]) in (255, 65535) and ends)
     if image.format == "WEBP":  # its size of an odd chunk lacks the padding, so that EXIF behind it is not found
         return start[12:16] != b"VP8X" or not start[20] & _WEBP_EXIF
     if image.format == "PNG":  # of an animation without the default image, DALI gives a frame
@@ -144,7 +147,8 @@ def _is_tiff_right(tags: Any) -> bool:
     tiled, apart = 322 in tags, tags.get(284, _CHUNKY) != _CHUNKY
     compression = tags.get(259, 1)
     return (
-        (photometric, samples, bits) in _DALI_TIFF
+        tags.keys() >= _NEEDED_TAGS
+        and (photometric, samples, bits) in _DALI_TIFF
         and compression in _DALI_COMPRESSIONS
         and (photometric != _YCBCR or compression == _JPEG)
         and (not tiled or (photometric in (_BLACK_IS_ZERO, _RGB) and bits >= 8))

@@ -6,6 +6,7 @@ the rest of the name is the ending. Where that leaves several images or none, na
 
 import codecs
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -37,8 +38,8 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def folder_of(name: str) -> str:
-    """The folder that a member is in, without those above it; "" where it is in none."""
-    return name.rpartition("/")[0].rpartition("/")[2].removeprefix(".")
+    """The folder that a member is in, without those above it, in precomposed characters; "" where it is in none."""
+    return unicodedata.normalize("NFC", name.rpartition("/")[0].rpartition("/")[2].removeprefix("."))
 
 
 def pair_members(names: Sequence[str]) -> list[Pair]:
@@ -85,12 +86,15 @@ def _last_ending(name: str) -> str:
 
 
 def parse_label(name: str, data: bytes, label_of: Mapping[str, int]) -> int:
-    """The class in a label's member, given as a number or by a name of `label_of`. Raises ValueError, one line."""
+    """The class in a label's member, given as a number or by a name of `label_of`. Raises ValueError, one line.
+
+    label_of: classes by name, in precomposed characters (NFC).
+    """
     if data.isdigit() and len(data) < 7:
         return int(data)
     kind = _last_ending(name)
     text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="replace").strip()
-    value = _read_json(name, text) if kind == "json" else text
+    value = unicodedata.normalize("NFC", _read_json(name, text) if kind == "json" else text)
     number = int(value[:20]) if value.isascii() and value.isdigit() else label_of.get(value, MAX_CLASSES)
     if number >= MAX_CLASSES:
         raise ValueError(f"found {brief(value, 40)!r}")

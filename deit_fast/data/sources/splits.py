@@ -16,7 +16,8 @@ _NAMES = {
 }
 _SPLIT_OF = {name: split for split, names in _NAMES.items() for name in names}
 _IN_WORDS = {"train": "a training split", "val": "a validation split"}
-_MORE_WORDS = {"dev", "holdout", "trainset", "trainval", "testset", "unlabeled", "unlabelled", "valset"}
+_MORE_WORDS = {"dev", "fold", "holdout", "trainset", "trainval", "testset", "unlabeled", "unlabelled", "valset"}
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of img_train, trainSet and val2017
 _NUMBERED = re.compile(r"(\d+|\*|\{.*\})(-of-\d+)?\.tar$")
 
 
@@ -75,13 +76,19 @@ def split_folders(uri: str, folders: Iterable[str], holds_images: Callable[[str]
 
 
 def refuse_split_like(uri: str, folders: Iterable[str], holds_images: Callable[[str], bool]) -> None:
-    """Raises DataError where all folders are named somewhat like splits and hold no images: they are no classes."""
+    """Raises DataError where all folders are named somewhat like splits: they are no classes.
+
+    Folders that hold images and are all named after one split (test_positive, test_negative) may be classes.
+    """
     names = sorted(folders)
-    if names and all(map(_is_like_a_split, names)) and not any(map(holds_images, names)):
-        raise DataError(
-            f"{uri}: expected a folder of images for every class, or train/ and val/; found {_list(names)}, named like "
-            f"splits and without images of their own; name {_or(uri, names)}"
-        )
+    if not names or not all(map(_is_like_a_split, names)):
+        return
+    if any(map(holds_images, names)) and len({frozenset(_split_words(name)) for name in names}) == 1:
+        return
+    raise DataError(
+        f"{uri}: expected a folder of images for every class, or train/ and val/; found {_list(names)}, named like "
+        f"splits; name {_or(uri, names)}"
+    )
 
 
 def take_split(uri: str, found: dict[str, list[str]], split: Split | None) -> str:
@@ -111,7 +118,11 @@ def take_shards(uri: str, names: Sequence[str], split: Split | None) -> list[str
         return list(names)
     chosen = [name for name in names if splits[name] == split]
     if not chosen:
-        raise DataError(f"{uri}: expected {split}-*.tar, found {len(names)} other shards, {names[0]} first")
+        patterns = sorted({_pattern(name) for name, found in splits.items() if found})
+        raise DataError(
+            f"{uri}: expected {split}-*.tar, found {len(names)} other shards, {names[0]} first; to take other images, "
+            f"name {_or(uri, patterns)}"
+        )
     _refuse_several(uri, {_split_word(name): name for name in reversed(chosen)})
     return chosen
 
@@ -135,8 +146,14 @@ def _split_word(name: str) -> str:
 
 
 def _is_like_a_split(name: str) -> bool:
-    """Whether a word of the name is a split's: seg_train, test_set, val2017."""
-    return any(word in _SPLIT_OF or word in _MORE_WORDS for word in re.findall(r"[a-z]+", name.casefold()))
+    """Whether a word of the name is a split's: seg_train, testSet, val2017."""
+    return bool(_split_words(name))
+
+
+def _split_words(name: str) -> set[str]:
+    """The splits that words of the name say."""
+    words = (word.casefold() for word in _WORD.findall(name))
+    return {_SPLIT_OF.get(word, word) for word in words if word in _SPLIT_OF or word in _MORE_WORDS}
 
 
 def _list(names: Sequence[str]) -> str:

@@ -130,13 +130,22 @@ def _open(request: Request) -> Source:
         shards = [path]
     elif has_braces(uri):
         names = expand_braces(str(path))
-        refuse_missing(uri, names, [name for name in names if not os.path.exists(name)])
+        refuse_missing(uri, names, [name for name in names if not _exists(name)])
         shards = [Path(name) for name in names]
     else:
         shards = _by_glob(request)
         refuse_mixed(uri, [shard.name for shard in shards])
         refuse_gaps(shards)
     return request.open_shards(uri, shards)
+
+
+def _exists(path: str) -> bool:
+    """Whether there is a file. Raises OSError where the storage fails, which to os.path.exists is a missing file."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 SOURCE = SourceFormat(recognises=_recognises, open=_open, general=True)
