@@ -149,7 +149,7 @@ def run_data_check(arguments: argparse.Namespace) -> int:
         checked = check_source(source, arguments.threads)
         print(f"{source.place}, {split}: {checked.as_text()}", flush=True)
         bad += checked.bad
-    if "val" in sources:
+    if len(sources) > 1:
         try:
             match_classes(sources["val"], sources["train"].classes, f"{arguments.data}'s classes")
         except DataError as error:
@@ -167,11 +167,11 @@ def run_data_shard(arguments: argparse.Namespace) -> int:
     from deit_fast.data.tools.write_shards import describe_effect, write_shards
 
     sources = open_splits(arguments.source, arguments.labels)
-    if "val" in sources:
+    if len(sources) > 1:
         match_classes(sources["val"], sources["train"].classes, f"{arguments.source}'s classes")
         sources["val"].classes = sources["train"].classes  # one classes.txt, also where validation only has numbers
     if arguments.size is not None:
-        print(describe_effect(sources["train"], arguments.size), flush=True)
+        print(describe_effect(next(iter(sources.values())), arguments.size), flush=True)
     for split, source in sources.items():
         written = write_shards(
             source, arguments.folder, split, arguments.size, arguments.per_shard, arguments.workers

@@ -1,6 +1,7 @@
 """Shards that are written hold the images they were made from, also after an interruption."""
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from deit_fast.cli.main import main
-from deit_fast.data.sources.open import Source, open_source
+from deit_fast.data.sources.open import Source, find_validation, open_source
 from deit_fast.data.tools.write_shards import enlarged_share, write_shards
 from deit_fast.runtime.errors import DataError
 
@@ -93,3 +94,24 @@ def test_enlarged_share() -> None:
     assert 0.17 / 0.92 < share < 0.4
     assert enlarged_share(np.full((50, 2), 4000, np.int32)) == 0
     assert enlarged_share(np.full((50, 2), 200, np.int32)) == 1
+
+
+def test_splits_that_are_named_alone_keep_their_names(
+    folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    val = str(folder_data / "val")
+    words = ["data", "shard", val, str(tmp_path / "out"), "--workers", "1"]
+    assert main(["data", "check", val, "--threads", "1"]) == main(words) == 0
+    told = capsys.readouterr().out
+    assert f"{val}, val: " in told
+    assert "\nval: " in told
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".idx"} == {
+        "classes.txt", "val-000000.tar", "val.json",
+    }  # fmt: skip
+    (tmp_path / "more" / "x").mkdir(parents=True)
+    shutil.copy(next(folder_data.glob("val/*/*.jpg")), tmp_path / "more" / "x")
+    with pytest.raises(DataError, match=r"classes\.txt: expected the 1 classes of .*, found 3 others"):
+        write_shards(open_source(str(tmp_path / "more")), tmp_path / "out", "train", None, 48, 1)
+    assert main(["data", "shard", str(folder_data / "train"), *words[3:]]) == 0
+    assert find_validation(str(tmp_path / "out")) == str(tmp_path / "out" / "val-*.tar")
+    assert len(open_source(str(tmp_path / "out"), "train").classes) == 3

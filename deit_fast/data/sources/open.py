@@ -18,7 +18,7 @@ from deit_fast.data.sources.source_format import (
     find_split_folders,
     validation_beside,
 )
-from deit_fast.data.sources.splits import Split, refuse_split_like, take_split
+from deit_fast.data.sources.splits import Split, refuse_split_like, split_of, split_of_shard, take_split
 from deit_fast.data.sources.tar_shards import TarShards
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import DataError
@@ -79,13 +79,15 @@ class _Open(Protocol):
 def open_splits(uri: str, labels: str | Path | None, open_one: _Open = open_source) -> dict[Split, Source]:
     """The training images of a data set and, where they are found, its validation images.
 
-    labels: as in `open_source`; of the validation images, or where there are none, of all. Raises DataError.
+    A place that is a validation split itself is that alone. labels: as in `open_source`; of the validation images, or
+    where there are none, of all. Raises DataError.
     """
     val = find_validation(uri)
-    sources: dict[Split, Source] = {"train": open_one(uri, "train", labels=labels if val is None else None)}
+    source = open_one(uri, "train", labels=labels if val is None else None)
     if val is not None:
-        sources["val"] = open_one(val, "val", labels=labels)
-    return sources
+        return {"train": source, "val": open_one(val, "val", labels=labels)}
+    name = source.place.rstrip("/").rpartition("/")[2]
+    return {"val" if "val" in (split_of(name), split_of_shard(name)) else "train": source}
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from PIL import Image
 
 from deit_fast.data.augment.view_params import draw_views
 from deit_fast.data.sources.base import Source, check_image, open_image, read_image
+from deit_fast.data.sources.classes import one_form, read_class_names
 from deit_fast.data.sources.pixels import as_rgb
 from deit_fast.data.sources.shard_index import open_shard
 from deit_fast.data.sources.splits import Split
@@ -49,7 +50,7 @@ def write_shards(
     quality 95; None leaves all as they are. per_shard: images in a shard. workers: processes that write.
 
     A shard appears whole or not at all, and one that is there with the right labels is kept: run again, it goes on.
-    Every shard is read back and its labels compared. Raises DataError.
+    Splits of one folder have the same classes. Every shard is read back and its labels compared. Raises DataError.
     """
     folder = Path(os.path.abspath(folder))
     order = np.random.RandomState(seed).permutation(len(source))
@@ -57,9 +58,8 @@ def write_shards(
     paths = [folder / f"{split}-{number:06d}.tar" for number in range(len(parts))]
     try:
         _refuse_others(folder, split, paths)
+        _write_classes(folder / "classes.txt", source)
         _same_call(folder / f"{split}.json", {"source": source.uri, "images": len(source), "size": size, "seed": seed})
-        with atomic_path(folder / "classes.txt") as temporary:
-            temporary.write_text("".join(f"{name}\n" for name in source.classes), encoding="utf-8")
         missing = [(path, part) for path, part in zip(paths, parts, strict=True) if not _holds(path, source, part)]
         resized = 0
         # Spawned: threads of DALI or of torch in this process would not survive a fork.
@@ -150,6 +150,17 @@ def _holds(path: Path, source: Source, indices: NDArray[np.int64]) -> bool:
         return False
     keys = [int(Path(member).stem) if Path(member).stem.isdigit() else -1 for member in shard.members]
     return keys == indices.tolist() and bool(np.array_equal(shard.labels, source.labels[indices]))
+
+
+def _write_classes(path: Path, source: Source) -> None:
+    """Writes the names of the classes. Raises DataError where the shards of another split have other ones there."""
+    ours = [name.strip() for name in one_form(source.classes)]  # as they are read
+    if path.exists() and (there := read_class_names(path)) != ours:
+        raise DataError(
+            f"{path}: expected the {len(source.classes)} classes of {source.uri}, found {len(there)} others"
+        )
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(f"{name}\n" for name in source.classes), encoding="utf-8")
 
 
 def _same_call(path: Path, call: dict[str, object]) -> None:
