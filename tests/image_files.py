@@ -44,9 +44,9 @@ def samples(start: int, count: int, suffix: str = "jpg") -> dict[str, bytes]:
     return members
 
 
-def refused(uri: Path | str, split: str | None = None) -> str:
-    """The message of the DataError that opening costs; it has to be one line."""
-    with pytest.raises(DataError) as error:
+def refused(uri: Path | str, split: str | None = None, kind: type[Exception] = DataError) -> str:
+    """The message of the error that opening costs; it has to be one line."""
+    with pytest.raises(kind) as error:
         open_source(str(uri), split)
     assert "\n" not in str(error.value)
     return str(error.value)

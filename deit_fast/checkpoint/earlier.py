@@ -26,6 +26,7 @@ _PART = ".earlier-*.part"  # an earlier run that is being moved
 _BESIDE = (".lock", ".stored", ".pull.lock", ".writable", ".*.tmp", "earlier-*", _PART, "later-*", "*.log",
            "*.out", "*.err", ".torchx*", ".nfs*", ".fuse_hidden*", ".snapshot", "lost+found", ".DS_Store",
            ".git*")  # fmt: skip
+_LEFT = ("bad_files.txt", "nonfinite.txt", "hang-*.txt")  # all that a run which ended early may leave
 _SEALS = re.compile(r"(step-\d+|last|best)\.sha256")
 
 
@@ -106,7 +107,7 @@ def _refuse_foreign(place: str, names: Sequence[str], checkpoints: Iterable[str]
     is_run = half_moved or _is_recipe(recipe) or any(_SEALS.fullmatch(name) for name in checkpoints)
     if is_run and not over:
         return
-    known = (*_OWN, *_BESIDE) if is_run else _BESIDE
+    known = (*_OWN, *_BESIDE) if is_run else (*_LEFT, *_BESIDE)
     foreign = next((name for name in names if not _matches(name, known)), None)
     if foreign is not None:
         found = f"--out {printable(place)}: found {printable(foreign)}, expected "

@@ -8,6 +8,7 @@ from typing import Any
 from deit_fast.convert.formats.lazy_tensor import BadFileError
 from deit_fast.convert.formats.metadata import JSON_LIMIT, check_names, parse_json
 from deit_fast.convert.locate import CONFIG, WEIGHT_FILES
+from deit_fast.zoo import FAMILIES
 from deit_fast.zoo.class_names import IMAGENETS
 
 _PROCESSOR = "preprocessor_config.json"
@@ -15,7 +16,6 @@ _TIMM_CROP = 0.875  # timm's, where a config says none
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _TANH = ("gelu_tanh", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
-_TRANSFORMERS = ("vit", "deit", "vit_msn")  # model types that compute what deit_fast's models do
 _EPSILONS = (1e-12, 1e-6)  # transformers' default, with which it has models that were trained with timm's
 
 
@@ -89,8 +89,9 @@ def _timm_notes(config: dict[str, Any]) -> Notes:
 
 def _transformers_notes(config: dict[str, Any], processor: dict[str, Any]) -> Notes:
     kind, act, eps = config["model_type"], config.get("hidden_act", "gelu"), config.get("layer_norm_eps", 1e-12)
-    if kind not in _TRANSFORMERS:
-        raise BadFileError(f"has a config.json with model_type={kind!a}: expected {' or '.join(_TRANSFORMERS)}")
+    known = [each for family in FAMILIES.values() for each in family.transformers]
+    if kind not in known:
+        raise BadFileError(f"has a config.json with model_type={kind!a}: expected {' or '.join(known)}")
     if act != "gelu" and act not in _TANH:
         raise BadFileError(f"has a config.json with hidden_act={act!a}: expected 'gelu' or its tanh approximation")
     if eps not in _EPSILONS:

@@ -53,7 +53,7 @@ _RETRIABLE = {ExitStatus.HUNG, ExitStatus.STORAGE_FAILED, ExitStatus.STOPPED}
 # all else are the machine's.
 _MISTAKES = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-    errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ENOTEMPTY, errno.EXDEV, errno.ENXIO,
+    errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ESPIPE, errno.ENOTEMPTY, errno.EXDEV, errno.ENXIO,
 }  # fmt: skip
 
 

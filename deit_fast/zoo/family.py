@@ -104,5 +104,7 @@ class Family:
     """Whether the models are plain vision transformers, which have their class token in every block."""
     class_slot: bool = False
     """Whether a vision transformer's position embedding has a slot for the class token."""
+    transformers: Sequence[str] = ()
+    """The model types of transformers that compute what the family's models do."""
     eval_crop_ratio: float = 1.0
     """The published evaluation's: the share of the resized image's side that the central crop keeps."""

@@ -92,7 +92,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "legacy-key-of-tuples": (lambda: legacy(STORAGE + NEST + b"NK\x01NtQ."),
                              "has a tuple: expected a text"),
     "format-of-tuples": (lambda: python(b"}X\x06\0\0\0recipe}sX\x05\0\0\0model}sX\x06\0\0\0format" + NEST + b"s"),
-                         "is of another format"),
+                         "expected a deit_fast checkpoint of format 1"),
     "recipe-of-tuples": (lambda: python(b"}X\x06\0\0\0recipe}X\x01\0\0\0a" + NEST + b"ssX\x05\0\0\0model}s"
                                         b"X\x06\0\0\0formatK\x01s"), "describes itself with more than 100000 values"),
     "paths-joined": (lambda: python(PATHS + LARGE + b"tR" + (b"q\x000" + PATHS + b"h\x00h\x00tR") * 40),

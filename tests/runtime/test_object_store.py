@@ -11,7 +11,7 @@ import pytest
 from deit_fast.cli.main import main
 from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.runtime import object_store as objects
-from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.errors import RunError, StorageError
 from deit_fast.runtime.object_store import fetch, find_object
 from tests.image_files import refused, samples, write, write_tar
 from tests.object_store import S3, serve
@@ -137,7 +137,7 @@ def test_failures_that_stay_are_one_line_and_leave_nothing(
     put_shards(store, tmp_path)
     monkeypatch.setattr(objects, "_TRIES", 1)
     store.fault = lambda method, path: fault if path.endswith("-1.tar") else ""
-    message = refused(SHARDS)
+    message = refused(SHARDS, kind=StorageError)
     assert message.startswith("s3://bucket/set/train-1.tar: cannot be reached after 1 attempts (")
     assert not [
         path for path in cache.rglob("*") if path.name.startswith(("train-1", ".train-1")) and path.suffix != ".lock"

@@ -51,5 +51,6 @@ FAMILY = Family(
     },
     is_vit=True,
     class_slot=True,
+    transformers=("vit", "deit", "vit_msn"),
     eval_crop_ratio=0.875,
 )  # fmt: skip
