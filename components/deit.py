@@ -136,6 +136,7 @@ def evaluate(
     ema: str = "false",
     flip: str = "false",
     labels: str = "",
+    classes: str = "",
     real: str = "",
     report: str = "",
     j: str = "1x1",
@@ -161,6 +162,7 @@ def evaluate(
         ema: true or false: evaluate the moving average of the weights
         flip: true or false: average the logits of each image and its mirror image
         labels: file of labels of images without class folders; empty takes one beside them
+        classes: data or all: among which classes to choose where the data have some of the checkpoint's; empty refuses
         real: the real.json of ImageNet-ReaL, to score by its labels too
         report: folder for accuracy per class, confusion matrix and the most confident mistakes
         j: NODESxPROCESSES; one process per GPU
@@ -179,7 +181,9 @@ def evaluate(
     check_given(checkpoint=checkpoint, data=data)
     # The checkpoint and its recipe may not be readable from here: keys and types are checked on a row of the table.
     check_recipe("deit3_base_1k_192", list(overrides))
-    options = [("--json", out), ("--labels", labels), ("--real", real), ("--report", report)]
+    if classes not in ("", "data", "all"):
+        refuse(f"classes={classes!r}: expected data or all")
+    options = [("--json", out), ("--labels", labels), ("--classes", classes), ("--real", real), ("--report", report)]
     words = ["evaluate", checkpoint, "--data", data, *(word for option in options if option[1] for word in option)]
     switches = {"--ema": parse_switch("ema", ema), "--flip": parse_switch("flip", flip)}
     words += [*(word for word, on in switches.items() if on), *overrides]
