@@ -9,6 +9,7 @@ from typing import Any
 from deit_fast.convert.formats.lazy_tensor import BadFileError
 from deit_fast.convert.formats.metadata import JSON_LIMIT, check_names, parse_json
 from deit_fast.convert.locate import CONFIG, WEIGHT_FILES
+from deit_fast.runtime.errors import one_line
 from deit_fast.zoo.class_names import IMAGENETS
 
 _PROCESSOR = "preprocessor_config.json"
@@ -82,7 +83,11 @@ def read_options(options: Mapping[str, Any]) -> Notes:
 
 def _read_object(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
-        content = parse_json(file.read(JSON_LIMIT + 1))
+        text = file.read(JSON_LIMIT + 1)
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise BadFileError(f"has a {path.name} that is no JSON ({one_line(error)[:100]})") from None
     if not isinstance(content, dict):
         raise BadFileError(f"has a {path.name} with a {type(content).__name__}: expected an object")
     return content
@@ -124,7 +129,7 @@ def _transformers_notes(config: dict[str, Any], processor: dict[str, Any]) -> No
         names = None  # words for ImageNet's classes, whose names are WordNet's ids; or no names at all
     data = _processor_colours(processor)
     resample: Any = processor.get("resample")
-    lost = _take_interpolation(data, _RESAMPLE.get(resample, resample))
+    lost = _take_interpolation(data, _RESAMPLE.get(resample, resample) if isinstance(resample, int) else resample)
     resized, cropped = _pair(processor.get("size")), _pair(processor.get("crop_size"))
     if resized is not None:
         crops = processor.get("do_center_crop") and cropped is not None and resized[0]

@@ -119,7 +119,16 @@ def _read_foreign(tensors: dict[str, Tensor], tree: dict[Any, Any], notes: Notes
         check_named_model(architecture, arguments, model, f"has {whence}")
     colours = {key: tuple(value) for key, value in (("mean", named.mean), ("std", named.std)) if value is not None}
     crop = {"eval_crop_ratio": find_family(model.name).eval_crop_ratio}
-    data = Data.model_validate(crop | colours | notes.data)
+    found = crop | colours | notes.data
+    try:
+        data = Data.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        raise BadFileError(f"has {notes.whence}'s data.{key}={ascii(found[key])[:80]}: {first['msg']}") from None
+    if notes.classes is not None and len(notes.classes) != model.num_classes:
+        lost = f"{len(notes.classes)} names of classes: expected {model.num_classes or 'none'}, by the weights"
+        notes = replace(notes, classes=None, lost=[*notes.lost, lost])
     recipe = Recipe(
         name=f"{model.name}_imported",
         description=f"Made up around weights of {codebase.source}: the model section is theirs, the rest are defaults.",

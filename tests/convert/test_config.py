@@ -185,3 +185,16 @@ def test_quantised_weights(tmp_path: Path) -> None:
     torch.save({name: (100 * each).to(torch.int8) for name, each in DEIT.items()}, tmp_path / "a.pth")
     with pytest.raises(RunError, match=r"of torch\.int8, quantised: expected floating-point weights"):
         load_weights(tmp_path / "a.pth")
+
+
+def test_words_that_are_wrong_are_named(tmp_path: Path) -> None:
+    folder = transformers_folder(tmp_path / "x", {"image_mean": "grey"})
+    with pytest.raises(RunError, match=r"x: has config.json's data.mean='grey': Input should be a valid tuple$"):
+        load_weights(folder)
+    folder = transformers_folder(tmp_path / "x", {}, id2label={"0": "cat", "1": "dog"})
+    weights = load_weights(folder)
+    assert weights.classes is None
+    assert weights.said[1] == "not taken from config.json: 2 names of classes: expected 10, by the weights"
+    (folder / "preprocessor_config.json").write_text('{"size": [}')
+    with pytest.raises(RunError, match=r"x: has a preprocessor_config.json that is no JSON \("):
+        load_weights(folder)
