@@ -1,6 +1,8 @@
 """The front door: models by name with a checkpoint's weights, and every family in prediction and features."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,7 +16,7 @@ from deit_fast.checkpoint.format import save_checkpoint
 from deit_fast.cli.main import main
 from deit_fast.convert.names.facebook import to_facebook
 from deit_fast.recipe.table import get_recipe
-from deit_fast.runtime.errors import RecipeError, RunError
+from deit_fast.runtime.errors import DataError, RecipeError, RunError
 from deit_fast.zoo import find_family
 from tests.oracles import foreign_checkpoints as oracle
 from tests.toys import TOYS
@@ -206,3 +208,26 @@ def test_commands_take_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str
         capsys.readouterr()
         assert main(words) == 2
         assert f"{folder}: is a folder: expected a file of weights, or a model's folder" in capsys.readouterr().err
+
+
+def test_arguments_as_programs_write_them(tmp_path: Path) -> None:
+    """Paths as objects or texts, words as one text; a mistake is named for what it is."""
+    path = toy_checkpoint(tmp_path, "deit3")
+    for label in range(5):
+        (tmp_path / "data" / "val" / str(label)).mkdir(parents=True)
+        PICTURES[label % 2].save(tmp_path / "data" / "val" / str(label) / "a.png")
+    data, report = tmp_path / "data", str(tmp_path / "report")
+    scores = deit_fast.evaluate(str(path), data, overrides="data.eval_crop_ratio=0.9 run.precision=fp32", report=report)
+    assert scores == json.loads((tmp_path / "report" / "scores.json").read_text())
+    with pytest.raises(RunError, match="--metric real: expected real=FILE"):
+        deit_fast.evaluate(path, data, metrics="real")
+    wrong: Any = "some"
+    with pytest.raises(RunError, match="classes='some': expected 'data' or 'all'"):
+        deit_fast.evaluate(path, data, classes=wrong)
+    with pytest.raises(RecipeError, match=r"model\.num_classes=0: expected"):
+        deit_fast.create_model("deit3", num_classes=0)
+    with pytest.raises(RunError, match="top_k=0: expected 1 or more"):
+        deit_fast.predict(deit_fast.load_model(path), PICTURES, 0)
+    (tmp_path / "mine.json").write_text(json.dumps(get_recipe("demo_pretrain").model_dump(mode="json")))
+    with pytest.raises(DataError, match="nowhere"):
+        deit_fast.train(tmp_path / "mine.json", tmp_path / "nowhere", tmp_path / "run", overrides="optim.lr=1e-3")

@@ -138,6 +138,8 @@ def verify_checkpoint(path: Path) -> str:
 
 def lacks_seal(path: Path) -> str:
     """What is wrong with a checkpoint at PATH.pt without PATH.sha256, and what to do."""
+    if path.is_dir():
+        return f"{path}: is a folder: expected a checkpoint's file, such as checkpoints/last.pt in a run's folder"
     name = path.with_suffix(SEAL).name
     return (
         f"{path}: expected its checksums beside it, in {name}; put the file there that belongs to it, or, where an "

@@ -1,6 +1,7 @@
-"""What the folder of a model says in words beside its weights: the config.json of timm, or of transformers."""
+"""What is said in words beside weights: by the config.json of timm or of transformers, or by a training's options."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 from deit_fast.convert.formats.lazy_tensor import BadFileError
 from deit_fast.convert.formats.metadata import JSON_LIMIT, check_names, parse_json
 from deit_fast.convert.locate import CONFIG, WEIGHT_FILES
+from deit_fast.runtime.errors import one_line
 from deit_fast.zoo import FAMILIES
 from deit_fast.zoo.class_names import IMAGENETS
 
 _PROCESSOR = "preprocessor_config.json"
 _TIMM_CROP = 0.875  # timm's, where a config says none
 _INTERPOLATIONS = ("bicubic", "bilinear")
-_RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _TANH = ("gelu_tanh", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 _EPSILONS = (1e-12, 1e-6)  # transformers' default, with which it has models that were trained with timm's
 
@@ -39,16 +41,18 @@ class Notes:
     """timm's name of the model."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """timm's arguments for it."""
+    whence: str = CONFIG
+    """Who says so."""
 
 
-def read_notes(path: Path) -> Notes:
-    """What the config.json of a folder says, or the one beside a file that has the name of a folder's weights.
+def read_notes(path: Path) -> Notes | None:
+    """What the config.json of a folder says, or the one beside a file that has the name of a folder's weights, if any.
 
     Raises BadFileError for one that is too large, that is no plain data, or that names another kind of model.
     """
     folder = path if path.is_dir() else path.parent
     if not (folder / CONFIG).is_file() or not (path.is_dir() or path.name in WEIGHT_FILES):
-        return Notes()
+        return None
     config = _read_object(folder / CONFIG)
     if "model_type" in config and "architecture" not in config:
         processor = _read_object(folder / _PROCESSOR) if (folder / _PROCESSOR).is_file() else {}
@@ -56,9 +60,34 @@ def read_notes(path: Path) -> Notes:
     return _timm_notes(config)
 
 
+def read_options(options: Mapping[str, Any]) -> Notes:
+    """What the options of a training script say, `args` in the files of timm and of facebookresearch/deit.
+
+    Of a script unknown here the same names may mean anything, so that a value of another form is passed over.
+    """
+    arguments, data = options.get("model_kwargs"), dict[str, Any]()
+    kwargs = arguments if isinstance(arguments, dict) else {}
+    for ratio in (options.get("eval_crop_ratio"), options.get("crop_pct")):
+        if isinstance(ratio, float | int) and 0 < ratio <= 1:
+            data["eval_crop_ratio"] = ratio
+    for key, lowest in (("mean", 0.0), ("std", 1e-6)):
+        colour: Any = options.get(key)
+        if _is_triple(colour) and min(colour) >= lowest:
+            data[key] = tuple(colour)
+    if options.get("interpolation") in _INTERPOLATIONS:
+        data["eval_interpolation"] = options["interpolation"]
+    sizes = (kwargs.get("img_size"), options.get("img_size"), options.get("input_size"))
+    size = next((pair for each in sizes if (pair := _pair(each)) is not None), None)
+    return Notes(size=size, data=data, whence="args")
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
-        content = parse_json(file.read(JSON_LIMIT + 1))
+        text = file.read(JSON_LIMIT + 1)
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise BadFileError(f"has a {path.name} that is no JSON ({one_line(error)[:100]})") from None
     if not isinstance(content, dict):
         raise BadFileError(f"has a {path.name} with a {type(content).__name__}: expected an object")
     return content
@@ -99,18 +128,33 @@ def _transformers_notes(config: dict[str, Any], processor: dict[str, Any]) -> No
     names = _listed_names(config.get("id2label"))
     if names is not None and (len(names) in IMAGENETS or names[0] == "LABEL_0"):
         names = None  # words for ImageNet's classes, whose names are WordNet's ids; or no names at all
-    data: dict[str, Any] = {}
-    if processor.get("do_normalize", True):
-        pairs = (("mean", "image_mean"), ("std", "image_std"))
-        data |= {key: _triple(processor[name]) for key, name in pairs if processor.get(name) is not None}
-    lost = _take_interpolation(data, _RESAMPLE.get(processor.get("resample", 0)))
+    data = _processor_colours(processor)
+    resample: Any = processor.get("resample")
+    lost = _take_interpolation(data, _RESAMPLE.get(resample, resample) if isinstance(resample, int) else resample)
     resized, cropped = _pair(processor.get("size")), _pair(processor.get("crop_size"))
     if resized is not None:
         crops = processor.get("do_center_crop") and cropped is not None and resized[0]
         data["eval_crop_ratio"] = cropped[0] / resized[0] if crops and cropped is not None else 1.0
+        if not isinstance(processor["size"], dict) or "shortest_edge" not in processor["size"]:
+            lost.append("size of both sides, to which images are squashed: the centre is cropped instead")
     heads = config.get("num_attention_heads")
     size = _pair(config.get("image_size"))
     return Notes(names, act in _TANH, heads if isinstance(heads, int) else None, size, data, lost)
+
+
+def _processor_colours(processor: dict[str, Any]) -> dict[str, Any]:
+    """Means and deviations of images in [0, 1], of a processor that has them for pixels times its factor."""
+    if not processor.get("do_normalize", True):
+        processor = {**processor, "image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
+    factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
+    pairs = (("mean", "image_mean"), ("std", "image_std"))
+    data = {key: _triple(processor[name]) for key, name in pairs if processor.get(name) is not None}
+    if not isinstance(factor, float | int) or factor <= 0:
+        raise BadFileError(f"has a {_PROCESSOR} with rescale_factor={factor!a}: expected a positive number")
+    if abs(255 * factor - 1) < 1e-6:
+        return data
+    return {key: tuple(each / (255 * factor) for each in value) if _is_triple(value) else value
+            for key, value in data.items()}  # fmt: skip
 
 
 def _take_interpolation(data: dict[str, Any], found: Any) -> list[str]:
@@ -135,6 +179,10 @@ def _triple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _is_triple(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(each, float | int) for each in value)
+
+
 def _pair(size: Any) -> tuple[int, int] | None:
     """Height and width of [C, H, W], [H, W], a side, or transformers' {height, width} or {shortest_edge}."""
     if isinstance(size, dict):
@@ -151,5 +199,5 @@ def describe(notes: Notes, data: Any) -> list[str]:
     taken = [f"data.{key}={json.dumps(getattr(data, key))}" for key in notes.data]
     if notes.classes is not None:
         taken.append(f"{len(notes.classes)} names of classes")
-    lines = [f"taken from {CONFIG}: {', '.join(taken)}"] if taken else []
-    return lines + [f"not taken from {CONFIG}: {each}" for each in notes.lost]
+    lines = [f"taken from {notes.whence}: {', '.join(taken)}"] if taken else []
+    return lines + [f"not taken from {notes.whence}: {each}" for each in notes.lost]

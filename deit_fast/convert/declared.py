@@ -33,6 +33,12 @@ _PLACES = ("device", "dtype")  # of timm's weights, of which none are made here
 _COUNTS = ("depth", "num_blocks", "depth_token_only", "num_parallel")
 
 
+def training_options(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """The options of the script that wrote a training file with the dictionary `tree`; empty where it has none."""
+    options = tree.get("args")
+    return options if isinstance(options, dict) else {}
+
+
 def named_model(notes: Notes, tree: Mapping[Any, Any]) -> tuple[str | None, dict[str, Any], str]:
     """timm's name of the model, its arguments, and who says so: a config.json, or a training file of timm's scripts.
 
@@ -40,8 +46,7 @@ def named_model(notes: Notes, tree: Mapping[Any, Any]) -> tuple[str | None, dict
     """
     if notes.architecture is not None:
         return notes.architecture, notes.arguments, "config.json's architecture"
-    options = tree.get("args")
-    options = options if isinstance(options, dict) else {}
+    options = training_options(tree)
     for key, name in (("arch", tree.get("arch")), ("args.model", options.get("model"))):
         if isinstance(name, str) and timm.is_model(name):
             given = options.get("model_kwargs")

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from torch import Tensor
 
-from deit_fast.convert.config import Notes, describe, read_notes
-from deit_fast.convert.declared import check_named_model, named_model
+from deit_fast.convert.config import Notes, describe, read_notes, read_options
+from deit_fast.convert.declared import check_named_model, named_model, training_options
 from deit_fast.convert.formats import Container
 from deit_fast.convert.formats.constructors import SAVE_STATE_DICT, UnknownNameError
 from deit_fast.convert.formats.lazy_tensor import BadFileError, map_file, read_tensors
@@ -76,12 +76,13 @@ def load_weights(path: Path, ema: bool = False) -> Weights:
         mapped = map_file(file)
         tree = _read_container(file, mapped)
         if isinstance(tree.get("recipe"), dict) and isinstance(tree.get("model"), dict):
-            return replace(_take_notes(_read_own(tree, ema, len(mapped), path), read_notes(path)), file=path)
+            own = _read_own(tree, ema, len(mapped), path)
+            return replace(_take_notes(own, read_notes(path) or Notes()), file=path)
         codebases = _codebases().values()
         state = select_weights(tree, codebases, ema)
         check_modules(state)
         tensors = read_tensors(state, len(mapped))
-        notes = read_notes(path)
+        notes = read_notes(path) or read_options(training_options(tree))
         return replace(_read_foreign(unwrap_names(tensors, _is_known), tree, notes), file=path)
 
 
@@ -109,13 +110,25 @@ def _read_foreign(tensors: dict[str, Tensor], tree: dict[Any, Any], notes: Notes
         if model.position == "sincos" and not named.fixed_positions:
             raise BadFileError("has no pos_embed: expected position embeddings, which deit3-jax alone does without")
         check_inferred(model, named.tensors)
+        if whole := next((name for name, each in named.tensors.items() if not each.is_floating_point()), None):
+            dtype = named.tensors[whole].dtype
+            raise BadFileError(f"has {whole[:80]!a} of {dtype}, quantised: expected floating-point weights")
     except BadFileError as error:
         raise BadFileError(f"{error}{f'; its {whence} is {architecture!a}' if architecture else ''}") from None
     if architecture is not None:
         check_named_model(architecture, arguments, model, f"has {whence}")
     colours = {key: tuple(value) for key, value in (("mean", named.mean), ("std", named.std)) if value is not None}
     crop = {"eval_crop_ratio": find_family(model.name).eval_crop_ratio}
-    data = Data.model_validate(crop | colours | notes.data)
+    found = crop | colours | notes.data
+    try:
+        data = Data.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        raise BadFileError(f"has {notes.whence}'s data.{key}={ascii(found[key])[:80]}: {first['msg']}") from None
+    if notes.classes is not None and len(notes.classes) != model.num_classes:
+        lost = f"{len(notes.classes)} names of classes: expected {model.num_classes or 'none'}, by the weights"
+        notes = replace(notes, classes=None, lost=[*notes.lost, lost])
     recipe = Recipe(
         name=f"{model.name}_imported",
         description=f"Made up around weights of {codebase.source}: the model section is theirs, the rest are defaults.",

@@ -35,16 +35,15 @@ def create_model(
     """
     resolution = resolve_name(name)[1]
     if pretrained is None:
-        section = _section(name, num_classes or 1000, img_size or resolution, fields)
+        section = _section(name, 1000 if num_classes is None else num_classes, img_size or resolution, fields)
         model, changes = build_model(section), list[Change]()
     else:
         weights = load_weights(fetch_weights(pretrained), ema)
         theirs = weights.recipe.model
         if name in ARCHITECTURES:  # the name of an entry says no resolution
             resolution = theirs.image_size
-        section = _section(
-            name, num_classes or theirs.num_classes or 1000, img_size or resolution, _computed(theirs) | fields
-        )
+        count = (theirs.num_classes or 1000) if num_classes is None else num_classes
+        section = _section(name, count, img_size or resolution, _computed(theirs) | fields)
         model, changes = build_initialised(section, weights)
         if changes:
             warnings.warn("\n".join([f"{pretrained}: fitted to {name}:", *format_changes(changes)]), stacklevel=2)

@@ -17,7 +17,7 @@ from deit_fast.convert.imagenet21k import maps_to_1k
 from deit_fast.convert.locate import fetch_weights
 from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.class_subset import ClassChoice, choose_classes
+from deit_fast.data.sources.class_subset import CLASS_CHOICES, ClassChoice, choose_classes
 from deit_fast.data.sources.open import open_source
 from deit_fast.infer.metrics import Metric, Predicted, Totals, build_metrics, find_metrics
 from deit_fast.infer.outcomes import outcome_rows, read_outcomes
@@ -99,12 +99,12 @@ def evaluate(
 
 def evaluate_checkpoint(
     checkpoint: str | Path,
-    data: str,
+    data: str | Path,
     overrides: Iterable[str] = (),
     ema: bool = False,
     flip: bool = False,
     metrics: Iterable[str] = (),
-    report: Path | None = None,
+    report: str | Path | None = None,
     labels: str | Path | None = None,
     classes: ClassChoice | None = None,
 ) -> dict[str, Any]:
@@ -125,6 +125,9 @@ def evaluate_checkpoint(
     finite. Example: `evaluate("runs/digits", "digits")["top1"]`, by its name in deit_fast.
     """
     start = time.perf_counter()
+    data, report = str(data), Path(report) if report is not None else None
+    if classes is not None and classes not in CLASS_CHOICES:
+        raise RunError(f"classes={classes!r}: expected {' or '.join(map(repr, CLASS_CHOICES))}")
     weights = load_weights(fetch_weights(checkpoint), ema)
     recipe = weights.recipe.override(overrides)
     need_head(weights, recipe)

@@ -129,6 +129,8 @@ def predict(
     unless they are allowed, and where logits are not finite. Of classes with equal logits the one with the smaller
     label comes first (infer/ranking.py).
     """
+    if top_k < 1:
+        raise RunError(f"top_k={top_k}: expected 1 or more")
     source = ImageList(_listed(images), allow_urls)
     found: dict[int, Prediction] = {}
     classify = average_mirrored(model) if flip else model

@@ -77,8 +77,8 @@ class Recipe(Section):
         """A copy with `section.key=value` words applied; values are JSON, bare words or comma-separated tuples.
 
         Where a word changes a section's kind, as optim.name does, the values that both kinds have stay. The order of
-        the words is of no importance. Raises RecipeError with a line for each unknown key, each wrong type or choice
-        and each combination that cannot work.
+        the words is of no importance; a text is taken as its words. Raises RecipeError with a line for each unknown
+        key, each wrong type or choice and each combination that cannot work.
         """
         return parse_with_words(self.model_dump(mode="json"), words)
 
@@ -123,7 +123,7 @@ def parse_with_words(content: dict[str, Any], words: Iterable[str], source: str 
     """
     changes: dict[str, dict[str, Any]] = {}
     lines = []
-    for word in words:
+    for word in words.split() if isinstance(words, str) else words:
         path, equals, text = word.partition("=")
         section, dot, key = path.partition(".")
         if not (equals and dot and key):

@@ -1,9 +1,11 @@
 """Processes: who this one is, and the few collectives the rest needs. torchrun starts them."""
 
+import itertools
 import os
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.hardware import describe_cudnn
 
 COLLECTIVE_SECONDS = 1800.0  # other processes may compile meanwhile
+_GROUPS = itertools.count()  # made so far; all processes make the same ones
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,20 @@ def join_world(hang_timeout: float = 0.0) -> World:
         on_gpu = device.type == "cuda"
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=dist.PrefixStore(f"group {next(_GROUPS)}", _shared_store()),
+            rank=rank,
+            world_size=size,
             timeout=timedelta(seconds=max(COLLECTIVE_SECONDS, 2 * hang_timeout)),
             device_id=device if on_gpu else None,
         )
     return World(rank, size, device, joins)
+
+
+@cache
+def _shared_store() -> dist.Store:
+    """Where the processes find each other, one for a process's life. Each group has keys of its own in it: torchrun's
+    store keeps those of an ended group, and a process that came back would call at the addresses of that one."""
+    return next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=COLLECTIVE_SECONDS))))[0]
 
 
 def choose_device() -> torch.device:

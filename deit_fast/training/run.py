@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ FROM_RANDOM = "none"
 
 
 def train(
-    recipe: Recipe | str,
+    recipe: Recipe | str | Path,
     data: str | Path,
     out: str | Path,
     val: str | Path | None = None,
@@ -44,7 +44,7 @@ def train(
     resume: str = "auto",
     teacher: str | Path | None = None,
     labels: str | Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Trains `recipe` on `data` into the folder `out`, evaluating on `val` or the validation split beside `data`.
 
@@ -66,10 +66,7 @@ def train(
     with StoppedError; so does SIGINT, with KeyboardInterrupt. Raises RecipeError, DataError or RunError, each of one
     line.
     """
-    if isinstance(recipe, str):
-        recipe = get_recipe(recipe, overrides)
-    elif overrides:
-        recipe = recipe.override(overrides)
+    recipe = recipe.override(overrides) if isinstance(recipe, Recipe) else get_recipe(str(recipe), overrides)
     recipe.check_teacher(teacher)
     data, val, from_random = str(data), str(val) if val is not None else None, init == FROM_RANDOM
     sinks = chosen_sinks()

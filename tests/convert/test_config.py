@@ -1,5 +1,6 @@
 """What stands beside the weights is taken, and said: timm's config.json, old and new, and transformers'."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -130,3 +131,70 @@ def test_a_file_alone_says_what_it_was_read_as(tmp_path: Path) -> None:
     assert load_weights(tmp_path / "a.pth").said == (
         "read as deit3_nano_patch4 at 32 px, 10 classes, of facebookresearch/deit",
     )
+
+
+@pytest.mark.parametrize(("processor", "mean", "std"), [
+    ({"do_normalize": False, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}, 0.0, 1.0),
+    ({"do_rescale": False, "image_mean": [127.5, 127.5, 127.5], "image_std": [51.0, 51.0, 51.0]}, 0.5, 0.2),
+    ({"rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0], "image_std": [0.4, 0.4, 0.4]}, 0.5, 0.2),
+    ({"rescale_factor": 0.00392156862745098, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2]}, 0.5, 0.2),
+])  # fmt: skip
+def test_colours_of_a_transformers_processor(processor: dict, mean: float, std: float, tmp_path: Path) -> None:
+    """It computes (pixels x factor - mean) / std, where a recipe's are of images in [0, 1]."""
+    data = load_weights(transformers_folder(tmp_path / "x", processor)).recipe.data
+    assert (data.mean, data.std) == (pytest.approx([mean] * 3), pytest.approx([std] * 3))
+
+
+def test_what_a_transformers_processor_does_otherwise(tmp_path: Path) -> None:
+    processor = {"resample": 0, "size": {"height": 32, "width": 32}}
+    said = "\n".join(load_weights(transformers_folder(tmp_path / "x", processor)).said)
+    assert "not taken from config.json: interpolation='nearest': bicubic instead" in said
+    assert "not taken from config.json: size of both sides, to which images are squashed" in said
+
+
+def test_the_options_of_a_training_file(tmp_path: Path) -> None:
+    """timm's scripts have crop_pct, mean, std and interpolation there, facebookresearch/deit's eval_crop_ratio."""
+    timms = {"crop_pct": 0.8, "mean": [0.5, 0.4, 0.3], "std": (0.2, 0.3, 0.4), "interpolation": "bilinear"}
+    torch.save({"state_dict": DEIT, "args": argparse.Namespace(**timms)}, tmp_path / "timm.pth.tar")
+    weights = load_weights(tmp_path / "timm.pth.tar")
+    data = weights.recipe.data
+    assert (data.eval_crop_ratio, data.eval_interpolation) == (0.8, "bilinear")
+    assert (data.mean, data.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    assert weights.said[1].startswith("taken from args: data.eval_crop_ratio=0.8")
+    torch.save({"model": DEIT3, "args": argparse.Namespace(eval_crop_ratio=0.9)}, tmp_path / "facebook.pth")
+    assert load_weights(tmp_path / "facebook.pth").recipe.data.eval_crop_ratio == 0.9
+    others = {"crop_pct": None, "mean": "imagenet", "std": [0, 0, 0], "interpolation": "", "img_size": [1, 2, 3, "x"]}
+    torch.save({"model": DEIT, "args": argparse.Namespace(**others)}, tmp_path / "other.pth")
+    torch.save({"model": DEIT}, tmp_path / "bare.pth")
+    assert load_weights(tmp_path / "other.pth").recipe == load_weights(tmp_path / "bare.pth").recipe
+
+
+@pytest.mark.parametrize("options", [
+    {"input_size": (3, 32, 128)}, {"img_size": [32, 128]}, {"model_kwargs": {"img_size": (32, 128)}},
+])  # fmt: skip
+def test_the_options_say_that_patches_are_no_square(options: dict, tmp_path: Path) -> None:
+    """2 x 8 patches are as many as 4 x 4."""
+    model = timm.create_model("deit_tiny_patch16_224", img_size=(32, 128), num_classes=3)
+    content = {"state_dict": model.state_dict(), "arch": "deit_tiny_patch16_224", "args": argparse.Namespace(**options)}
+    torch.save(content, tmp_path / "a.pth.tar")
+    with pytest.raises(RunError, match="has a grid of 2 x 8 patches: expected a square one"):
+        load_weights(tmp_path / "a.pth.tar")
+
+
+def test_quantised_weights(tmp_path: Path) -> None:
+    torch.save({name: (100 * each).to(torch.int8) for name, each in DEIT.items()}, tmp_path / "a.pth")
+    with pytest.raises(RunError, match=r"of torch\.int8, quantised: expected floating-point weights"):
+        load_weights(tmp_path / "a.pth")
+
+
+def test_words_that_are_wrong_are_named(tmp_path: Path) -> None:
+    folder = transformers_folder(tmp_path / "x", {"image_mean": "grey"})
+    with pytest.raises(RunError, match=r"x: has config.json's data.mean='grey': Input should be a valid tuple$"):
+        load_weights(folder)
+    folder = transformers_folder(tmp_path / "x", {}, id2label={"0": "cat", "1": "dog"})
+    weights = load_weights(folder)
+    assert weights.classes is None
+    assert weights.said[1] == "not taken from config.json: 2 names of classes: expected 10, by the weights"
+    (folder / "preprocessor_config.json").write_text('{"size": [}')
+    with pytest.raises(RunError, match=r"x: has a preprocessor_config.json that is no JSON \("):
+        load_weights(folder)

@@ -1,7 +1,7 @@
 """Data with some of a model's classes, by name, as ImageNet-A, ImageNet-R and ImageNette have ImageNet's."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from deit_fast.runtime.errors import DataError
 
 ClassChoice = Literal["data", "all"]
 """Among which classes a prediction is chosen: the data's, or all of the model's."""
+CLASS_CHOICES: tuple[str, ...] = get_args(ClassChoice)
 
 
 def choose_classes(

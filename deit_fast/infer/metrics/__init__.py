@@ -85,7 +85,7 @@ def build_metrics(words: Iterable[str], source: Source) -> dict[str, Metric]:
     known = discover(__name__, "build_metric", FunctionType)
     usage = {name: f"{name}={next(iter(signature(build).parameters)).upper()}" for name, build in known.items()}
     to_ask_for, built = f"to ask for: {', '.join(usage.values())}", {}
-    for word in words:
+    for word in [words] if isinstance(words, str) else words:
         name, _, value = word.partition("=")
         if name in find_metrics():
             raise RunError(f"--metric {word}: {name} is always on; {to_ask_for}")
