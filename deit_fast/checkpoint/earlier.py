@@ -14,6 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from deit_fast.checkpoint.resume import step_of
+from deit_fast.convert.locate import newest_run
 from deit_fast.runtime.errors import RunError, printable
 from deit_fast.runtime.files import sync_folder
 from deit_fast.runtime.object_store import list_objects, read_object
@@ -22,10 +23,11 @@ from deit_fast.runtime.object_store import list_objects, read_object
 _OWN = ("recipe.json", "result.json", "metrics.*", "tensorboard", "checkpoints", "curves.png", "samples.png", "profile",
         "bad_files.txt", "nonfinite.txt", "hang-*.txt", "evaluation.json", "report")  # fmt: skip
 _PART = ".earlier-*.part"  # an earlier run that is being moved
-# What may stand beside a run and stays where it is: shells' and schedulers' logs, locks, what file systems keep there.
+# What may stand beside a run and stays where it is: its script and log, locks, what file systems and editors keep.
 _BESIDE = (".lock", ".stored", ".pull.lock", ".writable", ".*.tmp", "earlier-*", _PART, "later-*", "*.log",
-           "*.out", "*.err", ".torchx*", ".nfs*", ".fuse_hidden*", ".snapshot", "lost+found", ".DS_Store",
-           ".git*")  # fmt: skip
+           "*.out", "*.err", "log", "log.*", "log_*", "stdout*", "stderr*", "*.sh", "*.sbatch", "*.slurm", "*.toml",
+           ".torchx*", ".nfs*", ".fuse_hidden*", ".snapshot", ".zfs", ".Trash-*", "lost+found", ".DS_Store", "._*",
+           ".git*", ".ipynb_checkpoints")  # fmt: skip
 _SEALS = re.compile(r"(step-\d+|last|best)\.sha256")
 
 
@@ -88,16 +90,16 @@ def find_run(uri: str, resume: str) -> tuple[str, str]:
     sealed = [each.name for each in list_objects(f"{uri}/checkpoints")[1]]
     recipe = read_object(f"{uri}/recipe.json") if "recipe.json" in names else b""
     over = resume == "never"
-    later = [int(found[1]) for name in folders if (found := re.fullmatch(r"later-(\d+)", name))]
-    _refuse_foreign(uri, names, sealed, recipe, over and not later)
-    newest = f"{uri}/later-{max(later)}" if later else uri
+    newest = newest_run(uri, folders)
+    _refuse_foreign(uri, names, sealed, recipe, over and newest == uri)
     if resume not in ("auto", "never"):
         steps = [step_of(Path(each.name)) for each in list_objects(f"{newest}/checkpoints")[1]]
         over = resume not in {
             f"{newest}/checkpoints/{name}.pt" for name in ("last", f"step-{max(steps, default=0):07}")
         }
-    if over and (later or any(_matches(name, _OWN) for name in names)):
-        return f"{uri}/later-{max(later, default=0) + 1}", newest
+    if over and (newest != uri or any(_matches(name, _OWN) for name in names)):
+        number = 1 if newest == uri else int(newest.rpartition("-")[2]) + 1
+        return f"{uri}/later-{number}", newest
     return newest, ""
 
 

@@ -128,11 +128,11 @@ def told_as_interrupt(stop: StopSignal) -> Iterator[None]:
 
 def find_result(job: Job, state: TrainState) -> dict[str, Any] | None:
     """The result of a run that is finished already; None, and no result.json, of one that has steps to train."""
-    path = job.out / "result.json"
-    finished = state.step >= job.total_steps and path.exists()
-    earlier: dict[str, Any] | None = job.world.broadcast(
-        json.loads(path.read_text(encoding="utf-8")) if finished else None
-    )
+    path, found = job.out / "result.json", None
+    if job.world.is_main and state.step >= job.total_steps:
+        with contextlib.suppress(OSError, ValueError):  # one that is missing or damaged is written again
+            found = json.loads(path.read_text(encoding="utf-8"))
+    earlier: dict[str, Any] | None = job.world.broadcast(found)
     if job.world.is_main and earlier is not None:
         print(f"{job.out}: finished already, {job.total_steps} steps", flush=True)
     elif job.world.is_main:
