@@ -19,8 +19,9 @@ from deit_fast.runtime.errors import RunError, printable
 from deit_fast.runtime.files import sync_folder
 from deit_fast.runtime.object_store import list_objects, read_object
 
+_CHECKPOINTS = "checkpoints"
 # What a run, its evaluations and its log sinks write.
-_OWN = ("recipe.json", "result.json", "metrics.*", "tensorboard", "checkpoints", "curves.png", "samples.png", "profile",
+_OWN = ("recipe.json", "result.json", "metrics.*", "tensorboard", _CHECKPOINTS, "curves.png", "samples.png", "profile",
         "bad_files.txt", "nonfinite.txt", "hang-*.txt", "evaluation.json", "report")  # fmt: skip
 _PART = ".earlier-*.part"  # an earlier run that is being moved
 # What may stand beside a run and stays where it is: its script and log, locks, what file systems and editors keep.
@@ -40,7 +41,7 @@ def check_own(folder: Path, over: bool) -> None:
         return
     try:
         names = sorted(os.listdir(folder))
-        sealed = os.listdir(folder / "checkpoints") if (folder / "checkpoints").is_dir() else []
+        sealed = os.listdir(folder / _CHECKPOINTS) if (folder / _CHECKPOINTS).is_dir() else []
         recipe = (folder / "recipe.json").read_bytes() if (folder / "recipe.json").is_file() else b""
     except OSError as error:
         raise RunError(f"{folder}: expected a folder that can be read ({error.strerror})") from None
@@ -103,12 +104,13 @@ def find_run(uri: str, resume: str) -> tuple[str, str]:
     return newest, ""
 
 
-def _refuse_foreign(place: str, names: Sequence[str], checkpoints: Iterable[str], recipe: bytes, over: bool) -> None:
+def _refuse_foreign(place: str, names: Sequence[str], checkpoints: Sequence[str], recipe: bytes, over: bool) -> None:
     half_moved = any(_matches(name, (_PART,)) for name in names)
     is_run = half_moved or _is_recipe(recipe) or any(_SEALS.fullmatch(name) for name in checkpoints)
     if is_run and not over:
         return
-    known = (*_OWN, *_BESIDE) if is_run else _BESIDE
+    prepared = () if checkpoints else (_CHECKPOINTS,)  # an empty folder, or a link to one on a larger disk
+    known = (*_OWN, *_BESIDE) if is_run else (*prepared, *_BESIDE)
     foreign = next((name for name in names if not _matches(name, known)), None)
     if foreign is not None:
         found = f"--out {printable(place)}: found {printable(foreign)}, expected "

@@ -162,6 +162,16 @@ def test_where_a_run_may_start(tmp_path: Path, files: dict[str, str]) -> None:
         check_own(tmp_path / "new", over)
 
 
+def test_a_place_that_was_prepared_for_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "scratch")
+    check_own(tmp_path / "run", over=False)
+    (tmp_path / "scratch" / "model.ckpt").touch()
+    with pytest.raises(RunError, match="found checkpoints"):
+        check_own(tmp_path / "run", over=False)
+
+
 def test_in_a_store_the_new_run_gets_a_prefix(tmp_path: Path, cache: Path) -> None:
     uri = f"file://{tmp_path}/a"
     assert find_run(uri, "auto") == find_run(uri, "never") == (uri, "")

@@ -183,7 +183,7 @@ def test_a_finished_run_that_goes_on_elsewhere_has_its_checkpoint_there(
     written = Path(json.loads((out / "result.json").read_text())["checkpoint"])
     assert written == out / "checkpoints" / "last.pt"
     assert last_weights(out).keys() == last_weights(straight).keys()
-    shutil.copytree(out, out / "checkpoints" / "copy")
+    shutil.copytree(straight, out / "checkpoints" / "copy")
     kept = out / "checkpoints" / "copy" / "checkpoints" / "last.pt"  # in what is moved aside
     assert start(folder_data, out, "--resume", str(kept)) == 0
     assert written.exists()
