@@ -135,8 +135,8 @@ def evaluate(
     out: str = "",
     ema: str = "false",
     flip: str = "false",
-    classes: str = "",
     labels: str = "",
+    classes: str = "",
     real: str = "",
     report: str = "",
     j: str = "1x1",
@@ -161,8 +161,8 @@ def evaluate(
         out: JSON file for the result; empty only prints it
         ema: true or false: evaluate the moving average of the weights
         flip: true or false: average the logits of each image and its mirror image
-        classes: data or all: of images with some of the model's classes, among which to choose
         labels: file of labels of images without class folders; empty takes one beside them
+        classes: data or all: among which classes to choose where the data have some of the checkpoint's; empty refuses
         real: the real.json of ImageNet-ReaL, to score by its labels too
         report: folder for accuracy per class, confusion matrix and the most confident mistakes
         j: NODESxPROCESSES; one process per GPU
@@ -183,7 +183,7 @@ def evaluate(
     check_recipe("deit3_base_1k_192", list(overrides))
     if classes not in ("", "data", "all"):
         refuse(f"classes={classes!r}: expected data or all")
-    options = [("--json", out), ("--classes", classes), ("--labels", labels), ("--real", real), ("--report", report)]
+    options = [("--json", out), ("--labels", labels), ("--classes", classes), ("--real", real), ("--report", report)]
     words = ["evaluate", checkpoint, "--data", data, *(word for option in options if option[1] for word in option)]
     switches = {"--ema": parse_switch("ema", ema), "--flip": parse_switch("flip", flip)}
     words += [*(word for word, on in switches.items() if on), *overrides]

@@ -60,6 +60,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
     written = export_checkpoint(
         fetch_weights(arguments.source), arguments.destination, arguments.format, arguments.overrides, arguments.ema
     )
+    for line in written.said:
+        print(f"deit-fast: {line}", file=sys.stderr)
     print(f"{written.path}: {written.format}, from {written.source}", *format_changes(written.changes), sep="\n")
     print(f"max difference of logits {written.difference:.1g}", *written.notes, sep="\n")
     return 0

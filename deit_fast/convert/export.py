@@ -34,7 +34,9 @@ class Exported:
     difference: float
     """Largest absolute difference of logits between the original and what was written, on random images."""
     notes: list[str]
-    """Lines for the user: what was read beside the weights, and what the format has no place for."""
+    """Lines for the user: what the format has no place for."""
+    said: list[str]
+    """Lines for the user: what the checkpoint was read as, and what was taken from the words beside its weights."""
 
 
 @functools.cache
@@ -86,7 +88,7 @@ def export_checkpoint(
         difference = (model(images) - reload(images)).abs().max().item()
     if not math.isfinite(difference):
         raise RunError(f"{source}: the logits of random images are not finite: expected useful weights")
-    return Exported(destination, export.name, weights.source, changes, difference, [*weights.say(), *notes])
+    return Exported(destination, export.name, weights.source, changes, difference, notes, weights.say())
 
 
 def _load(path: Path) -> nn.Module:

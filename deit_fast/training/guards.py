@@ -149,7 +149,8 @@ class BadImages:
         if count > self._allowed * images:
             raise BadDataError(
                 f"data.max_bad={self._allowed:g}: {count} of {images} images cannot be used, {self._path} names them; "
-                "mend them, or remove them and go on with data.may_change=true (deit-fast data check finds all), or allow more"
+                "mend them (deit-fast data check finds all), or remove them and go on with data.may_change=true, or "
+                "allow more"
             )
         return [f"{count - before} more images cannot be used, {count} of {images} in all: {self._path} names them"]
 

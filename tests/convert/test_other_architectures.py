@@ -82,8 +82,8 @@ def test_what_is_ours_computes_the_same(name: str, arguments: dict, tmp_path: Pa
 def test_what_computes_something_else_is_named(name: str, arguments: dict, message: str, tmp_path: Path) -> None:
     model = timm.create_model(name) if name.startswith("resnet") else build(name, **arguments)
     with pytest.raises(RunError, match=message) as refusal:
-        load_weights(folder_of(tmp_path / "x", name, model, **arguments))
-    assert str(refusal.value).startswith(f"{tmp_path / 'x'}: has ")
+        our_logits(folder_of(tmp_path / "x", name, model, **arguments))
+    assert str(refusal.value).startswith(f"{tmp_path / 'x'}: ")
     assert "\n" not in str(refusal.value)
 
 

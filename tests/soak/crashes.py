@@ -219,8 +219,8 @@ def plant_bug(name: str) -> None:
         resuming.verify_checkpoint = lambda path: ""
     elif name == "forgetful":
         loader = start.TrainLoader
-        start.TrainLoader = lambda *rest, start_step, stop_step: loader(  # type: ignore[assignment, misc]
-            *rest, start_step=0, stop_step=stop_step - start_step
+        start.TrainLoader = lambda *rest, start_step, stop_step, **named: loader(  # type: ignore[assignment, misc]
+            *rest, start_step=0, stop_step=stop_step - start_step, **named
         )
     elif name == "leaky":
         saving.Saver._wait_for_copy = lambda self: None  # type: ignore[method-assign]

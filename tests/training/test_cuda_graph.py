@@ -156,7 +156,7 @@ def test_a_replayed_update_waits_for_the_checkpoints_copy(
         if index in saves:
             updated.clear()
             expected[index] = copy.deepcopy(step.state.state_dict())
-            assert saver.save(beside, None) == []
+            assert saver.save(beside) == []
         step([batch(index, mixed=True)], 1e-2)
         updated.set()
     assert saver.close() == []

@@ -44,7 +44,7 @@ def test_finetuning_without_weights_is_refused(
     capsys.readouterr()
     assert main([*words, "schedule.epochs=2"]) == 2
     way = f"choose another --out and --init {out}/checkpoints/"
-    assert f"schedule.epochs=2: expected 1, with which {out}" in (error := capsys.readouterr().err)
+    assert f"schedule.epochs=2.0: expected 1.0, with which {out}" in (error := capsys.readouterr().err)
     assert way in error
 
 

@@ -6,6 +6,7 @@ unpickler.py says why torch.load(weights_only=True, mmap=True) does not read the
 
 import io
 import mmap
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,18 @@ from deit_fast.convert.formats.lazy_tensor import BadFileError, Storage
 from deit_fast.convert.formats.stored_zip import ZIP_START, StoredZip
 from deit_fast.convert.formats.unpickler import read_pickle
 
+_NAMES = 10_000  # bytes at the start of a program's pickle, among which the name of its module is
+
 
 def _read(path: Path, mapped: mmap.mmap) -> Any:
     """The object that was saved. Raises BadFileError where the archive is not as torch writes it."""
     archive = StoredZip(mapped, check=False)
     pickles = [name for name in archive.names if name.endswith("/data.pkl")]
     if any(name.endswith("/constants.pkl") for name in archive.names):
-        raise BadFileError(f"is a TorchScript program: {SAVE_STATE_DICT}")
+        start = archive.span(pickles[0])[0] if pickles else 0
+        module = re.search(rb"c(__torch__[\w.]*)\n(\w+)\n", mapped[start : start + _NAMES])
+        of = f" of {module[1].decode()}.{module[2].decode()}" if module else ""
+        raise BadFileError(f"is a TorchScript program{of}: {SAVE_STATE_DICT}")
     if any("/models/" in name or name.endswith("archive_format") for name in archive.names):
         raise BadFileError(f"is a program of torch.export: {SAVE_STATE_DICT}")
     archive.check_stored()
