@@ -18,6 +18,8 @@ from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RecipeError, one_line
 
+IMAGE = "deit_fast:latest"
+"""The container image of who names none."""
 SHUTDOWN_SECONDS = 100  # for the last checkpoint, before torchrun kills
 MAX_PORT = 65535
 # NAME=value, where a value in quotes may hold anything, and any other ends before the next `,NAME=` or `;NAME=`.
@@ -48,6 +50,11 @@ class Where(NamedTuple):
         if not 0 <= self.rdzv_port <= MAX_PORT:
             refuse(f"rdzv_port={self.rdzv_port}: expected a port up to {MAX_PORT}, or 0 for one of the job's")
         check_given(image=self.image)
+
+    @property
+    def in_container(self) -> bool:
+        """Whether a container's paths are meant, which this machine need not have."""
+        return bool(self.mounts or self.overlay) or self.image != IMAGE
 
     @property
     def layout(self) -> tuple[int, int]:

@@ -2,14 +2,17 @@
 
 A path may be the nodes' alone. One that is not here is therefore refused by one rule only: its folder is here, and lies
 on storage that the nodes share. That is the file system of --out, or of the working folder, where Slurm's logs go. What
-stands here is looked at. These are left to the job: relative paths that are not here, URIs, and files below a run's
-checkpoints/, which the run may be about to write. So is every path of a job with --mounts or --overlay, which runs in a
-container.
+stands here is looked at. These are left to the job: relative paths that are not here, URIs, what would lie in / itself,
+where each machine mounts its own, and files below a run's checkpoints/, which the run may be about to write. So is
+every path of a job that runs in a container: with --mounts, --overlay or an --image of its own.
 """
 
+import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 
 from deit_fast.components.arguments import Where, refuse
@@ -20,7 +23,7 @@ from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.object_store import is_remote
 from deit_fast.zoo import find_published
 
-_COPIES = 5  # of the weights in a checkpoint: both files', the optimizer's two moments, the moving average
+_COPIES = 4  # of the weights in a checkpoint: both files', the optimizer's two moments; the moving average is another
 
 
 def check_paths(where: Where, out: str, images: Mapping[str, str], files: Mapping[str, str]) -> None:
@@ -28,17 +31,18 @@ def check_paths(where: Where, out: str, images: Mapping[str, str], files: Mappin
 
     out: what the job writes. images: data sets by their argument, files: checkpoints and the like.
     """
-    if where.mounts or where.overlay:
+    if where.in_container:
         return
     shared = {device for device in map(_device, (Path.cwd(), _existing(Path(out)))) if device is not None}
     for name, path in {**images, **files}.items():
         if not path or is_remote(path):
             continue
         for part in _parts(name, path) if name in images else [path]:
-            place = Path(part).expanduser()
-            if place.exists():
+            place = Path(os.path.expanduser(part))
+            may_appear = not place.is_absolute() or place.parent == Path("/") or place.parent.name == "checkpoints"
+            if os.path.exists(place):
                 _check_readable(name, part, place)
-            elif place.is_absolute() and place.parent.name != "checkpoints" and _device(place.parent) in shared:
+            elif not may_appear and _device(place.parent) in shared:
                 refuse(f"{name}={path!r}: {'no such path' if part == path else f'{part} is missing'}, in a folder that "
                        "is here; expected a path that the nodes have")  # fmt: skip
 
@@ -49,45 +53,54 @@ def check_classes(recipe: Recipe, data: str, where: Where) -> None:
     Where something else may be in train/, shards or what a program left there, the job counts; so it does for one
     folder, which may hold the images of all classes.
     """
-    expected, root = recipe.model.num_classes, Path(data).expanduser() / "train"
-    if expected is None or where.mounts or where.overlay or is_remote(data) or not root.is_dir():
+    expected, root = recipe.model.num_classes, os.path.join(os.path.expanduser(data), "train")
+    if expected is None or where.in_container or is_remote(data) or not os.path.isdir(root):
         return
     try:
         entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
-        if not all(entry.name[0].isalnum() and entry.is_dir() for entry in entries):
+        if not all(entry.name[0].isalnum() and entry.is_dir() and any(os.scandir(entry)) for entry in entries):
             return
-        found = sum(1 for entry in entries if any(os.scandir(entry)))
     except OSError:  # of a folder that only the job may read, say
         return
-    if found not in (0, 1, expected):
+    if (found := len(entries)) not in (0, 1, expected):
         refuse(f"model.num_classes={expected}: {data} has {found} classes; set model.num_classes={found}")
 
 
 def check_space(recipe: Recipe, out: str, where: Where) -> None:
-    """Refuses an --out whose disk, where it is here, has no room for the checkpoints that a run keeps and one more."""
+    """Refuses an --out whose disk, where it is here, has no room for the checkpoints that a run keeps and one more.
+
+    A finished run writes none. A file system that says nothing of its size has none here, as some of FUSE's.
+    """
     folder = Path(out)
     sizes = find_published([recipe.model.name])  # of ImageNet-1k's classes, which others hardly change
-    if not sizes or where.mounts or where.overlay or is_remote(out) or not folder.parent.is_dir():
+    if not sizes or where.in_container or is_remote(out) or not os.path.isdir(folder.parent):
+        return
+    if os.path.exists(folder / "result.json"):
         return
     place = _existing(folder)
-    kept = sum(file.stat().st_size for file in (folder / "checkpoints").glob("step-*") if file.is_file())
-    needed = int(sizes[0].params_m * 1e6) * 4 * _COPIES * (recipe.run.keep_checkpoints + 1)
-    free = shutil.disk_usage(place).free
-    if free + kept < needed:
-        refuse(
-            f"out={out!r}: the disk at {place} has {free / 2**20:.0f} MiB free; expected {needed / 2**20:.0f} MiB for "
-            f"run.keep_checkpoints={recipe.run.keep_checkpoints} checkpoints and one more"
-        )
+    copies = _COPIES + (recipe.optim.ema_decay is not None)
+    needed = int(sizes[0].params_m * 1e6) * 4 * copies * (recipe.run.keep_checkpoints + 1)
+    with contextlib.suppress(OSError):
+        kept = sum(file.stat().st_size for file in (folder / "checkpoints").glob("step-*") if file.is_file())
+        total, _, free = shutil.disk_usage(place)
+        if total and free + kept < needed:
+            refuse(
+                f"out={out!r}: the disk at {place} has {free / 2**20:.0f} MiB free; expected {needed / 2**20:.0f} MiB "
+                f"for run.keep_checkpoints={recipe.run.keep_checkpoints} checkpoints and one more"
+            )
 
 
 def _parts(name: str, path: str) -> list[str]:
-    """The shards of a brace range; of a glob its folder; any other path itself."""
+    """The shards of a brace range; of a glob the folder before its first wildcard; any other path itself."""
     if has_braces(path):
         try:
             return expand_braces(path)
         except DataError as error:
             refuse(f"{name}={path!r}: {error}")
-    return [str(Path(path).parent)] if any(each in path for each in "*?[") else [path]
+    if os.path.exists(path) or not glob.has_magic(path):
+        return [path]
+    fixed = list(takewhile(lambda each: not glob.has_magic(each), Path(path).parts))
+    return [os.path.join(*fixed)] if fixed else []
 
 
 def _check_readable(name: str, path: str, place: Path) -> None:
@@ -100,7 +113,7 @@ def _check_readable(name: str, path: str, place: Path) -> None:
 def _existing(path: Path) -> Path:
     """The path, or the nearest of its parents that is here."""
     path = path.absolute()
-    while not path.exists():
+    while not os.path.exists(path):
         path = path.parent
     return path
 

@@ -13,7 +13,7 @@ name may replace one of the finder's. Functions that are no components return so
 
 from typing import Dict, List, Optional
 
-from deit_fast.components.arguments import Where, check_given, check_recipe, parse_switch, refuse
+from deit_fast.components.arguments import IMAGE, Where, check_given, check_recipe, parse_switch, refuse
 from deit_fast.components.checks import check_classes, check_paths, check_space
 from deit_fast.components.launch import build_role, job_name
 from torchx import specs
@@ -35,7 +35,7 @@ def pretrain(
     cpu: int = 0,
     gpu: int = 0,
     memMB: int = 0,
-    image: str = "deit_fast:latest",
+    image: str = IMAGE,
     env: str = "",
     mounts: str = "",
     overlay: str = "",
@@ -88,7 +88,7 @@ def finetune(
     cpu: int = 0,
     gpu: int = 0,
     memMB: int = 0,
-    image: str = "deit_fast:latest",
+    image: str = IMAGE,
     env: str = "",
     mounts: str = "",
     overlay: str = "",
@@ -144,7 +144,7 @@ def evaluate(
     cpu: int = 0,
     gpu: int = 0,
     memMB: int = 0,
-    image: str = "deit_fast:latest",
+    image: str = IMAGE,
     env: str = "",
     mounts: str = "",
     overlay: str = "",
@@ -188,7 +188,7 @@ def evaluate(
     switches = {"--ema": parse_switch("ema", ema), "--flip": parse_switch("flip", flip)}
     words += [*(word for word, on in switches.items() if on), *overrides]
     where = Where(j, h, cpu, gpu, memMB, image, env, mounts, overlay, max_retries, rdzv_port)
-    check_paths(where, out, {"data": data}, {"checkpoint": checkpoint, "real": real})
+    check_paths(where, out, {"data": data}, {"checkpoint": checkpoint, "labels": labels, "real": real})
     return specs.AppDef(name=job_name(name), roles=[build_role("evaluate", words, where)])
 
 
@@ -203,7 +203,8 @@ def _train_role(
         resolved.check_teacher(options["--teacher"])
     except RecipeError as error:
         refuse(str(error))
-    files = {name.removeprefix("--"): options.get(name, "") for name in ("--init", "--teacher", "--resume")}
+    names = ("--init", "--teacher", "--labels", "--resume")
+    files = {name.removeprefix("--"): options.get(name, "") for name in names}
     check_paths(where, out, {"data": data, "val": options["--val"]}, {**files, "resume": _file(files["resume"])})
     check_classes(resolved, data, where)
     check_space(resolved, out, where)

@@ -21,7 +21,7 @@ from deit_fast.runtime.files import locked
 from .logs import follow_log, log_tail
 from .schedulers import find_scheduler
 from .stages import Stage, check_unchanged, dryrun_stage, get_app, sort_stages
-from .state import PipelineError, Record, deaf, explain, read_records, write_records
+from .state import PipelineError, Record, deaf, explain, read_records, remembering, write_records
 
 PATIENCE_SECONDS = 60.0  # for a scheduler that fails to answer, or does not list a job it has only just taken
 
@@ -52,8 +52,8 @@ def run_stages(
     order = sort_stages(stages)
     for stage in order:
         dryrun_stage(stage, folder, runner, scheduler, cfg)
-    with locked(folder, "pipeline.lock", "another run of this pipeline"):
-        run = _Run(order, folder, runner, scheduler, dict(cfg), stream)
+    with locked(folder, "pipeline.lock", "another run of this pipeline"), remembering() as signals:
+        run = _Run(order, folder, runner, scheduler, dict(cfg), stream, signals)
         try:
             run.attach(poll_seconds)
             if find_scheduler(scheduler).queue:
@@ -74,6 +74,8 @@ class _Run:
     scheduler: str
     cfg: dict[str, CfgVal]
     stream: TextIO | None
+    signals: list[int]
+    """Those that arrived, to which `loop` pays heed where what their handlers raised was lost."""
     records: dict[str, Record] = field(default_factory=dict)
     running: dict[str, Stage] = field(default_factory=dict)
     adopted: set[str] = field(default_factory=set)
@@ -145,6 +147,8 @@ class _Run:
             if not self.running and not any(self._ready(stage) for stage in self.order):
                 break
             time.sleep(poll_seconds)
+            if self.signals:
+                raise KeyboardInterrupt
         left = [stage for stage in self.order if not self._done(stage.name)]
         for stage in (each for each in left if each.name not in self.failed):
             self._say(stage, "not started: a stage it needs failed")

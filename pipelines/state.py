@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 from deit_fast.runtime.errors import RunError, one_line
@@ -56,6 +57,32 @@ def explain(error: BaseException) -> str:
         with contextlib.suppress(ValueError, TypeError, KeyError):
             return one_line(f"Kubernetes: {json.loads(body)['message']}")
     return one_line(error if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def remembering() -> Iterator[list[int]]:
+    """The SIGINT and SIGTERM that arrive while entered, beside what their handlers do.
+
+    Those raise, and Python drops what is raised inside a finaliser or a weak reference's callback: whoever must not
+    miss a signal looks at the list too.
+    """
+    seen: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        handler = handlers[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    heard = [number for number, handler in handlers.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, note)
+    try:
+        yield seen
+    finally:
+        for number in heard:
+            signal.signal(number, handlers[number])
 
 
 @contextlib.contextmanager

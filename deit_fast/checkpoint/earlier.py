@@ -14,18 +14,21 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from deit_fast.checkpoint.resume import step_of
+from deit_fast.convert.locate import newest_run
 from deit_fast.runtime.errors import RunError, printable
 from deit_fast.runtime.files import sync_folder
 from deit_fast.runtime.object_store import list_objects, read_object
 
+_CHECKPOINTS = "checkpoints"
 # What a run, its evaluations and its log sinks write.
-_OWN = ("recipe.json", "result.json", "metrics.*", "tensorboard", "checkpoints", "curves.png", "samples.png", "profile",
+_OWN = ("recipe.json", "result.json", "metrics.*", "tensorboard", _CHECKPOINTS, "curves.png", "samples.png", "profile",
         "bad_files.txt", "nonfinite.txt", "hang-*.txt", "evaluation.json", "report")  # fmt: skip
 _PART = ".earlier-*.part"  # an earlier run that is being moved
-# What may stand beside a run and stays where it is: shells' and schedulers' logs, locks, what file systems keep there.
+# What may stand beside a run and stays where it is: its script and log, locks, what file systems and editors keep.
 _BESIDE = (".lock", ".stored", ".pull.lock", ".writable", ".*.tmp", "earlier-*", _PART, "later-*", "*.log",
-           "*.out", "*.err", ".torchx*", ".nfs*", ".fuse_hidden*", ".snapshot", "lost+found", ".DS_Store",
-           ".git*")  # fmt: skip
+           "*.out", "*.err", "log", "log.*", "log_*", "stdout*", "stderr*", "*.sh", "*.sbatch", "*.slurm", "*.toml",
+           ".torchx*", ".nfs*", ".fuse_hidden*", ".snapshot", ".zfs", ".Trash-*", "lost+found", ".DS_Store", "._*",
+           ".git*", ".ipynb_checkpoints")  # fmt: skip
 _LEFT = ("bad_files.txt", "nonfinite.txt", "hang-*.txt")  # all that a run which ended early may leave
 _SEALS = re.compile(r"(step-\d+|last|best)\.sha256")
 
@@ -39,7 +42,7 @@ def check_own(folder: Path, over: bool) -> None:
         return
     try:
         names = sorted(os.listdir(folder))
-        sealed = os.listdir(folder / "checkpoints") if (folder / "checkpoints").is_dir() else []
+        sealed = os.listdir(folder / _CHECKPOINTS) if (folder / _CHECKPOINTS).is_dir() else []
         recipe = (folder / "recipe.json").read_bytes() if (folder / "recipe.json").is_file() else b""
     except OSError as error:
         raise RunError(f"{folder}: expected a folder that can be read ({error.strerror})") from None
@@ -89,25 +92,26 @@ def find_run(uri: str, resume: str) -> tuple[str, str]:
     sealed = [each.name for each in list_objects(f"{uri}/checkpoints")[1]]
     recipe = read_object(f"{uri}/recipe.json") if "recipe.json" in names else b""
     over = resume == "never"
-    later = [int(found[1]) for name in folders if (found := re.fullmatch(r"later-(\d+)", name))]
-    _refuse_foreign(uri, names, sealed, recipe, over and not later)
-    newest = f"{uri}/later-{max(later)}" if later else uri
+    newest = newest_run(uri, folders)
+    _refuse_foreign(uri, names, sealed, recipe, over and newest == uri)
     if resume not in ("auto", "never"):
         steps = [step_of(Path(each.name)) for each in list_objects(f"{newest}/checkpoints")[1]]
         over = resume not in {
             f"{newest}/checkpoints/{name}.pt" for name in ("last", f"step-{max(steps, default=0):07}")
         }
-    if over and (later or any(_matches(name, _OWN) for name in names)):
-        return f"{uri}/later-{max(later, default=0) + 1}", newest
+    if over and (newest != uri or any(_matches(name, _OWN) for name in names)):
+        number = 1 if newest == uri else int(newest.rpartition("-")[2]) + 1
+        return f"{uri}/later-{number}", newest
     return newest, ""
 
 
-def _refuse_foreign(place: str, names: Sequence[str], checkpoints: Iterable[str], recipe: bytes, over: bool) -> None:
+def _refuse_foreign(place: str, names: Sequence[str], checkpoints: Sequence[str], recipe: bytes, over: bool) -> None:
     half_moved = any(_matches(name, (_PART,)) for name in names)
     is_run = half_moved or _is_recipe(recipe) or any(_SEALS.fullmatch(name) for name in checkpoints)
     if is_run and not over:
         return
-    known = (*_OWN, *_BESIDE) if is_run else (*_LEFT, *_BESIDE)
+    prepared = () if checkpoints else (_CHECKPOINTS,)  # an empty folder, or a link to one on a larger disk
+    known = (*_OWN, *_BESIDE) if is_run else (*prepared, *_LEFT, *_BESIDE)
     foreign = next((name for name in names if not _matches(name, known)), None)
     if foreign is not None:
         found = f"--out {printable(place)}: found {printable(foreign)}, expected "

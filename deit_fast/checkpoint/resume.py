@@ -46,6 +46,10 @@ def agree_on_checkpoint(folder: Path, resume: str, world: World) -> tuple[Path |
     error = ""
     if world.is_main and resume != "never":
         try:
+            if resume != "auto" and Path(resume).is_dir():
+                raise RunError(
+                    f"{resume}: expected a checkpoint, as {Path(resume, 'checkpoints', 'last.pt')}, is a folder"
+                )
             found = find_checkpoints(folder) if resume == "auto" else [Path(resume)]
         except RunError as reason:
             error = str(reason)

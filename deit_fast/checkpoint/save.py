@@ -181,12 +181,12 @@ class Saver:
         except RunError as error:
             for suffix in (SEAL, *SUFFIXES):
                 _ignore_errors(path.with_suffix(suffix).unlink)
-            return [_complain(error)]
+            return [self._complain(error)]
         self._kept = [*(kept for kept in self._kept if kept < step), step][-self._keep :]
         try:
             link_checkpoint(path, self._folder / "last.pt", digests)
         except RunError as error:
-            return [_complain(error)]
+            return [self._complain(error)]
         self._failed = False
         self._prune()
         return self._published(f"the checkpoint of step {step}")
@@ -200,9 +200,13 @@ class Saver:
                 link_checkpoint(path, self._folder / "best.pt", read_digests(path))
                 return self._published("best.pt")
         except RunError as error:
-            failures.append(_complain(error))
+            failures.append(self._complain(error))
         self._state.best_top1 = before  # a lower score may still be the best that is on the disk
         return failures
+
+    def _complain(self, error: RunError) -> str:
+        before = "; the one before it is whole" if self._kept else ""
+        return f"no checkpoint this time: {error}{before}"
 
     def _published(self, what: str) -> list[str]:
         try:
@@ -216,10 +220,6 @@ class Saver:
         for file in sorted(self._folder.glob("step-*.*"), key=lambda file: file.suffix != SEAL):  # seals first
             if file.stem not in {step_path(self._folder, step).stem for step in self._kept}:
                 _ignore_errors(file.unlink)
-
-
-def _complain(error: RunError) -> str:
-    return f"no checkpoint this time: {error}; the one before it is whole"
 
 
 def step_path(folder: Path, step: int) -> Path:

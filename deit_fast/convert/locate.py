@@ -1,5 +1,7 @@
 """Where the weights are: a file itself, the folder of a model or of a run, here or in an object store."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from deit_fast.convert.formats.lazy_tensor import BadFileError
@@ -37,6 +39,15 @@ def find_weights(path: Path) -> Path:
     )
 
 
+def newest_run(uri: str, folders: Iterable[str]) -> str:
+    """The newest run of those that the store has at `uri`, by the names of the folders there.
+
+    One that starts over in a store is kept below URI/later-N, since nothing can be renamed there.
+    """
+    later = [int(found[1]) for name in folders if (found := re.fullmatch(r"later-(\d+)", name))]
+    return f"{uri}/later-{max(later)}" if later else uri
+
+
 def fetch_weights(path: str | Path) -> Path:
     """The path itself, or the file with what a URI has: weights, or the folder of a run. Raises RunError."""
     if not is_remote(path):
@@ -44,7 +55,10 @@ def fetch_weights(path: str | Path) -> Path:
     uri = str(path).rstrip("/")
     if not is_folder(uri):
         return fetch_file(uri)
-    folder = uri if uri.rpartition("/")[2] == _CHECKPOINTS else f"{uri}/{_CHECKPOINTS}"
+    if uri.rpartition("/")[2] == _CHECKPOINTS:
+        folder = uri
+    else:
+        folder = f"{newest_run(uri, list_objects(uri)[0])}/{_CHECKPOINTS}"
     there = {each.name for each in list_objects(folder)[1]}
     found = next((f"{folder}/{name}" for name in _RUN_FILES if name in there), uri)
     return fetch_file(found)

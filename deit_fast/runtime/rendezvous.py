@@ -30,17 +30,21 @@ _POLL_SECONDS = 0.3
 
 @contextlib.contextmanager
 def watched_rendezvous(arguments: argparse.Namespace) -> Iterator[None]:
-    """Sets how the nodes of torchrun's parsed `arguments` meet, and ends this process if they do not.
+    """Sets how the nodes of torchrun's parsed `arguments` meet at `--rdzv-backend c10d`, or ends this process.
 
-    The node of `--node-rank 0` is the host, so `--rdzv-endpoint` has to name it. One node has none to meet.
+    The node of `--node-rank 0` is the host, so `--rdzv-endpoint` has to name it. Where no node has a rank (None), the
+    host is the one that the endpoint names, as torchrun has it. One node has none to meet, and with another backend
+    the nodes meet as torchrun lets them.
     """
-    if arguments.nnodes == "1":
+    rank, arguments.node_rank = arguments.node_rank, arguments.node_rank or 0
+    if arguments.nnodes == "1" or arguments.rdzv_backend != "c10d":
         yield
         return
     patience = PULLING_SECONDS if "KUBERNETES_SERVICE_HOST" in os.environ else PATIENCE_SECONDS
     # torchrun's own limits are twice as long, so that the line of this module comes first.
     limits = f"join_timeout={2 * patience},read_timeout={2 * patience}"
-    arguments.rdzv_conf = f"is_host={int(arguments.node_rank == 0)},{limits}"
+    host = f"is_host={int(rank == 0)}," if rank is not None else ""
+    arguments.rdzv_conf = f"{host}{limits},{arguments.rdzv_conf}".rstrip(",")
     arguments.node_rank = 0  # of which torchrun would say that it ignores it
     ended = threading.Event()
     threading.Thread(target=_watch, args=(arguments, patience, ended), daemon=True).start()

@@ -17,15 +17,19 @@ import sys
 import time
 from collections.abc import Sequence
 
-from torch.distributed import DistError
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousError
-from torch.distributed.run import parse_args, run
+try:
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.run import get_args_parser, run
 
-from deit_fast.runtime.errors import one_line
-from deit_fast.runtime.exit_status import STATUS_BOARD, ExitStatus
-from deit_fast.runtime.rendezvous import explain_rendezvous, watched_rendezvous
+    from deit_fast.runtime.errors import one_line
+    from deit_fast.runtime.exit_status import STATUS_BOARD, ExitStatus
+    from deit_fast.runtime.rendezvous import explain_rendezvous, watched_rendezvous
+except KeyboardInterrupt:  # torch takes seconds
+    print("deit-fast: interrupted before anything was started; run the same command again", file=sys.stderr)
+    sys.exit(130)
 
 LAST_SECONDS = 15.0
 _TRACEBACK = 1
@@ -36,7 +40,10 @@ End = tuple[int | None, int]
 
 def main(words: Sequence[str]) -> int:
     """Starts the workers and returns the status of the one that ended the run, 0 where all of them did well."""
-    arguments = parse_args(list(words))
+    parser = get_args_parser()
+    if "PET_NODE_RANK" not in os.environ:  # torchrun's variable for the option
+        parser.set_defaults(node_rank=None)  # a node that is told none is not the first one for that
+    arguments = parser.parse_args(list(words))
     board = os.memfd_create("deit-fast-status")  # a full disk cannot refuse it, and it ends with this process
     os.environ[STATUS_BOARD] = f"/proc/{os.getpid()}/fd/{board}"
     if (restarts := os.environ.get("SLURM_RESTART_COUNT", "0")) != "0":  # Slurm appends to the log of the start before

@@ -57,7 +57,8 @@ def train(
     3. init is a path: the weights of that file, model's folder or run's folder, fitted to this recipe;
     4. the seed's own initialisation; a recipe that finetunes, run.start="weights", is refused unless init is "none".
     teacher is the file of the teacher's weights, which no checkpoint holds: a run with distillation needs it each time.
-    labels is the file of labels of validation images that come without class folders, where it is not beside them.
+    labels is the file of labels of validation images that come without class folders, where it is not beside them; of
+    the training images where there are none to validate on.
     Any checkpoint may be in an object store (s3://, gs://, file://). For `out` the run works in a copy below the cache
     folder, and each checkpoint goes up once it is written.
     resume "never" starts over: an earlier run in `out` is moved to out/earlier-1 and so on, and in a store the new run
@@ -73,11 +74,10 @@ def train(
     init = fetch_weights(init) if init and not from_random else None
     teacher = fetch_file(teacher) if teacher else None
     resume = str(fetch_sealed(resume)) if is_remote(resume) else resume
-    source = open_source(data, "train", recipe.data.category, SalvagedShards)
-    recipe = resolve_classes(recipe, source)
     val_uri = val or find_validation(data)
-    if labels is not None and val_uri is None:
-        raise RunError(f"--labels {labels}: expected validation images without class folders, {data} has none")
+    train_labels = labels if val_uri is None else None
+    source = open_source(data, "train", recipe.data.category, SalvagedShards, train_labels)
+    recipe = resolve_classes(recipe, source)
     val_source = open_source(val_uri, "val", recipe.data.category, labels=labels) if val_uri else None
     if val_source is not None:
         match_classes(val_source, source.classes, f"{data}'s classes")
@@ -125,11 +125,11 @@ def told_as_interrupt(stop: StopSignal) -> Iterator[None]:
 
 def find_result(job: Job, state: TrainState) -> dict[str, Any] | None:
     """The result of a run that is finished already; None, and no result.json, of one that has steps to train."""
-    path = job.out / "result.json"
-    finished = state.step >= job.total_steps and path.exists()
-    earlier: dict[str, Any] | None = job.world.broadcast(
-        json.loads(path.read_text(encoding="utf-8")) if finished else None
-    )
+    path, found = job.out / "result.json", None
+    if job.world.is_main and state.step >= job.total_steps:
+        with contextlib.suppress(OSError, ValueError):  # one that is missing or damaged is written again
+            found = json.loads(path.read_text(encoding="utf-8"))
+    earlier: dict[str, Any] | None = job.world.broadcast(found)
     if job.world.is_main and earlier is not None:
         print(f"{job.out}: finished already, {job.total_steps} steps", flush=True)
     elif job.world.is_main:

@@ -1,6 +1,7 @@
 """Where a run starts: from a checkpoint, given weights or its seed; and the loader from that step on."""
 
 import json
+import os
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 
 from deit_fast.checkpoint.earlier import check_own, find_run, finish_setting_aside, set_aside
-from deit_fast.checkpoint.format import check_same_recipe, load_checkpoint, restore_link
+from deit_fast.checkpoint.format import SEAL, check_same_recipe, load_checkpoint, restore_link
 from deit_fast.checkpoint.resume import agree_on_checkpoint, find_checkpoints, step_of
 from deit_fast.checkpoint.save import step_path
 from deit_fast.checkpoint.state import TrainState
@@ -93,8 +94,9 @@ def restore(job: Job, state: TrainState, init: Path | None, resume: str, from_ra
         notes += _make_room(job, state, path)
     if world.is_main:
         write_json(job.out / "recipe.json", job.recipe.model_dump(mode="json"))
-        if path == step_path(folder, state.step):  # a crash came before its link, perhaps, at the last step
-            restore_link(path, folder / "last.pt")
+        here = step_path(folder, state.step)
+        if path is not None and here.with_suffix(SEAL).exists():  # a crash came before its link, perhaps
+            restore_link(here, folder / "last.pt")
     world.barrier()
     return notes
 
@@ -102,7 +104,8 @@ def restore(job: Job, state: TrainState, init: Path | None, resume: str, from_ra
 def _make_room(job: Job, state: TrainState, path: Path | None) -> list[str]:
     """Moves aside what the run would write over: the earlier run, or one that went beyond the checkpoint at `path`.
 
-    Of the latter the checkpoint and the metrics up to there stay. Raises RunError, on every process.
+    Of the latter the metrics up to there stay. The checkpoint itself becomes the run's first, wherever it is from: the
+    run may have no step left to write another. Raises RunError, on every process.
     """
     out, folder, lines, error = job.out, job.out / "checkpoints", list[str](), None
     if job.world.is_main:
@@ -111,10 +114,12 @@ def _make_room(job: Job, state: TrainState, path: Path | None) -> list[str]:
             beyond = is_own and any(step_of(found) > state.step for found in find_checkpoints(folder))
             moved = set_aside(out) if job.store is None and (not is_own or beyond) else None
             lines = _say_aside(out, moved)
-            if path is not None and is_own and moved is not None:
-                restore_link(moved / "checkpoints" / path.name, step_path(folder, state.step))
-                if (moved / "metrics.jsonl").exists():
-                    shutil.copyfile(moved / "metrics.jsonl", out / "metrics.jsonl")
+            if path is not None:
+                if moved is not None and not path.exists():
+                    path = moved / os.path.relpath(path.resolve(), out.resolve())
+                restore_link(path, step_path(folder, state.step))
+            if is_own and moved is not None and (moved / "metrics.jsonl").exists():
+                shutil.copyfile(moved / "metrics.jsonl", out / "metrics.jsonl")
             if job.store is not None:
                 job.store.begin(job.recipe.model_dump(mode="json"))
         except RunError as reason:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from deit_fast.checkpoint.earlier import check_own, find_run, finish_setting_aside, set_aside
+from deit_fast.convert.locate import fetch_weights
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError
 
@@ -143,7 +144,17 @@ def test_a_users_file_in_a_run_stays_and_only_starting_over_is_refused(tmp_path:
             check_own(folder, over=True)
 
 
-@pytest.mark.parametrize("files", [{}, {"train.log": "nohup"}, {"lost+found/x": ""}, BESIDE, {"recipe.json": RECIPE}])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"train.log": "nohup"},
+        {"log.txt": "tee", "mine.toml": "", "run.sh": ""},
+        {"lost+found/x": ""},
+        BESIDE,
+        {"recipe.json": RECIPE},
+    ],
+)
 def test_where_a_run_may_start(tmp_path: Path, files: dict[str, str]) -> None:
     write(tmp_path, files)
     for over in (False, True):
@@ -151,7 +162,17 @@ def test_where_a_run_may_start(tmp_path: Path, files: dict[str, str]) -> None:
         check_own(tmp_path / "new", over)
 
 
-def test_in_a_store_the_new_run_gets_a_prefix(tmp_path: Path) -> None:
+def test_a_place_that_was_prepared_for_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "scratch")
+    check_own(tmp_path / "run", over=False)
+    (tmp_path / "scratch" / "model.ckpt").touch()
+    with pytest.raises(RunError, match="found checkpoints"):
+        check_own(tmp_path / "run", over=False)
+
+
+def test_in_a_store_the_new_run_gets_a_prefix(tmp_path: Path, cache: Path) -> None:
     uri = f"file://{tmp_path}/a"
     assert find_run(uri, "auto") == find_run(uri, "never") == (uri, "")
     write(tmp_path / "a", {"recipe.json": RECIPE, "checkpoints/step-0000008.sha256": "", "checkpoints/last.pt": ""})
@@ -163,6 +184,9 @@ def test_in_a_store_the_new_run_gets_a_prefix(tmp_path: Path) -> None:
     write(tmp_path / "a" / "later-1", {"recipe.json": RECIPE})
     assert find_run(uri, "auto") == (f"{uri}/later-1", "")
     assert find_run(uri, "never") == (f"{uri}/later-2", f"{uri}/later-1")
+    write(tmp_path / "a" / "later-1", {"checkpoints/last.pt": "the newest run's"})
+    assert fetch_weights(f"{uri}/").read_text() == "the newest run's"  # as --init, evaluate and predict take it
+    assert fetch_weights(f"{uri}/checkpoints").read_text() == ""
     write(tmp_path / "images", {"train-0000.tar": ""})
     for resume in ("auto", "never"):
         with pytest.raises(RunError, match=r"images: found train-0000\.tar, expected a new folder"):

@@ -112,6 +112,7 @@ def test_a_wrong_argument_is_one_line(
             ("evaluate", ["--ema", word], f"ema={word!r}: expected true or false")
             for word in ("1", "yes", "on", "", "no")
         ),
+        ("evaluate", ["--classes", "some"], "classes='some': expected data or all"),
         *(("evaluate", ["--flip", word], f"flip={word!r}: expected true or false") for word in ("0", "off", "tru")),
         ("evaluate", ["--checkpoint", ""], "checkpoint='': expected a value"),
         ("finetune", ["--init", ""], "init='': expected a value"),

@@ -36,7 +36,7 @@ def test_good_paths_are_submitted(call, folder_data: Path) -> None:
     assert call(val=str(folder_data / "val"))
 
 
-@pytest.mark.parametrize("name", ["data", "val", "init"])
+@pytest.mark.parametrize("name", ["data", "val", "init", "labels"])
 def test_a_path_beside_what_is_here_is_a_mistake(call, tmp_path: Path, name: str) -> None:
     component = deit.finetune if name == "init" else deit.pretrain
     with pytest.raises(Refused, match=rf"^2 deit-fast: {name}='{tmp_path}/typo': no such path"):
@@ -50,6 +50,11 @@ def test_shards_that_are_missing_from_a_range(call, tmp_path: Path) -> None:
     (tmp_path / "train-1.tar").touch()
     assert call(data=f"{tmp_path}/train-{{0..1}}.tar")
     assert call(data=f"{tmp_path}/train-*.tar")
+    (tmp_path / "part-0").mkdir()
+    (tmp_path / "part-0" / "train-0.tar").touch()
+    assert call(data=f"{tmp_path}/part-*/train-*.tar")
+    with pytest.raises(Refused, match="typo is missing"):
+        call(data=f"{tmp_path}/typo/part-*/train-*.tar")
 
 
 def test_an_empty_folder_and_another_number_of_classes(call, tmp_path: Path, folder_data: Path) -> None:
@@ -80,7 +85,7 @@ def test_a_flat_folder_and_one_that_cannot_be_listed(
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr(checks.os, "scandir", refuse)
-    checks.check_classes(get_recipe("demo_pretrain"), str(folder_data), SimpleNamespace(mounts="", overlay=""))
+    checks.check_classes(get_recipe("demo_pretrain"), str(folder_data), SimpleNamespace(in_container=False))
 
 
 @pytest.mark.parametrize(
@@ -90,6 +95,10 @@ def test_a_flat_folder_and_one_that_cannot_be_listed(
         {"data": "images"},  # the working folder is the job's
         {"data": "s3://bucket/imagenet"},
         {"data": "/data/typo", "mounts": "type=volume,src=claim,dst=/data"},  # a pod's
+        {"data": "/usr/typo", "image": "registry.example.org/team/deit_fast"},  # in the image
+        {"data": "/imagenet"},  # where a node may have mounted it
+        {"data": "~nobody-has-this-name/imagenet"},
+        {"data": "x" * 5000},
     ],
 )
 def test_what_only_the_nodes_may_have_is_left_to_them(call, arguments: dict[str, object]) -> None:
@@ -112,11 +121,24 @@ def test_another_file_system_is_the_nodes(call, tmp_path: Path, monkeypatch: pyt
 
 def test_room_for_the_checkpoints(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage(NamedTuple):
-        free: int
+        total: int = 100 << 20
+        used: int = 90 << 20
+        free: int = 10 << 20
 
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(10 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage())
     words = ["model.name=deit3_small_patch16", "model.num_classes=3", "model.image_size=224"]
     message = rf"out='{tmp_path}/run': the disk at {tmp_path} has 10 MiB free; expected \d{{4}} MiB for"
     with pytest.raises(Refused, match=message):
         call(*words)
     assert call(*words, out="/absent/run")
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "result.json").touch()
+    assert call(*words, out=str(tmp_path / "done"))  # which only returns its result
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(0, 0, 0))  # a FUSE file system that does not know
+    assert call(*words)
+
+
+def test_an_empty_class_folder_is_left_to_the_job(call, tmp_path: Path, folder_data: Path) -> None:
+    shutil.copytree(folder_data, tmp_path / "data")
+    (tmp_path / "data" / "train" / "class3").mkdir()
+    assert call(data=str(tmp_path / "data"))  # it says which class has no images

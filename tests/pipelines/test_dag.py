@@ -5,6 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -190,15 +193,24 @@ def test_interrupt_ends_local_jobs_and_stays_resumable(tmp_path: Path, component
     assert journal.read_text().split() == ["begin", "begin", "b"]
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["raised", "raised in a weak reference's callback"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_between_two_polls_is_not_lost(
-    tmp_path: Path, component: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, component: str, monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
+    def interrupt(_: object = None) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+
     with get_runner() as runner:
         asked = runner.status
 
         def status(handle: str) -> object:
             monkeypatch.setattr(runner, "status", asked)
-            os.kill(os.getpid(), signal.SIGINT)
+            if not lost:
+                interrupt()
+            dropped = weakref.ref(threading.Event(), interrupt if lost else None)
+            assert dropped() is None
             return asked(handle)
 
         monkeypatch.setattr(runner, "status", status)

@@ -18,21 +18,12 @@ LAUNCH = (
 
 
 def start(node: int, port: int, patience: int) -> subprocess.Popen[str]:
-    words = [
-        *(
-            "--nnodes",
-            "2",
-            "--nproc-per-node",
-            "1",
-            "--node-rank",
-            str(node),
-            "--rdzv-backend",
-            "c10d",
-            "--rdzv-id",
-            "x",
-        ),
-        *("--rdzv-endpoint", f"localhost:{port}", "--no-python", "echo", "hello"),
-    ]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-id", "x", "--rdzv-endpoint", f"localhost:{port}"]
+    return launch(patience, "--node-rank", str(node), *meeting)
+
+
+def launch(patience: int, *meeting: str) -> subprocess.Popen[str]:
+    words = ["--nnodes", "2", "--nproc-per-node", "1", *meeting, "--no-python", "bash", "-c", "echo rank $RANK"]
     environment = {name: value for name, value in os.environ.items() if name != "KUBERNETES_SERVICE_HOST"}
     command = [sys.executable, "-c", LAUNCH, str(patience), *words]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -71,3 +62,15 @@ def test_a_node_that_stays_alone_gives_up() -> None:
     assert " within 1 s: one has not started or cannot reach the port" in said
     assert said.count("\n") == 1
     assert alone.returncode == ExitStatus.HUNG
+
+
+@pytest.mark.parametrize("by", ["static", "no rank"])
+def test_nodes_meet_in_torchruns_own_ways(by: str) -> None:
+    port = str(free_port())
+    static = ["--master-addr", "127.0.0.1", "--master-port", port]
+    ranked = [["--node-rank", str(node), *static] for node in range(2)]
+    same = ["--rdzv-backend", "c10d", "--rdzv-id", "x", "--rdzv-endpoint", f"localhost:{port}"]
+    nodes = [launch(600, *words) for words in (ranked if by == "static" else [same, same])]
+    said = [node.communicate(timeout=100) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert sorted(out for out, _ in said) == ["rank 0\n", "rank 1\n"]

@@ -150,3 +150,12 @@ def test_the_table_of_the_readme_has_every_status() -> None:
     assert table.keys() == set(ExitStatus)
     ended = {status for status, ends in table.items() if ends == {"**ended**"}}
     assert ended == {2, 3, 65, 130} == {int(status) for status in ExitStatus if status.final}
+
+
+def test_an_interrupt_while_torch_is_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-m", "deit_fast.runtime.torchrun", "--nnodes", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == ExitStatus.INTERRUPTED
+    assert done.stderr == "deit-fast: interrupted before anything was started; run the same command again\n"

@@ -2,10 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,17 @@ SHORT = [*WORDS, "schedule.epochs=2", "run.eval_every=1", "run.log_every=1"]
 
 def start(data: Path, out: Path, *words: str) -> int:
     return cli.main(["train", "demo_pretrain", "--data", str(data), "--out", str(out), *SHORT, *words])
+
+
+@pytest.fixture(autouse=True)
+def pythons_own_handlers() -> Iterator[None]:
+    """TorchX's local scheduler, once made by another test, keeps the process's signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +173,18 @@ def test_one_interrupt_reaches_all_processes_of_torchrun(folder_data: Path, tmp_
         assert said == [
             "deit-fast: ended at once, without another checkpoint; run the same command again to go on from the last"
         ]
+
+
+def test_a_finished_run_that_goes_on_elsewhere_has_its_checkpoint_there(
+    straight: Path, folder_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert start(folder_data, out, "--resume", str(straight / "checkpoints" / "best.pt")) == 0
+    written = Path(json.loads((out / "result.json").read_text())["checkpoint"])
+    assert written == out / "checkpoints" / "last.pt"
+    assert last_weights(out).keys() == last_weights(straight).keys()
+    shutil.copytree(straight, out / "checkpoints" / "copy")
+    kept = out / "checkpoints" / "copy" / "checkpoints" / "last.pt"  # in what is moved aside
+    assert start(folder_data, out, "--resume", str(kept)) == 0
+    assert written.exists()
+    assert (out / "earlier-1" / "checkpoints" / "copy").is_dir()

@@ -46,4 +46,4 @@ def test_a_run_and_evaluations_of_it(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"name {data}/test or {data}/train" in err or f"name {data}/train or {data}/test" in err
     train[5] = tmp_path / "other"
     status, _, err = words_of(capsys, *train, "--labels", labels)
-    assert (status, f"--labels {labels}: expected validation images without class folders" in err) == (2, True)
+    assert (status, f"--labels {labels}: expected a folder of images without class folders" in err) == (2, True)

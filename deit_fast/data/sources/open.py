@@ -5,6 +5,7 @@ Where none does, and the place has a folder of the split, that folder is shown t
 claim a place is an error.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,7 @@ def open_source(
     one of the names that are in use is looked for (label_files.py). Raises DataError, and StorageError where the
     storage goes on failing.
     """
-    asked = Request(uri, Path(uri).expanduser(), split, category, open_shards, Path(labels) if labels else None)
+    asked = Request(uri, Path(os.path.expanduser(uri)), split, category, open_shards, Path(labels) if labels else None)
     with _readable(uri):
         source, form = patiently(lambda: _open(asked), uri)
     if category != "name" and not form.has_taxonomy:
@@ -61,7 +62,7 @@ def find_validation(uri: str) -> str | None:
     None where there is none. Folders are val/, valid/, validation/, eval/ and evaluation/; shards have such a word in
     their names. The folder of a data set as downloaded holds its own. Raises DataError where there are several.
     """
-    path = Path(uri).expanduser()
+    path = Path(os.path.expanduser(uri))
 
     def find() -> str | None:
         request = Request(uri, path, "train", "name", TarShards).at(path, "train")
