@@ -74,8 +74,7 @@ class _Run:
     scheduler: str
     cfg: dict[str, CfgVal]
     stream: TextIO | None
-    signals: list[int]
-    """Those that arrived, to which `loop` pays heed where what their handlers raised was lost."""
+    signals: list[int]  # that arrived; what their handlers raised may have been lost
     records: dict[str, Record] = field(default_factory=dict)
     running: dict[str, Stage] = field(default_factory=dict)
     adopted: set[str] = field(default_factory=set)
@@ -110,7 +109,7 @@ class _Run:
                 if rerun := [need for need in stage.needs if not self._done(need)]:
                     why = f"is done but {rerun[0]!r}, which it needs, has to run again"
                     raise PipelineError(f"stage {stage.name!r} {why}: remove {stage.output} too")
-                self._succeed(stage, record)
+                record.succeed(stage.result)
                 self._say(stage, "done before")
             elif state is not None and not is_terminal(state):
                 if scheduler.queue and (lost := self._lost_needs(stage) or self._replaced_needs(stage)):
@@ -252,7 +251,7 @@ class _Run:
             return missing
         if record.handle not in self.silent_since:
             self._say(stage, f"{self.scheduler} gives no state of {record.handle}: {reason}")
-        waited = time.time() - self.silent_since.setdefault(record.handle, time.time())
+        waited = time.monotonic() - self.silent_since.setdefault(record.handle, time.monotonic())
         return AppState.UNKNOWN if waited < PATIENCE_SECONDS else None
 
     def _observe(self, stage: Stage) -> None:
@@ -265,7 +264,7 @@ class _Run:
         for thread in self.threads.pop(stage.name, []):
             thread.join(timeout=5)  # its last lines belong before the news of its end
         if state is AppState.SUCCEEDED:
-            self._succeed(stage, record)
+            record.succeed(stage.result)
             self._say(stage, f"done          {(record.ended - record.started) / 60:.1f} min")
         elif state is None and stage.name in self.adopted:
             record.state = "cancelled"
@@ -277,9 +276,6 @@ class _Run:
             self._report_failure(stage, record, state)
         self.adopted.discard(stage.name)
         self._save()
-
-    def _succeed(self, stage: Stage, record: Record) -> None:
-        record.state, record.result_seen = "succeeded", bool(stage.result) and Path(stage.result).exists()
 
     def _report_failure(self, stage: Stage, record: Record, state: AppState | None) -> None:
         record.state = "failed"

@@ -35,6 +35,10 @@ class Record:
     result_seen: bool = False
     """Whether the result was readable from here; on another machine's disk it never is."""
 
+    def succeed(self, result: str) -> None:
+        """Notes the stage as done; `result` is the file that it was to leave, or empty."""
+        self.state, self.result_seen = "succeeded", bool(result) and Path(result).exists()
+
 
 def read_records(path: Path) -> dict[str, Record]:
     """Records by stage name; none where there is no file. Raises PipelineError for a file that is not ours."""
