@@ -50,7 +50,8 @@ def check_paths(where: Where, out: str, images: Mapping[str, str], files: Mappin
 def check_classes(recipe: Recipe, data: str, where: Where) -> None:
     """Refuses a data set whose train/, where it is here, has another number of class folders than the recipe's classes.
 
-    Where something else may be in train/, shards or what a program left there, the job counts.
+    Where something else may be in train/, shards or what a program left there, the job counts; so it does for one
+    folder, which may hold the images of all classes.
     """
     expected, root = recipe.model.num_classes, os.path.join(os.path.expanduser(data), "train")
     if expected is None or where.in_container or is_remote(data) or not os.path.isdir(root):
@@ -61,7 +62,7 @@ def check_classes(recipe: Recipe, data: str, where: Where) -> None:
             return
         if not all(any(os.scandir(os.path.join(root, name))) for name in folders):
             return
-        if len(folders) != expected:
+        if len(folders) not in (0, 1, expected):
             found = len(folders)
             refuse(f"model.num_classes={expected}: {data} has {found} classes; set model.num_classes={found}")
 

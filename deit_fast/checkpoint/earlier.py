@@ -29,6 +29,7 @@ _BESIDE = (".lock", ".stored", ".pull.lock", ".writable", ".*.tmp", "earlier-*",
            "*.out", "*.err", "log", "log.*", "log_*", "stdout*", "stderr*", "*.sh", "*.sbatch", "*.slurm", "*.toml",
            ".torchx*", ".nfs*", ".fuse_hidden*", ".snapshot", ".zfs", ".Trash-*", "lost+found", ".DS_Store", "._*",
            ".git*", ".ipynb_checkpoints")  # fmt: skip
+_LEFT = ("bad_files.txt", "nonfinite.txt", "hang-*.txt")  # all that a run which ended early may leave
 _SEALS = re.compile(r"(step-\d+|last|best)\.sha256")
 
 
@@ -110,7 +111,7 @@ def _refuse_foreign(place: str, names: Sequence[str], checkpoints: Sequence[str]
     if is_run and not over:
         return
     prepared = () if checkpoints else (_CHECKPOINTS,)  # an empty folder, or a link to one on a larger disk
-    known = (*_OWN, *_BESIDE) if is_run else (*prepared, *_BESIDE)
+    known = (*_OWN, *_BESIDE) if is_run else (*prepared, *_LEFT, *_BESIDE)
     foreign = next((name for name in names if not _matches(name, known)), None)
     if foreign is not None:
         found = f"--out {printable(place)}: found {printable(foreign)}, expected "
