@@ -12,6 +12,7 @@ from torchx.schedulers.api import Stream
 from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppState
 
+from ..state import remembering
 from . import Scheduler
 
 STOP_SECONDS = 120.0  # torchrun's own patience with the last checkpoint, and some
@@ -35,14 +36,14 @@ class Local(Scheduler):
 
     def stop(self, handles: Sequence[str]) -> None:
         """Lets jobs end with a checkpoint, all at once; an interrupt while they do kills them."""
-        if handles:
-            print("interrupted: what runs ends with a checkpoint; once more ends it at once, without", flush=True)
-        try:
+        with remembering() as signals, contextlib.suppress(KeyboardInterrupt, SignalException):
+            if handles:
+                print("interrupted: what runs ends with a checkpoint; once more ends it at once, without", flush=True)
             _send(handles, signal.SIGTERM)
             end = time.monotonic() + STOP_SECONDS
-            while time.monotonic() < end and any(map(find_processes, handles)):
+            while time.monotonic() < end and any(map(find_processes, handles)) and not signals:
                 time.sleep(0.1)
-        except (KeyboardInterrupt, SignalException):
+        if signals:
             _send(handles, signal.SIGKILL)
 
     def cancel(self, runner: Runner, handle: str) -> None:
