@@ -12,7 +12,7 @@ from deit_fast.checkpoint.format import load_checkpoint, verify_checkpoint, writ
 from deit_fast.convert.detect import load_weights
 from deit_fast.data.loader import batches as loader
 from deit_fast.data.loader.sampler import TrainSampler
-from deit_fast.data.sources import tar_shards as shards_module
+from deit_fast.data.sources import shard_index as shards_module
 from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError
