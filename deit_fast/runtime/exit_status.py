@@ -13,7 +13,7 @@ STATUS_BOARD = "DEIT_FAST_STATUS_BOARD"
 
 
 class ExitStatus(IntEnum):
-    """How a command ended. `retriable` says whether the same command, started again, may end better."""
+    """How a command ended. `final` says that the same command, started again, would end so too."""
 
     DONE = 0
     INCOMPLETE = 1
@@ -34,20 +34,15 @@ class ExitStatus(IntEnum):
     """128 + SIGINT: a person's Ctrl-C, whose work is in a checkpoint where there was time to write one."""
 
     @property
-    def retriable(self) -> bool:
-        """Whether a scheduler should start the command again: what stopped it lies outside of what it was given."""
-        return self in _RETRIABLE
-
-    @property
     def final(self) -> bool:
         """Whether a scheduler must not start the command again: it would end the same way.
 
         1 is not final. It is the status of a traceback too, which the end of another process may have caused.
         """
-        return self not in _RETRIABLE | {ExitStatus.DONE, ExitStatus.INCOMPLETE}
+        return self in _FINAL
 
 
-_RETRIABLE = {ExitStatus.HUNG, ExitStatus.STORAGE_FAILED, ExitStatus.STOPPED}
+_FINAL = {ExitStatus.REFUSED, ExitStatus.DIVERGED, ExitStatus.BAD_DATA, ExitStatus.INTERRUPTED}
 
 # What a wrong path or a missing right gives, and a socket in a file's place. No space, a stale handle, a time-out and
 # all else are the machine's.

@@ -10,7 +10,7 @@ from deit_fast.checkpoint.store import RunStore
 from deit_fast.data.loader.sampler import TrainSampler, build_samplers
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.identity import Identity
-from deit_fast.data.sources.shard_names import Split
+from deit_fast.data.sources.splits import Split
 from deit_fast.models.build import check_drop_path
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.world import World

@@ -8,7 +8,7 @@ from typing import Any
 from deit_fast.checkpoint.state import ANEW, TrainState
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.identity import Identity, identify
-from deit_fast.data.sources.shard_names import Split
+from deit_fast.data.sources.splits import Split
 from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.world import World
 

@@ -21,7 +21,7 @@ from deit_fast.data.loader.batches import TrainLoader
 from deit_fast.data.loader.setting import choose_setting, decodes_regions
 from deit_fast.data.loader.tuning import LoaderSetting
 from deit_fast.data.sources.memory_cache import keep_in_memory
-from deit_fast.data.sources.shard_names import Split
+from deit_fast.data.sources.splits import Split
 from deit_fast.recipe.schema import parse_recipe
 from deit_fast.runtime.errors import RecipeError, RunError, one_line
 from deit_fast.runtime.files import locked, write_json

@@ -64,7 +64,7 @@ def test_a_minute_of_growing_pauses_and_then_the_storages_status() -> None:
     assert all(later > 1.9 * earlier for earlier, later in pairwise(waits[:-1]))
     assert str(error.value).startswith(r"/data/a\n.jpg: cannot be read (Stale file handle), tried 8 times in ")
     assert error.value.status == ExitStatus.STORAGE_FAILED == 74
-    assert error.value.status.retriable
+    assert not error.value.status.final
 
 
 def test_an_attempt_that_takes_minutes_has_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
