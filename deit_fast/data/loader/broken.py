@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
 from deit_fast.data.loader.pipeline import decodes, small_image
-from deit_fast.data.sources.base import UNIDENTIFIED, Source, open_image
+from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.headers import UNIDENTIFIED, open_image
 from deit_fast.runtime.errors import DataError, one_line, printable
 
 _CPU = torch.device("cpu")

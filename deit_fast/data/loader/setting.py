@@ -81,7 +81,7 @@ def _pixels(source: Source) -> float:
     found = []
     for index in np.linspace(0, len(source) - 1, _SIZED).astype(int).tolist():
         try:
-            height, width = source.size(index, read_image(source, index))
+            height, width, _ = source.header(index, read_image(source, index))
         except DataError:
             continue
         found.append(height * width)

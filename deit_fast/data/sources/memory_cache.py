@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.headers import Header
 
 _ENTRY_BYTES = 256  # of an array, its bytes object and its place in the table, beside the content
 
@@ -24,7 +25,7 @@ class CachedSource(Source):
 
     def __init__(self, source: Source, limit: int) -> None:
         super().__init__(source.uri, source.classes, source.labels)
-        self.counted = source.counted
+        self.counted, self.shard_edges = source.counted, source.shard_edges
         self._source, self._left = source, limit
         self._kept: dict[int, NDArray[np.uint8]] = {}
         self._lock = threading.Lock()
@@ -41,6 +42,12 @@ class CachedSource(Source):
                 self._kept[index] = data
                 self._left -= size
         return data
+
+    def header(self, index: int, encoded: NDArray[np.uint8]) -> Header:
+        return self._source.header(index, encoded)
+
+    def expect(self, shards: NDArray[np.int64], protected: int) -> None:
+        self._source.expect(shards, protected)
 
     def relative_names(self) -> list[str]:
         return self._source.relative_names()

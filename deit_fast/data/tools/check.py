@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from deit_fast.data.loader.broken import describe_refusal, find_refused, without_name
-from deit_fast.data.sources.base import Source, image_format, read_image
+from deit_fast.data.sources.base import Source, read_image
+from deit_fast.data.sources.headers import image_format
 from deit_fast.data.sources.list_shards import ListedShards
 from deit_fast.data.sources.open import open_source
 from deit_fast.data.sources.splits import Split

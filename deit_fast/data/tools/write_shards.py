@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deit_fast.data.augment.view_params import draw_views
-from deit_fast.data.sources.base import Source, check_image, open_image, read_image
+from deit_fast.data.sources.base import Source, read_image
 from deit_fast.data.sources.classes import one_form, read_class_names
+from deit_fast.data.sources.headers import open_image
 from deit_fast.data.sources.pixels import as_rgb
 from deit_fast.data.sources.shard_index import open_shard
 from deit_fast.data.sources.splits import Split
@@ -88,7 +89,7 @@ def enlarged_share(sizes: NDArray[np.int32], seed: int = 0) -> float:
 def describe_effect(source: Source, size: int) -> str:
     """What storing images at `size`, px, does to augmentation, in words, from a sample of the source's sizes."""
     chosen = np.linspace(0, len(source) - 1, min(len(source), _SAMPLED_SIZES)).astype(int)
-    before = np.array([source.size(index, read_image(source, index)) for index in chosen.tolist()], np.int32)
+    before = np.array([source.header(index, read_image(source, index))[:2] for index in chosen.tolist()], np.int32)
     shorter = before.min(axis=1, keepdims=True)
     after = np.where(shorter > size, before * size // shorter, before).astype(np.int32)
     return (
@@ -124,7 +125,7 @@ def _write_shard(path: Path, indices: NDArray[np.int64], size: int | None) -> in
 def _encoded(index: int, size: int | None) -> tuple[bytes, str, bool]:
     """Bytes and suffix of an image as it is stored, and whether it was resized."""
     data = read_image(_source, index)
-    height, width = check_image(_source, index, data)
+    height, width, _ = _source.header(index, data)
     if size is None or min(height, width) <= size:
         return data.tobytes(), Path(_source.name(index)).suffix.lower(), False
     scale = size / min(height, width)
