@@ -18,14 +18,15 @@ from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.indexed_shards import IndexedShards
 from deit_fast.data.sources.open import open_source
 from deit_fast.data.sources.shard_index import ROW, read_index
+from deit_fast.data.sources.tar_shards import TarShards
 from tests.image_files import encode, refused, samples, write, write_tar
 
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def shards(folder: Path, counts: tuple[int, ...] = (4, 3, 5), split: str = "train") -> list[Path]:
+def shards(folder: Path, counts: tuple[int, ...] = (4, 3, 5)) -> list[Path]:
     return [
-        write_tar(folder / f"{split}-{number}.tar", samples(20 * number, count)) for number, count in enumerate(counts)
+        write_tar(folder / f"train-{number:02}.tar", samples(20 * number, count)) for number, count in enumerate(counts)
     ]
 
 
@@ -124,8 +125,8 @@ def test_it_is_made_anew_where_shards_changed(tmp_path: Path, change: str, reads
     elif change == "hidden file first":
         write_tar(paths[1], {".hidden.txt": b"x" * 2000} | samples(40, 3))
     elif change == "one more shard":
-        paths.append(write_tar(tmp_path / "train-3.tar", samples(70, 2)))
-        changed = "train-3.tar"
+        paths.append(write_tar(tmp_path / "train-03.tar", samples(70, 2)))
+        changed = "train-03.tar"
     else:
         paths.pop().unlink()
         changed = ""
@@ -185,17 +186,17 @@ def test_some_of_its_shards_and_shards_of_two_sets_in_a_folder(tmp_path: Path, r
     others = [write_tar(tmp_path / "more-train.tar", samples(80, 2))]
     opened(tmp_path / "train-*.tar")
     reads.clear()
-    assert contents(opened(f"{tmp_path}/train-{{1..2}}.tar")) == by_tarfile(paths[1:])
-    assert contents(opened(f"{tmp_path}/train-{{2,0}}.tar")) == by_tarfile([paths[2], paths[0]])
+    assert contents(opened(f"{tmp_path}/train-{{01..02}}.tar")) == by_tarfile(paths[1:])
+    assert contents(TarShards("", [paths[2], paths[0]])) == by_tarfile([paths[2], paths[0]])
     assert contents(opened(paths[1])) == by_tarfile(paths[1:2])
     assert opened(paths[1]).classes == ["0", "1", "2"]
-    only = write_tar(tmp_path / "train-9.tar", {"a.jpg": encode(), "a.cls": b"0"})
+    only = write_tar(tmp_path / "train-09.tar", {"a.jpg": encode(), "a.cls": b"0"})
     assert opened(only).classes == ["0"]  # as many as these have
     assert opened(paths[1]).shard_edges.tolist() == [0, 3]  # type: ignore[union-attr]
-    assert reads["train-1.tar"] < 20_000  # images and spot checks: it was not listed again
+    assert reads["train-01.tar"] < 20_000  # images and spot checks: it was not listed again
     assert contents(opened(others[0])) == by_tarfile(others)
     reads.clear()
-    opened(f"{tmp_path}/train-{{0..2}}.tar")
+    opened(f"{tmp_path}/train-{{00..02}}.tar")
     assert reads["reads"] <= 8  # the other set's shard left these alone
 
 
@@ -222,16 +223,14 @@ def test_of_a_read_only_folder_too_and_else_it_is_made_at_each_start(
         for folder in folders * 2:
             reads.clear()
             assert contents(opened(folder)) == by_tarfile(paths[folder])
-            assert sorted(path.name for path in folder.iterdir()) == ["train-0.tar", "train-1.tar"]
+            assert sorted(path.name for path in folder.iterdir()) == ["train-00.tar", "train-01.tar"]
         assert len(list(cache.glob("*.index.json"))) == 2
         assert capsys.readouterr().err == ""
         shutil.rmtree(cache)
         write(cache, b"a file in its place")
         assert contents(opened(folders[0])) == by_tarfile(paths[folders[0]])
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(
-            f"deit-fast: {folders[0]}/train-0.tar: the index of the shards can be written neither to"
-        )
+        assert line.startswith(f"deit-fast: {folders[0]}/train-00.tar: the index of the shards can be written neither")
     finally:
         for folder in folders:
             folder.chmod(0o755)
@@ -248,7 +247,7 @@ def test_a_full_disk_costs_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert contents(opened(tmp_path)) == by_tarfile(paths)
     assert "(No space left on device); each process makes it" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == [
-        "train-0.tar", "train-1.tar", "train-2.tar",
+        "train-00.tar", "train-01.tar", "train-02.tar",
     ]  # fmt: skip
 
 
@@ -287,14 +286,14 @@ def test_classes_that_are_named_later_cost_no_reading(tmp_path: Path, reads: Cou
     for _ in range(2):
         source = opened(tmp_path)
         assert (source.classes, source.counted) == (["ant", "bee", "cow", "dog"], False)
-    assert reads["train-0.tar"] <= 6 * 512  # spot checks
+    assert reads["train-00.tar"] <= 6 * 512  # spot checks
     assert contents(source) == by_tarfile(paths)
 
 
 def test_names_that_change_their_class_are_read_again(tmp_path: Path) -> None:
     members = {f"{n}.{kind}": data for n, name in enumerate((b"bee", b"ant")) for kind, data in
                (("jpg", encode(10 + n)), ("cls", name))}  # fmt: skip
-    write_tar(tmp_path / "train-0.tar", members)
+    write_tar(tmp_path / "train-00.tar", members)
     for names, labels in ((b"ant\nbee\n", [1, 0]), (b"bee\ncow\nant\n", [0, 2])):
         write(tmp_path / "classes.txt", names)
         assert opened(tmp_path).labels.tolist() == labels
