@@ -63,8 +63,8 @@ def check_same_data(
         changes = _describe(now, before)
         if not changes:
             notes.append(
-                f"{path} knows its {_WORDS[split]} images by name (an earlier version wrote it), an index of shards does "
-                "not: they are compared by their classes and by how many there are of each"
+                f"{path} knows its {_WORDS[split]} images by name (an earlier version wrote it), an index of shards by "
+                "size: they are compared by their classes and by how many there are of each"
             )
             continue
         if not allow:
