@@ -1,9 +1,7 @@
 """WebDataset tar shards: their samples are found through the index that DALI's wds2idx makes."""
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,6 @@ from deit_fast.data.sources.base import Source, read_bytes
 from deit_fast.data.sources.classes import check_labels, order_classes, read_class_names
 from deit_fast.data.sources.samples import RULE
 from deit_fast.data.sources.shard_index import Shard, open_shard
-from deit_fast.data.sources.shard_names import choose_shards, refuse_gaps, refuse_missing
-from deit_fast.data.sources.source_format import Request, SourceFormat
-from deit_fast.data.sources.splits import refuse_mixed
-from deit_fast.runtime.braces import expand_braces, has_braces
 from deit_fast.runtime.errors import DataError, printable
 from deit_fast.runtime.progress import progress
 
@@ -103,49 +97,3 @@ def merge_labels(
     return classes, np.concatenate(
         [np.array([label_of[name] for name in names], np.int64)[labels] for labels, names in parts if len(labels)]
     )
-
-
-def _in_folder(request: Request) -> list[Path]:
-    return sorted(request.path / name for name in request.files if name.endswith(".tar"))
-
-
-def _by_glob(request: Request) -> list[Path]:
-    return sorted(Path(match) for match in glob(str(request.path)) if match.endswith(".tar"))
-
-
-def _recognises(request: Request) -> bool:
-    """A folder of shards, a shard, a range of them in braces, or a glob that finds some."""
-    if request.path.is_dir():
-        return bool(_in_folder(request))
-    if request.path.is_file():
-        return request.path.suffix == ".tar"
-    return has_braces(request.uri) or bool(_by_glob(request))
-
-
-def _open(request: Request) -> Source:
-    uri, path = request.uri, request.path
-    if path.is_dir():
-        shards = choose_shards(uri, _in_folder(request), request.split)
-    elif path.is_file():
-        shards = [path]
-    elif has_braces(uri):
-        names = expand_braces(str(path))
-        refuse_missing(uri, names, [name for name in names if not _exists(name)])
-        shards = [Path(name) for name in names]
-    else:
-        shards = _by_glob(request)
-        refuse_mixed(uri, [shard.name for shard in shards])
-        refuse_gaps(shards)
-    return request.open_shards(uri, shards)
-
-
-def _exists(path: str) -> bool:
-    """Whether there is a file. Raises OSError where the storage fails, which to os.path.exists is a missing file."""
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
-
-
-SOURCE = SourceFormat(recognises=_recognises, open=_open, general=True)
