@@ -17,7 +17,7 @@ _SUFFIX = ".tar"
 _SHARD_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\.tar)")
 
 
-def find_shards(request: Request) -> Files:
+def choose_shards(request: Request) -> Files:
     """The shards at the place asked for, by path or URI, in order; in a folder, those of the split.
 
     Raises DataError where some are missing, or some of another split than the rest.
@@ -66,7 +66,7 @@ def _recognises(request: Request) -> bool:
 
 
 def _open(request: Request) -> Source:
-    shards = find_shards(request)
+    shards = choose_shards(request)
     if is_remote(request.place.uri):
         return open_remote(request, shards)
     return request.open_shards(request.uri, [Path(shard) for shard in shards])
