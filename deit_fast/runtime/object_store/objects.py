@@ -67,6 +67,17 @@ def find_object(uri: str) -> Object:
     return Object(uri, info["size"], _version(info))
 
 
+def modified_at(uri: str) -> float | None:
+    """When the object was written, seconds since 1970, by the store's clock; None where there is none.
+
+    Raises RunError where the store cannot be asked.
+    """
+    try:
+        return float(_attempt(uri, lambda: _connect(uri).modified(uri)).timestamp())
+    except _MissingError:
+        return None
+
+
 def is_folder(uri: str) -> bool:
     """Whether a folder is at a URI, and no object. Raises RunError where there is neither."""
     return _attempt(uri, lambda: _connect(uri).info(uri))["type"] != "file"
