@@ -10,8 +10,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import BinaryIO
 
 from tqdm import tqdm
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from deit_fast.data.sources.shard_files import Kept, ShardFiles
 from deit_fast.runtime.errors import RunError, StorageError, one_line
 from deit_fast.runtime.files import cache_folder, exclusive
-from deit_fast.runtime.object_store import Object
+from deit_fast.runtime.object_store import Object, stream_object
 
 _TRANSFERS = 16  # of a machine, at once: one connection does not fill a network
 _SHARE = 0.8  # of the free disk, where no limit is given
@@ -27,12 +27,6 @@ _LOOK_SECONDS = 0.5  # between looks at what other processes fetched or removed
 _ARRIVAL_SECONDS = 10.0  # that a shard on its way is waited for while nothing arrives
 _LONGEST_SECONDS = 60.0  # and in all: signals are answered between batches
 _REST_SECONDS = 60.0  # after a disk or a store that failed
-
-Transfer = Callable[[Object, BinaryIO, Callable[[], bool]], None]
-"""Appends to the file what it lacks of the object's content, and ends early where the third, asked at times, says no.
-
-Raises OSError where the file cannot be written, RunError where the object cannot be had, StorageError for a while.
-"""
 
 
 class Disk:
@@ -45,6 +39,15 @@ class Disk:
         self.caches: list[ShardCache] = []
         self._limit = limit
 
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Keeps other processes from beginning, finishing or removing shards, so that what is there can be counted.
+
+        Raises OSError where the folder cannot be written.
+        """
+        with exclusive(cache_folder() / ".room.lock"):
+            yield
+
     @property
     def limit(self) -> int:
         """Bytes. Raises OSError where the disk does not tell."""
@@ -54,44 +57,43 @@ class Disk:
         return self._limit
 
     def make_room(self, cache: "ShardCache", shard: int, evict: bool) -> bool:
-        """Whether there is room for a shard that this process begins to fetch, after eviction where that is allowed.
+        """Whether there is room for a shard that is about to be fetched, after eviction where that is allowed.
 
-        What is evicted is needed later than the shard; what is needed last goes first. Raises OSError.
+        What is evicted is needed later than the shard; what is needed last goes first. To be called while `changing`.
+        Raises OSError.
         """
-        with exclusive(cache_folder() / ".room.lock"):  # what another process begins meanwhile would not be counted
-            kept = {each: each.files.kept() for each in self.caches}
-            own = kept[cache].pop(shard, None)
-            size = cache.files.sizes[shard]
-            full = size + sum(each.files.sizes[number] for each in kept for number in kept[each])
-            here = sum(found.bytes for each in kept.values() for found in each.values()) + (own.bytes if own else 0)
-            lacking = max(full - self.limit, full - here - _free())
-            if lacking <= 0 or not evict:
-                return lacking <= 0
-            candidates = [(cache, number) for number in cache.evictable(kept[cache], shard)]
-            others = [each for each in self.caches if each is not cache]
-            candidates += [(each, number) for each in others for number in each.evictable(kept[each])]
-            chosen = []
-            for each, number in candidates:
-                chosen.append((each, number))
-                lacking -= each.files.sizes[number]
-                if lacking <= 0:
-                    for each, number in chosen:
-                        each.files.evict(number)
-                    return True
+        kept = {each: each.files.kept() for each in self.caches}
+        own = kept[cache].pop(shard, None)
+        full = cache.files.sizes[shard] + sum(each.files.sizes[number] for each in kept for number in kept[each])
+        here = sum(found.bytes for each in kept.values() for found in each.values()) + (own.bytes if own else 0)
+        lacking = max(full - self.limit, full - here - _free())
+        candidates = [(cache, number) for number in cache.evictable(kept[cache], shard)] if evict else []
+        for other in self.caches if evict else ():
+            if other is not cache:
+                candidates += [(other, number) for number in other.evictable(kept[other])]
+        if lacking > sum(each.files.sizes[number] for each, number in candidates):
             return False
+        for each, number in candidates:
+            if lacking <= 0:
+                break
+            if each.files.evict(number):
+                lacking -= each.files.sizes[number]
+        return lacking <= 0
 
 
 class ShardCache:
     """The shards of a data set as far as this machine has them; safe to use from several threads.
 
-    transfer: what fetches a shard. disk: what the shards may take, with those of other data sets.
+    disk: what the shards may take, with those of other data sets.
     """
 
-    def __init__(self, shards: Sequence[Object], transfer: Transfer, disk: Disk | None = None) -> None:
+    def __init__(self, shards: Sequence[Object], disk: Disk | None = None) -> None:
         self.files = ShardFiles(shards)
         self.disk = disk or Disk()
         self.disk.caches.append(self)
-        self._shards, self._transfer = shards, transfer
+        self.stopped = threading.Event()
+        """Set while nothing is expected any more: whoever waits for the store gives up."""
+        self._shards = shards
         self._most = max(1, _TRANSFERS // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         self._speaks = os.environ.get("LOCAL_RANK", "0") == "0"
 
@@ -124,6 +126,7 @@ class ShardCache:
             self._by_range &= window
             self._seen &= window
             self._full = False
+            self.stopped.clear() if self._plan else self.stopped.set()
             if self._plan and not self._looking:
                 self._looking = True
                 threading.Thread(target=self._look, name="deit-fast-shards", daemon=True).start()
@@ -192,7 +195,8 @@ class ShardCache:
                 self._rest("disk", f"{error.filename or cache_folder()}: {error.strerror or one_line(error)}")
             with self._changed:
                 if not self._news:
-                    self._changed.wait(None if complete else _LOOK_SECONDS)
+                    # Where there is no room, there will be when a batch is done, which is news.
+                    self._changed.wait(None if complete else _LOOK_SECONDS * (10 if self._full else 1))
 
     def _begin(self, plan: tuple[int, ...]) -> bool:
         """Begins as many transfers as there is room for. Whether all shards of the plan are here. Raises OSError."""
@@ -200,13 +204,12 @@ class ShardCache:
         with self._changed:
             self._seen |= here & self._window
             missing = [shard for shard in plan if shard not in here and shard not in self._refused]
-        for shard in missing:
-            if len(self._fetching) >= self._most:
-                break
-            if shard not in self._fetching and not self._fetch(shard):
-                self._full = True
-                break
-        return not missing
+        complete = not missing
+        missing = [shard for shard in missing if shard not in self._fetching]
+        if missing and len(self._fetching) < self._most:
+            with self.disk.changing():
+                self._full = not all(self._fetch(shard) for shard in missing if len(self._fetching) < self._most)
+        return complete
 
     def _fetch(self, shard: int) -> bool:
         """Begins to fetch a shard, unless another process is at it. False where there is no room. Raises OSError.
@@ -231,8 +234,10 @@ class ShardCache:
         try:
             with held:
                 try:
-                    self._transfer(self._shards[shard], file, self._goes_on)
-                    self.files.finish(shard, file)
+                    self._append(shard, file)
+                    os.fsync(file.fileno())
+                    with self.disk.changing():
+                        self.files.finish(shard, file)
                 except OSError:
                     file.truncate(0)  # so that it goes: a full disk has room again
                     raise
@@ -248,12 +253,20 @@ class ShardCache:
                 self._fetching.discard(shard)
                 self._tell()
 
-    def _goes_on(self) -> bool:
-        self._arrived_at = time.monotonic()
-        return bool(self._plan)
+    def _append(self, shard: int, file: BinaryIO) -> None:
+        """Fetches what the file lacks of a shard, unless there is no plan any more."""
+        for piece in stream_object(self._shards[shard], os.fstat(file.fileno()).st_size, self.stopped.wait):
+            left = memoryview(piece)
+            while left:
+                left = left[file.write(left) :]
+            self._arrived_at = time.monotonic()
+            if self.stopped.is_set():
+                return
 
     def _rest(self, what: str, reason: str) -> None:
         """Fetches nothing for a while."""
+        if self.stopped.is_set():  # which ends transfers with errors too
+            return
         self._rest_until = time.monotonic() + _REST_SECONDS
         self._say(what, f"{reason}; shards are not kept on this machine now, their images come from the store")
 

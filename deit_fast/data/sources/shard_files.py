@@ -108,17 +108,18 @@ class ShardFiles:
     def finish(self, shard: int, file: BinaryIO) -> None:
         """Makes what was fetched, in the file of `fetching`, the shard, if it is whole. Raises OSError."""
         if os.fstat(file.fileno()).st_size == self.sizes[shard]:
-            os.fsync(file.fileno())
             os.replace(_partial(self._paths[shard]), self._paths[shard])
 
-    def evict(self, shard: int) -> None:
-        """Removes what there is of a shard, unless it is on its way. Raises OSError."""
-        self._paths[shard].unlink(missing_ok=True)
+    def evict(self, shard: int) -> bool:
+        """Removes what there is of a shard, unless it is on its way. Whether nothing is left of it. Raises OSError."""
         partial = _partial(self._paths[shard])
         if partial.exists():
             with try_exclusive(partial) as file:
-                if file is not None:
-                    partial.unlink()
+                if file is None:
+                    return False
+                partial.unlink()
+        self._paths[shard].unlink(missing_ok=True)
+        return True
 
 
 def _partial(path: Path) -> Path:
