@@ -5,6 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from deit_fast.data.sources.pixels import as_decodable
 from deit_fast.runtime.errors import DataError, one_line, printable
 from deit_fast.runtime.patience import Pause, may_pass, patiently
 from deit_fast.runtime.progress import progress
+
+if TYPE_CHECKING:
+    from deit_fast.data.sources.identity import Identity
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _MAX_BYTES = 2**30  # of a file
@@ -70,6 +74,13 @@ class Source(ABC):
         alike = os.path.commonprefix([min(names), max(names)]) if names else ""  # noqa: RUF071 (names may be URIs too)
         return [name[alike.rfind("/") + 1 :] for name in names]
 
+    def identity(self) -> "Identity | None":
+        """What the data set is, where that was found out earlier; None where `identify` has to ask for names and sizes.
+
+        Raises StorageError.
+        """
+        return None
+
     def fingerprints(self) -> NDArray[np.int64]:
         """int64 [N, m], numbers that are others where an image is stored with other content; no image is read.
 
@@ -121,7 +132,7 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[n
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's reader would else wait for its writer
         try:
             wanted = os.fstat(descriptor).st_size if size is None else size
-            data = _read_all(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
+            data = read_all(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -136,7 +147,7 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[n
     return np.frombuffer(data, np.uint8)
 
 
-def _read_all(descriptor: int, size: int, offset: int) -> bytes:
+def read_all(descriptor: int, size: int, offset: int) -> bytes:
     """What the file has of these bytes; one read may give fewer, as of a network's file system that was interrupted."""
     data = os.pread(descriptor, size, offset)
     while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
