@@ -63,7 +63,8 @@ class Source(ABC):
 
         shards: int64 [m], each once, in the order of their next use by this machine's processes, which are all told
         the same; what is not among them is needed later still, or by other machines. protected: how many of the first
-        are of batches that are being prepared or come right after these, so that they have to stay on the disk.
+        are of batches that are being prepared or come right after these, so that they have to stay on the disk. None at
+        all: the iteration over the batches has ended.
         """
 
     def relative_names(self) -> list[str]:
