@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from deit_fast.checkpoint.store import RunStore
-from deit_fast.data.loader.sampler import TrainSampler, build_samplers
+from deit_fast.data.loader.sampler import TrainSampler, build_order, build_samplers
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.identity import Identity
 from deit_fast.data.sources.splits import Split
@@ -50,10 +50,10 @@ def plan_job(
     """The job of this process: its samplers, type and numbers of steps; all processes together.
 
     Raises DataError, on every process, where they have not the same data. Raises RecipeError for a batch that these
-    processes cannot divide, and for what this machine lacks.
+    processes cannot divide, for an order that the data do not allow, and for what this machine lacks.
     """
     identities = agree_on_data(source, val_source, world)
-    samplers = build_samplers(recipe, len(source), world.rank, world.size)
+    samplers = build_samplers(recipe, build_order(recipe, source), world.rank, world.size, world.node_ranks)
     check_drop_path(recipe.model, recipe.pass_size(world.size))
     dtype = check_machine(recipe.run, world)
     steps_per_epoch = samplers[0].steps_per_epoch
