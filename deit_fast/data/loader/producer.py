@@ -19,7 +19,6 @@ from deit_fast.data.sources.base import Source, read_image
 from deit_fast.runtime.errors import DataError, StorageError
 
 _QUEUED = 3  # host batches ready before DALI asks for them
-_READERS = 8  # concurrent reads; they wait for disks more than they compute
 _POLL_SECONDS = 0.1
 
 
@@ -79,7 +78,7 @@ class Producer:
         self._ended = False
         self._ready: queue.Queue[Prepared | None] = queue.Queue(_QUEUED)
         self._stopped = threading.Event()
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="deit-fast-read")
+        self._readers = ThreadPoolExecutor(source.readers, thread_name_prefix="deit-fast-read")
         self._thread = threading.Thread(target=self._work, name="deit-fast-loader", daemon=True)
         self._thread.start()
 

@@ -32,6 +32,9 @@ class Source(ABC):
     uri: the place as the user wrote it. classes: names of the K classes. labels: int64 [N], indices into classes.
     """
 
+    readers = 8
+    """Images that are best read at once; they wait for a disk more than they compute."""
+
     def __init__(self, uri: str, classes: list[str], labels: NDArray[np.int64]) -> None:
         self.uri = uri
         self.place = uri
@@ -202,7 +205,7 @@ def read_image(
     wrong, StorageError where the storage goes on failing.
     """
     try:
-        return patiently(lambda: source.read(index), source.name(index), seconds, pause)
+        return patiently(lambda: source.read(index), lambda: source.name(index), seconds, pause)
     except OSError as error:
         if error.errno is None:  # no word of the system's
             raise

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import BinaryIO
+from weakref import WeakSet
 
 from tqdm import tqdm
 
@@ -22,7 +23,7 @@ from deit_fast.runtime.files import cache_folder, exclusive
 from deit_fast.runtime.object_store import Object, stream_object
 
 _TRANSFERS = 16  # of a machine, at once: one connection does not fill a network
-_SHARE = 0.8  # of the free disk, where no limit is given
+_SHARE = 0.8  # of the disk, where no limit is given
 _LOOK_SECONDS = 0.5  # between looks at what other processes fetched or removed
 _ARRIVAL_SECONDS = 10.0  # that a shard on its way is waited for while nothing arrives
 _LONGEST_SECONDS = 60.0  # and in all: signals are answered between batches
@@ -30,14 +31,11 @@ _REST_SECONDS = 60.0  # after a disk or a store that failed
 
 
 class Disk:
-    """How much of this machine's disk the shards of some data sets may take together, fetched by whichever process.
+    """How much of this machine's disk the shards of some data sets may take together, fetched by whichever process."""
 
-    limit: bytes; without it, 80 % of what is free or taken by these shards when the first one is fetched.
-    """
-
-    def __init__(self, limit: int | None = None) -> None:
-        self.caches: list[ShardCache] = []
-        self._limit = limit
+    def __init__(self) -> None:
+        self.caches: WeakSet[ShardCache] = WeakSet()
+        self._share = 0
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -48,13 +46,16 @@ class Disk:
         with exclusive(cache_folder() / ".room.lock"):
             yield
 
-    @property
     def limit(self) -> int:
-        """Bytes. Raises OSError where the disk does not tell."""
-        if self._limit is None:
-            taken = sum(each.bytes for cache in self.caches for each in cache.files.kept().values())
-            self._limit = int(_SHARE * (_free() + taken))
-        return self._limit
+        """Bytes: the least that a data set says, or 80 % of what is free or theirs when the first shard is fetched.
+
+        Raises OSError where the disk does not tell.
+        """
+        said = [each.limit for each in self.caches if each.limit is not None]
+        if not said and not self._share:
+            theirs = sum(found.bytes for each in self.caches for found in each.files.kept().values())
+            self._share = int(_SHARE * (_free() + theirs))
+        return min(said, default=self._share)
 
     def make_room(self, cache: "ShardCache", shard: int, evict: bool) -> bool:
         """Whether there is room for a shard that is about to be fetched, after eviction where that is allowed.
@@ -66,7 +67,7 @@ class Disk:
         own = kept[cache].pop(shard, None)
         full = cache.files.sizes[shard] + sum(each.files.sizes[number] for each in kept for number in kept[each])
         here = sum(found.bytes for each in kept.values() for found in each.values()) + (own.bytes if own else 0)
-        lacking = max(full - self.limit, full - here - _free())
+        lacking = max(full - self.limit(), full - here - _free())
         candidates = [(cache, number) for number in cache.evictable(kept[cache], shard)] if evict else []
         for other in self.caches if evict else ():
             if other is not cache:
@@ -81,16 +82,21 @@ class Disk:
         return lacking <= 0
 
 
+SHARED = Disk()  # of this process's data sets: those that it trains with and those that it evaluates with
+
+
 class ShardCache:
     """The shards of a data set as far as this machine has them; safe to use from several threads.
 
     disk: what the shards may take, with those of other data sets.
     """
 
-    def __init__(self, shards: Sequence[Object], disk: Disk | None = None) -> None:
+    def __init__(self, shards: Sequence[Object], disk: Disk = SHARED) -> None:
         self.files = ShardFiles(shards)
-        self.disk = disk or Disk()
-        self.disk.caches.append(self)
+        self.limit: int | None = None
+        """Bytes that the disk may hold, of this data set and those that share it."""
+        self.disk = disk
+        disk.caches.add(self)
         self.stopped = threading.Event()
         """Set while nothing is expected any more: whoever waits for the store gives up."""
         self._shards = shards
