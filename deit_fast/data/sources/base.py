@@ -48,8 +48,6 @@ class Source(ABC):
         """int64 [shards + 1]: shard s holds the images from shard_edges[s] to shard_edges[s + 1] - 1; or None."""
         self.shard_bytes: NDArray[np.int64] | None = None
         """int64 [shards], of shards that are fetched to this machine's disk while they are read; else None."""
-        self.cache_limit: int | None = None
-        """Bytes that these may take on the disk, set before the first `expect`; None: 80 % of what is free."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,6 +71,13 @@ class Source(ABC):
         are of batches that are being prepared or come right after these, so that they have to stay on the disk. None at
         all: the iteration over the batches has ended.
         """
+
+    def limit_cache(self, limit: int | None) -> int | None:
+        """Says how many bytes of this machine's disk fetched shards may take; called before anything is read.
+
+        limit: None for 80 % of what is free or theirs already. Returns the number, or None where nothing is fetched.
+        """
+        return None
 
     def relative_names(self) -> list[str]:
         """The N images' names without the place where the data set lies, the same for every copy of it.
