@@ -1,4 +1,4 @@
-"""The index of local shards: found beside them or in the cache folder, or made, by one process while others wait for it.
+"""The index of local shards: found beside them or in the cache folder, or made, by one process while others wait.
 
 A shard is read, its headers alone, where the index does not have it or has it with another size or time of change; at
 most 8 headers are looked at beside that. What is damaged is not indexed, and what the index had of it stays there.
@@ -169,7 +169,12 @@ class _Opening:
     def _looks_right(self, index: ShardIndex) -> bool:
         """Whether headers stand where the index says so: of the last image of at most 8 shards."""
         path_of = dict(zip(self.names, self.shards, strict=True))
-        numbers = [number for number, entry in enumerate(index.shards) if entry.name in path_of and entry.images]
+        state_of = dict(zip(self.names, self.states, strict=True))
+        numbers = [
+            number
+            for number, entry in enumerate(index.shards)
+            if entry.images and state_of.get(entry.name) == (entry.bytes, entry.version)
+        ]
         places = np.linspace(0, len(numbers) - 1, min(len(numbers), _SPOT_CHECKS)).astype(int)
         for number in {numbers[place] for place in places.tolist()}:
             offset, size, _ = index.rows_of(number)[-1].tolist()
@@ -226,6 +231,8 @@ class _Opening:
         """All parts in the order of their names, or else those that go together, so that nothing is read again."""
         for parts, classes in ((every, self.classes), (asked, self.classes), (asked, [])):
             names = sorted(parts)
+            if not names:
+                return None
             try:
                 return merge_parts([parts[name] for name in names], [Path(name) for name in names], classes)
             except DataError:

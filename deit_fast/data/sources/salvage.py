@@ -42,8 +42,9 @@ class SalvagedShards(TarShards):
 
     def describe(self) -> list[str]:
         """A line for each damaged shard."""
+        lost = {number: int((self.index.rows_of(number)["offset"] == LOST).sum()) for number in self.damaged}
         return [
-            f"{printable(self.shard_name(number))}: {reason}; {_lost(self.index.rows_of(number))} of its images are lost"
+            f"{printable(self.shard_name(number))}: {reason}; {lost[number]} of its images are lost"
             for number, reason in self.damaged.items()
         ]
 
@@ -70,10 +71,6 @@ class SalvagedShards(TarShards):
         return merge_parts(filled, shards, classes)
 
 
-def _lost(rows: NDArray[np.void]) -> int:
-    return int((rows["offset"] == LOST).sum())
-
-
 def _fill(listing: Listing, before: Part | None, largest: int, shard: Path) -> Part:
     """The samples with lost ones among them."""
     rows, folders = listing.rows()
@@ -95,8 +92,8 @@ def _fill(listing: Listing, before: Part | None, largest: int, shard: Path) -> P
 
 def _places_in(listing: Listing, before: Part) -> list[int] | None:
     """Where the samples stood: places in `before` in their order, with the same sizes and labels; None if not there."""
-    sizes, labels = before.rows["size"].tolist(), before.rows["label"].tolist()
-    known = iter(enumerate(zip(sizes, [before.folders[label] for label in labels] if before.folders else labels)))
+    labels = [before.folders[label] if before.folders else label for label in before.rows["label"].tolist()]
+    known = iter(enumerate(zip(before.rows["size"].tolist(), labels, strict=True)))
     places = []
     for sample in listing.samples:
         wanted = (sample.size, sample.label)

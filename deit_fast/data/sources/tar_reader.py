@@ -11,7 +11,8 @@ from typing import NamedTuple
 BLOCK = 512
 _ADLER = 65521  # the checksum of zlib sums bytes modulo this; the sum of a header's is at most twice as much
 _BLANKS = 8 * ord(" ")  # what stands for a header's sum while it is made
-_REGULAR = b"0\07"
+_REGULAR = b"0\x007"
+_OF_THE_NEXT = b"LKxXg"  # what follows is a name or other words on the next member, or on all (g)
 _WITHOUT_CONTENT = b"123456"  # links, devices, folders: their size says nothing
 _SHORT, _LONG, _NEAR = 4096, 2**18, 2**14  # bytes
 
@@ -66,7 +67,7 @@ class TarReader:
         while True:
             header = self.read(offset, BLOCK)
             kind = header[156:157]
-            if kind in _REGULAR and kind and not name and header[345] == 0 and _sum_fits(header):
+            if len(header) == BLOCK and kind in _REGULAR and not name and header[345] == 0 and _sum_fits(header):
                 length = _number(header[124:136])
                 stem = header[: header.find(b"\0", 0, 100) if header[99] == 0 else 100]
                 found = stem.decode("utf-8", "surrogateescape")
@@ -117,8 +118,6 @@ def whole_blocks(size: int) -> int:
 
 def _sum_fits(header: bytes) -> bool:
     """Whether the header's checksum is right: the sum of its bytes, those of the checksum itself taken as blanks."""
-    if len(header) < BLOCK:
-        return False
     field = header[148:156]
     found = (zlib.adler32(header) & 0xFFFF) - (zlib.adler32(field) & 0xFFFF) + _BLANKS
     stated = _number(field)
