@@ -177,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--size", type=_positive, metavar="PX", help="shorter side of larger images; default: as they are"
     )
     shard.add_argument(
-        "--per-shard", type=_positive, default=2000, metavar="N", help="images in a shard; default: 2000"
+        "--per-shard", type=_positive, metavar="N", help="images in a shard; default: as many as make 128 MB"
     )
     shard.add_argument(
         "--workers", type=_positive, default=os.cpu_count(), metavar="N", help="processes; default: the cores"
