@@ -57,15 +57,15 @@ def may_pass(error: BaseException) -> bool:
 
 def patiently(
     action: Callable[[], Result],
-    name: str,
+    name: str | Callable[[], str],
     seconds: float | None = None,
     pause: Pause | None = None,
     doing: str = "read",
 ) -> Result:
     """The action's result; where the storage fails the action is called again, so that it has to be repeatable.
 
-    name: what is read, for messages. seconds: from the first failure to the last attempt; an attempt that takes longer
-    than that has another one all the same. pause: waits. Where they are not given they are those of the call whose
+    name: what is read, for messages, or what tells it. seconds: from the first failure to the last attempt; an attempt
+    that takes longer than that has another one all the same. pause: waits. Where they are not given they are those of the call whose
     action this one is part of, else PATIENCE_SECONDS and time.sleep. doing: what cannot be done, as a participle.
     Raises StorageError, one line, where it goes on failing, and any error that `may_pass` is False for as it comes.
     """
@@ -82,6 +82,7 @@ def patiently(
                 if not may_pass(error):
                     raise
                 reason, now = _describe(error), time.monotonic()
+                name = name if isinstance(name, str) else name()
                 failed_at = now if failed_at is None else failed_at
                 left = failed_at + seconds - now
                 exhausted = number == _PAUSES or left <= 0

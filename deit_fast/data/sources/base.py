@@ -32,6 +32,9 @@ class Source(ABC):
     uri: the place as the user wrote it. classes: names of the K classes. labels: int64 [N], indices into classes.
     """
 
+    readers = 8
+    """Images that are best read at once; they wait for a disk more than they compute."""
+
     def __init__(self, uri: str, classes: list[str], labels: NDArray[np.int64]) -> None:
         self.uri = uri
         self.place = uri
@@ -43,6 +46,8 @@ class Source(ABC):
         """Whether the classes are only as many as the largest label says, so that there may be more."""
         self.shard_edges: NDArray[np.int64] | None = None
         """int64 [shards + 1]: shard s holds the images from shard_edges[s] to shard_edges[s + 1] - 1; or None."""
+        self.shard_bytes: NDArray[np.int64] | None = None
+        """int64 [shards], of shards that are fetched to this machine's disk while they are read; else None."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,9 +70,18 @@ class Source(ABC):
     def expect(self, shards: NDArray[np.int64], protected: int) -> None:  # noqa: B027
         """Tells a source that fetches its shards which of them are read next; any other source ignores it.
 
-        shards: int64 [shards], all of them in the order of their next use. protected: how many of the first are of
-        batches that are being prepared or come right after these, so that they have to stay on the disk.
+        shards: int64 [m], each once, in the order of their next use by this machine's processes, which are all told
+        the same; what is not among them is needed later still, or by other machines. protected: how many of the first
+        are of batches that are being prepared or come right after these, so that they have to stay on the disk. None at
+        all: the iteration over the batches has ended.
         """
+
+    def limit_cache(self, limit: int | None) -> int | None:
+        """Says how many bytes of this machine's disk fetched shards may take; called before anything is read.
+
+        limit: None for 80 % of what is free or theirs already. Returns the number, or None where nothing is fetched.
+        """
+        return None
 
     def relative_names(self) -> list[str]:
         """The N images' names without the place where the data set lies, the same for every copy of it.

@@ -15,7 +15,7 @@ from deit_fast.runtime.object_store.fetching import (
     local_place,
     partial_place,
 )
-from deit_fast.runtime.object_store.listing import find_object, is_folder, list_objects
+from deit_fast.runtime.object_store.listing import find_object, is_folder, list_objects, modified_at
 from deit_fast.runtime.object_store.reads import read_object, read_range, stream_object
 from deit_fast.runtime.object_store.uris import ChangedError, MissingError, Object, is_remote
 from deit_fast.runtime.object_store.writes import copy_object, remove_object, write_object
@@ -35,6 +35,7 @@ __all__ = [
     "is_remote",
     "list_objects",
     "local_place",
+    "modified_at",
     "partial_place",
     "read_object",
     "read_range",

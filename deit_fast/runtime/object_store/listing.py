@@ -27,6 +27,17 @@ def is_folder(uri: str) -> bool:
     return scheme_of(uri) not in WEB and ask(uri, lambda: connect(uri).info(uri))["type"] != "file"
 
 
+def modified_at(uri: str) -> float | None:
+    """When the object was written, seconds since 1970, by the store's clock; None where there is none.
+
+    Raises RunError where the store cannot be asked.
+    """
+    try:
+        return float(ask(uri, lambda: connect(uri).modified(uri)).timestamp())
+    except MissingError:
+        return None
+
+
 def list_objects(uri: str) -> tuple[set[str], list[Object]]:
     """Names of the folders in a folder, and its objects in the order of their names; both empty where there is none.
 
