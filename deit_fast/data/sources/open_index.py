@@ -98,6 +98,15 @@ def read_shard(shard: Path, classes: Sequence[str] = (), limit: int = MAX_CLASSE
         raise DataError(f"{shard}: expected a readable .tar shard ({error.strerror or error})") from None
 
 
+def known_parts(shards: Sequence[Path], classes: list[str]) -> tuple[dict[int, Part], str]:
+    """What the indexes there are say of these shards as they are now, by number, and the name of their .json."""
+    opening = _Opening(shards, classes)
+    known = opening.known()
+    found = {number: known[name] for number, name in enumerate(opening.names) if name in known}
+    same = {number: part for number, part in found.items() if part.entry[1:3] == opening.states[number]}
+    return same, f"{opening.places[0].stem}.index.json"
+
+
 def file_version(status: os.stat_result) -> str:
     """What `ShardEntry.version` is of a file."""
     return f"mtime_ns={status.st_mtime_ns}"
@@ -185,7 +194,7 @@ class _Opening:
 
     def _make(self) -> tuple[FoundShards, ShardIndex | None]:
         """What is known, and the index to be written, if there is anything new in it."""
-        known = self._known()
+        known = self.known()
         state_of = dict(zip(self.names, self.states, strict=True))
         parts: dict[str, Part | Listing] = {
             name: known[name]
@@ -213,7 +222,7 @@ class _Opening:
             index = merge_parts(ordered, self.shards, self.classes)
         return FoundShards(index, asked, before), stored
 
-    def _known(self) -> dict[str, Part]:
+    def known(self) -> dict[str, Part]:
         """What indexes have of shards that are still there, these ones' and others' beside them."""
         known: dict[str, Part] = {}
         for place in reversed(self.places):
