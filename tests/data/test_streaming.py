@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import s3fs
 import torch
 
 from benchmarks.store_server import serve
@@ -58,6 +59,7 @@ def store(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     with serve(folder) as store:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
+        s3fs.S3FileSystem.clear_instance_cache()
         for name, value in store.environment.items():
             monkeypatch.setenv(name, value)
         yield store
