@@ -5,6 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from deit_fast.data.sources.pixels import as_decodable
 from deit_fast.runtime.errors import DataError, one_line, printable
 from deit_fast.runtime.patience import Pause, may_pass, patiently
 from deit_fast.runtime.progress import progress
+
+if TYPE_CHECKING:
+    from deit_fast.data.sources.identity import Identity
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _MAX_BYTES = 2**30  # of a file
@@ -27,6 +31,9 @@ class Source(ABC):
 
     uri: the place as the user wrote it. classes: names of the K classes. labels: int64 [N], indices into classes.
     """
+
+    readers = 8
+    """Images that are best read at once; they wait for a disk more than they compute."""
 
     def __init__(self, uri: str, classes: list[str], labels: NDArray[np.int64]) -> None:
         self.uri = uri
@@ -56,6 +63,10 @@ class Source(ABC):
     def name(self, index: int) -> str:
         """Where image `index` is, for people: a path, or archive:member; it ends in the suffix of its encoding."""
 
+    def stored_in(self, index: int) -> str:
+        """The file that image `index` is in, for people; unlike `name` it is known without reading anything."""
+        return self.name(index)
+
     def expect(self, shards: NDArray[np.int64], protected: int) -> None:  # noqa: B027
         """Tells a source that fetches its shards which of them are read next; any other source ignores it.
 
@@ -80,6 +91,13 @@ class Source(ABC):
         names = [self.name(index) for index in range(len(self))]
         alike = os.path.commonprefix([min(names), max(names)]) if names else ""  # noqa: RUF071 (names may be URIs too)
         return [name[alike.rfind("/") + 1 :] for name in names]
+
+    def identity(self) -> "Identity | None":
+        """What the data set is, where that was found out earlier; None where `identify` has to ask for names and sizes.
+
+        Raises StorageError.
+        """
+        return None
 
     def fingerprints(self) -> NDArray[np.int64]:
         """int64 [N, m], numbers that are others where an image is stored with other content; no image is read.
@@ -132,7 +150,7 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[n
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's reader would else wait for its writer
         try:
             wanted = os.fstat(descriptor).st_size if size is None else size
-            data = _read_all(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
+            data = read_all(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -147,7 +165,7 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[n
     return np.frombuffer(data, np.uint8)
 
 
-def _read_all(descriptor: int, size: int, offset: int) -> bytes:
+def read_all(descriptor: int, size: int, offset: int) -> bytes:
     """What the file has of these bytes; one read may give fewer, as of a network's file system that was interrupted."""
     data = os.pread(descriptor, size, offset)
     while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
@@ -196,7 +214,7 @@ def read_image(
     wrong, StorageError where the storage goes on failing.
     """
     try:
-        return patiently(lambda: source.read(index), source.name(index), seconds, pause)
+        return patiently(lambda: source.read(index), source.stored_in(index), seconds, pause)
     except OSError as error:
         if error.errno is None:  # no word of the system's
             raise
