@@ -14,6 +14,7 @@ from deit_fast.runtime.patience import BusyError, Pause, patiently
 
 WEB = ("http", "https")
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "file": "fsspec"}
+_WRITABLE = ("s3", "gs", "file")
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 _SHOWN_REASON = 300  # characters of what a library says
 
@@ -64,14 +65,21 @@ def without_query(uri: str) -> str:
     return uri.partition("?")[0] if scheme_of(uri) in WEB else uri
 
 
+def check_writable(uri: str) -> None:
+    """Raises RunError for a URI whose scheme is only read."""
+    if scheme_of(uri) not in _WRITABLE:
+        raise RunError(f"{without_query(uri)}: expected a path, s3://, gs:// or file://")
+
+
 def connect(uri: str, writes: bool = False) -> Any:
     """The file system of fsspec for the URI's scheme. Raises RunError where there is none."""
     scheme = scheme_of(uri)
-    if scheme in WEB and not writes:
+    if writes:
+        check_writable(uri)
+    if scheme in WEB:
         raise RunError(f"{without_query(uri)}: expected a file, since a web server lists no folders")
-    if scheme not in _PACKAGES or (writes and scheme == "hf"):
-        web = "" if writes else ", hf://, http://, https://"
-        raise RunError(f"{without_query(uri)}: expected a path, s3://, gs://{web} or file://")
+    if scheme not in _PACKAGES:
+        raise RunError(f"{without_query(uri)}: expected a path, s3://, gs://, hf://, http://, https:// or file://")
     try:
         import fsspec
 
