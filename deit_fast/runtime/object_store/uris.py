@@ -112,7 +112,9 @@ def refusal(uri: str, error: Exception) -> RunError | None:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return MissingError(f"{without_query(uri)}: {_missing(uri)}")
     if isinstance(error, PermissionError) or status in (401, 403) or reason.startswith("Forbidden"):
-        return RunError(f"{uri}: access denied ({reason})")
+        if scheme_of(uri) == "hf":
+            reason = f"{status}; HF_TOKEN or `hf auth login` may hold another token"
+        return RunError(f"{without_query(uri)}: access denied ({reason})")
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return StorageError(f"{uri}: cannot be written ({error.strerror})")
     if "Credential" in name:
