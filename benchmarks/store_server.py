@@ -50,7 +50,8 @@ def _answer(store: Store, request: Request, fault: str) -> Answer:
         more = {"Location": target} if target else {}
         return Answer(int(status), headers=more | ({"Retry-After": store.retry_after} if store.retry_after else {}))
     if not store.admits(request):
-        return Answer(403 if "X-Amz-Signature" in request.query else 401)
+        signed = "X-Amz-Signature" in request.query or "AWS4" in request.headers.get("authorization", "")
+        return Answer(403 if signed else 401)
     if request.path == "/token":
         token = {"access_token": store.token, "token_type": "Bearer", "expires_in": 3600}
         return Answer(200, json.dumps(token).encode(), {"Content-Type": "application/json"})

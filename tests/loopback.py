@@ -15,8 +15,8 @@ import s3fs
 
 from benchmarks.store_server import Store, serve
 
-SECRETS = ("AWS_", "HF_", "GOOGLE_", "DEIT_FAST_HTTP_TOKEN", "NETRC", "HTTP", "http", "NO_PROXY", "no_proxy", "SSL_CERT",
-           "REQUESTS_CA", "CURL_CA")  # fmt: skip
+SECRETS = ("AWS_", "HF_", "GOOGLE_", "DEIT_FAST_HTTP_TOKEN", "NETRC", "HTTP", "http", "NO_PROXY", "no_proxy",
+           "SSL_CERT", "REQUESTS_CA", "CURL_CA")  # fmt: skip
 SCHEMES = ("s3", "gs", "hf", "http", "file")
 
 

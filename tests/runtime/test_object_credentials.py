@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from benchmarks.store_server import Store, serve
 from deit_fast.runtime import patience
 from deit_fast.runtime.errors import RunError, StorageError
-from deit_fast.runtime.object_store import addresses, fetch, find_object, list_objects, read_object, read_range
+from deit_fast.runtime.object_store import addresses, fetch, find_object, list_objects, read_object, read_range, uris
 from tests.loopback import place, serve_loopback
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -27,7 +27,7 @@ SECRET = "s3cr3t-of-mine"
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.2)
-    monkeypatch.setattr(addresses, "_renewed", {})
+    monkeypatch.setattr(uris, "_renewed", {})
     with serve_loopback(monkeypatch, tmp_path) as store:
         for scheme in ("http", "hf"):
             (place(store, scheme)[1] / "a.bin").write_bytes(b"content" * 1000)
@@ -186,8 +186,12 @@ def test_s3_takes_new_credentials_when_the_old_ones_end(
     assert read_range(uri, 7, 7, found.version) == b"content"
     assert [each.status for each in store.requests if each.method == "GET"] == [403, 206]
     store.access_key = "third"
+    write("third")
+    uris._renewed.clear()
+    assert find_object(uri) == found  # what is listed and written takes the new ones too
+    store.access_key = "fourth"
     store.requests.clear()
-    addresses._renewed.clear()
+    uris._renewed.clear()
     with pytest.raises(RunError, match=r"s3://bucket/set/a\.bin: access denied") as error:
         read_range(uri, 7, 7, found.version)
     assert SECRET not in str(error.value)

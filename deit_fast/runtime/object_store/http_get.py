@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from deit_fast.runtime.errors import RunError, one_line
 from deit_fast.runtime.object_store.addresses import Address
-from deit_fast.runtime.object_store.uris import host_of
+from deit_fast.runtime.object_store.uris import DeniedError, host_of
 from deit_fast.runtime.patience import BusyError
 
 CONNECT_SECONDS = 10.0
@@ -22,10 +22,6 @@ _CONNECTIONS = 64  # to a host that are kept; more are opened as they are needed
 _REDIRECTS = 5
 _PASSING = {408, 425, 429}  # and all from 500 on
 _AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-
-
-class DeniedError(RunError):
-    """The credentials were not taken: 401 or 403, or S3's 400 for a token that expired or another region."""
 
 
 class Opened(NamedTuple):
