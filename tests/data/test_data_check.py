@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from deit_fast.cli.main import main
+from deit_fast.data.sources.open import open_source
 from deit_fast.data.tools import check
 from deit_fast.data.tools.check import check_source, open_to_check
 from tests.data.test_substitute import refused_by_decoder

@@ -34,8 +34,8 @@ _SPOT_CHECKS = 8
 class FoundShards(NamedTuple):
     """What is known of shards, in their order."""
 
-    index: ShardIndex | None
-    """Of all of them; None where some are damaged."""
+    whole: ShardIndex | None
+    """The index of all of them; None where some are damaged."""
     parts: list[Part | Listing]
     """Of each shard, where there is no index; of a damaged one the samples and faults."""
     before: dict[int, Part]
@@ -62,8 +62,8 @@ def open_index(shards: Sequence[Path], classes: list[str]) -> ShardIndex:
     shard that is not whole or not made of images with labels, StorageError where the storage fails.
     """
     found = find_shards(shards, classes)
-    if found.index is not None:
-        return found.index
+    if found.whole is not None:
+        return found.whole
     number, damaged = next((n, part) for n, part in enumerate(found.parts) if isinstance(part, Listing))
     raise DataError(f"{shards[number]}: expected {damaged.refusal()}")
 
@@ -146,8 +146,8 @@ class _Opening:
                         return found
                     write_index(stored, place.folder, place.stem)
                     written = place.read()
-                    mapped = found.index is not None and written is not None and self._fits(written)
-                    return found._replace(index=written.take(self.names)) if written and mapped else found
+                    mapped = found.whole is not None and written is not None and self._fits(written)
+                    return found._replace(whole=written.take(self.names)) if written and mapped else found
             except OSError as error:
                 reason = f" ({error.strerror or error})"
         found, stored = made or self._make()
@@ -219,7 +219,7 @@ class _Opening:
         index = None
         if len(sound_parts) == len(parts):
             ordered = [sound_parts[name] for name in self.names]
-            index = merge_parts(ordered, self.shards, self.classes)
+            index = merge_parts(ordered, list(map(str, self.shards)), self.classes)
         return FoundShards(index, asked, before), stored
 
     def known(self) -> dict[str, Part]:
@@ -243,7 +243,7 @@ class _Opening:
             if not names:
                 return None
             try:
-                return merge_parts([parts[name] for name in names], [Path(name) for name in names], classes)
+                return merge_parts([parts[name] for name in names], names, classes)
             except DataError:
                 continue
         return None

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
@@ -86,7 +87,7 @@ def write_shards(
                 found[number] = shard
                 resized += count
         shards = [shard for shard in found if shard is not None]
-        index = merge_parts(shards, paths, read_class_names(folder / "classes.txt"))
+        index = merge_parts(shards, list(map(str, paths)), read_class_names(folder / "classes.txt"))
         write_index(index, folder, split)
     except OSError as error:
         raise DataError(f"{folder}: expected a folder to write shards to ({error.strerror or error})") from None
@@ -178,9 +179,9 @@ def _images_of(shard_bytes: int, source: Source, size: int | None) -> int:
     sampled = min(len(source), _SAMPLED_SIZES if size is None else _SAMPLED_ENCODINGS)
     chosen = np.linspace(0, len(source) - 1, sampled).astype(int).tolist()
     stored = [len(_encoded(source, index, size)[0]) for index in chosen]
-    sample = np.mean([BLOCK + whole_blocks(each) + 2 * BLOCK for each in stored])  # the image, and its label
-    shards = -(-len(source) * sample // shard_bytes)
-    return -(-len(source) // int(max(1, shards)))
+    sample = float(np.mean([BLOCK + whole_blocks(each) + 2 * BLOCK for each in stored]))  # the image, and its label
+    shards = max(1, math.ceil(len(source) * sample / shard_bytes))
+    return -(-len(source) // shards)
 
 
 def _earlier_per_shard(path: Path) -> int | None:
