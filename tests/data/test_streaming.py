@@ -1,15 +1,19 @@
-"""Training from shards in a store: whatever the network, the disk and other processes do, the batches of local shards."""
+"""Training from shards in a store: whatever network, disk and other processes do, the batches are local shards'."""
 
+import errno
 import hashlib
+import math
 import os
-import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -17,20 +21,20 @@ import s3fs
 import torch
 
 from benchmarks.store_server import serve
-from benchmarks.store_state import Request, Store
+from benchmarks.store_state import Store
 from deit_fast.data.loader.batches import TrainLoader
 from deit_fast.data.loader.order import BlockOrder, FullOrder, Order
 from deit_fast.data.loader.sampler import TrainSampler
-from deit_fast.data.sources import shard_cache
+from deit_fast.data.sources import shard_cache, shard_files
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.open import open_source
-from deit_fast.data.sources.shard_cache import Disk
+from deit_fast.data.sources.shard_cache import Disk, ShardCache
 from deit_fast.data.sources.streamed_shards import StreamedShards
 from deit_fast.runtime import patience
 from deit_fast.runtime.errors import StorageError
-from deit_fast.runtime.object_store import ChangedError, Object, list_objects
+from deit_fast.runtime.object_store import ChangedError, cached_place, list_objects
 from tests.hostile import AUGMENT, damage, refused_by_decoder
-from tests.image_files import encode, write_tar
+from tests.image_files import encode, write, write_tar
 
 CPU = torch.device("cpu")
 SHARDS, IMAGES, BATCH = 10, 24, 12
@@ -134,10 +138,10 @@ def test_the_first_batch_costs_an_index_and_its_images(store: Store, local: Call
     assert opening == {"/bucket": 1, "/bucket/set/train.index.json": 1, "/bucket/set/train.index.npy": 1}
     store.requests.clear()
     first = train_on(source, 0, steps=1)
-    ranges = [request for request in store.requests if request.range and request.range[1] is not None]
-    images = [request for request in ranges if request.sent < 5000]
     assert first == local(0)[:1]
-    assert len(images) <= BATCH
+    asked = Counter("image" if request.range else request.path for request in store.requests)
+    assert asked.pop("image") <= BATCH
+    assert set(asked.values()) == {1}  # shards on their way
 
 
 def test_no_shard_is_fetched_twice_by_the_processes_of_a_machine(store: Store) -> None:
@@ -145,12 +149,7 @@ def test_no_shard_is_fetched_twice_by_the_processes_of_a_machine(store: Store) -
     store.requests.clear()
     for source in sources:
         source.expect(np.arange(SHARDS), SHARDS)
-    deadline = time.monotonic() + 60
-    while len(sources[0]._cache.files.kept()) < SHARDS or not all(
-        each.whole for each in sources[0]._cache.files.kept().values()
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: sum(each.whole for each in sources[0]._cache.files.kept().values()) == SHARDS)
     for source in sources:
         source.expect(np.empty(0, np.int64), 0)
     fetched = Counter(request.path for request in store.requests if request.path.endswith(".tar"))
@@ -177,9 +176,7 @@ def test_processes_of_different_speed_share_a_disk_of_two_blocks(
         source.limit_cache(limit)
     store.unavailable, store.cut = 0.03, 0.02
     with ThreadPoolExecutor(3) as pool:
-        paces = pool.map(
-            lambda part: train_on(sources[part], block, parts=3, part=part, pause=0.03 * part), range(3)
-        )
+        paces = pool.map(lambda part: train_on(sources[part], block, parts=3, part=part, pause=0.03 * part), range(3))
         found = list(paces)
     store.unavailable = store.cut = 0.0
     plain = open_source(str(store.root / "bucket" / "set"), "train")
@@ -214,3 +211,122 @@ def test_a_store_that_goes_on_failing_ends_the_run_and_makes_no_image_bad(
     with pytest.raises(StorageError, match=r"train-4\.tar") as error:
         train_on(source, 0)
     assert error.value.status == 74
+
+
+@pytest.mark.parametrize("state", ["full", "a file", "another user's"])
+def test_a_folder_that_takes_nothing_costs_one_line(
+    state: str, store: Store, cache: Path, local: Callable[[int], Seen], monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Every image comes from the store, none is bad, and nothing is left of what could not be kept."""
+    source = open_source(URI, "train")
+    if state == "full":
+        monkeypatch.setattr(os, "fsync", lambda descriptor: raise_error(errno.ENOSPC))
+    elif state == "a file":
+        shutil.rmtree(cache / "s3" / "bucket" / "set")
+        (cache / "s3" / "bucket" / "set").touch()
+    else:
+        monkeypatch.setattr(shard_files, "try_exclusive", lambda path: raise_error(errno.EACCES))
+    assert train_on(source, 3) == local(3)
+    said = capfd.readouterr().err.splitlines()
+    assert len([line for line in said if "come from the store" in line]) == 1, said
+    assert not list(cache.rglob("*.tmp"))
+
+
+def raise_error(number: int) -> NoReturn:
+    raise OSError(number, os.strerror(number))
+
+
+def test_a_folder_that_is_removed_while_it_is_used(store: Store, cache: Path, local: Callable[[int], Seen]) -> None:
+    source = open_source(URI, "train")
+    stop = threading.Event()
+
+    def remove() -> None:
+        while not stop.wait(0.02):
+            shutil.rmtree(cache / "s3", ignore_errors=True)
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    try:
+        assert train_on(source, 3) == local(3)
+    finally:
+        stop.set()
+        thread.join()
+
+
+FETCH = """
+import sys
+from deit_fast.data.sources.shard_cache import ShardCache
+from deit_fast.runtime.object_store import Object
+cache = ShardCache([Object(uri, int(size), version) for uri, size, version in (each.split() for each in sys.argv[1:])])
+cache.expect(list(range(len(sys.argv) - 1)), 0)
+sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_began_is_gone_on_with(store: Store, folder: Path, cache: Path) -> None:
+    content = [np.random.default_rng(number).bytes(5 << 20) for number in range(2)]
+    for number, data in enumerate(content):
+        write(folder / "bucket" / "large" / f"{number}.tar", data)
+    objects = list_objects("s3://bucket/large")[1]
+    store.rate = 4 << 20  # bytes a second, so that it is killed midway
+    words = [f"{each.uri} {each.size} {each.version}" for each in objects]
+    process = subprocess.Popen([sys.executable, "-c", FETCH, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    wait_until(lambda: len([path for path in cache.rglob("*.tmp") if path.stat().st_size]) == 2)
+    process.kill()
+    process.communicate()
+    reached = {path.name[1]: path.stat().st_size for path in cache.rglob("*.tmp")}
+    store.rate = math.inf
+    store.requests.clear()
+    shards = ShardCache(objects, Disk())
+    shards.expect([0, 1], 0)
+    wait_until(lambda: all(cached_place(each).exists() for each in objects))
+    shards.expect([], 0)
+    begun = {Path(request.path).stem: request.range[0] for request in store.requests if request.range}
+    assert begun == reached
+    assert [cached_place(each).read_bytes() for each in objects] == content
+    left = {path.name for path in cache.rglob("*") if path.is_file()}
+    assert left == {cached_place(each).name for each in objects} | {".room.lock"}
+
+
+def test_nothing_of_before_a_power_cut_is_trusted(store: Store, cache: Path) -> None:
+    """The beginning of a shard, not synced, from before the machine started: zeros, it may be."""
+    objects = [each for each in list_objects(URI)[1] if each.name.endswith(".tar")]
+    place = cached_place(objects[0])
+    partial = place.with_name(f".{place.name}.tmp")
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(bytes(5000))
+    os.utime(partial, (1e9, 1e9))
+    shards = ShardCache(objects, Disk())
+    assert shards.read(0, 0, 100) is None
+    shards.expect([0], 0)
+    wait_until(place.exists)
+    shards.expect([], 0)
+    assert place.read_bytes() == (store.root / "bucket" / "set" / objects[0].name).read_bytes()
+
+
+def test_bad_images_are_those_of_local_shards(cache: Path, store: Store, folder: Path) -> None:
+    """Bytes that arrived whole and do not decode: the same substitutes, by whichever way they are read."""
+    rng = np.random.default_rng(0)
+    sound = encode(30, 40)
+    broken = [damage(kind, sound, b"", rng) for kind in ("empty", "garbage", "gif", "cut")] + [
+        refused_by_decoder(sound)
+    ]
+    place = folder / "bucket" / "bad"
+    for shard in range(4):
+        members = {}
+        for image in range(12):
+            members[f"{shard}-{image}.jpg"] = broken[shard + image % 2] if image in (3, 8) else encode(20 + image, 30)
+            members[f"{shard}-{image}.cls"] = str(image % 3).encode()
+        write_tar(place / f"train-{shard}.tar", members)
+    plain = open_source(str(place), "train")
+    source = open_source("s3://bucket/bad", "train")
+    assert isinstance(source, StreamedShards)
+    assert train_on(source, 2, 8) == train_on(plain, 2, 8)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
