@@ -38,11 +38,8 @@ def check_paths(where: Where, out: str, images: Mapping[str, str], files: Mappin
             check_writable(out)
         except RunError as error:
             refuse(f"out={out!r}: {error}")
-    shared = {
-        device
-        for device in map(_device, (Path.cwd(), *([] if is_remote(out) else [_existing(Path(out))])))
-        if device is not None
-    }
+    places = [Path.cwd()] if is_remote(out) else [Path.cwd(), _existing(Path(out))]
+    shared = {device for device in map(_device, places) if device is not None}
     for name, path in {**images, **files}.items():
         if not path or is_remote(path):
             continue

@@ -1,6 +1,7 @@
 """Tar shards in a store, read while they come: from this machine's disk where they are there, else from the store."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,14 @@ class StreamedShards(IndexedShards):
         self.shard_bytes = np.array([each.size for each in objects], np.int64)
         self._objects = objects
         self._cache = ShardCache(objects, disk)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what this process has under way."""
+        return {name: value for name, value in self.__dict__.items() if name != "_cache"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._cache = ShardCache(self._objects)
 
     def expect(self, shards: NDArray[np.int64], protected: int) -> None:
         self._cache.expect(shards.tolist(), protected)
