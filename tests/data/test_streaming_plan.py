@@ -286,8 +286,25 @@ def test_all_processes_hear_of_the_node_that_has_too_little_room() -> None:
     assert validation.limits == [None]
 
 
+@pytest.mark.usefixtures("cache")
+def test_the_index_command_prints_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_shards(tmp_path, [0, 1, 2] * 8, 6)
+    size = sum(path.stat().st_size for path in data.glob("*.tar"))
+    assert cli.main(["data", "index", str(data), "--plan", "2"]) == 0
+    made, empty, *lines = capsys.readouterr().out.splitlines()
+    assert made.startswith(f"{data}: 24 images of 3 classes in 6 shards")
+    assert not empty
+    assert lines[0] == f"{data}: 24 images in 6 shards, {size / 2**20:.1f} MiB"
+    assert "data.block=5 is recommended" in "\n".join(lines)
+    assert "at 2 MB/s at least 1 s" in lines[-1]
+    assert cli.main(["data", "index", str(data), "--plan"]) == 0
+    assert "at 1000 MB/s" in capsys.readouterr().out
+    assert cli.main(["data", "index", str(data)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_the_plan_is_a_page() -> None:
-    lines = list(describe_plan("s3://bucket/train-*.tar", np.full(2048, 635_000_000), 13_000_000, 1000))
+    lines = list(describe_plan("s3://bucket/train-*.tar", [635_000_000] * 2048, 13_000_000, 1000))
     assert lines[0] == "s3://bucket/train-*.tar: 13,000,000 images in 2,048 shards, 1,211.2 GiB"
     rows = [line.split() for line in lines if line[:1].isdigit() and "GiB" in line]
     assert [row[0] for row in rows] == ["46", "91", "182", "364", "0"]
@@ -295,4 +312,4 @@ def test_the_plan_is_a_page() -> None:
     assert [row[1] for row in rows] == ["55.6", "111.2", "221.2", "484.9", "1,211.2"]
     assert "data.block=91 is recommended" in "\n".join(lines)
     assert "at 1000 MB/s at least 22 min, 9,996 images/s" in lines[-1]
-    assert "1 s, 1,000 images/s" in list(describe_plan("a.tar", np.array([10_000_000]), 100, 100))[-1]
+    assert "1 s, 1,000 images/s" in list(describe_plan("a.tar", [10_000_000], 100, 100))[-1]
