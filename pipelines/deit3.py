@@ -23,15 +23,14 @@ try:
     from torchx.schedulers.local_scheduler import SignalException
 
     from deit_fast.runtime.errors import RunError
-    from deit_fast.runtime.object_store import is_remote, local_place
+    from deit_fast.runtime.object_store import check_writable, is_remote, local_place
     from deit_fast.runtime.table import markdown_table
 
     from .dag import run_stages
     from .options import component_defaults, scheduler_options
-    from .results import read_result
     from .schedulers import find_scheduler
     from .stages import Stage, dryrun_stage, get_app, sort_stages
-    from .state import PipelineError
+    from .state import PipelineError, read_result
 except KeyboardInterrupt:  # these take a second, and TorchX's entry points more
     print("deit-fast: interrupted before anything was started; run the same command again", file=sys.stderr)
     sys.exit(130)
@@ -227,6 +226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         limit = options.max_parallel if options.max_parallel is not None else 1 if scheduler.local else None
         if not options.out.strip():
             raise PipelineError("--out '': expected a folder")
+        if is_remote(out):
+            check_writable(out)
         if not options.data.strip():
             raise PipelineError("--data '': expected an image folder or shards")
         if limit is not None and limit < 1:

@@ -15,7 +15,8 @@ import s3fs
 
 from benchmarks.store_server import Store, serve
 
-SECRETS = ("AWS_", "HF_", "GOOGLE_", "DEIT_FAST_HTTP_TOKEN", "NETRC", "HTTP", "http", "NO_PROXY", "no_proxy")
+SECRETS = ("AWS_", "HF_", "GOOGLE_", "DEIT_FAST_HTTP_TOKEN", "NETRC", "HTTP", "http", "NO_PROXY", "no_proxy",
+           "SSL_CERT", "REQUESTS_CA", "CURL_CA")  # fmt: skip
 SCHEMES = ("s3", "gs", "hf", "http", "file")
 
 
@@ -31,9 +32,8 @@ def serve_loopback(monkeypatch: pytest.MonkeyPatch, root: Path) -> Iterator[Stor
             monkeypatch.setenv(key, value)
         monkeypatch.setenv("NO_GCE_CHECK", "true")
         hub = huggingface_hub.constants  # which reads the environment when it is imported
-        monkeypatch.setattr(
-            hub, "HUGGINGFACE_CO_URL_TEMPLATE", hub.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.ENDPOINT, store.url)
-        )
+        template = hub.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.ENDPOINT, store.url)
+        monkeypatch.setattr(hub, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(hub, "ENDPOINT", store.url)
         for kind in (s3fs.S3FileSystem, gcsfs.GCSFileSystem, huggingface_hub.HfFileSystem):
             kind.clear_instance_cache()

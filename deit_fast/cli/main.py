@@ -11,7 +11,7 @@ from deit_fast.cli.commands import complain
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, too_little_memory
 from deit_fast.runtime.exit_status import ExitStatus, report_status, status_of
 from deit_fast.runtime.files import lacking_space
-from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.object_store import check_writable, is_remote
 
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
 
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--report", type=_path, metavar="FOLDER", help="write accuracy per class, confusion matrix and worst mistakes"
     )
     evaluate.add_argument(
-        "--json", metavar="FILE", help="write the scores to a file too, which may be in an object store"
+        "--json", type=_writable, metavar="FILE", help="write the scores to a file too, which may be in an object store"
     )
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     evaluate.set_defaults(run=commands.run_evaluate)
@@ -253,6 +253,15 @@ def _path(text: str) -> Path:
     if is_remote(text):
         raise argparse.ArgumentTypeError(f"expected a path on this machine, got {text}")
     return Path(text)
+
+
+def _writable(text: str) -> str:
+    if is_remote(text):
+        try:
+            check_writable(text)
+        except RunError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _positive(text: str) -> int:

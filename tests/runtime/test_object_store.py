@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from deit_fast.cli.main import main
@@ -157,6 +158,7 @@ def test_what_a_store_refuses(store: S3, tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(RunError, match=r"s3://bucket/none\.pt: no such object"):
         find_object("s3://bucket/none.pt")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(fsspec.registry._registry, "gs", raising=False)
     assert refused("gs://b/a.tar") == "gs://b: expected gcsfs, not installed: pip install 'deit_fast[cloud]'"
 
 

@@ -17,7 +17,15 @@ from deit_fast.runtime.object_store.fetching import (
 )
 from deit_fast.runtime.object_store.listing import find_object, is_folder, list_objects, modified_at
 from deit_fast.runtime.object_store.reads import read_object, read_range, stream_object
-from deit_fast.runtime.object_store.uris import ChangedError, MissingError, Object, is_remote, is_web, without_query
+from deit_fast.runtime.object_store.uris import (
+    ChangedError,
+    MissingError,
+    Object,
+    check_writable,
+    is_remote,
+    is_web,
+    without_query,
+)
 from deit_fast.runtime.object_store.writes import copy_object, remove_object, write_object
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
     "MissingError",
     "Object",
     "cached_place",
+    "check_writable",
     "copy_object",
     "download",
     "fetch",

@@ -11,7 +11,7 @@ from deit_fast.runtime.exit_status import ExitStatus, status_of
 from deit_fast.runtime.files import cache_folder, exclusive, sync_folder
 from deit_fast.runtime.object_store.listing import find_object
 from deit_fast.runtime.object_store.reads import stream_object
-from deit_fast.runtime.object_store.uris import Object, is_remote, without_query
+from deit_fast.runtime.object_store.uris import ChangedError, Object, is_remote, without_query
 from deit_fast.runtime.patience import Pause
 from deit_fast.runtime.progress import progress
 
@@ -72,7 +72,7 @@ def fetch(wanted: Object, path: Path | None = None) -> Path:
                         left.unlink()
                 try:
                     download(wanted, partial)
-                except OSError:  # a full disk: what is there helps nobody
+                except (OSError, ChangedError):  # a full disk, another object: what is there helps nobody
                     partial.unlink(missing_ok=True)
                     raise
                 os.replace(partial, path)

@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from deit_fast.runtime.errors import RunError, one_line
 from deit_fast.runtime.object_store.addresses import Address
-from deit_fast.runtime.object_store.uris import host_of
+from deit_fast.runtime.object_store.uris import DeniedError, host_of
 from deit_fast.runtime.patience import BusyError
 
 CONNECT_SECONDS = 10.0
@@ -22,10 +22,6 @@ _CONNECTIONS = 64  # to a host that are kept; more are opened as they are needed
 _REDIRECTS = 5
 _PASSING = {408, 425, 429}  # and all from 500 on
 _AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-
-
-class DeniedError(RunError):
-    """The credentials were not taken: 401 or 403, or S3's 400 for a token that expired or another region."""
 
 
 class Opened(NamedTuple):
@@ -124,7 +120,7 @@ def _translate(error: Exception, url: str, name: str) -> Exception:
         return RunError(f"{name}: expected a URL")
     text, host = one_line(error), host_of(url)
     if isinstance(error, errors.SSLError) and "CERTIFICATE_VERIFY_FAILED" in text:
-        return RunError(f"{name}: the certificate of {host} is not trusted; SSL_CERT_FILE names other authorities")
+        return RunError(f"{name}: the certificate of {host} is not trusted; REQUESTS_CA_BUNDLE names other authorities")
     if isinstance(error, errors.NewConnectionError):  # in urllib3 1.26 a time-out too
         return BusyError(f"no connection to {host}: {text.rpartition(': ')[2]}")
     if isinstance(error, errors.TimeoutError):
@@ -146,17 +142,17 @@ def _pool(url: str, authority: str | None) -> Any:
 def _make_pool(process: int, proxy: str | None, authority: str | None) -> Any:
     """The connections of one process, which a fork does not share."""
     import urllib3
+    from urllib3.util.ssl_ import create_urllib3_context
 
+    context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)  # the standard library's fails for IP addresses there
     try:
         if authority is None:
             import certifi
 
-            context = ssl.create_default_context()
+            context.load_default_certs()
             context.load_verify_locations(certifi.where())  # a slim container has no authorities of its own
-        elif os.path.isdir(authority):
-            context = ssl.create_default_context(capath=authority)
         else:
-            context = ssl.create_default_context(cafile=authority)
+            context.load_verify_locations(**{"capath" if os.path.isdir(authority) else "cafile": authority})
     except OSError as error:
         raise RunError(f"{authority}: expected a file of CA certificates ({error.strerror or error})") from None
     kept = {"num_pools": 32, "maxsize": _CONNECTIONS, "block": False, "ssl_context": context}

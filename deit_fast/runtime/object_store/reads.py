@@ -6,10 +6,11 @@ from typing import Protocol
 
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.object_store.addresses import TOKEN, Address, address_of, keep_target, renew
-from deit_fast.runtime.object_store.http_get import DeniedError, Opened, get, read_piece
+from deit_fast.runtime.object_store.http_get import Opened, get, read_piece
 from deit_fast.runtime.object_store.uris import (
     WEB,
     ChangedError,
+    DeniedError,
     Object,
     ask,
     missing,
