@@ -1,18 +1,21 @@
 """What streaming needs, told before a step: the disk, the blocks that fit, how well they mix; and what is refused."""
 
 import itertools
-import shutil
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import s3fs
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from benchmarks.store_server import serve
 from deit_fast.checkpoint.format import check_same_recipe
 from deit_fast.cli import main as cli
+from deit_fast.cli.show import derive_facts
 from deit_fast.data.loader.mixing import is_sorted
 from deit_fast.data.loader.order import BlockOrder, FullOrder, Order
 from deit_fast.data.loader.streaming_plan import (
@@ -178,23 +181,6 @@ def test_the_commands_refuse_a_block_of_sorted_shards_and_of_folders(
     ]
 
 
-@pytest.mark.usefixtures("cache")
-def test_a_run_in_blocks_and_lanes_goes_on_in_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    labels = np.random.default_rng(0).permutation(np.arange(48) % 3).tolist()
-    data, out = write_shards(tmp_path / "mixed", labels, 6), tmp_path / "out"
-    words = ["data.block=2", "data.lanes=2", "schedule.epochs=1", "schedule.warmup_epochs=0", "run.log_every=9"]
-    assert start(data, out, *words) == 0
-    capsys.readouterr()
-    for other in ("data.block=3", "data.lanes=1", "data.block=0 data.lanes=1"):
-        assert start(data, out, *words, *other.split()) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"deit-fast: {other.split()[0]}: expected 2, with which {out}/checkpoints/step-")
-    shutil.rmtree(tmp_path / "mixed")
-    write_shards(tmp_path / "mixed", labels, 6)
-    assert start(data, out, *words, "data.cache_limit=7") == 0  # free at every start
-    assert "finished already" in capsys.readouterr().out
-
-
 def test_checkpoints_of_before_there_were_blocks_are_of_the_full_shuffle() -> None:
     recipe = get_recipe("demo_pretrain")
     content = recipe.model_dump(mode="json")
@@ -271,6 +257,56 @@ def test_a_limit_below_two_blocks_is_refused_with_what_is_needed_and_what_fits()
     check_disk(lanes, Fetched(sizes, 0), [2])
     with pytest.raises(RecipeError, match=r"expected at least 48\.0 GiB"):
         check_disk(lanes, Fetched(sizes, 0), [2, 3, 0, 1])
+
+
+@pytest.mark.usefixtures("cache")
+def test_training_in_blocks_is_the_same_from_a_store_and_goes_on_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.random.default_rng(0).permutation(np.arange(48) % 3).tolist()
+    data = write_shards(tmp_path / "bucket" / "set", labels, 6)
+    assert cli.main(["data", "index", str(data)]) == 0
+    largest = max(path.stat().st_size for path in data.glob("*.tar"))
+    words = ["data.block=2", "schedule.epochs=1", "schedule.warmup_epochs=0", "run.log_every=1"]
+    out = tmp_path / "local"
+    assert start(data, out, *words) == 0
+    capsys.readouterr()
+    for word, before in (("data.block=3", 2), ("data.lanes=2", 1)):
+        assert start(data, out, *words, word) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"deit-fast: {word}: expected {before}, with which {out}/checkpoints/step-")
+    assert start(data, out, *words, "data.cache_limit=7") == 0  # free at every start
+    assert "finished already" in capsys.readouterr().out
+    with serve(tmp_path) as store:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        command = [
+            "train",
+            "demo_pretrain",
+            "--data",
+            "s3://bucket/set",
+            "--out",
+            str(tmp_path / "out"),
+            *WORDS,
+            *words,
+        ]
+        assert cli.main([*command, f"data.cache_limit={2 * largest / GIB}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "for two blocks of data.block=2 in s3://bucket/set; data.block=1 fits" in line
+        assert not (tmp_path / "out" / "checkpoints").exists()
+        assert cli.main([*command, f"data.cache_limit={4 * largest / GIB}"]) == 0
+    losses = [[json.loads(row)["loss"] for row in (tmp_path / out / "metrics.jsonl").read_text().splitlines()
+               if "loss" in row] for out in ("local", "out")]  # fmt: skip
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
+
+
+def test_show_says_what_a_block_means() -> None:
+    assert "order" not in derive_facts(get_recipe("deit3_small_1k_224"))
+    facts = derive_facts(get_recipe("deit3_small_1k_224", ["data.block=32", "data.lanes=2"]))
+    assert facts["order"].startswith("32 shards shuffled together in each of 2 lanes; of S shards two images")
+    assert "1 + S / 4,096 times" in facts["order"]
 
 
 def test_all_processes_hear_of_the_node_that_has_too_little_room() -> None:
