@@ -27,6 +27,7 @@ from deit_fast.data.loader.streaming_plan import (
     recommended_block,
 )
 from deit_fast.data.sources.base import Source
+from deit_fast.infer.evaluate import build_eval_loader
 from deit_fast.recipe.schema import parse_recipe
 from deit_fast.recipe.sections import Data
 from deit_fast.recipe.table import get_recipe
@@ -315,11 +316,17 @@ def test_all_processes_hear_of_the_node_that_has_too_little_room() -> None:
             return ["", value, "data.cache_limit=1: of another node"]
 
     world = Gathered(0, 3, torch.device("cpu"))
-    recipe, local = get_recipe("demo_pretrain"), Fetched(np.full(4, GIB), 4 * GIB)
-    validation = Fetched(np.full(4, GIB), 0)
+    source = Fetched(np.full(4, GIB), 4 * GIB)
     with pytest.raises(RecipeError, match="of another node"):
-        agree_on_disk(recipe, local, validation, [0], world)
-    assert validation.limits == [None]
+        agree_on_disk(get_recipe("demo_pretrain"), source, [0], world)
+
+
+def test_evaluation_gives_its_shards_the_limit() -> None:
+    recipe = get_recipe("demo_pretrain", ["data.cache_limit=3"])
+    for each, limit in ((recipe, 3 * GIB), (get_recipe("demo_pretrain"), None)):
+        source = Fetched(np.full(4, GIB), 4 * GIB)
+        build_eval_loader(each, source, World(0, 1, torch.device("cpu")))
+        assert source.limits == [limit]
 
 
 @pytest.mark.usefixtures("cache")
