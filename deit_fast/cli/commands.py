@@ -186,11 +186,16 @@ def run_data_shard(arguments: argparse.Namespace) -> int:
 
 
 def run_data_index(arguments: argparse.Namespace) -> int:
-    """`deit-fast data index`: makes the index of tar shards, and prints what it holds; 0."""
+    """`deit-fast data index`: makes the index of tar shards, prints what it holds, and what training needs; 0."""
+    from deit_fast.data.loader.streaming_plan import describe_plan
     from deit_fast.data.tools.index import index_shards
 
-    for indexed in index_shards(arguments.data, arguments.out):
+    found = index_shards(arguments.data, arguments.out)
+    for indexed in found:
         print(indexed.as_text(), flush=True)
+    if arguments.plan is not None:
+        sizes = [shard.bytes for shard in found[0].index.shards]  # of training, where there is some
+        print("", *describe_plan(arguments.data, sizes, len(found[0].index.rows), arguments.plan), sep="\n", flush=True)
     return 0
 
 

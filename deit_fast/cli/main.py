@@ -192,6 +192,10 @@ def build_parser() -> argparse.ArgumentParser:
     index.add_argument(
         "--out", type=_path, metavar="FOLDER", help="where to write it, as a data set; default: beside the shards"
     )
+    index.add_argument(
+        "--plan", type=_positive, nargs="?", const=1000, metavar="MB/S",
+        help="tell what training from a store needs: disk by data.block, and time at so many MB/s; default: 1000",
+    )  # fmt: skip
     index.set_defaults(run=commands.run_data_index)
     return parser
 

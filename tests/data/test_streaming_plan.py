@@ -1,18 +1,21 @@
 """What streaming needs, told before a step: the disk, the blocks that fit, how well they mix; and what is refused."""
 
 import itertools
-import shutil
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import s3fs
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from benchmarks.store_server import serve
 from deit_fast.checkpoint.format import check_same_recipe
 from deit_fast.cli import main as cli
+from deit_fast.cli.show import derive_facts
 from deit_fast.data.loader.mixing import is_sorted
 from deit_fast.data.loader.order import BlockOrder, FullOrder, Order
 from deit_fast.data.loader.streaming_plan import (
@@ -24,6 +27,7 @@ from deit_fast.data.loader.streaming_plan import (
     recommended_block,
 )
 from deit_fast.data.sources.base import Source
+from deit_fast.infer.evaluate import build_eval_loader
 from deit_fast.recipe.schema import parse_recipe
 from deit_fast.recipe.sections import Data
 from deit_fast.recipe.table import get_recipe
@@ -178,23 +182,6 @@ def test_the_commands_refuse_a_block_of_sorted_shards_and_of_folders(
     ]
 
 
-@pytest.mark.usefixtures("cache")
-def test_a_run_in_blocks_and_lanes_goes_on_in_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    labels = np.random.default_rng(0).permutation(np.arange(48) % 3).tolist()
-    data, out = write_shards(tmp_path / "mixed", labels, 6), tmp_path / "out"
-    words = ["data.block=2", "data.lanes=2", "schedule.epochs=1", "schedule.warmup_epochs=0", "run.log_every=9"]
-    assert start(data, out, *words) == 0
-    capsys.readouterr()
-    for other in ("data.block=3", "data.lanes=1", "data.block=0 data.lanes=1"):
-        assert start(data, out, *words, *other.split()) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"deit-fast: {other.split()[0]}: expected 2, with which {out}/checkpoints/step-")
-    shutil.rmtree(tmp_path / "mixed")
-    write_shards(tmp_path / "mixed", labels, 6)
-    assert start(data, out, *words, "data.cache_limit=7") == 0  # free at every start
-    assert "finished already" in capsys.readouterr().out
-
-
 def test_checkpoints_of_before_there_were_blocks_are_of_the_full_shuffle() -> None:
     recipe = get_recipe("demo_pretrain")
     content = recipe.model_dump(mode="json")
@@ -273,21 +260,94 @@ def test_a_limit_below_two_blocks_is_refused_with_what_is_needed_and_what_fits()
         check_disk(lanes, Fetched(sizes, 0), [2, 3, 0, 1])
 
 
+@pytest.mark.usefixtures("cache")
+def test_training_in_blocks_is_the_same_from_a_store_and_goes_on_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.random.default_rng(0).permutation(np.arange(48) % 3).tolist()
+    data = write_shards(tmp_path / "bucket" / "set", labels, 6)
+    assert cli.main(["data", "index", str(data)]) == 0
+    largest = max(path.stat().st_size for path in data.glob("*.tar"))
+    words = ["data.block=2", "schedule.epochs=1", "schedule.warmup_epochs=0", "run.log_every=1"]
+    out = tmp_path / "local"
+    assert start(data, out, *words) == 0
+    capsys.readouterr()
+    for word, before in (("data.block=3", 2), ("data.lanes=2", 1)):
+        assert start(data, out, *words, word) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"deit-fast: {word}: expected {before}, with which {out}/checkpoints/step-")
+    assert start(data, out, *words, "data.cache_limit=7") == 0  # free at every start
+    assert "finished already" in capsys.readouterr().out
+    with serve(tmp_path) as store:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        command = [
+            "train",
+            "demo_pretrain",
+            "--data",
+            "s3://bucket/set",
+            "--out",
+            str(tmp_path / "out"),
+            *WORDS,
+            *words,
+        ]
+        assert cli.main([*command, f"data.cache_limit={2 * largest / GIB}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "for two blocks of data.block=2 in s3://bucket/set; data.block=1 fits" in line
+        assert not (tmp_path / "out" / "checkpoints").exists()
+        assert cli.main([*command, f"data.cache_limit={4 * largest / GIB}"]) == 0
+    losses = [[json.loads(row)["loss"] for row in (tmp_path / out / "metrics.jsonl").read_text().splitlines()
+               if "loss" in row] for out in ("local", "out")]  # fmt: skip
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
+
+
+def test_show_says_what_a_block_means() -> None:
+    assert "order" not in derive_facts(get_recipe("deit3_small_1k_224"))
+    facts = derive_facts(get_recipe("deit3_small_1k_224", ["data.block=32", "data.lanes=2"]))
+    assert facts["order"].startswith("32 shards shuffled together in each of 2 lanes; of S shards two images")
+    assert "1 + S / 4,096 times" in facts["order"]
+
+
 def test_all_processes_hear_of_the_node_that_has_too_little_room() -> None:
     class Gathered(World):
         def gather(self, value: object) -> list[object]:
             return ["", value, "data.cache_limit=1: of another node"]
 
     world = Gathered(0, 3, torch.device("cpu"))
-    recipe, local = get_recipe("demo_pretrain"), Fetched(np.full(4, GIB), 4 * GIB)
-    validation = Fetched(np.full(4, GIB), 0)
+    source = Fetched(np.full(4, GIB), 4 * GIB)
     with pytest.raises(RecipeError, match="of another node"):
-        agree_on_disk(recipe, local, validation, [0], world)
-    assert validation.limits == [None]
+        agree_on_disk(get_recipe("demo_pretrain"), source, [0], world)
+
+
+def test_evaluation_gives_its_shards_the_limit() -> None:
+    recipe = get_recipe("demo_pretrain", ["data.cache_limit=3"])
+    for each, limit in ((recipe, 3 * GIB), (get_recipe("demo_pretrain"), None)):
+        source = Fetched(np.full(4, GIB), 4 * GIB)
+        build_eval_loader(each, source, World(0, 1, torch.device("cpu")))
+        assert source.limits == [limit]
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_index_command_prints_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_shards(tmp_path, [0, 1, 2] * 8, 6)
+    size = sum(path.stat().st_size for path in data.glob("*.tar"))
+    assert cli.main(["data", "index", str(data), "--plan", "2"]) == 0
+    made, empty, *lines = capsys.readouterr().out.splitlines()
+    assert made.startswith(f"{data}: 24 images of 3 classes in 6 shards")
+    assert not empty
+    assert lines[0] == f"{data}: 24 images in 6 shards, {size / 2**20:.1f} MiB"
+    assert "data.block=5 is recommended" in "\n".join(lines)
+    assert "at 2 MB/s at least 1 s" in lines[-1]
+    assert cli.main(["data", "index", str(data), "--plan"]) == 0
+    assert "at 1000 MB/s" in capsys.readouterr().out
+    assert cli.main(["data", "index", str(data)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_the_plan_is_a_page() -> None:
-    lines = list(describe_plan("s3://bucket/train-*.tar", np.full(2048, 635_000_000), 13_000_000, 1000))
+    lines = list(describe_plan("s3://bucket/train-*.tar", [635_000_000] * 2048, 13_000_000, 1000))
     assert lines[0] == "s3://bucket/train-*.tar: 13,000,000 images in 2,048 shards, 1,211.2 GiB"
     rows = [line.split() for line in lines if line[:1].isdigit() and "GiB" in line]
     assert [row[0] for row in rows] == ["46", "91", "182", "364", "0"]
@@ -295,4 +355,4 @@ def test_the_plan_is_a_page() -> None:
     assert [row[1] for row in rows] == ["55.6", "111.2", "221.2", "484.9", "1,211.2"]
     assert "data.block=91 is recommended" in "\n".join(lines)
     assert "at 1000 MB/s at least 22 min, 9,996 images/s" in lines[-1]
-    assert "1 s, 1,000 images/s" in list(describe_plan("a.tar", np.array([10_000_000]), 100, 100))[-1]
+    assert "1 s, 1,000 images/s" in list(describe_plan("a.tar", [10_000_000], 100, 100))[-1]

@@ -193,6 +193,7 @@ def test_the_last_epoch_expects_no_other() -> None:
     assert protected == len(shards) <= 3
 
 
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=12).filter(any), st.integers(1, 5), st.integers(1, 9))
 def test_evaluation_protects_the_shards_of_its_ranks(sizes: list[int], world: int, batch: int) -> None:
     edges = edges_of(sizes)

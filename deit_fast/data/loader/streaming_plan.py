@@ -80,12 +80,12 @@ def check_disk(data: Data, source: Source, node_lanes: Sequence[int]) -> None:
     raise RecipeError(f"data.cache_limit={who}{_gib(limit)}): expected at least {_gib(needed)} for {what}; {way}")
 
 
-def describe_plan(uri: str, shard_bytes: NDArray[np.int64], images: int, megabytes: float) -> Iterator[str]:
+def describe_plan(uri: str, sizes: Sequence[int], images: int, megabytes: float) -> Iterator[str]:
     """Lines on training from these shards: sizes, a table of blocks, and an epoch's time on the network.
 
-    megabytes: what a node's network gets from the store in a second, 10^6 bytes.
+    sizes: of the shards, bytes. megabytes: what a node's network gets from the store in a second, 10^6 bytes.
     """
-    shards, total = len(shard_bytes), int(shard_bytes.sum())
+    shard_bytes, shards, total = np.array(sizes), len(sizes), sum(sizes)
     yield f"{uri}: {images:,} images in {shards:,} shards, {_gib(total)}"
     yield ""
     best = recommended_block(shards)
