@@ -99,7 +99,7 @@ class _Loader(ABC):
 
     def _batch(self, prepared: Prepared, images: torch.Tensor) -> Batch:
         plan = prepared.plan
-        labels = torch.from_numpy(self._source.labels[prepared.indices])
+        labels = torch.from_numpy(self._source.labels[prepared.indices].astype(np.int64))
         if self._device.type == "cuda":
             labels = labels.pin_memory()
         return Batch(

@@ -1,12 +1,14 @@
 """Encoded images kept in memory, so that each is read from its disk or file system once."""
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.headers import Header
+from deit_fast.data.sources.identity import Identity
 
 _ENTRY_BYTES = 256  # of an array, its bytes object and its place in the table, beside the content
 
@@ -49,8 +51,11 @@ class CachedSource(Source):
     def expect(self, shards: NDArray[np.int64], protected: int) -> None:
         self._source.expect(shards, protected)
 
-    def relative_names(self) -> list[str]:
+    def relative_names(self) -> Sequence[str]:
         return self._source.relative_names()
+
+    def identity(self) -> Identity | None:
+        return self._source.identity()
 
     def fingerprints(self) -> NDArray[np.int64]:
         return self._source.fingerprints()
