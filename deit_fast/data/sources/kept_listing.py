@@ -29,7 +29,7 @@ from deit_fast.runtime.files import cache_folder, exclusive
 from deit_fast.runtime.mapped import read_arrays, read_content, write_arrays
 from deit_fast.runtime.mounts import find_mount
 
-_RULES = [1, *IMAGE_SUFFIXES, *sorted(HIDDEN_FOLDERS)]  # the number changes when other images are taken of a folder
+_RULES = [1, *IMAGE_SUFFIXES, *sorted(HIDDEN_FOLDERS)]  # the number changes when listings are made otherwise
 _TICK_NS = 2 * 10**9  # of FAT, the coarsest
 _LARGEST = 2**63 - 1
 _LARGE = 10_000  # images; of fewer, listing them again is nothing to speak of
