@@ -11,7 +11,7 @@ from deit_fast.recipe.table import RECIPES, get_recipe
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, printable
 from deit_fast.runtime.exit_status import ExitStatus
 from deit_fast.runtime.files import json_text, write_json
-from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.object_store import is_remote, write_object
 from deit_fast.zoo import find_architecture, list_models
 
 
@@ -45,8 +45,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         for note in scores["notes"]:
             print(f"deit-fast: {arguments.checkpoint}: {note}", file=sys.stderr)
         print(json_text(scores))
-        if arguments.json:
-            write_json(arguments.json, scores)
+        if is_remote(arguments.json):
+            write_object(arguments.json, (json_text(scores) + "\n").encode())
+        elif arguments.json:
+            write_json(Path(arguments.json), scores)
     return 0
 
 
@@ -180,6 +182,15 @@ def run_data_shard(arguments: argparse.Namespace) -> int:
             f"{split}: {written.images} images in {written.shards} shards of {arguments.folder}; "
             f"{written.resized} resized, {written.kept_shards} shards were there already"
         )
+    return 0
+
+
+def run_data_index(arguments: argparse.Namespace) -> int:
+    """`deit-fast data index`: makes the index of tar shards, and prints what it holds; 0."""
+    from deit_fast.data.tools.index import index_shards
+
+    for indexed in index_shards(arguments.data, arguments.out):
+        print(indexed.as_text(), flush=True)
     return 0
 
 

@@ -72,7 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--report", type=_path, metavar="FOLDER", help="write accuracy per class, confusion matrix and worst mistakes"
     )
-    evaluate.add_argument("--json", type=_path, metavar="FILE", help="write the scores to a file too")
+    evaluate.add_argument(
+        "--json", metavar="FILE", help="write the scores to a file too, which may be in an object store"
+    )
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     evaluate.set_defaults(run=commands.run_evaluate)
 
@@ -95,7 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast predict runs/small/checkpoints/last.pt photos 'more/*.jpg' --top 3",
     )
     predict.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="images, folders of them, globs")
+    predict.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="images, folders of them, globs; in object stores too"
+    )
     predict.add_argument("--top", type=_positive, default=5, metavar="K", help="classes for each image; default: 5")
     kind = predict.add_mutually_exclusive_group()
     kind.add_argument("--json", dest="kind", action="store_const", const="json", help="print JSON")
@@ -130,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = subcommands.add_parser(
         "data",
-        help="make the demo data, check or shard a data set, look at augmented images",
+        help="make the demo data, check, shard or index a data set, look at augmented images",
         epilog="Example: deit-fast data demo digits",
     )
     kinds = data.add_subparsers(dest="kind", required=True, parser_class=_Parser)
@@ -173,12 +177,22 @@ def build_parser() -> argparse.ArgumentParser:
         "--size", type=_positive, metavar="PX", help="shorter side of larger images; default: as they are"
     )
     shard.add_argument(
-        "--per-shard", type=_positive, default=2000, metavar="N", help="images in a shard; default: 2000"
+        "--per-shard", type=_positive, metavar="N", help="images in a shard; default: as many as make 128 MB"
     )
     shard.add_argument(
         "--workers", type=_positive, default=os.cpu_count(), metavar="N", help="processes; default: the cores"
     )
     shard.set_defaults(run=commands.run_data_shard)
+    index = kinds.add_parser(
+        "index",
+        help="make the index of tar shards, on this machine or in a store; a start with one reads no shard",
+        epilog="Example: deit-fast data index s3://bucket/imagenet --out imagenet-index",
+    )
+    index.add_argument("data", metavar="URI", help="tar shards; both splits, if it has train-*.tar and val-*.tar")
+    index.add_argument(
+        "--out", type=_path, metavar="FOLDER", help="where to write it, as a data set; default: beside the shards"
+    )
+    index.set_defaults(run=commands.run_data_index)
     return parser
 
 

@@ -33,6 +33,9 @@ class Source(ABC):
     uri: the place as the user wrote it. classes: names of the K classes. labels: int64 [N], indices into classes.
     """
 
+    readers = 8
+    """Images that are best read at once; they wait for a disk more than they compute."""
+
     def __init__(self, uri: str, classes: list[str], labels: NDArray[np.int64]) -> None:
         self.uri = uri
         self.place = uri
@@ -44,6 +47,8 @@ class Source(ABC):
         """Whether the classes are only as many as the largest label says, so that there may be more."""
         self.shard_edges: NDArray[np.int64] | None = None
         """int64 [shards + 1]: shard s holds the images from shard_edges[s] to shard_edges[s + 1] - 1; or None."""
+        self.shard_bytes: NDArray[np.int64] | None = None
+        """int64 [shards], of shards that are fetched to this machine's disk while they are read; else None."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,12 +64,25 @@ class Source(ABC):
     def name(self, index: int) -> str:
         """Where image `index` is, for people: a path, or archive:member; it ends in the suffix of its encoding."""
 
+    def stored_in(self, index: int) -> str:
+        """The file that image `index` is in, for people; unlike `name` it is known without reading anything."""
+        return self.name(index)
+
     def expect(self, shards: NDArray[np.int64], protected: int) -> None:  # noqa: B027
         """Tells a source that fetches its shards which of them are read next; any other source ignores it.
 
-        shards: int64 [shards], all of them in the order of their next use. protected: how many of the first are of
-        batches that are being prepared or come right after these, so that they have to stay on the disk.
+        shards: int64 [m], each once, in the order of their next use by this machine's processes, which are all told
+        the same; what is not among them is needed later still, or by other machines. protected: how many of the first
+        are of batches that are being prepared or come right after these, so that they have to stay on the disk. None at
+        all: the iteration over the batches has ended.
         """
+
+    def limit_cache(self, limit: int | None) -> int | None:
+        """Says how many bytes of this machine's disk fetched shards may take; called before anything is read.
+
+        limit: None for 80 % of what is free or theirs already. Returns the number, or None where nothing is fetched.
+        """
+        return None
 
     def relative_names(self) -> Sequence[str]:
         """The N images' names without the place where the data set lies, the same for every copy of it.
@@ -145,7 +163,7 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[n
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's reader would else wait for its writer
         try:
             wanted = os.fstat(descriptor).st_size if size is None else size
-            data = _read_all(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
+            data = read_all(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -160,7 +178,7 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[n
     return np.frombuffer(data, np.uint8)
 
 
-def _read_all(descriptor: int, size: int, offset: int) -> bytes:
+def read_all(descriptor: int, size: int, offset: int) -> bytes:
     """What the file has of these bytes; one read may give fewer, as of a network's file system that was interrupted."""
     data = os.pread(descriptor, size, offset)
     while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
@@ -211,7 +229,7 @@ def read_image(
     wrong, StorageError where the storage goes on failing.
     """
     try:
-        return patiently(lambda: source.read(index), source.name(index), seconds, pause)
+        return patiently(lambda: source.read(index), source.stored_in(index), seconds, pause)
     except OSError as error:
         if error.errno is None:  # no word of the system's
             raise
