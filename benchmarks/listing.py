@@ -76,7 +76,7 @@ def _measure(session: Session, folder: Path, images: int) -> Row:
     kept = max(path.stat().st_size for path in (folder / "cache").rglob("*.listing"))
     processes = 2 if session.quick else _PROCESSES
     memory = _memory(root, small, environment, processes) / 1e6
-    return {"images": images, "cpu_seconds": seconds, "bytes_an_image": kept / images, "processes": processes,
+    return {"case": f"{images} images", "images": images, "cpu_seconds": seconds, "bytes_an_image": kept / images, "processes": processes,
             "mb_of_all_processes": memory}  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -133,6 +134,14 @@ def test_what_changed_is_seen(root: Path, kind: str, walks: list[str]) -> None:
     names = [name for name, _ in samples(root)]
     assert samples(root) != before or kind == "classes swapped"
     assert all(os.path.exists(name) for name in names)
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_source_goes_to_other_processes(root: Path) -> None:
+    source = pickle.loads(pickle.dumps(open_source(str(root))))
+    assert [(source.name(index), int(label)) for index, label in enumerate(source.labels)] == samples(root)
+    assert source.read(0).tobytes() == b"x" * 10
+    assert identify(source) == identify(open_source(str(root)))
 
 
 @pytest.mark.usefixtures("settled")

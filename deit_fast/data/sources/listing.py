@@ -35,6 +35,9 @@ class Names(Sequence[str]):
         text, lengths = encode_names(names)
         return cls.join([text], [lengths])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Names, (self.text, self.ends)  # to another process
+
     def __len__(self) -> int:
         return len(self.ends)
 
