@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import itertools
 import json
 import multiprocessing
 import os
@@ -162,8 +163,8 @@ def test_a_change_within_a_tick_of_the_clock_is_seen(root: Path, monkeypatch: py
     plain = kept_listing._state
 
     def coarse(status: os.stat_result) -> list[int]:
-        number, mtime, ctime, size = plain(status)
-        return [number, mtime // 10**12, ctime - ctime % 10**9, size]  # one that a test does not outlive
+        number, _, ctime, size = plain(status)
+        return [number, 0, ctime - ctime % (2 * 10**9), size]
 
     monkeypatch.setattr(kept_listing, "_state", coarse)
     check(root)
@@ -174,8 +175,12 @@ def test_a_change_within_a_tick_of_the_clock_is_seen(root: Path, monkeypatch: py
 def test_a_folder_of_just_now_is_walked_again_and_no_later(
     root: Path, walks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check(root)
-    check(root)
+    latest = max(os.stat(path).st_ctime_ns for path, _, _ in os.walk(root))
+    clock = itertools.count(latest + 10**7, 1000)  # a hundredth of a second later
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_listing.time, "time_ns", lambda: next(clock))
+        check(root)
+        check(root)
     assert len(walks) == 6
     pass_time(monkeypatch)
     for _ in range(2):
@@ -192,6 +197,25 @@ def test_what_a_program_mounts_is_always_walked(root: Path, walks: list[str], mo
 
 
 FORK = multiprocessing.get_context("fork")
+
+
+@pytest.mark.parametrize(
+    ("times", "later", "shared", "settled"),
+    [
+        ([10**18 + 123_456_789, 10**18 + 4_000_001], 99 * 10**6, False, False),
+        ([10**18 + 123_456_789, 10**18 + 4_000_001], 101 * 10**6, False, True),
+        ([10**18 + 123_456_789, 10**18 + 4_000_001], 101 * 10**6, True, False),  # NFS
+        ([10**18 + 123_456_789, 10**18 + 4_000_001], 2001 * 10**6, True, True),
+        ([10**18 + 10**9, 10**18 + 2 * 10**9], 999 * 10**6, False, False),  # whole seconds, as of HFS+
+        ([10**18 + 10**9, 10**18 + 2 * 10**9], 1001 * 10**6, False, True),
+        ([10**18 + 4 * 10**9, 10**18 + 2 * 10**9], 1999 * 10**6, False, False),  # even ones, as of FAT
+        ([10**18], 2001 * 10**6, False, True),
+        ([10**18 + 10**15 + 1], 0, False, False),  # in the future
+    ],
+)
+def test_when_a_folders_time_tells_of_changes(times: list[int], later: int, shared: bool, settled: bool) -> None:
+    begun = (max(times) if max(times) < 10**18 + 10**14 else 10**18) + later
+    assert kept_listing._are_settled(times, begun, shared) == settled
 
 
 @pytest.mark.parametrize("lasting", [True, False])

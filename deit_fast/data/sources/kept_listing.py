@@ -3,12 +3,13 @@
 A listing holds as long as all that it was made of does: every folder that was walked, those without images too, and the
 files of labels. Each has its number on the disk, its times and its size noted, which a file that comes, goes or gets
 another name changes. The time of the last change of state (ctime) is among them, for tar and rsync set the other one
-back. A folder that changed less than two seconds before it was listed may change again within one tick of its file
-system's clock: its listing serves the processes that waited for it, and no later one. The same goes for what a program
-mounts (FUSE), as the folders of object stores have no times.
+back. A folder that changed right before it was listed may change again within one tick of its file system's clock: its
+listing serves the processes that waited for it, and no later one. The same goes for what a program mounts (FUSE), as
+the folders of object stores have no times.
 """
 
 import hashlib
+import math
 import os
 import socket
 import sys
@@ -30,7 +31,7 @@ from deit_fast.runtime.mapped import read_arrays, read_content, write_arrays
 from deit_fast.runtime.mounts import find_mount
 
 _RULES = [1, *IMAGE_SUFFIXES, *sorted(HIDDEN_FOLDERS)]  # the number changes when listings are made otherwise
-_TICK_NS = 2 * 10**9  # of FAT, the coarsest
+_TICKS_NS = 10**8, 2 * 10**9  # ten of Linux's, and one of FAT, the coarsest
 _LARGEST = 2**63 - 1
 _LARGE = 10_000  # images; of fewer, listing them again is nothing to speak of
 
@@ -89,7 +90,7 @@ def keep_listing(folder: Path, kind: str, make: Callable[[Watched], Listing]) ->
             return Kept(found, path)
         watched, begun = Watched(), time.time_ns()
         made = make(watched)
-        lasts = not mount.is_translated and bool((watched.states[:, 2] < begun - _TICK_NS).all())
+        lasts = not mount.is_translated and _are_settled(watched.states[:, 2].tolist(), begun, mount.is_shared)
         content = {"folder": str(folder), "rules": _RULES, "begun": begun, "lasts": lasts, "classes": made.classes,
                    "digest": made.digest}  # fmt: skip
         paths = watched.paths
@@ -122,6 +123,16 @@ def _short(text: str) -> str:
 def _state(status: os.stat_result) -> list[int]:
     values = status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
     return [value & _LARGEST for value in values]  # some file systems number with all 64 bits
+
+
+def _are_settled(times: list[int], begun: int, is_shared: bool) -> bool:
+    """Whether what changed last at these times (ns) would have another time if it changed after a later one, `begun`.
+
+    The file system's tick is what all times are multiples of. A server's clock may be another one: the longest, then.
+    """
+    shortest, longest = _TICKS_NS
+    tick = longest if is_shared else min(max(math.gcd(*times), shortest), longest)
+    return max(times) < begun - tick
 
 
 def _read(path: Path, folder: Path, asked: int) -> Listing | None:
