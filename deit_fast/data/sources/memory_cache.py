@@ -1,6 +1,7 @@
 """Encoded images kept in memory, so that each is read from its disk or file system once."""
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class CachedSource(Source):
     def expect(self, shards: NDArray[np.int64], protected: int) -> None:
         self._source.expect(shards, protected)
 
-    def relative_names(self) -> list[str]:
+    def relative_names(self) -> Sequence[str]:
         return self._source.relative_names()
 
     def identity(self) -> Identity | None:
