@@ -62,7 +62,7 @@ def pretrain(
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
         env: environment variables, NAME=value,...; a value in quotes may hold anything
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)
-        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...; needs a nightly of TorchX
+        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...
         max_retries: times the scheduler starts a failed or preempted run again
         rdzv_port: port of the first node where processes meet; 0 derives it from the job; one node needs none
         name: job name; empty is the recipe's
@@ -116,7 +116,7 @@ def finetune(
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
         env: environment variables, NAME=value,...; a value in quotes may hold anything
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)
-        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...; needs a nightly of TorchX
+        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...
         max_retries: times the scheduler starts a failed or preempted run again
         rdzv_port: port of the first node where processes meet; 0 derives it from the job; one node needs none
         name: job name; empty is the recipe's
@@ -173,7 +173,7 @@ def evaluate(
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
         env: environment variables, NAME=value,...; a value in quotes may hold anything
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)
-        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...; needs a nightly of TorchX
+        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...
         max_retries: times the scheduler starts a failed or preempted run again
         rdzv_port: port of the first node where processes meet; 0 derives it from the job; one node needs none
         name: job name

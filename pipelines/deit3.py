@@ -27,6 +27,7 @@ try:
     from deit_fast.runtime.table import markdown_table
 
     from .dag import run_stages
+    from .manifests import write_manifests
     from .options import component_defaults, scheduler_options
     from .schedulers import find_scheduler
     from .stages import Stage, dryrun_stage, get_app, sort_stages
@@ -198,6 +199,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--watch", action="store_true", help="follow the jobs on Slurm, too, whose queue starts them without that"
     )
     parser.add_argument("--dry-run", action="store_true", help="print every job, start nothing, write nothing")
+    parser.add_argument(
+        "--manifests", metavar="FOLDER",
+        help="write the YAML of every job for kubectl, a file each, and start nothing; --cfg: "
+        "kind=jobset|trainjob|volcano and the other options of the scheduler kueue",
+    )  # fmt: skip
     jobs = parser.add_argument_group("every job's arguments, as in: torchx run deit.pretrain --help")
     jobs.add_argument("-j", "--j", metavar="NODESxPROCESSES", help="one process per GPU; default: 1x1")
     jobs.add_argument("-h", "--h", metavar="NAME", help="named resource of a node: h200, h100, a100, cpu_small, ...")
@@ -248,6 +254,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.labels,
         )  # fmt: skip
         stages = sort_stages(stages)
+        if options.manifests:
+            print("\n".join(write_manifests(stages, Path(options.manifests), options.cfg)))
+            return 0
         with get_runner(component_defaults=component_defaults(COMPONENTS)) as runner:
             cfg = scheduler_options(runner, options.scheduler, options.cfg)
             if options.dry_run:

@@ -113,6 +113,14 @@ def run_zoo(arguments: argparse.Namespace) -> int:
     return _print_page(zoo_as_json(names) if arguments.json else zoo_as_text(names))
 
 
+def run_manifest(arguments: argparse.Namespace) -> int:
+    """`deit-fast manifest`: prints the YAML of a component's job; 0. A wrong word ends the process with REFUSED."""
+    from deit_fast.components.manifest import render
+
+    print(render(arguments.stage, arguments.words), end="")
+    return 0
+
+
 def run_data_demo(arguments: argparse.Namespace) -> int:
     """`deit-fast data demo`: writes the demo's digits, and prints their folder; 0."""
     from deit_fast.data.tools.demo import write_demo

@@ -1,4 +1,4 @@
-"""The command line: `deit-fast train | evaluate | predict | convert | data | show | zoo`."""
+"""The command line: `deit-fast train | evaluate | predict | convert | data | show | zoo | manifest`."""
 
 import argparse
 import errno
@@ -131,6 +131,16 @@ def build_parser() -> argparse.ArgumentParser:
     zoo.add_argument("pattern", nargs="?", default="*", help="shell pattern of names, ours, timm's or the reference's")
     zoo.add_argument("--json", action="store_true", help="as JSON, with the architectures")
     zoo.set_defaults(run=commands.run_zoo)
+
+    manifest = subcommands.add_parser(
+        "manifest",
+        help="print a component's job as Kubernetes takes it: JobSet, TrainJob or Volcano's Job",
+        epilog="Example: deit-fast manifest pretrain --as jobset --queue gpus --recipe deit3_base_1k_192 --data /data "
+        "--out /runs/base -j 4x8 -h h100 | kubectl apply -f - (deit-fast manifest pretrain --help)",
+    )
+    manifest.add_argument("stage", choices=("pretrain", "finetune", "evaluate"), help="component: deit.STAGE")
+    manifest.add_argument("words", nargs=argparse.REMAINDER, help="where it runs, and the component's arguments")
+    manifest.set_defaults(run=commands.run_manifest)
 
     data = subcommands.add_parser(
         "data",
