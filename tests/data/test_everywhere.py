@@ -1,13 +1,16 @@
 """The same data by every URI: a bucket of S3's or Google's, the Hugging Face Hub, a web server, a mounted disk."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.list_shards import ListedShards
 from deit_fast.data.sources.open import find_validation, open_source, open_splits
+from deit_fast.data.sources.salvage import SalvagedShards
 from deit_fast.data.sources.streamed_shards import StreamedShards
 from deit_fast.runtime import patience
 from tests.image_files import refused, samples, write, write_tar
@@ -123,3 +126,56 @@ def test_whatever_is_wrong_is_one_line(somewhere: tuple[str, Path]) -> None:
     assert "found no such object" in refused(f"{uri}/train-9.tar")
     assert "found no such object" in refused(f"{uri}/test.index.json")
     assert refused(f"{uri}/nothing").startswith(f"{uri}/nothing: expected ")
+
+
+def transfers(store: Store) -> dict[str, int]:
+    """How often each shard was asked for in the whole."""
+    asked = Counter(each.path.rpartition("/")[2] for each in store.requests if each.range is None)
+    return {name: count for name, count in asked.items() if name.endswith(".tar")}
+
+
+@pytest.mark.parametrize("scheme", ["s3", "http"])
+def test_an_index_is_made_once_and_of_what_changed(store: Store, scheme: str) -> None:
+    uri, folder = place(store, scheme)
+    write_shards(folder, index=False)
+    shards = f"{uri}/train-{{0..2}}.tar"
+    for _ in range(2):
+        check_images(open_source(shards, "train"), TRAIN)
+        assert transfers(store) == dict.fromkeys(TRAIN, 1)
+    changed = {**TRAIN, "train-1.tar": samples(80, 5)}
+    write_tar(folder / "train-1.tar", changed["train-1.tar"])
+    check_images(open_source(shards, "train"), changed)
+    assert transfers(store) == {**dict.fromkeys(TRAIN, 1), "train-1.tar": 2}
+    write(folder / "classes.txt", b"red\ngreen\nblue\nblack\n")
+    assert open_source(shards, "train").classes == ["red", "green", "blue", "black"]
+
+
+def test_a_cache_folder_that_takes_nothing(
+    store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri, folder = place(store, "http")
+    write_shards(folder, index=False)
+    (folder / "classes.txt").unlink()
+    write(cache, b"no folder")
+    source = open_source(f"{uri}/train-{{0..2}}.tar", "train")
+    assert source.classes == ["0", "1", "2"]
+    assert [source.read(index).tobytes() for index in range(2)] == [TRAIN["train-0.tar"][f"s00{n}.jpg"] for n in (0, 1)]
+    assert f"the index of the shards cannot be written to {cache} (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheme", ["gs", "http"])
+def test_damaged_shards_of_a_store(store: Store, scheme: str) -> None:
+    uri, folder = place(store, scheme)
+    write_shards(folder, index=False)
+    whole = (folder / "train-1.tar").read_bytes()
+    (folder / "train-1.tar").write_bytes(whole[: len(whole) // 2 + 100])
+    shards = f"{uri}/train-{{0..2}}.tar"
+    assert refused(shards).startswith(f"{uri}/train-1.tar: expected a whole tar file, found it cut off")
+    salvaged = open_source(shards, "train", open_shards=SalvagedShards)
+    here = open_source(f"{folder}/train-{{0..2}}.tar", "train", open_shards=SalvagedShards)
+    assert isinstance(salvaged, SalvagedShards)
+    assert salvaged.labels.tolist() == here.labels.tolist()
+    assert len(salvaged.describe()) == 1
+    checked = open_source(shards, "train", open_shards=ListedShards)
+    assert isinstance(checked, ListedShards)
+    assert len(checked.faults) == 1

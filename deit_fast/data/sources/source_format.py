@@ -89,7 +89,8 @@ def validation_beside(request: Request) -> str | None:
     if "val" in found:
         return join_place(place.uri, take_split(place.uri, found, "val"))
     pattern = None if found else shard_glob(place.files, "val")
-    if not found and pattern is None and VALIDATION_INDEX in place.files:
+    listed = any(name.endswith(".tar") for name in place.files)
+    if not found and not listed and VALIDATION_INDEX in place.files:
         pattern = VALIDATION_INDEX
     return None if pattern is None else join_place(place.uri, pattern).rstrip("/")
 
