@@ -173,7 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--help", action="help", help="show this and exit")
     parser.add_argument("--size", required=True, choices=PIPELINES)
-    parser.add_argument("--data", required=True, help="training images: an image folder or shards")
+    parser.add_argument("--data", required=True, help="training images: an image folder, shards or their URI")
     parser.add_argument(
         "--pretrain-data", default="", help="for the sizes on ImageNet-21k: its images, with a val split of their own"
     )

@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast train deit3_small_1k_224 --data /imagenet --out runs/small schedule.epochs=400",
     )
     train.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
-    train.add_argument("--data", required=True, help="image folder, or tar shards such as train-{0000..0009}.tar")
+    train.add_argument("--data", required=True, help="image folder, tar shards (train-{0000..0009}.tar) or their URI")
     train.add_argument("--val", help="validation data; default: the val split beside the training split")
     _add_labels(train, "validation ")
     train.add_argument("--out", required=True, help="run folder, which may be in an object store")
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast evaluate runs/small/checkpoints/last.pt --data /imagenet --json scores.json",
     )
     evaluate.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
-    evaluate.add_argument("--data", required=True, help="image folder or tar shards; its val split, if it has one")
+    evaluate.add_argument("--data", required=True, help="image folder, tar shards or their URI; its val split, if any")
     _add_labels(evaluate)
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
     evaluate.add_argument(
@@ -161,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast data preview deit3_small_1k_224 --data /imagenet --out views.png",
     )
     preview.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
-    preview.add_argument("--data", required=True, help="image folder or tar shards")
+    preview.add_argument("--data", required=True, help="image folder, tar shards or their URI")
     preview.add_argument("--out", required=True, type=_path, metavar="FILE.png")
     preview.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     preview.set_defaults(run=commands.run_data_preview)
@@ -170,7 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="read and decode every image; status 1 where some cannot be used",
         epilog="Example: deit-fast data check /imagenet --out bad.txt",
     )
-    check.add_argument("data", help="image folder or tar shards; both splits, if it has train/ and val/")
+    check.add_argument("data", help="image folder, tar shards or their URI; both splits, if it has train/ and val/")
     _add_labels(check, "validation ")
     check.add_argument("--out", type=_path, metavar="FILE", help="write the names and reasons, separated by a tab")
     check.add_argument("--threads", type=_positive, default=os.cpu_count(), metavar="N", help="default: the cores")
@@ -180,7 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="write a data set as tar shards, smaller ones if asked for; run again, it goes on",
         epilog="Example: deit-fast data shard /imagenet /fast/imagenet-256 --size 256",
     )
-    shard.add_argument("source", help="image folder or tar shards; both splits, if it has train/ and val/")
+    shard.add_argument("source", help="image folder, tar shards or their URI; both splits, if it has train/ and val/")
     shard.add_argument("folder", type=_path)
     _add_labels(shard, "validation ")
     shard.add_argument(

@@ -179,3 +179,25 @@ def test_damaged_shards_of_a_store(store: Store, scheme: str) -> None:
     checked = open_source(shards, "train", open_shards=ListedShards)
     assert isinstance(checked, ListedShards)
     assert len(checked.faults) == 1
+
+
+def test_a_right_to_read_in_the_query_is_for_all_files_and_told_nowhere(store: Store, cache: Path) -> None:
+    uri, folder = place(store, "http")
+    write_shards(folder / "a", index=True)
+    write_shards(folder / "b", index=True, inside=("train", "val"))
+    write_shards(folder / "c", index=False)
+    store.fault = lambda request: "" if request.query.get("sig") == "right" else "403"
+    for name in ("a?sig=right", "a/?sig=right", "b?sig=right", "c/train-{0..2}.tar?sig=right"):
+        source = open_source(f"{uri}/{name}", "train")
+        check_images(source, TRAIN)
+        assert "sig" not in source.name(0) + source.place
+    for name, validation in (("a", "a/val.index.json"), ("b", "b/val"), ("b/train", "b/val")):
+        assert find_validation(f"{uri}/{name}?sig=right") == f"{uri}/{validation}?sig=right"
+        check_images(open_source(f"{uri}/{validation}?sig=right", "val"), VAL)
+    assert not [path for path in cache.rglob("*.json") if b"sig" in path.read_bytes()]
+    for name in ("c/train-{0..5}.tar", "c", "c/train-*.tar", "c/test.index.json", "none"):
+        message = refused(f"{uri}/{name}?sig=right", "train")
+        assert message.startswith(f"{uri}/") and "sig" not in message
+    for name in ("a", "c/train-{0..2}.tar"):
+        message = refused(f"{uri}/{name}?sig=wrong", "train")
+        assert "access denied (403 " in message and "sig" not in message

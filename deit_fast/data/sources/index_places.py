@@ -1,5 +1,6 @@
 """Data sets known by an index alone: on a web server, which lists nothing, or with their shards somewhere else."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from deit_fast.data.sources.base import Source
@@ -10,7 +11,7 @@ from deit_fast.data.sources.source_format import Request, SourceFormat
 from deit_fast.data.sources.splits import split_of_shard
 from deit_fast.data.sources.web_folder import INDEX_SUFFIX, ROWS_SUFFIX, find_all
 from deit_fast.runtime.errors import DataError
-from deit_fast.runtime.object_store import Object, fetch_file, is_remote
+from deit_fast.runtime.object_store import Object, fetch_file, is_remote, without_query
 
 
 def _indexes(request: Request) -> list[str]:
@@ -31,22 +32,24 @@ def _choose(request: Request) -> str:
     if len(chosen) == 1:
         return chosen[0]
     if chosen:
-        raise DataError(f"{request.uri}: expected one split, found several; name {' or '.join(chosen)}")
-    raise DataError(
-        f"{request.uri}: expected {request.split}{INDEX_SUFFIX}; to take other images, name {' or '.join(found)}"
-    )
+        raise DataError(f"{request.uri}: expected one split, found several; name {_or(chosen)}")
+    raise DataError(f"{request.uri}: expected {request.split}{INDEX_SUFFIX}; to take other images, name {_or(found)}")
+
+
+def _or(places: Iterable[str]) -> str:
+    return " or ".join(map(without_query, places))
 
 
 def _open(request: Request) -> Source:
     place = _choose(request)
-    rows = place.removesuffix(INDEX_SUFFIX) + ROWS_SUFFIX
+    folder, name = split_place(place)
+    rows = join_place(folder, name.removesuffix(INDEX_SUFFIX) + ROWS_SUFFIX)
     try:
         index = read_index(fetch_file(place).read_bytes(), fetch_file(rows))
     except FileNotFoundError:
         raise DataError(f"{place}: expected {split_place(rows)[1]} beside it, found none") from None
     except ValueError as error:
-        raise DataError(f"{place}: {error}; run deit-fast data index again") from None
-    folder = split_place(place)[0]
+        raise DataError(f"{without_query(place)}: {error}; run deit-fast data index again") from None
     names = [shard.name if _is_whole(shard.name) else join_place(folder, shard.name) for shard in index.shards]
     if not is_remote(names[0]):
         return request.open_shards(request.uri, [Path(name) for name in names])
@@ -69,9 +72,13 @@ def _objects(place: str, names: list[str], index: ShardIndex) -> list[Object]:
     found = find_all(unknown)
     for each in objects:
         if each.uri in unknown and (there := found.get(each.uri)) is not None and there.size != each.size:
-            raise DataError(f"{each.uri}: expected {each.size} bytes, as {place} says, found {there.size}")
+            said = f"expected {each.size} bytes, as {without_query(place)} says"
+            raise DataError(f"{without_query(each.uri)}: {said}, found {there.size}")
     if missing := [uri for uri in unknown if uri not in found]:
-        raise DataError(f"{place}: expected {len(objects)} shards, {len(missing)} missing, {missing[0]} first")
+        raise DataError(
+            f"{without_query(place)}: expected {len(objects)} shards, {len(missing)} missing, "
+            f"{without_query(missing[0])} first"
+        )
     return [found.get(each.uri, each) for each in objects]
 
 

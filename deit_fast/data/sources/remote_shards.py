@@ -21,7 +21,7 @@ from deit_fast.data.sources.splits import split_of_shard
 from deit_fast.data.sources.streamed_shards import StreamedShards
 from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.files import atomic_path, cache_folder, exclusive
-from deit_fast.runtime.object_store import Object, fetch, fetch_all
+from deit_fast.runtime.object_store import Object, fetch, fetch_all, without_query
 
 _REMEDY = "run deit-fast data index"
 
@@ -58,7 +58,8 @@ def _make_index(shards: Sequence[Object], classes: list[str]) -> ShardIndex:
     Raises as `build_index`.
     """
     uris = [shard.uri for shard in shards]
-    key = hashlib.sha256("\n".join(uris).encode(errors="surrogateescape")).hexdigest()[:16]
+    bare = [without_query(uri) for uri in uris]  # a right to read is not kept, and may be another one next time
+    key = hashlib.sha256("\n".join(bare).encode(errors="surrogateescape")).hexdigest()[:16]
     folder, stem = cache_folder(), f"{split_of_shard(shards[0].name) or 'shards'}-{key}"
     made: ShardIndex | None = None
     try:
@@ -66,13 +67,14 @@ def _make_index(shards: Sequence[Object], classes: list[str]) -> ShardIndex:
             kept = _read_kept(folder, stem)
             if kept is not None and _fits(kept, shards, classes):
                 return kept
-            made = build_index(shards, classes, kept)
+            known = kept.called(uris) if kept is not None and len(kept.shards) == len(uris) else None
+            made = build_index(shards, classes, known).called(bare)
             write_index(made, folder, stem)
             return _read_kept(folder, stem) or made
     except OSError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             words = f"the index of the shards cannot be written to {folder} ({error.strerror or error})"
-            print(f"deit-fast: {uris[0]}: {words}; each process makes it at each start", file=sys.stderr)
+            print(f"deit-fast: {bare[0]}: {words}; each process makes it at each start", file=sys.stderr)
         return made or build_index(shards, classes)
 
 
@@ -85,7 +87,8 @@ def _read_kept(folder: Path, stem: str) -> ShardIndex | None:
 
 def _fits(index: ShardIndex, shards: Sequence[Object], classes: list[str]) -> bool:
     """Whether the index is of these very objects, whose versions are known, and of these classes."""
-    same = [(entry.name, entry.bytes, entry.version) for entry in index.shards] == [tuple(each) for each in shards]
+    known = [(entry.name, entry.bytes, entry.version) for entry in index.shards]
+    same = known == [(without_query(each.uri), each.size, each.version) for each in shards]
     return same and all(each.version for each in shards) and (index.classes if index.named else []) == classes
 
 
@@ -106,15 +109,17 @@ def _find_index(files: Files, shards: Sequence[Object]) -> ShardIndex | None:
     try:
         index = read_index(content, path)
     except ValueError as error:
-        raise DataError(f"{description.uri}: {error}; {_REMEDY}") from None
+        raise DataError(f"{without_query(description.uri)}: {error}; {_REMEDY}") from None
     known = {entry.name: entry for entry in index.shards}
     for shard in shards:
         entry = known.get(shard.name)
         if entry is None:
-            raise DataError(f"{description.uri}: expected an index of {shard.name}, which is there too; {_REMEDY}")
+            raise DataError(
+                f"{without_query(description.uri)}: expected an index of {shard.name}, which is there too; {_REMEDY}"
+            )
         if entry.bytes != shard.size:
             what = f"has {shard.size} bytes, and had {entry.bytes} when its index was made"
-            raise DataError(f"{shard.uri}: {what}; {_REMEDY}")
+            raise DataError(f"{without_query(shard.uri)}: {what}; {_REMEDY}")
     return index.take([shard.name for shard in shards])
 
 

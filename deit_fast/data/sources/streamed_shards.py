@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from deit_fast.data.sources.indexed_shards import IndexedShards
 from deit_fast.data.sources.shard_cache import SHARED, Disk, ShardCache
 from deit_fast.data.sources.shard_index import ShardIndex
-from deit_fast.runtime.object_store import Object, read_range
+from deit_fast.runtime.object_store import Object, read_range, without_query
 
 
 class StreamedShards(IndexedShards):
@@ -47,7 +47,7 @@ class StreamedShards(IndexedShards):
             return None
 
     def shard_name(self, shard: int) -> str:
-        return self._objects[shard].uri
+        return without_query(self._objects[shard].uri)
 
     def _read_range(self, shard: int, offset: int, size: int) -> NDArray[np.uint8]:
         data = self._cache.read(shard, offset, size)

@@ -1,6 +1,6 @@
 """Folders of web servers, which list nothing: what is in one is asked for by the names that an index has."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from deit_fast.data.sources.splits import split_names
@@ -25,20 +25,19 @@ def find_all(uris: Sequence[str]) -> dict[str, Object]:
     return found
 
 
-def see_folder(uri: str) -> tuple[set[str], list[Object]]:
+def see_folder(uri_of: Callable[[str], str]) -> tuple[set[str], list[Object]]:
     """Names of the folders of splits in a folder that have an index, and the folder's own indexes and classes.txt.
 
-    Raises RunError where a server refuses whatever it is asked for.
+    uri_of: the URI of what is called so in the folder. Raises RunError where a server refuses whatever it is asked for.
     """
-    folder = uri.rstrip("/")
-    indexes = [f"{folder}/{stem}{INDEX_SUFFIX}" for stem in INDEX_STEMS]
-    answers = _ask([*indexes, f"{folder}/classes.txt"])
+    indexes = {uri_of(f"{stem}{INDEX_SUFFIX}"): stem for stem in INDEX_STEMS}
+    answers = _ask([*indexes, uri_of("classes.txt")])
     files = [answer for _, answer in answers if isinstance(answer, Object)]
-    rows = [each.uri.removesuffix(INDEX_SUFFIX) + ROWS_SUFFIX for each in files if each.uri in indexes]
+    rows = [uri_of(f"{indexes[each.uri]}{ROWS_SUFFIX}") for each in files if each.uri in indexes]
     files += find_all(rows).values()
     if rows:
         return set(), files
-    inside = {f"{folder}/{name}/{stem}{INDEX_SUFFIX}": name for name in split_names() for stem in INDEX_STEMS}
+    inside = {uri_of(f"{name}/{stem}{INDEX_SUFFIX}"): name for name in split_names() for stem in INDEX_STEMS}
     answers += (below := _ask(list(inside)))
     folders = {inside[uri] for uri, answer in below if isinstance(answer, Object)}
     refused = [answer for _, answer in answers if not isinstance(answer, Object | MissingError)]
