@@ -8,7 +8,6 @@ fetching (onto this machine); writes beside them.
 
 from deit_fast.runtime.object_store.fetching import (
     cached_place,
-    download,
     fetch,
     fetch_all,
     fetch_file,
@@ -26,7 +25,6 @@ __all__ = [
     "Object",
     "cached_place",
     "copy_object",
-    "download",
     "fetch",
     "fetch_all",
     "fetch_file",
