@@ -1,6 +1,5 @@
 """Ranges, whole objects and broken transfers of s3, gs, hf, http and file, against the files on the store's disk."""
 
-import os
 import random
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
@@ -16,7 +15,6 @@ from deit_fast.runtime.object_store import (
     ChangedError,
     MissingError,
     cached_place,
-    copy_object,
     fetch,
     find_object,
     http_get,
@@ -25,9 +23,7 @@ from deit_fast.runtime.object_store import (
     partial_place,
     read_object,
     read_range,
-    remove_object,
     stream_object,
-    write_object,
 )
 from tests.loopback import SCHEMES, place, serve_loopback
 
@@ -284,28 +280,3 @@ def test_files_are_named_without_a_query(store: Store) -> None:
     assert one.name == "a-0.tar"
     assert cached_place(one) != cached_place(other)
     assert fetch(one).suffix == ".tar"
-
-
-@pytest.mark.parametrize("scheme", ["gs", "file"])
-def test_objects_are_written_copied_and_removed(store: Store, scheme: str, tmp_path: Path) -> None:
-    uri, _ = put(store, scheme)
-    folder, source = uri.rpartition("/")[0], tmp_path / "source.bin"
-    source.write_bytes(CONTENT)
-    write_object(f"{folder}/out/one.txt", b"one\r\n\n")
-    write_object(f"{folder}/out/two.bin", source)
-    copy_object(f"{folder}/out/two.bin", f"{folder}/out/three.bin")
-    remove_object(f"{folder}/out/two.bin")
-    remove_object(f"{folder}/out/two.bin")
-    assert [each.name for each in list_objects(f"{folder}/out")[1]] == ["one.txt", "three.bin"]
-    assert read_object(f"{folder}/out/one.txt") == b"one\r\n\n"
-    assert fetch(find_object(f"{folder}/out/three.bin")).read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize("scheme", ["hf", "http"])
-def test_what_is_only_read_is_not_written(store: Store, scheme: str) -> None:
-    uri, path = put(store, scheme)
-    for write in (lambda: write_object(uri, b"x"), lambda: remove_object(uri), lambda: copy_object(uri, uri)):
-        with pytest.raises(RunError, match="expected a path, s3://, gs:// or file://"):
-            write()
-    assert path.read_bytes() == CONTENT
-    assert os.listdir(path.parent) == ["a-0.tar"]
