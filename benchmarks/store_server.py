@@ -70,6 +70,7 @@ async def _send(store: Store, request: Request, answer: Answer, fault: str, writ
             headers["Content-Range"] = f"bytes */{size}"
         else:
             status, stop = 206, size if last is None else min(size, last + 1)
+            start += fault == "shift"
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     if fault == "short":
         stop = start + (stop - start) // 2

@@ -66,7 +66,7 @@ class Store:
     fault: Callable[[Request], str] = lambda request: ""
     """What becomes of a request. "": nothing. "503", "429", ...: this status. "302 URL": a redirect. "cut": the body
     ends in the middle. "short": half of the body, with its Content-Length. "whole": as if no range had been asked for.
-    "drop": no answer. "stall": nothing for `stall_seconds` after the head."""
+    "shift": the next range. "drop": no answer. "stall": nothing for `stall_seconds` after the head."""
     retry_after: str = ""
     """The header of 429 and 503, if any."""
     stall_seconds: float = 3600.0

@@ -8,7 +8,6 @@ fetching (onto this machine); writes beside them.
 
 from deit_fast.runtime.object_store.fetching import (
     cached_place,
-    download,
     fetch,
     fetch_all,
     fetch_file,
@@ -35,7 +34,6 @@ __all__ = [
     "cached_place",
     "check_writable",
     "copy_object",
-    "download",
     "fetch",
     "fetch_all",
     "fetch_file",

@@ -9,6 +9,7 @@ import base64
 import ipaddress
 import netrc
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ TOKEN = "DEIT_FAST_HTTP_TOKEN"
 """The environment variable with the bearer token of http(s)."""
 _SIGNED_SECONDS = 3600  # a presigned URL's life, of which three quarters are used
 _TARGET_SECONDS = 600.0  # the Hub's redirects hold for an hour
+_locating = threading.Lock()
 
 
 class Address(NamedTuple):
@@ -47,12 +49,18 @@ def address_of(uri: str, version: str | None) -> Address:
     system = connect(uri)
     if scheme == "gs":
         return _google(system, uri, version)
-    until, kept_by, address = _kept.get(uri, (0.0, None, None))
-    if address is None or kept_by is not system or time.monotonic() > until:
-        address = _hub(system, uri) if scheme == "hf" else _s3(system, uri)
-        if scheme == "s3":
-            _kept[uri] = time.monotonic() + 0.75 * _SIGNED_SECONDS, system, address
+    if (address := _still_good(system, uri)) is None:
+        with _locating:  # many readers of one object ask for its address once
+            if (address := _still_good(system, uri)) is None:
+                address = _hub(system, uri) if scheme == "hf" else _s3(system, uri)
+                if scheme == "s3":
+                    _kept[uri] = time.monotonic() + 0.75 * _SIGNED_SECONDS, system, address
     return address if scheme == "hf" else _with_condition(address, version)
+
+
+def _still_good(system: Any, uri: str) -> Address | None:
+    until, kept_by, address = _kept.get(uri, (0.0, None, None))
+    return address if kept_by is system and time.monotonic() < until else None
 
 
 def keep_target(uri: str, address: Address) -> None:
