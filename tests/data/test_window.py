@@ -230,6 +230,29 @@ def test_training_reads_only_what_was_told_to_stay(folder_data: Path, block: int
     assert all(protected == 12 for _, protected in source.told[:-1] if not block)
 
 
+def test_what_was_not_handed_over_stays_protected(folder_data: Path) -> None:
+    """It may have to be read again. Blocks are two batches here, so that those in the making are of several."""
+    edges, received = edges_of([8] * 12), 0
+
+    class Counted(InShards):
+        def expect(self, shards: NDArray[np.int64], protected: int) -> None:
+            super().expect(shards, protected)
+            if protected:
+                # The batch with this number may have been handed over and not counted yet; the next one was not.
+                images = sampler.batch(min(received + 1, 39)).indices.tolist()
+                lacking.extend({self.shard_of(image) for image in images} - set(shards[:protected].tolist()))
+
+    lacking: list[int] = []
+    source = Counted(open_source(str(folder_data), "train"), edges)
+    sampler = TrainSampler(BlockOrder(edges, 0, 2), 1, 8)
+    loader = TrainLoader(source, Augment(), 16, [sampler], 0, CPU, 1, stop_step=40)
+    for _ in loader:
+        received += 1
+    loader.close()
+    assert received == 40
+    assert not lacking
+
+
 def test_a_substitute_may_be_of_any_shard(folder_data: Path) -> None:
     """It is chosen among all images, as always, and read from wherever it is."""
     edges = edges_of([8] * 12)
