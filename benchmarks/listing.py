@@ -76,8 +76,14 @@ def _measure(session: Session, folder: Path, images: int) -> Row:
     kept = max(path.stat().st_size for path in (folder / "cache").rglob("*.listing"))
     processes = 2 if session.quick else _PROCESSES
     memory = _memory(root, small, environment, processes) / 1e6
-    return {"case": f"{images} images", "images": images, "cpu_seconds": seconds, "bytes_an_image": kept / images, "processes": processes,
-            "mb_of_all_processes": memory}  # fmt: skip
+    return {
+        "case": f"{images} images",
+        "images": images,
+        "cpu_seconds": seconds,
+        "bytes_an_image": kept / images,
+        "processes": processes,
+        "mb_of_all_processes": memory,
+    }
 
 
 def _make(root: Path, images: int, classes: int) -> None:

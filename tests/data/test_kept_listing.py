@@ -146,6 +146,17 @@ def test_a_source_goes_to_other_processes(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("settled")
+def test_another_containers_folder_of_the_same_path_is_another(root: Path, cache: Path, tmp_path: Path) -> None:
+    check(root)
+    (path,) = cache.glob("folders/*.listing")
+    assert kept_listing._read(path, root, 0) is not None  # as if it had been waited for
+    shutil.copytree(root, tmp_path / "copy", symlinks=True)
+    root.rename(tmp_path / "away")
+    (tmp_path / "copy").rename(root)
+    assert kept_listing._read(path, root, 0) is None
+
+
+@pytest.mark.usefixtures("settled")
 def test_what_is_refused_is_refused_again(root: Path) -> None:
     check(root)
     shutil.rmtree(root / "cow")
@@ -352,6 +363,8 @@ def test_what_folders_that_are_gone_left_is_removed(
     check(root)
     (path,) = set(cache.glob("folders/*.listing"))
     assert path not in before
+    assert all(path.stem in each.name for each in cache.glob("folders/*"))
+    assert all(path.stem in each.name for each in cache.glob("folders/.*"))
     put(path.with_name(f".{path.name}.1-1.tmp"))  # of a process that was killed
     put(root / "ant" / "new.jpg")
     check(root)

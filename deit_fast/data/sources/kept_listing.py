@@ -82,7 +82,7 @@ def keep_listing(folder: Path, kind: str, make: Callable[[Watched], Listing]) ->
     with ExitStack() as stack:
         failure = ""
         try:
-            stack.enter_context(exclusive(path.with_name(f"{path.stem}-{os.getuid()}.lock")))
+            stack.enter_context(exclusive(path.with_name(f".{path.stem}-{os.getuid()}.lock")))
         except OSError as error:
             failure = one_line(error)
         found = None if failure else _read(path, folder, asked)  # another process made it meanwhile
@@ -136,15 +136,19 @@ def _are_settled(times: list[int], begun: int, is_shared: bool) -> bool:
 
 
 def _read(path: Path, folder: Path, asked: int) -> Listing | None:
-    """The listing kept at `path`, if it is whole and holds: it was begun after a time (ns), or nothing changed."""
+    """The listing kept at `path`, if it is whole and holds: it was begun after a time (ns), or nothing changed.
+
+    Of one that was begun after that the data set's own folder is looked at, which is another one in another container.
+    """
     try:
         content, arrays = read_arrays(path)
         if content["rules"] != _RULES or content["folder"] != str(folder):
             return None
-        if content["begun"] < asked:
-            paths = Names(arrays["watched"], arrays["watched_ends"])
-            if not content["lasts"] or not _are_unchanged(folder, paths[:], arrays["states"].tolist()):
-                return None
+        waited = content["begun"] >= asked
+        count = 1 if waited else len(arrays["states"])
+        paths = Names(arrays["watched"], arrays["watched_ends"])[:count]
+        if not (waited or content["lasts"]) or not _are_unchanged(folder, paths, arrays["states"][:count].tolist()):
+            return None
         return Listing.from_arrays(arrays, content["classes"], content["digest"])
     except (OSError, ValueError, KeyError, TypeError):  # none there, or damaged, or of an earlier version
         return None
@@ -173,5 +177,5 @@ def _remove_left_over(path: Path) -> None:
     for each in path.parent.glob(f"{holder}-*.listing"):
         with suppress(OSError, ValueError, KeyError):
             if not os.path.exists(read_content(each)["folder"]):
-                for part in each.parent.glob(f"{each.stem}*"):
+                for part in (*each.parent.glob(f"{each.stem}*"), *each.parent.glob(f".{each.stem}*")):
                     part.unlink(missing_ok=True)
