@@ -74,9 +74,17 @@ def lacking_space(folder: Path, needed: int = 0) -> str:
 
 
 def cache_folder() -> Path:
-    """$DEIT_FAST_CACHE, or deit_fast in $XDG_CACHE_HOME or ~/.cache."""
+    """$DEIT_FAST_CACHE, or deit_fast in $XDG_CACHE_HOME or ~/.cache; of a user without a home, in the temporary folder.
+
+    It need not exist.
+    """
     own = os.environ.get("DEIT_FAST_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit_fast"
+    if own:
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit_fast"
+    except RuntimeError:  # a container's user of any number
+        return Path(tempfile.gettempdir()) / f"deit_fast-{os.getuid()}"
 
 
 @contextlib.contextmanager

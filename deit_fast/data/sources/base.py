@@ -1,9 +1,10 @@
 """`Source`, what every data set is to the rest: encoded images with a class each, sizes known without decoding."""
 
 import errno
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -83,7 +84,7 @@ class Source(ABC):
         """
         return None
 
-    def relative_names(self) -> list[str]:
+    def relative_names(self) -> Sequence[str]:
         """The N images' names without the place where the data set lies, the same for every copy of it.
 
         Unless a kind of data set knows better, what `name` has beside the folder that is common to all images.
@@ -99,12 +100,24 @@ class Source(ABC):
         """
         return None
 
+    def keep_identity(self, identity: "Identity") -> None:  # noqa: B027
+        """Keeps what `identify` found for later starts, where a kind of data set has a place for it."""
+
     def fingerprints(self) -> NDArray[np.int64]:
         """int64 [N, m], numbers that are others where an image is stored with other content; no image is read.
 
         Unless a kind of data set knows better, [N, 1], the sizes of the files that `name` names, bytes.
         """
-        return file_sizes(self.name, len(self))[:, None]
+        return file_sizes([self.name(index) for index in range(len(self))])[:, None]
+
+    def outline(self) -> str:
+        """A digest of the images as this process has them, for comparing processes of a node; no file is asked.
+
+        Unless a kind of data set knows better, of the classes and the labels.
+        """
+        digest = hashlib.sha256("\0".join(self.classes).encode("utf-8", "surrogateescape"))
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
 
     def header(self, index: int, encoded: NDArray[np.uint8]) -> Header:
         """What the header of image `index`, whose file is `encoded`, uint8 [bytes], says: before anything is allocated.
@@ -181,25 +194,27 @@ def _folder_stands(path: str) -> bool:
         return False
 
 
-def file_sizes(path_of: Callable[[int], str], count: int) -> NDArray[np.int64]:
-    """Sizes of `count` files, int64 [count], bytes; -1 of one that is not there, and of those that are not looked at.
+def file_sizes(paths: Sequence[str]) -> NDArray[np.int64]:
+    """Sizes of N files, int64 [N], bytes; -1 of one that is not there, and of those that are not looked at.
 
     Of more than two million files every second, third and so on is looked at, so that it takes minutes at most.
     Raises StorageError where the storage goes on failing.
     """
 
-    def size_of(index: int) -> int:
-        path = path_of(index)
+    def size_of(path: str) -> int:
         try:
             return patiently(lambda: os.stat(path).st_size, path)
         except (OSError, ValueError):  # the latter for a name that no file has
             return -1
 
-    sizes = np.full(count, -1, np.int64)
-    looked_at = range(0, count, -(-count // _MAX_SIZED) or 1)
-    parts = [looked_at[start : start + _SIZED_AT_ONCE] for start in range(0, len(looked_at), _SIZED_AT_ONCE)]
+    sizes = np.full(len(paths), -1, np.int64)
+    step = -(-len(paths) // _MAX_SIZED) or 1
+    parts = [
+        slice(start, min(start + _SIZED_AT_ONCE * step, len(paths)), step)
+        for start in range(0, len(paths), _SIZED_AT_ONCE * step)
+    ]
     with ThreadPoolExecutor(_SIZERS) as pool:
-        found = pool.map(lambda part: [size_of(index) for index in part], parts)
+        found = pool.map(lambda part: [size_of(path) for path in paths[part]], parts)
         for part, part_sizes in zip(parts, progress(found, len(parts), "sizes of files"), strict=True):
             sizes[part] = part_sizes
     return sizes

@@ -95,10 +95,19 @@ class Identity:
 
 
 def identify(source: Source) -> Identity:
-    """The identity of a source's N images and K classes. Raises StorageError where sizes cannot be had."""
+    """The identity of a source's N images and K classes: the one kept of them, if there is one, or else computed anew.
+
+    Raises StorageError where sizes cannot be had.
+    """
     known = source.identity()
     if known is not None:
         return known
+    found = _compute(source)
+    source.keep_identity(found)
+    return found
+
+
+def _compute(source: Source) -> Identity:
     classes = [unicodedata.normalize("NFC", name) for name in source.classes]
     names, fingerprints = source.relative_names(), source.fingerprints().astype("<i8")
     digest, keys = hashlib.sha256(), np.empty(len(names), np.uint64)

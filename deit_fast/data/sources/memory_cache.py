@@ -1,6 +1,7 @@
 """Encoded images kept in memory, so that each is read from its disk or file system once."""
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ class CachedSource(Source):
 
     def __init__(self, source: Source, limit: int) -> None:
         super().__init__(source.uri, source.classes, source.labels)
-        self.counted, self.shard_edges = source.counted, source.shard_edges
+        self.counted, self.shard_edges, self.readers = source.counted, source.shard_edges, source.readers
         self._source, self._left = source, limit
         self._kept: dict[int, NDArray[np.uint8]] = {}
         self._lock = threading.Lock()
@@ -50,7 +51,7 @@ class CachedSource(Source):
     def expect(self, shards: NDArray[np.int64], protected: int) -> None:
         self._source.expect(shards, protected)
 
-    def relative_names(self) -> list[str]:
+    def relative_names(self) -> Sequence[str]:
         return self._source.relative_names()
 
     def identity(self) -> Identity | None:
