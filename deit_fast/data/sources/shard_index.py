@@ -97,10 +97,6 @@ class ShardIndex:
         pairs = zip(self.shards, names, strict=True)
         return replace(self, shards=tuple(shard._replace(name=name) for shard, name in pairs))
 
-    def with_classes(self, names: list[str]) -> "ShardIndex":
-        """The same images, whose labels are numbers, with other names for the classes; [] for none."""
-        return make_index(self.shards, self.rows, names, bool(names), self.kind)
-
 
 def make_index(
     shards: Sequence[ShardEntry], rows: NDArray[np.void], classes: list[str], named: bool, kind: LabelKind
