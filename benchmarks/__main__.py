@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     listing.add_argument("--images", nargs="+", type=int, help="numbers of images; default: 10000 100000 1000000")
     end = commands.add_parser("end-to-end", parents=[common, data, models], help="real images against synthetic ones")
     end.add_argument("--batch", type=int)
+    commands.add_parser("order", parents=[common], help="how well an epoch's orders mix, and their costs by size")
     floors = commands.add_parser("floors", parents=[common, data], help="fails where a CPU ratio fell under its floor")
     floors.add_argument("--record", action="store_true", help="write what is measured to benchmarks/floors.json")
     report = commands.add_parser("report", help="Markdown tables and plots of the JSONs in a folder")
@@ -102,6 +103,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from . import optimizer
 
         optimizer.run(session, models)
+    elif arguments.command == "order":
+        from . import order
+
+        order.run(session)
     elif arguments.command == "listing":
         from . import listing
 

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -49,7 +50,11 @@ def _answer(store: Store, request: Request, fault: str) -> Answer:
         more = {"Location": target} if target else {}
         return Answer(int(status), headers=more | ({"Retry-After": store.retry_after} if store.retry_after else {}))
     if not store.admits(request):
-        return Answer(403 if "X-Amz-Signature" in request.query else 401)
+        signed = "X-Amz-Signature" in request.query or "AWS4" in request.headers.get("authorization", "")
+        return Answer(403 if signed else 401)
+    if request.path == "/token":
+        token = {"access_token": store.token, "token_type": "Bearer", "expires_in": 3600}
+        return Answer(200, json.dumps(token).encode(), {"Content-Type": "application/json"})
     return _route(store, request)
 
 
@@ -65,6 +70,7 @@ async def _send(store: Store, request: Request, answer: Answer, fault: str, writ
             headers["Content-Range"] = f"bytes */{size}"
         else:
             status, stop = 206, size if last is None else min(size, last + 1)
+            start += fault == "shift"
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     if fault == "short":
         stop = start + (stop - start) // 2
@@ -128,9 +134,9 @@ async def _serve_client(store: Store, reader: asyncio.StreamReader, writer: asyn
         writer.close()
 
 
-async def _listen(store: Store) -> asyncio.Server:
+async def _listen(store: Store, context: ssl.SSLContext | None = None) -> asyncio.Server:
     serve_client = partial(_serve_client, store)
-    server = await asyncio.start_server(serve_client, "127.0.0.1", store.port, limit=1 << 20, backlog=1024)
+    server = await asyncio.start_server(serve_client, "127.0.0.1", store.port, limit=1 << 20, backlog=1024, ssl=context)
     store.port = server.sockets[0].getsockname()[1]
     return server
 
@@ -144,10 +150,10 @@ async def _stop(server: asyncio.Server) -> None:
 
 
 @contextlib.contextmanager
-def serve(root: Path) -> Iterator[Store]:
-    """The store in a thread of this process, for as long as the block runs."""
+def serve(root: Path, context: ssl.SSLContext | None = None) -> Iterator[Store]:
+    """The store in a thread of this process, for as long as the block runs; over TLS where a context is given."""
     store, loop = Store(root), asyncio.new_event_loop()
-    server = loop.run_until_complete(_listen(store))
+    server = loop.run_until_complete(_listen(store, context))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:

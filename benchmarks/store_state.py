@@ -56,7 +56,9 @@ class Store:
     rate: float = math.inf
     """Bytes a second of all bodies together."""
     token: str | None = None
-    """What has to be in `Authorization: Bearer`, or the password of `Basic`. S3 is asked for an unexpired signature."""
+    """What has to be in `Authorization: Bearer`, or the password of `Basic`. /token gives it to gs."""
+    access_key: str | None = None
+    """The key that S3's signatures have to name; an expired signature is refused anyway."""
     unavailable: float = 0.0
     """Share of the answers that are 503."""
     cut: float = 0.0
@@ -64,7 +66,7 @@ class Store:
     fault: Callable[[Request], str] = lambda request: ""
     """What becomes of a request. "": nothing. "503", "429", ...: this status. "302 URL": a redirect. "cut": the body
     ends in the middle. "short": half of the body, with its Content-Length. "whole": as if no range had been asked for.
-    "drop": no answer. "stall": nothing for `stall_seconds` after the head."""
+    "shift": the next range. "drop": no answer. "stall": nothing for `stall_seconds` after the head."""
     retry_after: str = ""
     """The header of 429 and 503, if any."""
     stall_seconds: float = 3600.0
@@ -110,10 +112,12 @@ class Store:
     def admits(self, request: Request) -> bool:
         """Whether the request shows the token, or an S3 signature that has not expired."""
         query, given = request.query, request.headers.get("authorization", "")
-        if "X-Amz-Signature" in query:
-            signed = calendar.timegm(time.strptime(query["X-Amz-Date"], "%Y%m%dT%H%M%SZ"))
-            return time.time() < signed + int(query["X-Amz-Expires"])
-        if self.token is None or request.path.startswith("/cdn/") or given.startswith("AWS4-HMAC-SHA256"):
+        if signature := query.get("X-Amz-Credential") or given.partition("AWS4-HMAC-SHA256 Credential=")[2]:
+            if self.access_key not in (None, signature.partition("/")[0]):
+                return False
+            signed = calendar.timegm(time.strptime(query.get("X-Amz-Date", "20990101T000000Z"), "%Y%m%dT%H%M%SZ"))
+            return time.time() < signed + int(query.get("X-Amz-Expires", 0))
+        if self.token is None or request.path == "/token" or request.path.startswith("/cdn/"):
             return True
         kind, _, value = given.partition(" ")
         if kind == "Basic":

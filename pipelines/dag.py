@@ -16,14 +16,12 @@ from torchx.runner import Runner
 from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppDryRunInfo, AppState, CfgVal, is_terminal
 
-from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.files import locked
 
 from .logs import follow_log, log_tail
-from .results import written_at
 from .schedulers import find_scheduler
 from .stages import Stage, check_unchanged, dryrun_stage, get_app, sort_stages
-from .state import PipelineError, Record, deaf, explain, read_records, remembering, write_records
+from .state import PipelineError, Record, deaf, explain, is_written, read_records, remembering, write_records
 
 PATIENCE_SECONDS = 60.0  # for a scheduler that fails to answer, or does not list a job it has only just taken
 
@@ -103,7 +101,7 @@ class _Run:
             if record.state != "succeeded":
                 while (state := self._look(stage, record)) is AppState.UNKNOWN:
                     time.sleep(poll_seconds)
-            elif record.result_seen and written_at(stage.result) is None:
+            elif record.result_seen and not is_written(stage.result):
                 state = None  # removed for it to run again
             if state is AppState.SUCCEEDED:
                 again = f"use another folder, or remove {stage.output} to run it again"
@@ -247,11 +245,7 @@ class _Run:
             raise
         except Exception as error:  # a failed squeue, an API that is away, a state TorchX cannot translate
             reason = explain(error)
-        try:
-            written = written_at(stage.result)
-        except RunError as error:
-            written, missing, reason = None, AppState.UNKNOWN, explain(error)
-        if written is not None and written >= record.started - 2:
+        if is_written(stage.result, record.started - 2):
             return AppState.SUCCEEDED
         if missing is not AppState.UNKNOWN:
             return missing

@@ -23,15 +23,15 @@ try:
     from torchx.schedulers.local_scheduler import SignalException
 
     from deit_fast.runtime.errors import RunError
-    from deit_fast.runtime.object_store import is_remote, local_place
+    from deit_fast.runtime.object_store import check_writable, is_remote, local_place
     from deit_fast.runtime.table import markdown_table
 
     from .dag import run_stages
+    from .manifests import write_manifests
     from .options import component_defaults, scheduler_options
-    from .results import read_result
     from .schedulers import find_scheduler
     from .stages import Stage, dryrun_stage, get_app, sort_stages
-    from .state import PipelineError
+    from .state import PipelineError, read_result
 except KeyboardInterrupt:  # these take a second, and TorchX's entry points more
     print("deit-fast: interrupted before anything was started; run the same command again", file=sys.stderr)
     sys.exit(130)
@@ -173,7 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--help", action="help", help="show this and exit")
     parser.add_argument("--size", required=True, choices=PIPELINES)
-    parser.add_argument("--data", required=True, help="training images: an image folder or shards")
+    parser.add_argument("--data", required=True, help="training images: an image folder, shards or their URI")
     parser.add_argument(
         "--pretrain-data", default="", help="for the sizes on ImageNet-21k: its images, with a val split of their own"
     )
@@ -199,6 +199,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--watch", action="store_true", help="follow the jobs on Slurm, too, whose queue starts them without that"
     )
     parser.add_argument("--dry-run", action="store_true", help="print every job, start nothing, write nothing")
+    parser.add_argument(
+        "--manifests", metavar="FOLDER",
+        help="write the YAML of every job for kubectl, a file each, and start nothing; --cfg: "
+        "kind=jobset|trainjob|volcano and the other options of the scheduler kueue",
+    )  # fmt: skip
     jobs = parser.add_argument_group("every job's arguments, as in: torchx run deit.pretrain --help")
     jobs.add_argument("-j", "--j", metavar="NODESxPROCESSES", help="one process per GPU; default: 1x1")
     jobs.add_argument("-h", "--h", metavar="NAME", help="named resource of a node: h200, h100, a100, cpu_small, ...")
@@ -227,6 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         limit = options.max_parallel if options.max_parallel is not None else 1 if scheduler.local else None
         if not options.out.strip():
             raise PipelineError("--out '': expected a folder")
+        if is_remote(out):
+            check_writable(out)
         if not options.data.strip():
             raise PipelineError("--data '': expected an image folder or shards")
         if limit is not None and limit < 1:
@@ -247,6 +254,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.labels,
         )  # fmt: skip
         stages = sort_stages(stages)
+        if options.manifests:
+            print("\n".join(write_manifests(stages, Path(options.manifests), options.cfg)))
+            return 0
         with get_runner(component_defaults=component_defaults(COMPONENTS)) as runner:
             cfg = scheduler_options(runner, options.scheduler, options.cfg)
             if options.dry_run:

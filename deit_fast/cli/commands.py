@@ -113,6 +113,14 @@ def run_zoo(arguments: argparse.Namespace) -> int:
     return _print_page(zoo_as_json(names) if arguments.json else zoo_as_text(names))
 
 
+def run_manifest(arguments: argparse.Namespace) -> int:
+    """`deit-fast manifest`: prints the YAML of a component's job; 0. A wrong word ends the process with REFUSED."""
+    from deit_fast.components.manifest import render
+
+    print(render(arguments.stage, arguments.words), end="")
+    return 0
+
+
 def run_data_demo(arguments: argparse.Namespace) -> int:
     """`deit-fast data demo`: writes the demo's digits, and prints their folder; 0."""
     from deit_fast.data.tools.demo import write_demo
@@ -186,11 +194,16 @@ def run_data_shard(arguments: argparse.Namespace) -> int:
 
 
 def run_data_index(arguments: argparse.Namespace) -> int:
-    """`deit-fast data index`: makes the index of tar shards, and prints what it holds; 0."""
+    """`deit-fast data index`: makes the index of tar shards, prints what it holds, and what training needs; 0."""
+    from deit_fast.data.loader.streaming_plan import describe_plan
     from deit_fast.data.tools.index import index_shards
 
-    for indexed in index_shards(arguments.data, arguments.out):
+    found = index_shards(arguments.data, arguments.out)
+    for indexed in found:
         print(indexed.as_text(), flush=True)
+    if arguments.plan is not None:
+        sizes = [shard.bytes for shard in found[0].index.shards]  # of training, where there is some
+        print("", *describe_plan(arguments.data, sizes, len(found[0].index.rows), arguments.plan), sep="\n", flush=True)
     return 0
 
 

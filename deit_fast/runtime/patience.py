@@ -65,8 +65,9 @@ def patiently(
     """The action's result; where the storage fails the action is called again, so that it has to be repeatable.
 
     name: what is read, for messages, or what tells it. seconds: from the first failure to the last attempt; an attempt
-    that takes longer than that has another one all the same. pause: waits. Where they are not given they are those of the call whose
-    action this one is part of, else PATIENCE_SECONDS and time.sleep. doing: what cannot be done, as a participle.
+    that takes longer than that has another one all the same. pause: waits. Where they are not given they are those of
+    the call whose action this one is part of, else PATIENCE_SECONDS and time.sleep. doing: what cannot be done, as a
+    participle.
     Raises StorageError, one line, where it goes on failing, and any error that `may_pass` is False for as it comes.
     """
     outer = _outer.get() or (PATIENCE_SECONDS, time.sleep)

@@ -8,7 +8,7 @@ import torch
 
 from deit_fast.checkpoint.store import RunStore
 from deit_fast.data.loader.sampler import TrainSampler, build_order, build_samplers
-from deit_fast.data.loader.streaming_plan import check_disk, disk_limit
+from deit_fast.data.loader.streaming_plan import check_disk
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.identity import Identity
 from deit_fast.data.sources.splits import Split
@@ -56,7 +56,7 @@ def plan_job(
     """
     identities = agree_on_data(source, val_source, world)
     samplers = build_samplers(recipe, build_order(recipe, source), world.rank, world.size, world.node_ranks)
-    agree_on_disk(recipe, source, val_source, samplers[0].node_lanes, world)
+    agree_on_disk(recipe, source, samplers[0].node_lanes, world)
     check_drop_path(recipe.model, recipe.pass_size(world.size))
     dtype = check_machine(recipe.run, world)
     steps_per_epoch = samplers[0].steps_per_epoch
@@ -64,15 +64,11 @@ def plan_job(
     return Job(recipe, source, val_source, out, world, store, identities, samplers, dtype, steps_per_epoch, total)
 
 
-def agree_on_disk(
-    recipe: Recipe, source: Source, val_source: Source | None, node_lanes: Sequence[int], world: World
-) -> None:
+def agree_on_disk(recipe: Recipe, source: Source, node_lanes: Sequence[int], world: World) -> None:
     """Says what fetched shards may take of the disk. Raises RecipeError, on every process, where one lacks room."""
     failure = ""
     try:
         check_disk(recipe.data, source, node_lanes)
-        if val_source is not None:
-            val_source.limit_cache(disk_limit(recipe.data))
     except RecipeError as error:
         failure = str(error)
     if failure := next(filter(None, world.gather(failure)), ""):

@@ -20,6 +20,7 @@ SHARDS = {
     "e/p1/train-0.tar": 3, "e/p2/train-0.tar": 4,
     "f/seg_train/0.tar": 3, "f/seg_test/0.tar": 4,
     "g/train/0.tar": 3, "g/val/0.tar": 4, "g/validation/0.tar": 5,
+    "h/train/0.tar": 3, "h/test/0.tar": 4,
     "train/0.tar": 3,
 }  # fmt: skip
 """Shards by path, and their images."""
@@ -36,13 +37,15 @@ FOUND = {
     ("c/*.tar", None): "ROOT/c: expected every shard from 0.tar to 2.tar, number 1 is missing",
     ("f", "train"): "ROOT/f: expected a folder of images for every class, or train/ and val/; found seg_test/ and ",
     ("g", "val"): "ROOT/g: expected one split, found val/ and validation/; name ROOT/g/val or ROOT/g/validation",
+    ("h", "val"): "ROOT/h: expected a validation split (val/, valid/, validation/, eval/, evaluation/), found test/ ",
     ("train", "val"): 3,
 }  # fmt: skip
 """What opening a place as a split gives: a number of images, or how the refusal begins."""
 
 VALIDATION = {
     "a": "a/val-*.tar", "a/train-*.tar": "a/val-*.tar", "a/train-{0..1}.tar": "a/val-*.tar", "b": "b/valid",
-    "b/train/": "b/valid", "b/test": None, "c": None, "e/*/train-0.tar": None, "a/test-0.tar": None, "train": None,
+    "b/train/": "b/valid", "b/test": None, "c": None, "e/*/train-0.tar": None, "a/test-0.tar": None, "h": None,
+    "train": None,
 }  # fmt: skip
 
 

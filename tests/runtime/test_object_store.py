@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry
 
 from deit_fast.cli.main import main
 from deit_fast.data.sources.open import find_validation, open_source
@@ -157,6 +158,7 @@ def test_what_a_store_refuses(store: S3, tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(RunError, match=r"s3://bucket/none\.pt: no such object"):
         find_object("s3://bucket/none.pt")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(_registry, "gs", raising=False)
     assert refused("gs://b/a.tar") == "gs://b: expected gcsfs, not installed: pip install 'deit_fast[cloud]'"
 
 

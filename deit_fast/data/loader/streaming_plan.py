@@ -72,20 +72,20 @@ def check_disk(data: Data, source: Source, node_lanes: Sequence[int]) -> None:
         return
     block = fitting_block(source.shard_bytes, limit, *setting)
     least = _gib(disk_needed(source.shard_bytes, 1, *setting))
-    who = "80 % of the free disk" if data.cache_limit is None else f"{data.cache_limit:g}"
-    what = f"two blocks of data.block={data.block}" if data.block else "all shards, which data.block=0 shuffles"
+    who = "null (80 % of the free disk, " if data.cache_limit is None else f"{data.cache_limit:g} ("
+    what = f"two blocks of data.block={data.block} in {source.uri}"
+    if not data.block:
+        what = f"all shards of {source.uri}, which data.block=0 shuffles"
     way = f"data.block={block} fits" if block else f"not even data.block=1 fits, which needs {least}"
-    raise RecipeError(
-        f"data.cache_limit={who} ({_gib(limit)}): expected at least {_gib(needed)} for {what} of {source.uri}; {way}"
-    )
+    raise RecipeError(f"data.cache_limit={who}{_gib(limit)}): expected at least {_gib(needed)} for {what}; {way}")
 
 
-def describe_plan(uri: str, shard_bytes: NDArray[np.int64], images: int, megabytes: float) -> Iterator[str]:
+def describe_plan(uri: str, sizes: Sequence[int], images: int, megabytes: float) -> Iterator[str]:
     """Lines on training from these shards: sizes, a table of blocks, and an epoch's time on the network.
 
-    megabytes: what a node's network gets from the store in a second, 10^6 bytes.
+    sizes: of the shards, bytes. megabytes: what a node's network gets from the store in a second, 10^6 bytes.
     """
-    shards, total = len(shard_bytes), int(shard_bytes.sum())
+    shard_bytes, shards, total = np.array(sizes), len(sizes), sum(sizes)
     yield f"{uri}: {images:,} images in {shards:,} shards, {_gib(total)}"
     yield ""
     best = recommended_block(shards)

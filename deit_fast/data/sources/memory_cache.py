@@ -27,7 +27,7 @@ class CachedSource(Source):
 
     def __init__(self, source: Source, limit: int) -> None:
         super().__init__(source.uri, source.classes, source.labels)
-        self.counted, self.shard_edges = source.counted, source.shard_edges
+        self.counted, self.shard_edges, self.readers = source.counted, source.shard_edges, source.readers
         self._source, self._left = source, limit
         self._kept: dict[int, NDArray[np.uint8]] = {}
         self._lock = threading.Lock()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.place import find_place, told_as_data_errors
+from deit_fast.data.sources.place import FILE_SUFFIXES, find_place, split_place, told_as_data_errors
 from deit_fast.data.sources.source_format import (
     OpenShards,
     Request,
@@ -21,7 +21,7 @@ from deit_fast.data.sources.splits import Split, refuse_split_like, split_of, sp
 from deit_fast.data.sources.tar_shards import TarShards
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import DataError
-from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.object_store import is_remote, is_web, without_query
 from deit_fast.runtime.patience import patiently
 
 
@@ -34,19 +34,20 @@ def open_source(
 ) -> Source:
     """Open labelled images; nothing but directories, shard indexes, labels and annotations is read (and CIFAR, whole).
 
-    uri: a folder of class folders, a folder of .tar shards, one .tar, a brace range (train-{0000..0009}.tar) or a glob
-    of them, or the folder of iNaturalist 2018 or 2019, or of CIFAR-10 or CIFAR-100, as downloaded. In an object store
-    (s3://, gs://, file://) it has to be shards. `split` takes the folder (train/, val/, ...) or the shards
-    (train-*.tar, val-*.tar, ...) that are named so, and the training or validation images of a data set as downloaded;
-    a place that has other splits alone is refused. `category` is the level of iNaturalist's taxonomy. `open_shards`
-    takes the shards found. `labels` is the file of labels of a folder of images without class folders; without it,
-    one of the names that are in use is looked for (label_files.py). Raises DataError, and StorageError where the
-    storage goes on failing.
+    uri: a folder of class folders, a folder of .tar shards, one .tar, a brace range (train-{0000..0009}.tar) or a
+    glob of them, or the folder of iNaturalist 2018 or 2019, or of CIFAR-10 or CIFAR-100, as downloaded. In a store
+    (s3://, gs://, hf://, http://, https://, file://) it has to be shards; a web server lists nothing, so that there
+    it is a range, or the folder of an index or its URI (SPLIT.index.json). `split` takes the folder (train/, val/,
+    ...) or the shards (train-*.tar, val-*.tar, ...) that are named so, and the training or validation images of a
+    data set as downloaded; a place that has other splits alone is refused. `category` is the level of iNaturalist's
+    taxonomy. `open_shards` takes the shards found. `labels` is the file of labels of a folder of images without class
+    folders; without it, one of the names that are in use is looked for (label_files.py). Raises DataError, and
+    StorageError where the storage goes on failing.
     """
     file = Path(labels) if labels else None
 
     def open_place() -> tuple[Source, SourceFormat]:
-        return _open(Request(uri, find_place(uri), split, category, open_shards, file))
+        return _open(Request(without_query(uri), find_place(uri), split, category, open_shards, file))
 
     with told_as_data_errors(uri):
         source, form = patiently(open_place, uri)
@@ -67,7 +68,7 @@ def find_validation(uri: str) -> str | None:
     """
 
     def find() -> str | None:
-        request = Request(uri, find_place(uri), "train", "name", TarShards)
+        request = Request(without_query(uri), find_place(uri), "train", "name", TarShards)
         form = _recognise(request, general=False)
         return form.find_validation(request) if form else validation_beside(request)
 
@@ -101,11 +102,17 @@ def _open(request: Request) -> tuple[Source, SourceFormat]:
     if form is not None:
         source = form.open(request)
         if source.place == source.uri and (request.files or request.folders):
-            source.place = request.place.uri
+            source.place = without_query(request.place.uri)
         return source, form
+    is_file = split_place(request.place.uri)[1].endswith(FILE_SUFFIXES)
+    if is_web(request.place.uri) and not is_file:
+        raise DataError(
+            f"{request.uri}: expected the index of tar shards (deit-fast data index), or a range such as "
+            "train-{0000..0009}.tar, since a web server lists no folders; found none"
+        )
     if is_remote(request.uri):
         made = " (deit-fast data shard makes them)"
-        found = "no such object" if request.place.uri.endswith(".tar") else f"none in {request.place.uri}"
+        found = "no such object" if is_file else f"none in {without_query(request.place.uri)}"
         raise DataError(f"{request.uri}: expected .tar shards{made}, found {found}")
     if request.path.is_file():
         raise DataError(

@@ -7,7 +7,7 @@ the same rows, and a start computes nothing that grows with the images.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -91,6 +91,11 @@ class ShardIndex:
         else:
             rows = np.concatenate([self.rows_of(number) for number in numbers])
         return make_index([self.shards[number] for number in numbers], rows, self.classes, self.named, self.kind)
+
+    def called(self, names: Sequence[str]) -> "ShardIndex":
+        """The index with other names for its shards, in their order."""
+        pairs = zip(self.shards, names, strict=True)
+        return replace(self, shards=tuple(shard._replace(name=name) for shard, name in pairs))
 
     def with_classes(self, names: list[str]) -> "ShardIndex":
         """The same images, whose labels are numbers, with other names for the classes; [] for none."""

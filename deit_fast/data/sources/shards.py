@@ -11,7 +11,7 @@ from deit_fast.data.sources.source_format import Request, SourceFormat
 from deit_fast.data.sources.splits import refuse_mixed, take_shards
 from deit_fast.runtime.braces import expand_braces, has_braces
 from deit_fast.runtime.errors import DataError
-from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.object_store import is_remote, without_query
 
 _SUFFIX = ".tar"
 _SHARD_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\.tar)")
@@ -30,10 +30,12 @@ def choose_shards(request: Request) -> Files:
         wanted = expand_braces(place.uri)
         missing = [name for name in wanted if name not in place.named]
         if missing:
-            raise DataError(f"{uri}: expected {len(wanted)} shards, {len(missing)} missing, {missing[0]} first")
+            raise DataError(
+                f"{uri}: expected {len(wanted)} shards, {len(missing)} missing, {without_query(missing[0])} first"
+            )
         return place.named
     else:
-        shards = {name: found for name, found in place.named.items() if name.endswith(_SUFFIX)}
+        shards = {name: found for name, found in place.named.items() if _is_shard(name)}
         refuse_mixed(uri, [split_place(name)[1] for name in shards])
     _refuse_gaps(list(shards))
     return shards
@@ -53,7 +55,7 @@ def _refuse_gaps(shards: Sequence[str]) -> None:
         missing = sorted(set(range(min(present), max(present))) - set(present))
         if missing:
             raise DataError(
-                f"{split_place(shards[0])[0]}: expected every shard from {present[min(present)]} to "
+                f"{without_query(split_place(shards[0])[0])}: expected every shard from {present[min(present)]} to "
                 f"{present[max(present)]}, number {missing[0]} is missing"
             )
 
@@ -62,7 +64,11 @@ def _recognises(request: Request) -> bool:
     """A folder of shards, a shard, a range of them in braces, or a glob that finds some."""
     if _in_folder(request) or has_braces(request.place.uri):
         return True
-    return any(name.endswith(_SUFFIX) for name in request.place.named)
+    return any(map(_is_shard, request.place.named))
+
+
+def _is_shard(uri: str) -> bool:
+    return split_place(uri)[1].endswith(_SUFFIX)
 
 
 def _open(request: Request) -> Source:

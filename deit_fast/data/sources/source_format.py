@@ -16,7 +16,10 @@ from deit_fast.data.sources.splits import (
     take_split,
 )
 from deit_fast.runtime.errors import DataError
+from deit_fast.runtime.object_store import without_query
 
+VALIDATION_INDEX = "val.index.json"
+"""The index of validation images, which are known by it alone where their shards are not listed."""
 OpenShards = Callable[[str, Sequence[Path]], Source]
 """(URI, shards in order) -> their images."""
 
@@ -70,7 +73,7 @@ class Request:
 
 def find_split_folders(place: Place) -> dict[str, list[str]]:
     """The folders of a place by split, as `split_folders` tells them from classes. Raises DataError."""
-    return split_folders(place.uri, place.folders, place.holds_images)
+    return split_folders(without_query(place.uri), place.folders, place.holds_images)
 
 
 def validation_beside(request: Request) -> str | None:
@@ -85,9 +88,12 @@ def validation_beside(request: Request) -> str | None:
         place = look(folder)
         found = group_by_split(place.folders)
     if "val" in found:
-        return join_place(place.uri, take_split(place.uri, found, "val"))
+        return join_place(place.uri, take_split(without_query(place.uri), found, "val"))
     pattern = None if found else shard_glob(place.files, "val")
-    return None if pattern is None else join_place(place.uri, pattern).rstrip("/")
+    listed = any(name.endswith(".tar") for name in place.files)
+    if not found and not listed and VALIDATION_INDEX in place.files:
+        pattern = VALIDATION_INDEX
+    return None if pattern is None else join_place(place.uri, pattern) if pattern else place.uri
 
 
 @dataclass(frozen=True)

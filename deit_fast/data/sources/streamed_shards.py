@@ -1,6 +1,7 @@
 """Tar shards in a store, read while they come: from this machine's disk where they are there, else from the store."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from deit_fast.data.sources.indexed_shards import IndexedShards
 from deit_fast.data.sources.shard_cache import SHARED, Disk, ShardCache
 from deit_fast.data.sources.shard_index import ShardIndex
-from deit_fast.runtime.object_store import Object, read_range
+from deit_fast.runtime.object_store import Object, read_range, without_query
 
 
 class StreamedShards(IndexedShards):
@@ -27,6 +28,14 @@ class StreamedShards(IndexedShards):
         self._objects = objects
         self._cache = ShardCache(objects, disk)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what this process has under way."""
+        return {name: value for name, value in self.__dict__.items() if name != "_cache"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._cache = ShardCache(self._objects)
+
     def expect(self, shards: NDArray[np.int64], protected: int) -> None:
         self._cache.expect(shards.tolist(), protected)
 
@@ -38,7 +47,7 @@ class StreamedShards(IndexedShards):
             return None
 
     def shard_name(self, shard: int) -> str:
-        return self._objects[shard].uri
+        return without_query(self._objects[shard].uri)
 
     def _read_range(self, shard: int, offset: int, size: int) -> NDArray[np.uint8]:
         data = self._cache.read(shard, offset, size)

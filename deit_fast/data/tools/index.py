@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -70,7 +70,7 @@ def _index(uri: str, split: Split, out: Path | None) -> Indexed:
     if out is not None:
         return _write_out(index, names, out)
     place = f"{folder}/{stem}.index.json"
-    beside = _named(index, [split_place(name)[1] for name in names])
+    beside = index.called([split_place(name)[1] for name in names])
     with TemporaryDirectory() as temporary:
         write_index(beside, Path(temporary), stem)
         for name in (f"{stem}.index.npy", f"{stem}.index.json"):
@@ -91,7 +91,7 @@ def _find_shards(uri: str, split: Split) -> Files:
 
 def _write_out(index: ShardIndex, names: Sequence[str], out: Path) -> Indexed:
     stem = _stem_of(names[0])
-    write_index(_named(index, names), out, stem)
+    write_index(index.called(names), out, stem)
     return Indexed(str(out / f"{stem}.index.json"), index)
 
 
@@ -99,12 +99,6 @@ def _stem_of(shard: str) -> str:
     """What an index away from its shards is called: by their names, or their folder's."""
     folder, name = split_place(shard)
     return split_of_shard(name) or split_of(split_place(folder)[1]) or "shards"
-
-
-def _named(index: ShardIndex, names: Sequence[str]) -> ShardIndex:
-    """The index with other names for its shards."""
-    pairs = zip(index.shards, names, strict=True)
-    return replace(index, shards=tuple(shard._replace(name=name) for shard, name in pairs))
 
 
 def _read_earlier(out: Path | None, first: str, files: Files) -> ShardIndex | None:
@@ -118,5 +112,5 @@ def _read_earlier(out: Path | None, first: str, files: Files) -> ShardIndex | No
         said, rows = files.get(f"{stem}.index.json"), files.get(f"{stem}.index.npy")
         if said is not None and rows is not None:
             index = read_index(fetch(said).read_bytes(), fetch(rows))
-            return _named(index, [f"{folder}/{shard.name}" for shard in index.shards])
+            return index.called([f"{folder}/{shard.name}" for shard in index.shards])
     return None

@@ -5,7 +5,9 @@ import json
 import math
 import os
 import tarfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -78,7 +80,7 @@ def write_shards(
         missing = [number for number, shard in enumerate(found) if shard is None]
         resized = 0
         # Spawned: threads of DALI or of torch in this process would not survive a fork.
-        with ProcessPoolExecutor(workers, get_context("spawn"), _take, (source,)) as pool:
+        with _coming(source), ProcessPoolExecutor(workers, get_context("spawn"), _take, (source,)) as pool:
             jobs = pool.map(
                 partial(_write_shard, size=size), *zip(*((paths[n], parts[n]) for n in missing), strict=True)
             )
@@ -92,6 +94,17 @@ def write_shards(
     except OSError as error:
         raise DataError(f"{folder}: expected a folder to write shards to ({error.strerror or error})") from None
     return Written(len(source), len(paths), resized, len(paths) - len(missing))
+
+
+@contextmanager
+def _coming(source: Source) -> Iterator[None]:
+    """Has shards of a store come onto the disk, where there is room, while their images are read in any order."""
+    count = len(source.shard_edges) - 1 if source.shard_edges is not None else 0
+    source.expect(np.arange(count), 0)
+    try:
+        yield
+    finally:
+        source.expect(np.arange(0), 0)
 
 
 def enlarged_share(sizes: NDArray[np.int32], seed: int = 0) -> float:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deit_fast.runtime.errors import RunError, one_line
-from deit_fast.runtime.object_store.uris import WEB, connect, host_of, scheme_of, without_query
+from deit_fast.runtime.object_store.uris import WEB, connect, host_of, renew_credentials, scheme_of, without_query
 
 TOKEN = "DEIT_FAST_HTTP_TOKEN"
 """The environment variable with the bearer token of http(s)."""
 _SIGNED_SECONDS = 3600  # a presigned URL's life, of which three quarters are used
 _TARGET_SECONDS = 600.0  # the Hub's redirects hold for an hour
-_RENEWED_SECONDS = 5.0
+_locating = threading.Lock()
 
 
 class Address(NamedTuple):
@@ -36,8 +36,6 @@ class Address(NamedTuple):
 
 
 _kept: dict[str, tuple[float, Any, Address]] = {}  # by URI: until when, of which file system, and the address
-_renewed: dict[str, float] = {}  # by scheme: when
-_renewing = threading.Lock()
 
 
 def address_of(uri: str, version: str | None) -> Address:
@@ -51,12 +49,18 @@ def address_of(uri: str, version: str | None) -> Address:
     system = connect(uri)
     if scheme == "gs":
         return _google(system, uri, version)
-    until, kept_by, address = _kept.get(uri, (0.0, None, None))
-    if address is None or kept_by is not system or time.monotonic() > until:
-        address = _hub(system, uri) if scheme == "hf" else _s3(system, uri)
-        if scheme == "s3":
-            _kept[uri] = time.monotonic() + 0.75 * _SIGNED_SECONDS, system, address
+    if (address := _still_good(system, uri)) is None:
+        with _locating:  # many readers of one object ask for its address once
+            if (address := _still_good(system, uri)) is None:
+                address = _hub(system, uri) if scheme == "hf" else _s3(system, uri)
+                if scheme == "s3":
+                    _kept[uri] = time.monotonic() + 0.75 * _SIGNED_SECONDS, system, address
     return address if scheme == "hf" else _with_condition(address, version)
+
+
+def _still_good(system: Any, uri: str) -> Address | None:
+    until, kept_by, address = _kept.get(uri, (0.0, None, None))
+    return address if kept_by is system and time.monotonic() < until else None
 
 
 def keep_target(uri: str, address: Address) -> None:
@@ -65,21 +69,10 @@ def keep_target(uri: str, address: Address) -> None:
 
 
 def renew(uri: str) -> None:
-    """Forgets the address, and has the credentials made anew where the scheme knows how."""
+    """Forgets the address, and has the credentials read anew where the scheme knows how."""
     _kept.pop(uri, None)
-    scheme = scheme_of(uri)
-    if scheme not in ("s3", "gs"):
-        return
-    with _renewing:
-        if time.monotonic() - _renewed.get(scheme, -_RENEWED_SECONDS) < _RENEWED_SECONDS:  # another thread did just now
-            return
-        _renewed[scheme] = time.monotonic()
-        system = connect(uri)
-        if scheme == "gs":
-            system.credentials.maybe_refresh(1000 * _SIGNED_SECONDS)
-            return
-        system.connect(refresh=True)
-        system.info(uri)  # follows a bucket to its region, which the client remembers
+    if renew_credentials(uri) and scheme_of(uri) == "s3":
+        connect(uri).info(uri)  # follows a bucket to its region, which the client remembers
 
 
 def _with_condition(address: Address, version: str | None) -> Address:

@@ -11,8 +11,7 @@ from deit_fast.runtime.exit_status import ExitStatus, status_of
 from deit_fast.runtime.files import cache_folder, exclusive, sync_folder
 from deit_fast.runtime.object_store.listing import find_object
 from deit_fast.runtime.object_store.reads import stream_object
-from deit_fast.runtime.object_store.uris import Object, is_remote, without_query
-from deit_fast.runtime.patience import Pause
+from deit_fast.runtime.object_store.uris import ChangedError, Object, is_remote, without_query
 from deit_fast.runtime.progress import progress
 
 _FETCHES = 16  # at once: one connection does not fill a network
@@ -41,16 +40,13 @@ def partial_place(wanted: Object, path: Path) -> Path:
     return path.with_name(f".{path.name}.{_key(wanted)}.part")
 
 
-def download(wanted: Object, path: Path, pause: Pause | None = None) -> None:
-    """Makes the file at `path` the object's content; what is there already is its beginning, of a transfer that broke.
-
-    No lock is taken: the caller has one. pause and errors: as of `read_range`, and the disk's OSErrors as they come.
-    """
+def _download(wanted: Object, path: Path) -> None:
+    """Makes the file at `path` the object's content; what is there is its beginning, of a transfer that broke."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
         if file.tell() > wanted.size:
             file.truncate(0)
-        for piece in stream_object(wanted, file.tell(), pause):
+        for piece in stream_object(wanted, file.tell()):
             file.write(piece)
         file.flush()
         os.fsync(file.fileno())
@@ -71,8 +67,8 @@ def fetch(wanted: Object, path: Path | None = None) -> Path:
                     if left != partial:
                         left.unlink()
                 try:
-                    download(wanted, partial)
-                except OSError:  # a full disk: what is there helps nobody
+                    _download(wanted, partial)
+                except (OSError, ChangedError):  # a full disk, another object: what is there helps nobody
                     partial.unlink(missing_ok=True)
                     raise
                 os.replace(partial, path)

@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import ssl
+import threading
 import urllib.request
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -13,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 
 from deit_fast.runtime.errors import RunError, one_line
 from deit_fast.runtime.object_store.addresses import Address
-from deit_fast.runtime.object_store.uris import host_of
+from deit_fast.runtime.object_store.uris import DeniedError, host_of
 from deit_fast.runtime.patience import BusyError
 
 CONNECT_SECONDS = 10.0
@@ -22,10 +23,10 @@ _CONNECTIONS = 64  # to a host that are kept; more are opened as they are needed
 _REDIRECTS = 5
 _PASSING = {408, 425, 429}  # and all from 500 on
 _AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+_SETTINGS = (*_AUTHORITIES, *_PROXIES, *map(str.upper, _PROXIES), "REQUEST_METHOD")  # the last stops HTTP_PROXY
 
-
-class DeniedError(RunError):
-    """The credentials were not taken: 401 or 403, or S3's 400 for a token that expired or another region."""
+_making = threading.Lock()
 
 
 class Opened(NamedTuple):
@@ -124,7 +125,7 @@ def _translate(error: Exception, url: str, name: str) -> Exception:
         return RunError(f"{name}: expected a URL")
     text, host = one_line(error), host_of(url)
     if isinstance(error, errors.SSLError) and "CERTIFICATE_VERIFY_FAILED" in text:
-        return RunError(f"{name}: the certificate of {host} is not trusted; SSL_CERT_FILE names other authorities")
+        return RunError(f"{name}: the certificate of {host} is not trusted; REQUESTS_CA_BUNDLE names other authorities")
     if isinstance(error, errors.NewConnectionError):  # in urllib3 1.26 a time-out too
         return BusyError(f"no connection to {host}: {text.rpartition(': ')[2]}")
     if isinstance(error, errors.TimeoutError):
@@ -136,29 +137,25 @@ def _translate(error: Exception, url: str, name: str) -> Exception:
 
 def _pool(url: str, authority: str | None) -> Any:
     parts = urlsplit(url)
-    proxies = {} if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    set_now = tuple(os.environ.get(each) for each in _SETTINGS)
+    with _making:  # of many readers that begin at once, one makes it
+        return _find_pool(os.getpid(), parts.scheme, parts.netloc, authority, set_now)
+
+
+@functools.lru_cache(maxsize=256)
+def _find_pool(process: int, scheme: str, netloc: str, authority: str | None, set_now: tuple[str | None, ...]) -> Any:
+    """What the environment says for this host. `set_now` is its part that matters, which takes longer to understand."""
+    proxies = {} if urllib.request.proxy_bypass(netloc) else urllib.request.getproxies()
     named = next((os.environ[each] for each in _AUTHORITIES if os.environ.get(each)), None)
-    return _make_pool(os.getpid(), proxy, authority or named)
+    return _make_pool(process, proxies.get(scheme) or proxies.get("all"), scheme == "https", authority or named)
 
 
 @functools.lru_cache(maxsize=8)
-def _make_pool(process: int, proxy: str | None, authority: str | None) -> Any:
+def _make_pool(process: int, proxy: str | None, secure: bool, authority: str | None) -> Any:
     """The connections of one process, which a fork does not share."""
     import urllib3
 
-    try:
-        if authority is None:
-            import certifi
-
-            context = ssl.create_default_context()
-            context.load_verify_locations(certifi.where())  # a slim container has no authorities of its own
-        elif os.path.isdir(authority):
-            context = ssl.create_default_context(capath=authority)
-        else:
-            context = ssl.create_default_context(cafile=authority)
-    except OSError as error:
-        raise RunError(f"{authority}: expected a file of CA certificates ({error.strerror or error})") from None
+    context = _trust(authority) if secure else None
     kept = {"num_pools": 32, "maxsize": _CONNECTIONS, "block": False, "ssl_context": context}
     if proxy is None:
         return urllib3.PoolManager(**kept)
@@ -169,3 +166,21 @@ def _make_pool(process: int, proxy: str | None, authority: str | None) -> Any:
         return urllib3.ProxyManager(proxy, proxy_headers=urllib3.make_headers(proxy_basic_auth=user), **kept)
     except (urllib3.exceptions.HTTPError, ValueError):
         raise RunError(f"{parts.scheme}://{parts.hostname}: expected an HTTP proxy in the environment") from None
+
+
+def _trust(authority: str | None) -> ssl.SSLContext:
+    """Certificates that are taken: of the system, or of the file or folder `authority`."""
+    from urllib3.util.ssl_ import create_urllib3_context
+
+    context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)  # the standard library's fails for IP addresses there
+    try:
+        if authority is None:
+            import certifi
+
+            context.load_default_certs()
+            context.load_verify_locations(certifi.where())  # a slim container has no authorities of its own
+        else:
+            context.load_verify_locations(**{"capath" if os.path.isdir(authority) else "cafile": authority})
+    except OSError as error:
+        raise RunError(f"{authority}: expected a file of CA certificates ({error.strerror or error})") from None
+    return context

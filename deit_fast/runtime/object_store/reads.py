@@ -6,10 +6,11 @@ from typing import Protocol
 
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.object_store.addresses import TOKEN, Address, address_of, keep_target, renew
-from deit_fast.runtime.object_store.http_get import DeniedError, Opened, get, read_piece
+from deit_fast.runtime.object_store.http_get import Opened, get, read_piece
 from deit_fast.runtime.object_store.uris import (
     WEB,
     ChangedError,
+    DeniedError,
     Object,
     ask,
     missing,
@@ -48,7 +49,7 @@ def read_object(uri: str) -> bytes:
 def find_by_reading(uri: str) -> Object:
     """The object at a URI of http(s) or hf, by the first byte of it. Raises RunError."""
     transfer = _Transfer(uri, 0, 1, None)
-    ask(uri, transfer.open)
+    ask(uri, transfer.read)
     assert transfer.size is not None
     transfer.close()
     return Object(uri, transfer.size, transfer.version or "")
@@ -121,15 +122,15 @@ class _Transfer:
 
     def close(self) -> None:
         if self._opened is not None:
-            unread = self._stop is None or self._position < self._stop
-            self._opened.body.close() if unread else self._opened.body.release_conn()
+            self._opened.body.close()  # read to its end, it gave its connection back already
             self._opened = None
 
     def _get(self, address: Address, name: str) -> Opened:
         whole = self._position == 0 and self._stop in (None, self.size)
         last = "" if self._stop is None else self._stop - 1
         opened = get(address, name, None if whole else f"bytes={self._position}-{last}")
-        if scheme_of(self.uri) == "hf" and opened.linked and opened.body.status in (200, 206):
+        went_on = opened.url != address.url and opened.body.status in (200, 206)
+        if scheme_of(self.uri) == "hf" and opened.linked and went_on:
             keep_target(self.uri, Address(opened.url, {}, None, opened.linked.strip('"')))
         return opened
 
@@ -140,19 +141,22 @@ class _Transfer:
             raise _changed(self.uri, "it is gone") if self._listed else missing(self.uri)
         if status == 412 or (status == 416 and self.size != 0 and self._listed):
             raise _changed(self.uri, "another one is there")
-        _, _, total = body.headers.get("Content-Range", "").rpartition("/")
-        size = int(total) if total.isdecimal() else _length(body)
-        if size is None:
+        span, _, total = body.headers.get("Content-Range", "").rpartition("/")
+        if status == 206 and not span.startswith(f"bytes {self._position}-"):
+            raise BusyError(f"byte {self._position} was asked for, and {span or 'no range'} came")
+        size = int(total) if total.isdecimal() else None if status == 206 else _length(body)
+        if size is None and not self._listed:
             raise RunError(f"{without_query(self.uri)}: expected a server that says how large it is (Content-Length)")
-        if self.size is not None and size != self.size:
+        if size is not None and self.size not in (None, size):
             raise _changed(self.uri, f"{size} bytes instead of {self.size}")
-        if self._listed and self._stop is not None and size < self._stop:
+        if self._listed and size is not None and self._stop is not None and size < self._stop:
             raise _changed(self.uri, f"{size} bytes, and byte {self._stop - 1} is asked for")
         version = self._version_of(opened, address)
         if self.version and version and not _same(version, self.version):
             raise _changed(self.uri, "another one is there")
-        self.size, self.version = size, self.version or version
-        self._stop = size if self._stop is None else min(self._stop, size)
+        self.version = self.version or version
+        if size is not None:
+            self.size, self._stop = size, size if self._stop is None else min(self._stop, size)
         if status == 200:  # a server without ranges sends everything from the beginning
             skipped = 0
             while skipped < self._position:

@@ -4,6 +4,8 @@ import errno
 import json
 import logging
 import re
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -14,8 +16,14 @@ from deit_fast.runtime.patience import BusyError, Pause, patiently
 
 WEB = ("http", "https")
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "file": "fsspec"}
+_WRITABLE = ("s3", "gs", "file")
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_DENIED = re.compile(r"^Forbidden|\((?:401|403)\)")  # gcsfs's and s3fs's words where they have no type for it
 _SHOWN_REASON = 300  # characters of what a library says
+_RENEWED_SECONDS = 5.0
+_EVER = 10**9  # seconds that a token would have to be good for not to be asked for anew
+_renewed: dict[str, float] = {}  # by scheme: when
+_renewing = threading.Lock()
 
 Result = TypeVar("Result")
 
@@ -44,6 +52,10 @@ class ChangedError(RunError):
     """The object in the store is another one than was listed, or is gone."""
 
 
+class DeniedError(RunError):
+    """The credentials were not taken: 401 or 403, or S3's 400 for a token that expired or another region."""
+
+
 def is_remote(uri: object) -> bool:
     """Whether it is a URI with a scheme rather than a path."""
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", str(uri)) is not None
@@ -54,19 +66,31 @@ def scheme_of(uri: str) -> str:
     return uri.partition("://")[0].lower()
 
 
+def is_web(uri: str) -> bool:
+    """Whether it is a URI of http or https, whose servers list nothing."""
+    return is_remote(uri) and scheme_of(uri) in WEB
+
+
 def without_query(uri: str) -> str:
     """The URI as messages show it and files are named: of http(s) without a query, which may be a signature."""
     return uri.partition("?")[0] if scheme_of(uri) in WEB else uri
 
 
+def check_writable(uri: str) -> None:
+    """Raises RunError for a URI whose scheme is only read."""
+    if scheme_of(uri) not in _WRITABLE:
+        raise RunError(f"{without_query(uri)}: expected a path, s3://, gs:// or file://")
+
+
 def connect(uri: str, writes: bool = False) -> Any:
     """The file system of fsspec for the URI's scheme. Raises RunError where there is none."""
     scheme = scheme_of(uri)
-    if scheme in WEB and not writes:
+    if writes:
+        check_writable(uri)
+    if scheme in WEB:
         raise RunError(f"{without_query(uri)}: expected a file, since a web server lists no folders")
-    if scheme not in _PACKAGES or (writes and scheme == "hf"):
-        web = "" if writes else ", hf://, http://, https://"
-        raise RunError(f"{without_query(uri)}: expected a path, s3://, gs://{web} or file://")
+    if scheme not in _PACKAGES:
+        raise RunError(f"{without_query(uri)}: expected a path, s3://, gs://, hf://, http://, https:// or file://")
     try:
         import fsspec
 
@@ -98,21 +122,48 @@ def ask(uri: str, action: Callable[[], Result], pause: Pause | None = None) -> R
         except (RunError, BusyError):
             raise
         except Exception as error:  # botocore, aiohttp, httpx and google-auth raise what they like
-            if refused := refusal(uri, error):
-                raise refused from None
-            raise BusyError(one_line(error)[:_SHOWN_REASON] or type(error).__name__) from None
+            raise refusal(uri, error) or BusyError(_reason(error)) from None
 
-    return patiently(translated, without_query(uri), pause=pause, doing="reached")
+    def with_fresh_credentials() -> Result:
+        try:
+            return translated()
+        except DeniedError:
+            if not renew_credentials(uri):
+                raise
+        return translated()
+
+    return patiently(with_fresh_credentials, without_query(uri), pause=pause, doing="reached")
+
+
+def renew_credentials(uri: str) -> bool:
+    """Has the credentials of s3 or gs read anew, unless that was just done. Returns whether there may be others now.
+
+    Raises what the libraries raise.
+    """
+    scheme = scheme_of(uri)
+    if scheme not in ("s3", "gs"):
+        return False
+    with _renewing:
+        if time.monotonic() - _renewed.get(scheme, -_RENEWED_SECONDS) >= _RENEWED_SECONDS:  # of many threads, the first
+            _renewed[scheme] = time.monotonic()
+            system = connect(uri)
+            if scheme == "s3":
+                system.connect(refresh=True)
+            else:
+                system.credentials.maybe_refresh(_EVER)
+        return True
 
 
 def refusal(uri: str, error: Exception) -> RunError | None:
     """What a user has to mend where a library raised this error, one line; None for an error that may pass."""
-    reason, name = one_line(error)[:_SHOWN_REASON], type(error).__name__
+    reason, name = _reason(error), type(error).__name__
     status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "code", None)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return MissingError(f"{without_query(uri)}: {_missing(uri)}")
-    if isinstance(error, PermissionError) or status in (401, 403) or reason.startswith("Forbidden"):
-        return RunError(f"{uri}: access denied ({reason})")
+    if isinstance(error, PermissionError) or status in (401, 403) or _DENIED.search(reason):
+        if scheme_of(uri) == "hf":
+            reason = f"{status}; HF_TOKEN or `hf auth login` may hold another token"
+        return DeniedError(f"{without_query(uri)}: access denied ({reason})")
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return StorageError(f"{uri}: cannot be written ({error.strerror})")
     if "Credential" in name:
@@ -122,6 +173,10 @@ def refusal(uri: str, error: Exception) -> RunError | None:
     if lasting or wrong or name in ("ParamValidationError", "ProfileNotFound", "ConfigParseError"):
         return RunError(f"{uri}: {reason}")
     return None
+
+
+def _reason(error: Exception) -> str:
+    return one_line(error)[:_SHOWN_REASON] or type(error).__name__
 
 
 def _missing(uri: str) -> str:
