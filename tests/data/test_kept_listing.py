@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
-from deit_fast.data.sources import folder, kept_listing, listed_files
+from deit_fast.data.sources import folder, kept_listing, listed_files, listing
 from deit_fast.data.sources.identity import identify
 from deit_fast.data.sources.open import open_source
 from deit_fast.runtime import mapped, mounts
@@ -135,6 +135,21 @@ def test_what_changed_is_seen(root: Path, kind: str, walks: list[str]) -> None:
     names = [name for name, _ in samples(root)]
     assert samples(root) != before or kind == "classes swapped"
     assert all(os.path.exists(name) for name in names)
+
+
+@pytest.mark.parametrize("remembered", [0, 2, 2**15])
+def test_names_by_number_and_by_slice(root: Path, monkeypatch: pytest.MonkeyPatch, remembered: int) -> None:
+    monkeypatch.setattr(listing, "_REMEMBERED", remembered)
+    source = open_source(str(root))
+    names, inner = [name for name, _ in TorchvisionFolder(str(root)).samples], source.relative_names()
+    assert [source.name(index) for index in (*range(62), *range(61, -1, -1))] == names + names[::-1]
+    assert source.name(np.int64(20)) == names[20]
+    expected = [os.path.relpath(name, root).partition("/")[2] for name in names]
+    for part in (slice(None), slice(3, 45), slice(None, None, 7), slice(21, 21), slice(50, 999), slice(-5, None)):
+        assert inner[part] == expected[part]
+    assert (inner[-1], list(inner), len(inner)) == (expected[-1], expected, 62)
+    with pytest.raises(IndexError):
+        inner[62]
 
 
 @pytest.mark.usefixtures("settled")

@@ -45,7 +45,7 @@ def test_any_damage_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "file"
     mapped.write_arrays(path, CONTENT, ARRAYS)
     whole = path.read_bytes()
-    damaged = [whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :] for at in range(len(whole))]
+    damaged = [whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :] for at in range(0, len(whole), 3)]
     damaged += [whole[:size] for size in range(len(whole))] + [whole + b"\0" * 8, b"[]", whole[:8] + b"\xff" * 99]
     for content in damaged:
         path.write_bytes(content)

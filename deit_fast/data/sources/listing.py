@@ -5,6 +5,7 @@ About 26 bytes an image: the file's name, where it ends, and the label. Folders 
 
 import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ARRAYS = ("files", "file_ends", "folders", "folder_ends", "first", "folder_of", "labels")
+_REMEMBERED = 2**15  # folders, of which a process keeps what it looked up: data sets of classes have no more
 _END = b"\0"  # no name of a file has it
 
 
@@ -108,8 +110,10 @@ class ImageNames(Sequence[str]):
     """The names of a listing's N images, made when they are asked for, each behind what its folder `begin`s with."""
 
     def __init__(self, listing: Listing, begin: Callable[[str], str]) -> None:
-        self._files, self._folders = listing.files, listing.folders
-        self._first, self._folder_of, self._begin = listing.first, listing.folder_of, begin
+        self._files, self._folders, self._begin = listing.files, listing.folders, begin
+        self._first, self._folder_of = listing.first, listing.folder_of
+        self._edges = self._first.tolist() if len(self._first) <= _REMEMBERED else self._first
+        self._begins: dict[int, str] = {}  # of folders that were asked for
 
     def __len__(self) -> int:
         return len(self._files)
@@ -120,13 +124,18 @@ class ImageNames(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if not isinstance(index, slice):
-            run = int(self._first.searchsorted(range(len(self))[index], "right")) - 1
-            return self._begin(self._folders[self._folder_of[run]]) + self._files[index]
+            folder = int(self._folder_of[bisect_right(self._edges, range(len(self))[index]) - 1])
+            begin = self._begins.get(folder)
+            if begin is None:
+                begin = self._begin(self._folders[folder])
+                if len(self._begins) < _REMEMBERED:
+                    self._begins[folder] = begin
+            return begin + self._files[index]
         indices = np.arange(*index.indices(len(self)))
         runs, starts = np.unique(np.searchsorted(self._first, indices, "right") - 1, return_index=True)
         begins = [self._begin(self._folders[folder]) for folder in self._folder_of[runs].tolist()]
         files = self._files[index]
-        parts = zip(begins, starts.tolist(), [*starts[1:].tolist(), len(files)], strict=True)
+        parts = zip(begins, starts.tolist(), np.append(starts, len(files))[1:].tolist(), strict=True)
         return [begin + file for begin, start, stop in parts for file in files[start:stop]]
 
 
