@@ -17,8 +17,8 @@ from safetensors.torch import load
 from deit_fast.checkpoint.format import verify_checkpoint
 from deit_fast.cli import main as cli
 from deit_fast.infer.predict import load_model
-from deit_fast.runtime import object_store as objects
 from deit_fast.runtime.exit_status import ExitStatus
+from deit_fast.runtime.object_store import objects
 from tests.checkpoint.test_durable import LENGTH, equal, run
 from tests.conftest import ROOT
 from tests.object_store import S3, serve

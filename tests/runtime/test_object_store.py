@@ -10,9 +10,8 @@ import pytest
 
 from deit_fast.cli.main import main
 from deit_fast.data.sources.open import find_validation, open_source
-from deit_fast.runtime import object_store as objects
 from deit_fast.runtime.errors import RunError, StorageError
-from deit_fast.runtime.object_store import fetch, find_object
+from deit_fast.runtime.object_store import fetch, find_object, objects
 from tests.image_files import refused, samples, write, write_tar
 from tests.object_store import S3, serve
 

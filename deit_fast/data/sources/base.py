@@ -39,6 +39,10 @@ class Source(ABC):
         """Whether the classes are only as many as the largest label says, so that there may be more."""
         self.shard_edges: NDArray[np.int64] | None = None
         """int64 [shards + 1]: shard s holds the images from shard_edges[s] to shard_edges[s + 1] - 1; or None."""
+        self.shard_bytes: NDArray[np.int64] | None = None
+        """int64 [shards], of shards that are fetched to this machine's disk while they are read; else None."""
+        self.cache_limit: int | None = None
+        """Bytes that these may take on the disk, set before the first `expect`; None: 80 % of what is free."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,8 +61,9 @@ class Source(ABC):
     def expect(self, shards: NDArray[np.int64], protected: int) -> None:  # noqa: B027
         """Tells a source that fetches its shards which of them are read next; any other source ignores it.
 
-        shards: int64 [shards], all of them in the order of their next use. protected: how many of the first are of
-        batches that are being prepared or come right after these, so that they have to stay on the disk.
+        shards: int64 [m], each once, in the order of their next use by this machine's processes, which are all told
+        the same; what is not among them is needed later still, or by other machines. protected: how many of the first
+        are of batches that are being prepared or come right after these, so that they have to stay on the disk.
         """
 
     def relative_names(self) -> list[str]:

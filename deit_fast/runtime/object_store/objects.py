@@ -8,13 +8,14 @@ import hashlib
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from deit_fast.runtime.errors import RunError, StorageError, one_line
 from deit_fast.runtime.files import atomic_path, cache_folder, exclusive
+from deit_fast.runtime.patience import Pause
 from deit_fast.runtime.progress import progress
 
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "file": "fsspec"}
@@ -147,6 +148,36 @@ def read_object(uri: str) -> bytes:
     return _attempt(uri, lambda: _connect(uri).cat_file(uri))
 
 
+def read_range(uri: str, start: int, size: int, version: str, pause: Pause | None = None) -> bytes:
+    """`size` bytes of the object from byte `start` on, of this version of it.
+
+    version: as an Object or an index has it. pause: as of `patiently`, true to give up at once. Raises ChangedError
+    where the object is another one now, or gone; StorageError where the store goes on failing; else RunError.
+    """
+    return _attempt(uri, lambda: _connect(uri).cat_file(uri, start=start, end=start + size))
+
+
+def stream_object(wanted: Object, start: int = 0, pause: Pause | None = None) -> Iterator[bytes]:
+    """The object's content from byte `start` on, in pieces, going on at the byte reached where a transfer breaks.
+
+    pause and errors: as of `read_range`.
+    """
+    while start < wanted.size:
+        yield read_range(wanted.uri, start, size := min(1 << 20, wanted.size - start), wanted.version, pause)
+        start += size
+
+
+def download(wanted: Object, path: Path, pause: Pause | None = None) -> None:
+    """Makes the file at `path` the object's content; what is there already is its beginning, of a transfer that broke.
+
+    No lock is taken: the caller has one. pause and errors: as of `read_range`. Raises also the disk's OSErrors.
+    """
+    have = path.stat().st_size if path.exists() else 0
+    with open(path, "ab") as file:
+        for piece in stream_object(wanted, have, pause):
+            file.write(piece)
+
+
 def write_object(uri: str, content: Path | bytes) -> None:
     """Stores a file, or bytes, whole or not at all (but for file://). Raises RunError."""
 
@@ -173,6 +204,10 @@ def remove_object(uri: str) -> None:
         _attempt(uri, lambda: _connect(uri).rm_file(uri))
     except _MissingError:
         return
+
+
+class ChangedError(RunError):
+    """The object in the store is another one than was listed, or is gone."""
 
 
 class _MissingError(RunError):

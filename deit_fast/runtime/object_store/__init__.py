@@ -1,0 +1,43 @@
+"""Objects in stores, by URI (s3, gs, hf, http, https, file): listed, read, fetched, written, copied."""
+
+from deit_fast.runtime.object_store.objects import (
+    ChangedError,
+    Object,
+    cached_place,
+    copy_object,
+    download,
+    fetch,
+    fetch_all,
+    fetch_file,
+    find_object,
+    is_folder,
+    is_remote,
+    list_objects,
+    local_place,
+    read_object,
+    read_range,
+    remove_object,
+    stream_object,
+    write_object,
+)
+
+__all__ = [
+    "ChangedError",
+    "Object",
+    "cached_place",
+    "copy_object",
+    "download",
+    "fetch",
+    "fetch_all",
+    "fetch_file",
+    "find_object",
+    "is_folder",
+    "is_remote",
+    "list_objects",
+    "local_place",
+    "read_object",
+    "read_range",
+    "remove_object",
+    "stream_object",
+    "write_object",
+]
