@@ -53,7 +53,7 @@ def build_eval_loader(recipe: Recipe, source: Source, world: World) -> EvalLoade
     batch = min(EVAL_BATCH, -(-len(source) // world.size))
     return EvalLoader(
         source, recipe.data, recipe.model.image_size, batch, world.device, cpu_threads(), world.rank, world.size,
-        patience(recipe.run.hang_timeout),
+        patience(recipe.run.hang_timeout), world.node_ranks,
     )  # fmt: skip
 
 

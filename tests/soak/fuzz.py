@@ -11,6 +11,7 @@ from deit_fast.checkpoint import format as checkpoint
 from deit_fast.checkpoint.format import load_checkpoint, verify_checkpoint, write_checkpoint
 from deit_fast.convert.detect import load_weights
 from deit_fast.data.loader import batches as loader
+from deit_fast.data.loader.order import FullOrder
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources import shard_index as shards_module
 from deit_fast.models.build import build_model
@@ -33,7 +34,7 @@ def images(folder: Path, count: int, seed: int, plant: str) -> Found:
         class Mislabelled(loader.Batch):
             def __init__(self, *fields: Any, **named: Any) -> None:
                 super().__init__(*fields, **named)
-                planned = TrainSampler(48, 1, len(self.indices), 0).batch(self.step).indices
+                planned = TrainSampler(FullOrder(48, 0), 1, len(self.indices)).batch(self.step).indices
                 vars(self).update(indices=planned, labels=torch.from_numpy(planned % 3))
 
         loader.Batch = Mislabelled  # type: ignore[misc]

@@ -48,27 +48,31 @@ class Order(ABC):
 
     def images(self, epoch: int, lane: int, start: int, stop: int) -> NDArray[np.int64]:
         """The images at the places from `start` to stop - 1 of a lane's epoch, int64 [stop - start]."""
-        parts = [part[first:last] for part, first, last in self._spans(epoch, lane, start, stop)]
+        spans = self._spans(epoch, lane, start, stop)
+        parts = [self._block(epoch, lane, block)[first:last] for block, first, last in spans]
         return np.concatenate(parts, dtype=np.int64) if parts else np.empty(0, np.int64)
 
     def shards(self, epoch: int, lane: int, start: int, stop: int) -> NDArray[np.int64]:
         """The shards that these images are in, each once, int64 [k], in the order of their first images."""
         found: list[NDArray[np.int64]] = []
-        for part, first, last in self._spans(epoch, lane, start, stop):
-            found.append(self._first_need(part[first:last]))
+        for block, first, last in self._spans(epoch, lane, start, stop):
+            possible = len(self.block_shards(epoch, lane, block))
+            found.append(self._first_need(self._block(epoch, lane, block)[first:last], possible))
         return _once(np.concatenate(found)) if found else np.empty(0, np.int64)
 
-    def next_use(self, epoch: int, lane: int, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """When the lane needs which shard next, from place `start` of its epoch to the end of the epoch after it.
+    def next_use(
+        self, epoch: int, lane: int, start: int, stop: int, epochs: int = 2
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which shards the lane needs next and when, from place `start` of `epoch` to the end of so many epochs.
 
         stop: places of an epoch that are used. Returns the shards, each once, in the order of the blocks they are in,
         int64 [k], and the place where that block begins, [k], counted from the start of `epoch`. A shard that is not
         among them is needed later still.
         """
         shards, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for later, since in ((0, start), (1, 0)):
+        for later in range(epochs):
             edges = self.block_edges(epoch + later, lane)
-            for block in range(_block_at(edges, since), len(edges) - 1):
+            for block in range(0 if later else self.block_at(epoch, lane, start), len(edges) - 1):
                 if edges[block] >= stop:
                     break
                 shards.append(self.block_shards(epoch + later, lane, block))
@@ -77,14 +81,19 @@ class Order(ABC):
         first = np.sort(np.unique(every, return_index=True)[1])
         return every[first], when[first]
 
-    def _spans(self, epoch: int, lane: int, start: int, stop: int) -> Iterator[tuple[Images, int, int]]:
-        """The blocks' images that a span touches, each with the first and one past the last place in the block."""
+    def block_at(self, epoch: int, lane: int, place: int) -> int:
+        """The block that holds a place of a lane's epoch; the last one for a place after all of them."""
         edges = self.block_edges(epoch, lane)
-        for block in range(_block_at(edges, start), len(edges) - 1):
+        return min(int(np.searchsorted(edges, place, "right")), len(edges) - 1) - 1
+
+    def _spans(self, epoch: int, lane: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """The blocks that a span touches, each with the first and one past the last place in the block."""
+        edges = self.block_edges(epoch, lane)
+        for block in range(self.block_at(epoch, lane, start), len(edges) - 1):
             begin, end = int(edges[block]), int(edges[block + 1])
             if begin >= stop:
                 return
-            yield self._block(epoch, lane, block), max(start - begin, 0), min(stop, end) - begin
+            yield block, max(start - begin, 0), min(stop, end) - begin
 
     def _block(self, epoch: int, lane: int, block: int) -> Images:
         """`_block_images`, from memory where it is of the lane's last two."""
@@ -96,10 +105,12 @@ class Order(ABC):
         self._recent[lane] = (*recent[-1:], (key, images))  # replaced, not changed: another thread may be reading
         return images
 
-    def _first_need(self, images: Images) -> NDArray[np.int64]:
-        """The shards that the images are in, in the order of need. Most often the first few images have them all."""
+    def _first_need(self, images: Images, possible: int) -> NDArray[np.int64]:
+        """The shards that the images are in, in the order of need; the first few images most often have all of them.
+
+        possible: how many there are at most.
+        """
         found, start, size = np.empty(0, np.int64), 0, _FIRST_CHUNK
-        possible = int(np.count_nonzero(np.diff(self.edges)))
         while start < len(images) and len(found) < possible:
             part = np.searchsorted(self.edges, images[start : start + size], "right") - 1
             found = _once(np.concatenate((found, part)))
@@ -212,11 +223,6 @@ class StoredOrder(Order):
 
     def _bounds(self, lane: int) -> tuple[int, int]:
         return self.length * lane // self.lanes, self.length * (lane + 1) // self.lanes
-
-
-def _block_at(edges: NDArray[np.int64], place: int) -> int:
-    """The block that holds a place of a lane."""
-    return int(np.searchsorted(edges, place, "right")) - 1
 
 
 def _once(values: NDArray[np.int64]) -> NDArray[np.int64]:

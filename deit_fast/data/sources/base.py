@@ -5,6 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from deit_fast.data.sources.pixels import as_decodable
 from deit_fast.runtime.errors import DataError, one_line, printable
 from deit_fast.runtime.patience import Pause, may_pass, patiently
 from deit_fast.runtime.progress import progress
+
+if TYPE_CHECKING:
+    from deit_fast.data.sources.identity import Identity
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _MAX_BYTES = 2**30  # of a file
@@ -28,6 +32,9 @@ class Source(ABC):
     uri: the place as the user wrote it. classes: names of the K classes. labels: int64 [N], indices into classes.
     """
 
+    readers = 8
+    """Images that are best read at once; they wait for a disk more than they compute."""
+
     def __init__(self, uri: str, classes: list[str], labels: NDArray[np.int64]) -> None:
         self.uri = uri
         self.place = uri
@@ -41,8 +48,6 @@ class Source(ABC):
         """int64 [shards + 1]: shard s holds the images from shard_edges[s] to shard_edges[s + 1] - 1; or None."""
         self.shard_bytes: NDArray[np.int64] | None = None
         """int64 [shards], of shards that are fetched to this machine's disk while they are read; else None."""
-        self.cache_limit: int | None = None
-        """Bytes that these may take on the disk, set before the first `expect`; None: 80 % of what is free."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,8 +68,16 @@ class Source(ABC):
 
         shards: int64 [m], each once, in the order of their next use by this machine's processes, which are all told
         the same; what is not among them is needed later still, or by other machines. protected: how many of the first
-        are of batches that are being prepared or come right after these, so that they have to stay on the disk.
+        are of batches that are being prepared or come right after these, so that they have to stay on the disk. None at
+        all: the iteration over the batches has ended.
         """
+
+    def limit_cache(self, limit: int | None) -> int | None:
+        """Says how many bytes of this machine's disk fetched shards may take; called before anything is read.
+
+        limit: None for 80 % of what is free or theirs already. Returns the number, or None where nothing is fetched.
+        """
+        return None
 
     def relative_names(self) -> list[str]:
         """The N images' names without the place where the data set lies, the same for every copy of it.
@@ -74,6 +87,13 @@ class Source(ABC):
         names = [self.name(index) for index in range(len(self))]
         alike = os.path.commonprefix([min(names), max(names)]) if names else ""  # noqa: RUF071 (names may be URIs too)
         return [name[alike.rfind("/") + 1 :] for name in names]
+
+    def identity(self) -> "Identity | None":
+        """What the data set is, where that was found out earlier; None where `identify` has to ask for names and sizes.
+
+        Raises StorageError.
+        """
+        return None
 
     def fingerprints(self) -> NDArray[np.int64]:
         """int64 [N, m], numbers that are others where an image is stored with other content; no image is read.
@@ -126,7 +146,7 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[n
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's reader would else wait for its writer
         try:
             wanted = os.fstat(descriptor).st_size if size is None else size
-            data = _read_all(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
+            data = read_all(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -141,7 +161,7 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[n
     return np.frombuffer(data, np.uint8)
 
 
-def _read_all(descriptor: int, size: int, offset: int) -> bytes:
+def read_all(descriptor: int, size: int, offset: int) -> bytes:
     """What the file has of these bytes; one read may give fewer, as of a network's file system that was interrupted."""
     data = os.pread(descriptor, size, offset)
     while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
@@ -190,7 +210,7 @@ def read_image(
     wrong, StorageError where the storage goes on failing.
     """
     try:
-        return patiently(lambda: source.read(index), source.name(index), seconds, pause)
+        return patiently(lambda: source.read(index), lambda: source.name(index), seconds, pause)
     except OSError as error:
         if error.errno is None:  # no word of the system's
             raise

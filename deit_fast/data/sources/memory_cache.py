@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.headers import Header
+from deit_fast.data.sources.identity import Identity
 
 _ENTRY_BYTES = 256  # of an array, its bytes object and its place in the table, beside the content
 
@@ -51,6 +52,9 @@ class CachedSource(Source):
 
     def relative_names(self) -> list[str]:
         return self._source.relative_names()
+
+    def identity(self) -> Identity | None:
+        return self._source.identity()
 
     def fingerprints(self) -> NDArray[np.int64]:
         return self._source.fingerprints()

@@ -17,8 +17,8 @@ from deit_fast.data.augment.view_params import draw_views
 from deit_fast.data.sources.base import Source, read_image
 from deit_fast.data.sources.classes import one_form, read_class_names
 from deit_fast.data.sources.headers import open_image
+from deit_fast.data.sources.open_index import read_shard
 from deit_fast.data.sources.pixels import as_rgb
-from deit_fast.data.sources.shard_index import open_shard
 from deit_fast.data.sources.splits import Split
 from deit_fast.recipe.sections import Augment
 from deit_fast.runtime.errors import DataError, one_line
@@ -118,7 +118,6 @@ def _write_shard(path: Path, indices: NDArray[np.int64], size: int | None) -> in
                 member = tarfile.TarInfo(f"{index:08d}{name}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    open_shard(path)  # makes the index
     return resized
 
 
@@ -145,12 +144,12 @@ def _holds(path: Path, source: Source, indices: NDArray[np.int64]) -> bool:
     """Whether the shard is there, whole, with these images in this order."""
     if not path.exists():
         return False
-    try:
-        shard = open_shard(path)
-    except ValueError:
+    listing, _ = read_shard(path)
+    if listing.refusal() is not None:
         return False
-    keys = [int(Path(member).stem) if Path(member).stem.isdigit() else -1 for member in shard.members]
-    return keys == indices.tolist() and bool(np.array_equal(shard.labels, source.labels[indices]))
+    stems = [Path(sample.member).stem for sample in listing.samples]
+    keys = [int(stem) if stem.isdigit() else -1 for stem in stems]
+    return keys == indices.tolist() and [each.label for each in listing.samples] == source.labels[indices].tolist()
 
 
 def _write_classes(path: Path, source: Source) -> None:

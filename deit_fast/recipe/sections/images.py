@@ -49,6 +49,10 @@ class Data(Section):
         """Whether an image is decoded once for all its views in a process."""
         return self.repeats > 1 and self.layout == "together"
 
+    def problems(self) -> Iterator[str]:
+        if self.lanes > 1 and not self.block:
+            yield f"data.lanes={self.lanes}: expected 1 with data.block=0, which shuffles the images of all shards"
+
 
 class Augment(Section):
     """What is done to each view of an image in training."""
