@@ -1,6 +1,6 @@
 """Training images from a store: ours, an earlier build, webdataset, MosaicML streaming and litdata, side by side.
 
-Every contender is a process of its own (streaming_contenders.py) that reads two epochs from the same slow store on
+Every contender is a process of its own (streams/contenders.py) that reads two epochs from the same slow store on
 loopback, with an empty disk before each. They take turns, so that a machine that slows down slows all of them. Two
 rows: `encoded` ends at the encoded bytes, `decoded` at cropped images behind a store that is five times slower.
 """
@@ -32,7 +32,7 @@ LATENCY_SECONDS = 0.03
 RATES = {"encoded": 100e6, "decoded": 20e6}  # bytes a second of all transfers together
 BLOCK = 4  # shards that ours shuffles together where its disk is limited
 BUCKET = "bucket"
-_SCRIPT = Path(__file__).with_name("streaming_contenders.py")
+_READ, _WRITE = (Path(__file__).parent / "streams" / name for name in ("contenders.py", "formats.py"))
 _PATIENCE_SECONDS = 300
 
 
@@ -60,6 +60,7 @@ CONTENDERS = {
     "litdata": Contender("litdata", "litdata"),
     "litdata_limited": Contender("litdata", "litdata", limit_blocks=3),
 }
+_ALONE = {"encoded": "local", "decoded": "download"}  # contenders that say nothing there
 _PEERS = ("webdataset", "mosaic", "litdata")
 
 
@@ -98,7 +99,7 @@ class Contest:
         self.shards = sorted(path.name for path in (place / "shards").glob("*.tar"))
         self.bytes = sum((place / "shards" / name).stat().st_size for name in self.shards)
         for peer in ("mosaic", "litdata"):
-            words = ["write", peer, str(place / "shards"), str(place / peer), str(self.bytes // shards)]
+            words = [str(_WRITE), peer, str(place / "shards"), str(place / peer), str(self.bytes // shards)]
             error = self._call(self.peers_python, words, {})[1]
             if error:
                 self.session.skip(peer, error)
@@ -107,7 +108,7 @@ class Contest:
         """A row: for every contender the medians of its figures over `repeats` rounds, and what failed."""
         found: dict[str, list[Row]] = {}
         errors: dict[str, str] = {}
-        names = [name for name in CONTENDERS if self._can_run(name)]
+        names = [name for name in CONTENDERS if name != _ALONE[case] and self._can_run(name)]
         for repeat in range(repeats):
             for name in names:
                 if name in errors:
@@ -142,7 +143,7 @@ class Contest:
             store.latency, store.rate = LATENCY_SECONDS, RATES[case]
             bases = {"http": store.url, "s3": "s3:/", "file": str(store.root)}
             url = f"{bases[contender.scheme]}/{BUCKET}/{contender.prefix}"
-            words = ["read", contender.reader, url, str(disk), case, str(limit)]
+            words = [str(_READ), contender.reader, url, str(disk), case, str(limit)]
             said, error = self._call(python, words, self._environment(contender, store, disk))
             if error:
                 return {}, error
@@ -190,7 +191,7 @@ class Contest:
     def _call(self, python: str, words: list[str], more: dict[str, str]) -> tuple[str, str]:
         """What the script printed, and why it failed."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")} | more
-        command = [python, str(_SCRIPT), *words]
+        command = [python, *words]
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:

@@ -1,14 +1,14 @@
-"""One contender of `benchmarks streaming`, run as a script: its format written, or an epoch of it read from a store.
+"""One contender of `benchmarks streaming`, run as a script, so that another environment's Python may run it.
 
-    python streaming_contenders.py write NAME SHARDS OUT SHARD_BYTES
-    python streaming_contenders.py read NAME URL CACHE encoded|decoded LIMIT_BYTES
+    python contenders.py NAME URL CACHE encoded|decoded LIMIT_BYTES
 
-Each contender imports its own package and nothing else, so that an environment that has only this package will do.
-`read` reads two epochs and prints one JSON: seconds to the first batch and for each epoch, images, what was asked of
-the store, disk, memory and CPU time.
+It reads two epochs and prints one JSON: seconds to the first batch and for each epoch, images, what was asked of the
+store, disk, memory and CPU time. Each contender imports its own package and nothing else of them.
 """
 
+import contextlib
 import io
+import itertools
 import json
 import os
 import sys
@@ -16,10 +16,11 @@ import tarfile
 import threading
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import psutil
@@ -34,51 +35,16 @@ Open = Callable[[str, Path, int | None], Iterator[Batches]]
 """(URL, folder for what it keeps, most bytes of it) -> EPOCHS epochs. Its making imports the package, untimed."""
 
 
-def read_samples(shards: Path) -> Iterator[Sample]:
-    """Encoded image and class of every sample of the tar shards in a folder, in their order."""
-    for shard in sorted(shards.glob("train-*.tar")):
-        with open(shard, "rb") as file:
-            yield from unpack(file)
-
-
-def unpack(file: IO[bytes]) -> Iterator[Sample]:
-    """The samples of one tar shard."""
-    with tarfile.open(fileobj=file) as archive:
-        members = archive.getmembers()
-        for image, label in zip(members[::2], members[1::2], strict=True):
-            contents = [archive.extractfile(each) for each in (image, label)]
-            data, number = (each.read() for each in contents if each is not None)
-            yield data, int(number)
-
-
-def write_mosaic(shards: Path, out: Path, shard_bytes: int) -> None:
-    from streaming import MDSWriter
-
-    with MDSWriter(out=str(out), columns={"jpg": "bytes", "cls": "int"}, size_limit=shard_bytes) as writer:
-        for image, label in read_samples(shards):
-            writer.write({"jpg": image, "cls": label})
-
-
-def write_litdata(shards: Path, out: Path, shard_bytes: int) -> None:
-    import litdata
-
-    samples = list(read_samples(shards))
-    litdata.optimize(_index_of, [(index, *samples[index]) for index in range(len(samples))], str(out),
-                     chunk_bytes=shard_bytes, num_workers=1, verbose=False)  # fmt: skip
-
-
-def _index_of(sample: tuple[int, bytes, int]) -> dict[str, Any]:
-    return {"jpg": sample[1], "cls": sample[2]}
-
-
 def download() -> Open:
-    """Whole shards by 16 threads, which are unpacked and thrown away: what ours does after its first block, alone."""
+    """Whole shards by 16 threads, whose classes are read, no more: the network alone."""
     import urllib3
 
     pool = urllib3.PoolManager(maxsize=_DOWNLOADS)
 
     def fetch(url: str) -> list[Sample]:
-        return list(unpack(io.BytesIO(pool.request("GET", url).data)))
+        with tarfile.open(fileobj=io.BytesIO(pool.request("GET", url).data)) as archive:
+            labels = [archive.extractfile(each) for each in archive.getmembers()[1::2]]
+            return [(b"", int(label.read())) for label in labels if label is not None]
 
     def open_epochs(url: str, cache: Path, limit: int | None) -> Iterator[Batches]:
         for _ in range(EPOCHS):
@@ -143,35 +109,84 @@ def decode() -> Callable[[Batches], Batches]:
     """What a plain DALI graph of two CPU threads makes of a contender's batches: random crops of 224 px, flipped."""
     from nvidia import dali
 
-    @dali.pipeline_def(batch_size=BATCH, num_threads=2, device_id=None)
-    def graph() -> Any:
-        encoded = dali.fn.external_source(name="encoded", dtype=dali.types.UINT8, ndim=1)
-        images = dali.fn.decoders.image_random_crop(encoded, output_type=dali.types.RGB)
-        images = dali.fn.resize(images, size=(224, 224), interp_type=dali.types.INTERP_CUBIC, antialias=True)
-        return dali.fn.flip(images, horizontal=dali.fn.random.coin_flip())
-
     def run(batches: Batches) -> Batches:
+        given: deque[list[Sample]] = deque()  # DALI asks for two batches before it hands one out
+
+        def feed() -> Iterator[list[np.ndarray]]:
+            for samples in batches:
+                for start in range(0, len(samples), BATCH):
+                    given.append(samples[start : start + BATCH])
+                    yield [np.frombuffer(image, np.uint8) for image, _ in given[-1]]
+
+        @dali.pipeline_def(batch_size=BATCH, num_threads=2, device_id=None)
+        def graph() -> Any:
+            encoded = dali.fn.external_source(source=feed(), dtype=dali.types.UINT8, ndim=1)
+            images = dali.fn.decoders.image_random_crop(encoded, output_type=dali.types.RGB)
+            images = dali.fn.resize(images, size=(224, 224), interp_type=dali.types.INTERP_CUBIC, antialias=True)
+            return dali.fn.flip(images, horizontal=dali.fn.random.coin_flip())
+
         pipeline = graph()
-        pipeline.build()
-        for samples in batches:
-            for start in range(0, len(samples), BATCH):
-                part = samples[start : start + BATCH]
-                pipeline.feed_input("encoded", [np.frombuffer(image, np.uint8) for image, _ in part])
+        with contextlib.suppress(StopIteration):
+            while True:
                 pipeline.run()
-                yield part
+                yield given.popleft()
 
     return run
 
 
-def ours() -> Open:
-    """The product's loader; at the earlier build too."""
-    raise NotImplementedError
+def ours(decodes: bool) -> Open:
+    """The product's loader, at both builds: of the plain graph's crops and flips, or without its graph."""
+    import torch
+
+    from deit_fast.data.loader import sampler
+    from deit_fast.data.loader.batches import TrainLoader
+    from deit_fast.data.sources.open import open_source
+    from deit_fast.recipe.table import get_recipe
+
+    class Undecoded(TrainLoader):
+        """Stands in for DALI's pipeline, too."""
+
+        def _build_pipeline(self) -> Any:
+            return self
+
+        def run(self) -> torch.Tensor:
+            self._feed()
+            return torch.empty(0)
+
+        def reset(self) -> None:
+            pass
+
+    def open_epochs(url: str, cache: Path, limit: int | None) -> Iterator[Batches]:
+        words = [
+            "data.repeats=1",
+            "augment.policy=none",
+            "augment.color_jitter=0",
+            f"run.global_batch={BATCH}",
+            "model.num_classes=null",
+        ]
+        if limit is not None:
+            words += [f"data.block={os.environ['BLOCK']}", f"data.cache_limit={limit / 2**30}"]
+        recipe = get_recipe("deit3_small_1k_224", words)
+        source = open_source(url, "train")
+        if hasattr(sampler, "build_order"):
+            from deit_fast.data.loader.streaming_plan import check_disk
+
+            samplers = sampler.build_samplers(recipe, sampler.build_order(recipe, source), 0, 1)
+            check_disk(recipe.data, source, samplers[0].node_lanes)
+        else:  # the earlier build
+            build: Any = sampler.build_samplers
+            samplers = build(recipe, len(source), 0, 1)
+        steps = samplers[0].steps_per_epoch
+        loader = (TrainLoader if decodes else Undecoded)(
+            source, recipe.augment, 224, samplers, 0, torch.device("cpu"), 2, stop_step=EPOCHS * steps
+        )
+        batches = ([(b"", label) for label in batch.labels.tolist()] for batch in loader)
+        yield from (itertools.islice(batches, steps) for _ in range(EPOCHS))
+
+    return open_epochs
 
 
-WRITERS: dict[str, Callable[[Path, Path, int], None]] = {"mosaic": write_mosaic, "litdata": write_litdata}
-READERS: dict[str, Callable[[], Open]] = {
-    "ours": ours,
-    "before": ours,
+PEERS: dict[str, Callable[[], Open]] = {
     "download": download,
     "webdataset": webdataset,
     "mosaic": mosaic,
@@ -228,7 +243,9 @@ def cpu_seconds() -> float:
 
 def read(name: str, url: str, cache: Path, decodes: bool, limit: int | None) -> dict[str, Any]:
     """The epochs as fast as they come. The first batch counts from when the imports are over, and nothing is open."""
-    open_epochs, finish = READERS[name](), decode() if decodes else iter
+    is_peer = name in PEERS
+    open_epochs = PEERS[name]() if is_peer else ours(decodes)
+    finish = decode() if decodes and is_peer else iter
     peak, cpu, start = Peak(cache), cpu_seconds(), time.perf_counter()
     peak.start()
     epochs, first, block = list[dict[str, Any]](), 0.0, int(os.environ["BLOCK_IMAGES"])
@@ -251,15 +268,10 @@ def read(name: str, url: str, cache: Path, decodes: bool, limit: int | None) -> 
             "cpu_seconds": cpu_seconds() - cpu}  # fmt: skip
 
 
-def main(words: list[str]) -> None:
-    command, name, *rest = words
-    if command == "write":
-        WRITERS[name](Path(rest[0]), Path(rest[1]), int(rest[2]))
-        return
-    url, cache, case, limit = rest
+def main(name: str, url: str, cache: str, case: str, limit: str) -> None:
     print(json.dumps(read(name, url, Path(cache), case == "decoded", int(limit) or None)), flush=True)
     os._exit(0)  # what workers of some contenders do after their last batch is not timed, nor waited for
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])
