@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape
 from .store_state import Answer, Request, Store, answer_object, version
 
 _PAGE = 1000  # entries of a listing, as S3 and GCS have it
+_LFS_BYTES = 4096  # of the Hub's files, those that lie on a content network
 _uploads: dict[str, tuple[str, bytes]] = {}  # resumable ones of GCS: name and bytes so far
 
 
@@ -147,7 +148,14 @@ def answer_hub(store: Store, request: Request) -> Answer:
         path = store.place(f"{found[1]}/{found[2]}")
         if not path.is_file():
             return Answer(404, headers={"X-Error-Code": "EntryNotFound"})
-        return answer_object(store, Request(request.method, f"/{found[1]}/{found[2]}", {}, request.headers))
+        linked = {"X-Linked-Etag": f'"{_lfs_hash(path)}"', "X-Linked-Size": str(path.stat().st_size)}
+        if path.stat().st_size >= _LFS_BYTES:  # elsewhere, where no token of the Hub's is to be shown
+            target = f"http://localhost:{store.port}/cdn/{found[1]}/{found[2]}"
+            return Answer(302, headers={"Location": target, **linked})
+        answer = answer_object(store, Request(request.method, f"/{found[1]}/{found[2]}", {}, request.headers))
+        return Answer(answer.status, answer.body, answer.headers | {"ETag": f'"{_blob_hash(path)}"'})
+    if request.path.startswith("/cdn/"):
+        return answer_object(store, Request(request.method, request.path.removeprefix("/cdn"), {}, request.headers))
     found = re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", request.path)
     if not found or not (root := store.place(found[1])).is_dir():
         return Answer(404, headers={"X-Error-Code": "RepoNotFound"})
@@ -170,7 +178,17 @@ def _hub_entry(root: Path, path: Path) -> dict[str, object]:
     name = str(path.relative_to(root))
     if path.is_dir():
         return {"type": "directory", "path": name, "oid": "0" * 40, "size": 0}
-    return {"type": "file", "path": name, "oid": version(path).ljust(40, "0"), "size": path.stat().st_size}
+    size = path.stat().st_size
+    lfs = {"lfs": {"oid": _lfs_hash(path), "size": size, "pointerSize": 130}} if size >= _LFS_BYTES else {}
+    return {"type": "file", "path": name, "oid": _blob_hash(path), "size": size, **lfs}
+
+
+def _lfs_hash(path: Path) -> str:
+    return version(path) * 2
+
+
+def _blob_hash(path: Path) -> str:
+    return version(path).ljust(40, "0")
 
 
 def _json(content: object, status: int = 200) -> Answer:

@@ -30,7 +30,7 @@ def _route(store: Store, request: Request) -> Answer:
     first = request.path.split("/")[1]
     if first in ("storage", "upload", "download"):
         return answer_gcs(store, request)
-    if first == "api" or "/resolve/" in request.path:
+    if first in ("api", "cdn") or "/resolve/" in request.path:
         return answer_hub(store, request)
     if "list-type" in request.query or (request.method == "HEAD" and request.path.strip("/").count("/") == 0):
         return answer_s3(store, request)

@@ -16,9 +16,11 @@ from torchx.runner import Runner
 from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppDryRunInfo, AppState, CfgVal, is_terminal
 
+from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.files import locked
 
 from .logs import follow_log, log_tail
+from .results import written_at
 from .schedulers import find_scheduler
 from .stages import Stage, check_unchanged, dryrun_stage, get_app, sort_stages
 from .state import PipelineError, Record, deaf, explain, read_records, remembering, write_records
@@ -101,7 +103,7 @@ class _Run:
             if record.state != "succeeded":
                 while (state := self._look(stage, record)) is AppState.UNKNOWN:
                     time.sleep(poll_seconds)
-            elif record.result_seen and not Path(stage.result).exists():
+            elif record.result_seen and written_at(stage.result) is None:
                 state = None  # removed for it to run again
             if state is AppState.SUCCEEDED:
                 again = f"use another folder, or remove {stage.output} to run it again"
@@ -245,7 +247,11 @@ class _Run:
             raise
         except Exception as error:  # a failed squeue, an API that is away, a state TorchX cannot translate
             reason = explain(error)
-        if stage.result and Path(stage.result).exists() and Path(stage.result).stat().st_mtime >= record.started - 2:
+        try:
+            written = written_at(stage.result)
+        except RunError as error:
+            written, missing, reason = None, AppState.UNKNOWN, explain(error)
+        if written is not None and written >= record.started - 2:
             return AppState.SUCCEEDED
         if missing is not AppState.UNKNOWN:
             return missing

@@ -12,6 +12,8 @@ from typing import Literal
 from deit_fast.runtime.errors import RunError, one_line
 from deit_fast.runtime.files import write_json
 
+from .results import written_at
+
 
 class PipelineError(RunError):
     """A pipeline that cannot be run as asked. The message is one line: the stage, what is wrong, what to do."""
@@ -37,7 +39,9 @@ class Record:
 
     def succeed(self, result: str) -> None:
         """Notes the stage as done; `result` is the file that it was to leave, or empty."""
-        self.state, self.result_seen = "succeeded", bool(result) and Path(result).exists()
+        self.state, self.result_seen = "succeeded", False
+        with contextlib.suppress(RunError):  # of a store that does not answer
+            self.result_seen = written_at(result) is not None
 
 
 def read_records(path: Path) -> dict[str, Record]:

@@ -11,7 +11,7 @@ from deit_fast.recipe.table import RECIPES, get_recipe
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, printable
 from deit_fast.runtime.exit_status import ExitStatus
 from deit_fast.runtime.files import json_text, write_json
-from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.object_store import is_remote, write_object
 from deit_fast.zoo import find_architecture, list_models
 
 
@@ -45,8 +45,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         for note in scores["notes"]:
             print(f"deit-fast: {arguments.checkpoint}: {note}", file=sys.stderr)
         print(json_text(scores))
-        if arguments.json:
-            write_json(arguments.json, scores)
+        if is_remote(arguments.json):
+            write_object(arguments.json, (json_text(scores) + "\n").encode())
+        elif arguments.json:
+            write_json(Path(arguments.json), scores)
     return 0
 
 

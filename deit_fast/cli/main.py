@@ -72,7 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--report", type=_path, metavar="FOLDER", help="write accuracy per class, confusion matrix and worst mistakes"
     )
-    evaluate.add_argument("--json", type=_path, metavar="FILE", help="write the scores to a file too")
+    evaluate.add_argument(
+        "--json", metavar="FILE", help="write the scores to a file too, which may be in an object store"
+    )
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     evaluate.set_defaults(run=commands.run_evaluate)
 
@@ -95,7 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast predict runs/small/checkpoints/last.pt photos 'more/*.jpg' --top 3",
     )
     predict.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="images, folders of them, globs")
+    predict.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="images, folders of them, globs; in object stores too"
+    )
     predict.add_argument("--top", type=_positive, default=5, metavar="K", help="classes for each image; default: 5")
     kind = predict.add_mutually_exclusive_group()
     kind.add_argument("--json", dest="kind", action="store_const", const="json", help="print JSON")
@@ -173,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--size", type=_positive, metavar="PX", help="shorter side of larger images; default: as they are"
     )
     shard.add_argument(
-        "--per-shard", type=_positive, default=2000, metavar="N", help="images in a shard; default: 2000"
+        "--per-shard", type=_positive, metavar="N", help="images in a shard; default: as many as make 128 MB"
     )
     shard.add_argument(
         "--workers", type=_positive, default=os.cpu_count(), metavar="N", help="processes; default: the cores"

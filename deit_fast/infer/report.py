@@ -35,7 +35,7 @@ def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], 
 
     labels, predictions: int64 [N].
     """
-    pairs = labels * num_classes + predictions
+    pairs = labels.astype(np.int64) * num_classes + predictions
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
@@ -105,7 +105,7 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def _write_sparse(path: Path, labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int) -> None:
-    pairs, counts = np.unique(labels * num_classes + predictions, return_counts=True)
+    pairs, counts = np.unique(labels.astype(np.int64) * num_classes + predictions, return_counts=True)
     row, col = np.divmod(pairs, num_classes)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         shape = (num_classes, num_classes)

@@ -67,7 +67,7 @@ def plan_job(
 def agree_on_disk(
     recipe: Recipe, source: Source, val_source: Source | None, node_lanes: Sequence[int], world: World
 ) -> None:
-    """Says what fetched shards may take of the disk. Raises RecipeError, on every process, where a node has too little."""
+    """Says what fetched shards may take of the disk. Raises RecipeError, on every process, where one lacks room."""
     failure = ""
     try:
         check_disk(recipe.data, source, node_lanes)

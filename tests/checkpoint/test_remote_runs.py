@@ -17,8 +17,8 @@ from safetensors.torch import load
 from deit_fast.checkpoint.format import verify_checkpoint
 from deit_fast.cli import main as cli
 from deit_fast.infer.predict import load_model
+from deit_fast.runtime import patience
 from deit_fast.runtime.exit_status import ExitStatus
-from deit_fast.runtime.object_store import objects
 from tests.checkpoint.test_durable import LENGTH, equal, run
 from tests.conftest import ROOT
 from tests.object_store import S3, serve
@@ -30,8 +30,7 @@ KINDS = (".pt", ".safetensors", ".sha256")
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3]:
-    monkeypatch.setattr(objects, "_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(objects, "_TRIES", 1)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.05)
     monkeypatch.setenv("DEIT_FAST_CACHE", str(tmp_path / "machine"))
     with serve(monkeypatch) as store:
         yield store

@@ -106,7 +106,7 @@ class _Loader(ABC):
 
     def _batch(self, prepared: Prepared, images: torch.Tensor) -> Batch:
         plan = prepared.plan
-        labels = torch.from_numpy(self._source.labels[prepared.indices])
+        labels = torch.from_numpy(self._source.labels[prepared.indices].astype(np.int64, copy=False))
         if self._device.type == "cuda":
             labels = labels.pin_memory()
         return Batch(
@@ -233,8 +233,10 @@ class EvalLoader(_Loader):
         return len(self._indices)
 
     def _plans(self) -> Iterator[Plan]:
+        repeated = 0
         for step, indices in enumerate(self._indices):
-            padding = np.full(self._size - len(indices), indices[0] if len(indices) else 0)
+            repeated = indices[0] if len(indices) else repeated  # of this rank's, whose shards are at hand
+            padding = np.full(self._size - len(indices), repeated)
             yield Plan(np.concatenate((indices, padding)), None, 0, step, len(indices), self._draw)
 
     def _window(self) -> Window | None:

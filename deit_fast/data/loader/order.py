@@ -84,7 +84,7 @@ class Order(ABC):
     def block_at(self, epoch: int, lane: int, place: int) -> int:
         """The block that holds a place of a lane's epoch; the last one for a place after all of them."""
         edges = self.block_edges(epoch, lane)
-        return min(int(np.searchsorted(edges, place, "right")), len(edges) - 1) - 1
+        return max(min(int(np.searchsorted(edges, place, "right")), len(edges) - 1) - 1, 0)
 
     def _spans(self, epoch: int, lane: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """The blocks that a span touches, each with the first and one past the last place in the block."""

@@ -16,7 +16,7 @@ from deit_fast.data.loader.broken import describe_refusal, raise_culprit, withou
 from deit_fast.data.loader.substitute import Substitutes
 from deit_fast.data.loader.window import Window
 from deit_fast.data.sources.base import Source, read_image
-from deit_fast.runtime.errors import DataError, StorageError
+from deit_fast.runtime.errors import DataError, RunError
 
 _QUEUED = 3  # host batches ready before DALI asks for them
 _POLL_SECONDS = 0.1
@@ -72,7 +72,7 @@ class Producer:
         self._source, self._plans, self._substitutes, self._patience = source, plans, substitutes, patience
         self._window = window
         self._making: deque[int] = deque()  # steps of the batches that are planned and not handed over
-        self._failure: StorageError | None = None
+        self._failure: RunError | None = None
         self._gave_up = threading.Event()
         self._again: deque[Prepared] = deque()
         self._ended = False
@@ -120,8 +120,12 @@ class Producer:
         """Ends the threads, waiting for what they are at; safe to call twice and from any thread."""
         self._stopped.set()
         self._gave_up.set()
+        self._close_window()  # which ends the readers' waits for shards
         self._thread.join()
         self._readers.shutdown()
+        self._close_window()  # after what the thread may have told it meanwhile
+
+    def _close_window(self) -> None:
         if self._window is not None:
             self._window.close()
 
@@ -179,7 +183,7 @@ class Producer:
             return self._source.prepare(index, encoded)
         except DataError as error:
             return error
-        except StorageError as error:
+        except RunError as error:  # the storage's, or a store's word on a shard: no image is bad for that
             self._failure = error
             self._gave_up.set()
             raise

@@ -42,7 +42,9 @@ class Window:
 
     def close(self) -> None:
         """Tells the source that nothing more is read."""
-        self._source.expect(np.empty(0, np.int64), 0)
+        if self._told:
+            self._told = []
+            self._source.expect(np.empty(0, np.int64), 0)
 
     def _first(self, step: int) -> tuple[int, int]:
         """The epoch, and the place in each lane, of a step's first image."""

@@ -63,6 +63,10 @@ class Source(ABC):
     def name(self, index: int) -> str:
         """Where image `index` is, for people: a path, or archive:member; it ends in the suffix of its encoding."""
 
+    def stored_in(self, index: int) -> str:
+        """The file that image `index` is in, for people; unlike `name` it is known without reading anything."""
+        return self.name(index)
+
     def expect(self, shards: NDArray[np.int64], protected: int) -> None:  # noqa: B027
         """Tells a source that fetches its shards which of them are read next; any other source ignores it.
 
@@ -210,7 +214,7 @@ def read_image(
     wrong, StorageError where the storage goes on failing.
     """
     try:
-        return patiently(lambda: source.read(index), lambda: source.name(index), seconds, pause)
+        return patiently(lambda: source.read(index), source.stored_in(index), seconds, pause)
     except OSError as error:
         if error.errno is None:  # no word of the system's
             raise

@@ -147,8 +147,9 @@ def identify_rows(rows: NDArray[np.void], digests: Sequence[str], classes: Seque
         sizes += np.bincount(part["label"], minlength=len(classes))
     digest = hashlib.sha256("".join(digests).encode() + b"\0".join(map(_encode, classes)))
     half = np.uint64(1)  # as of `_sum`
-    plain = [images.tolist(), (names >> half).tolist(), (labels >> half).tolist(), (names >> half).tolist()]
-    return Identity(digest.hexdigest(), classes, sizes.tolist(), *plain, key="sizes")
+    by_size, by_label = (names >> half).tolist(), (labels >> half).tolist()
+    known = (images.tolist(), by_size, by_label, by_size)
+    return Identity(digest.hexdigest(), classes, sizes.tolist(), *known, key="sizes")
 
 
 def _class_numbers(classes: Sequence[str]) -> _Sums:

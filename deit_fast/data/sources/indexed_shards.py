@@ -46,6 +46,9 @@ class IndexedShards(Source):
             member = self._member(index, shard, start) or member
         return f"{self.shard_name(shard)}:{member}"
 
+    def stored_in(self, index: int) -> str:
+        return self.shard_name(self.shard_of(index))
+
     def identity(self) -> Identity:
         """As the index has it, but for classes or labels that were given other numbers or names since."""
         if self.labels is self._labels and self.classes == self._classes:

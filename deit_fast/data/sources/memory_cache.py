@@ -59,5 +59,8 @@ class CachedSource(Source):
     def fingerprints(self) -> NDArray[np.int64]:
         return self._source.fingerprints()
 
+    def stored_in(self, index: int) -> str:
+        return self._source.stored_in(index)
+
     def name(self, index: int) -> str:
         return self._source.name(index)

@@ -34,8 +34,8 @@ _SPOT_CHECKS = 8
 class FoundShards(NamedTuple):
     """What is known of shards, in their order."""
 
-    index: ShardIndex | None
-    """Of all of them; None where some are damaged."""
+    whole: ShardIndex | None
+    """The index of all of them; None where some are damaged."""
     parts: list[Part | Listing]
     """Of each shard, where there is no index; of a damaged one the samples and faults."""
     before: dict[int, Part]
@@ -62,8 +62,8 @@ def open_index(shards: Sequence[Path], classes: list[str]) -> ShardIndex:
     shard that is not whole or not made of images with labels, StorageError where the storage fails.
     """
     found = find_shards(shards, classes)
-    if found.index is not None:
-        return found.index
+    if found.whole is not None:
+        return found.whole
     number, damaged = next((n, part) for n, part in enumerate(found.parts) if isinstance(part, Listing))
     raise DataError(f"{shards[number]}: expected {damaged.refusal()}")
 
@@ -96,6 +96,15 @@ def read_shard(shard: Path, classes: Sequence[str] = (), limit: int = MAX_CLASSE
         if error.errno is None:
             raise
         raise DataError(f"{shard}: expected a readable .tar shard ({error.strerror or error})") from None
+
+
+def known_parts(shards: Sequence[Path], classes: list[str]) -> tuple[dict[int, Part], str]:
+    """What the indexes there are say of these shards as they are now, by number, and the name of their .json."""
+    opening = _Opening(shards, classes)
+    known = opening.known()
+    found = {number: known[name] for number, name in enumerate(opening.names) if name in known}
+    same = {number: part for number, part in found.items() if part.entry[1:3] == opening.states[number]}
+    return same, f"{opening.places[0].stem}.index.json"
 
 
 def file_version(status: os.stat_result) -> str:
@@ -137,8 +146,8 @@ class _Opening:
                         return found
                     write_index(stored, place.folder, place.stem)
                     written = place.read()
-                    mapped = found.index is not None and written is not None and self._fits(written)
-                    return found._replace(index=written.take(self.names)) if written and mapped else found
+                    mapped = found.whole is not None and written is not None and self._fits(written)
+                    return found._replace(whole=written.take(self.names)) if written and mapped else found
             except OSError as error:
                 reason = f" ({error.strerror or error})"
         found, stored = made or self._make()
@@ -185,7 +194,7 @@ class _Opening:
 
     def _make(self) -> tuple[FoundShards, ShardIndex | None]:
         """What is known, and the index to be written, if there is anything new in it."""
-        known = self._known()
+        known = self.known()
         state_of = dict(zip(self.names, self.states, strict=True))
         parts: dict[str, Part | Listing] = {
             name: known[name]
@@ -213,7 +222,7 @@ class _Opening:
             index = merge_parts(ordered, self.shards, self.classes)
         return FoundShards(index, asked, before), stored
 
-    def _known(self) -> dict[str, Part]:
+    def known(self) -> dict[str, Part]:
         """What indexes have of shards that are still there, these ones' and others' beside them."""
         known: dict[str, Part] = {}
         for place in reversed(self.places):

@@ -39,7 +39,7 @@ class Place:
         """
         if has_braces(self.uri) and (is_remote(self.uri) or not _is_file(self.uri)):
             return _find_named(expand_braces(self.uri))
-        return _match_files(self.uri)
+        return match_files(self.uri)
 
     def holds_images(self, folder: str) -> bool:
         """Whether there is an image in the folder of that name in the place, not in folders of its own."""
@@ -54,7 +54,7 @@ def find_place(uri: str) -> Place:
     if not is_remote(uri):
         return look(str(Path(os.path.expanduser(uri))))
     uri = uri.rstrip("/")
-    if has_braces(uri) or _has_wildcards(uri) or uri.endswith(".tar"):  # no folder: one would have to be asked for
+    if has_braces(uri) or has_wildcards(uri) or uri.endswith(".tar"):  # no folder: one would have to be asked for
         return Place(uri, {}, frozenset())
     return look(uri)
 
@@ -109,12 +109,12 @@ def _find_named(uris: list[str]) -> Files:
     return {uri: there[uri] for uri in uris if uri in there}
 
 
-def _match_files(pattern: str) -> Files:
+def match_files(pattern: str) -> Files:
     """The files that a path or URI, which may have wildcards, stands for, by path or URI, in the order of their names.
 
     A name that is there as it is written is that file alone. Raises as `look`.
     """
-    if not _has_wildcards(pattern) or (not is_remote(pattern) and _is_file(pattern)):
+    if not has_wildcards(pattern) or (not is_remote(pattern) and _is_file(pattern)):
         return _find_named([pattern])
     folder, name = split_place(pattern)
     matches = dict[str, Object | None]()
@@ -125,13 +125,27 @@ def _match_files(pattern: str) -> Files:
     return matches
 
 
-def _has_wildcards(uri: str) -> bool:
+def list_remote_images(uri: str) -> list[str]:
+    """URIs of the images below a folder of a store, by folder and then by name, as of one of this machine."""
+    waiting, walked = [look(uri)], list[Place]()
+    while waiting:
+        walked.append(place := waiting.pop())
+        waiting += [look(join_place(place.uri, name)) for name in place.folders]
+    return [
+        join_place(place.uri, name)
+        for place in sorted(walked, key=lambda place: place.uri)
+        for name in sorted(place.files)
+        if is_image(name)
+    ]
+
+
+def has_wildcards(uri: str) -> bool:
     """Whether a path or URI has a * , a ? or a [."""
     return any(character in uri for character in _WILDCARDS)
 
 
 def _match_folders(pattern: str) -> Iterator[str]:
-    if not _has_wildcards(pattern):
+    if not has_wildcards(pattern):
         yield pattern
         return
     folder, name = split_place(pattern)

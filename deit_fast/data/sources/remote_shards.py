@@ -1,25 +1,58 @@
-"""Shards in an object store: fetched, whole, into the cache folder of this machine.
+"""Shards in a store: read while they come where they have an index, else fetched, whole, before the first image."""
 
-All of them before the first step: a batch is drawn from the whole data set, so that it needs nearly all shards, and
-labels are read from every one to know what there is.
-"""
-
+from collections.abc import Sequence
 from pathlib import Path
 
 from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.list_shards import ListedShards
 from deit_fast.data.sources.place import Files, look, split_place
+from deit_fast.data.sources.shard_index import ShardIndex, read_index
 from deit_fast.data.sources.source_format import Request
+from deit_fast.data.sources.splits import split_of_shard
+from deit_fast.data.sources.streamed_shards import StreamedShards
+from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.files import atomic_path, exclusive
 from deit_fast.runtime.object_store import Object, fetch, fetch_all
 
+_REMEDY = "run deit-fast data index"
+
 
 def open_remote(request: Request, shards: Files) -> Source:
-    """The images of shards in a store. One that changed there is fetched anew. Raises RunError."""
-    folder = split_place(next(iter(shards)))[0]
+    """The images of shards in a store. Raises RunError, DataError for an index that is not of these shards.
+
+    `data check` looks at the shards themselves, whatever an index says of them.
+    """
+    objects = [each for each in shards.values() if each is not None]
+    folder = split_place(objects[0].uri)[0]
     files = request.place.files if folder == request.place.uri else look(folder).files
-    paths = fetch_all([each for each in shards.values() if each is not None], request.uri)
+    index = None if request.open_shards is ListedShards else _find_index(files, objects)
+    if index is not None:
+        return StreamedShards(request.uri, index, objects)
+    paths = fetch_all(objects, request.uri)
     _place_classes(files.get("classes.txt"), paths[0].with_name("classes.txt"))
     return request.open_shards(request.uri, paths)
+
+
+def _find_index(files: Files, shards: Sequence[Object]) -> ShardIndex | None:
+    """The part for these shards of the index beside them; None where there is none. Raises DataError, RunError."""
+    stem = split_of_shard(shards[0].name) or "shards"
+    description, rows = files.get(f"{stem}.index.json"), files.get(f"{stem}.index.npy")
+    if description is None or rows is None:
+        return None
+    content, path = fetch(description).read_bytes(), fetch(rows)  # once for all processes of a machine
+    try:
+        index = read_index(content, path)
+    except ValueError as error:
+        raise DataError(f"{description.uri}: {error}; {_REMEDY}") from None
+    known = {entry.name: entry for entry in index.shards}
+    for shard in shards:
+        entry = known.get(shard.name)
+        if entry is None:
+            raise DataError(f"{description.uri}: expected an index of {shard.name}, which is there too; {_REMEDY}")
+        if entry.bytes != shard.size:
+            what = f"has {shard.size} bytes, and had {entry.bytes} when its index was made"
+            raise DataError(f"{shard.uri}: {what}; {_REMEDY}")
+    return index.take([shard.name for shard in shards])
 
 
 def _place_classes(classes: Object | None, path: Path) -> None:

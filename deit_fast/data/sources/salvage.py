@@ -50,16 +50,16 @@ class SalvagedShards(TarShards):
 
     def _find(self, shards: Sequence[Path], classes: list[str]) -> ShardIndex:
         found = find_shards(shards, classes)
-        if found.index is not None:
-            return found.index
+        if found.whole is not None:
+            return found.whole
         parts = found.parts
         if any(isinstance(part, Part) and not part.folders for part in parts):
             parts = [without_folders(part) if isinstance(part, Listing) else part for part in parts]
         counts = [len(part.rows if isinstance(part, Part) else part.samples) for part in parts]
         if not any(counts):
             first = next(part for part in parts if isinstance(part, Listing))
-            words = first.faults[0].words if first.faults else "no members"
-            raise DataError(f"{shards[0]}: expected KEY.jpg and KEY.cls in a whole tar file: {words}")
+            reason = first.faults[0].words if first.faults else "no members"
+            raise DataError(f"{shards[0]}: expected KEY.jpg and KEY.cls in a whole tar file: {reason}")
         filled = []
         for number, part in enumerate(parts):
             if isinstance(part, Listing):

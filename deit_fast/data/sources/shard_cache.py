@@ -35,7 +35,6 @@ class Disk:
 
     def __init__(self) -> None:
         self.caches: WeakSet[ShardCache] = WeakSet()
-        self._share = 0
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -46,16 +45,10 @@ class Disk:
         with exclusive(cache_folder() / ".room.lock"):
             yield
 
-    def limit(self) -> int:
-        """Bytes: the least that a data set says, or 80 % of what is free or theirs when the first shard is fetched.
-
-        Raises OSError where the disk does not tell.
-        """
-        said = [each.limit for each in self.caches if each.limit is not None]
-        if not said and not self._share:
-            theirs = sum(found.bytes for each in self.caches for found in each.files.kept().values())
-            self._share = int(_SHARE * (_free() + theirs))
-        return min(said, default=self._share)
+    def share(self) -> int:
+        """80 % of the bytes that are free or taken by these shards. Raises OSError where the disk does not tell."""
+        theirs = sum(found.bytes for each in self.caches for found in each.files.kept().values())
+        return int(_SHARE * (_free() + theirs))
 
     def make_room(self, cache: "ShardCache", shard: int, evict: bool) -> bool:
         """Whether there is room for a shard that is about to be fetched, after eviction where that is allowed.
@@ -67,7 +60,7 @@ class Disk:
         own = kept[cache].pop(shard, None)
         full = cache.files.sizes[shard] + sum(each.files.sizes[number] for each in kept for number in kept[each])
         here = sum(found.bytes for each in kept.values() for found in each.values()) + (own.bytes if own else 0)
-        lacking = max(full - self.limit(), full - here - _free())
+        lacking = max(full - cache.limit, full - here - _free())
         candidates = [(cache, number) for number in cache.evictable(kept[cache], shard)] if evict else []
         for other in self.caches if evict else ():
             if other is not cache:
@@ -93,8 +86,7 @@ class ShardCache:
 
     def __init__(self, shards: Sequence[Object], disk: Disk = SHARED) -> None:
         self.files = ShardFiles(shards)
-        self.limit: int | None = None
-        """Bytes that the disk may hold, of this data set and those that share it."""
+        self._limit: int | None = None
         self.disk = disk
         disk.caches.add(self)
         self.stopped = threading.Event()
@@ -117,6 +109,17 @@ class ShardCache:
         self._full = False
         self._arrived_at = self._rest_until = 0.0
         self._said: set[str] = set()
+
+    @property
+    def limit(self) -> int:
+        """Bytes that the disk may hold of this data set and those that share it. Raises OSError."""
+        if self._limit is None:
+            self._limit = self.disk.share()
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int | None) -> None:
+        self._limit = limit
 
     def expect(self, shards: Sequence[int], protected: int) -> None:
         """Fetches these shards in the order in which they are needed; none at all ends that, and its threads.

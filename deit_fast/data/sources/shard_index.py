@@ -126,7 +126,7 @@ def write_index(index: ShardIndex, folder: Path, stem: str) -> None:
     The .json has the SHA-256 of the rows, and the .npy ends in it, so that files of two indexes are not taken for one.
     """
     rows = np.ascontiguousarray(index.rows)
-    digest = hashlib.sha256(rows)
+    digest = hashlib.sha256(rows.view(np.uint8).data)
     with atomic_path(folder / f"{stem}.index.npy") as temporary, open(temporary, "wb") as file:
         np.save(file, rows)
         file.write(digest.digest())
@@ -158,7 +158,10 @@ def read_index(content: bytes, rows: Path) -> ShardIndex:
         index = ShardIndex(shards, np.empty(0, ROW), plain["classes"], plain["named"], plain["labels"], identity)
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"expected an index of shards ({type(error).__name__}: {error})") from None
-    mapped = np.load(rows, mmap_mode="r", allow_pickle=False)
+    try:
+        mapped = np.load(rows, mmap_mode="r", allow_pickle=False)
+    except EOFError:
+        raise ValueError(f"expected rows in {rows.name}, found none") from None
     end = mapped.offset + mapped.nbytes if isinstance(mapped, np.memmap) else -1
     with open(rows, "rb") as file:
         file.seek(max(end, 0))

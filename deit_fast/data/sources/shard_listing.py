@@ -2,12 +2,21 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_fast.data.sources.samples import MAX_CLASSES, RULE, folder_of, pair_members, parse_label, split_name
+from deit_fast.data.sources.samples import (
+    LABEL_ENDINGS,
+    MAX_CLASSES,
+    RULE,
+    folder_of,
+    pair_members,
+    parse_label,
+    split_name,
+)
 from deit_fast.data.sources.shard_index import LARGEST, ROW
 from deit_fast.data.sources.tar_reader import BLOCK, DamagedError, Member, TarReader
 from deit_fast.runtime.errors import one_line, printable
@@ -15,6 +24,8 @@ from deit_fast.runtime.errors import one_line, printable
 _NO_TAR = "not a whole, uncompressed tar file"
 _NO_MEMBERS = "an uncompressed .tar of KEY.jpg and KEY.cls, found no members"
 _MAX_LABEL = 2**24  # bytes
+_LABEL_SUFFIXES = tuple(f".{ending}" for ending in LABEL_ENDINGS)
+_LONGEST = max(map(len, _LABEL_SUFFIXES))
 
 
 class Sample(NamedTuple):
@@ -77,9 +88,9 @@ def list_samples(shard: TarReader, classes: int = MAX_CLASSES, label_of: Mapping
     keys: set[str] = set()
     repeats: list[str] = []
     labelled = by_name = False
-    for key, group in groupby(_files(shard, cut), key=lambda member: split_name(member.name)[0]):
-        members = list(group)
-        parts = {member.name: member for member in members}
+    for key, group in groupby(_files(shard, cut), key=itemgetter(0)):
+        members = [(member, data) for _, member, data in group]
+        parts = {member.name: (member, data) for member, data in members}
         wrong = _repeated(members) if len(parts) < len(members) else []  # of this sample
         if key in keys:
             repeats.append(f"the key {printable(key)} is there twice")
@@ -94,17 +105,18 @@ def list_samples(shard: TarReader, classes: int = MAX_CLASSES, label_of: Mapping
             value = None
             if label is not None:
                 labelled = True
-                value = _read_label(shard, parts[label], image or label, classes, label_of, wrong)
-                by_name = by_name or (bool(label_of) and value is not None and not _is_number(shard, parts[label]))
+                value = _read_label(*parts[label], image or label, classes, label_of, wrong)
+                by_name = by_name or (bool(label_of) and value is not None and not _is_number(label, parts[label][1]))
             if image is None:
                 wrong.append(_lacks(key, "image" if label is not None else "cls"))
             elif label is None:
-                member, folder = parts[image], folder_of(image)
+                (member, _), folder = parts[image], folder_of(image)
                 by_folder += [Sample(image, member.offset, member.size, folder)] if folder and not wrong else []
                 unlabelled.add(len(faults) + len(wrong))
                 wrong.append(_lacks(image.rpartition(".")[0] if len(pairs) > 1 else key, "cls"))
             elif value is not None:
-                found.append(Sample(image, parts[image].offset, parts[image].size, value))
+                member = parts[image][0]
+                found.append(Sample(image, member.offset, member.size, value))
         if wrong:
             faults += wrong
         else:
@@ -121,23 +133,27 @@ def without_folders(listing: Listing) -> Listing:
     return listing._replace(samples=kept, faults=[_lacks(key, "cls") for key in lacking] + listing.faults)
 
 
-def _files(shard: TarReader, cut: list[Fault]) -> Iterator[Member]:
-    """Files of the archive, hidden ones left out, up to its end or where it is damaged."""
+def _files(shard: TarReader, cut: list[Fault]) -> Iterator[tuple[str, Member, bytes]]:
+    """Key of each file of the archive, the file, and what is in it, if it may be a label; hidden ones are left out.
+
+    Up to its end or where it is damaged. The content is read here, as a shard that comes over a network passes by once.
+    """
     end = 0
     try:
         for member in shard.members():
             end = member.offset + member.size
             key = split_name(member.name)[0]
             if key and key[-1] != "/":
-                yield member
+                is_label = member.name[-_LONGEST:].lower().endswith(_LABEL_SUFFIXES) and member.size <= _MAX_LABEL
+                yield key, member, shard.read(member.offset, member.size) if is_label else b""
     except DamagedError as error:
         whole = f"a whole tar file, found it {error}"
         cut.append(Fault(str(error), whole) if end else Fault(_NO_TAR, _NO_MEMBERS))
 
 
-def _repeated(members: Sequence[Member]) -> list[Fault]:
+def _repeated(members: Sequence[tuple[Member, bytes]]) -> list[Fault]:
     seen, faults = set[str](), []
-    for member in members:
+    for member, _ in members:
         if member.name in seen:  # which label belongs to which image is then anybody's guess
             words = f"{printable(member.name)} is there twice in a row"
             faults.append(Fault(words, f"every name once, {words}"))
@@ -151,12 +167,12 @@ def _lacks(key: str, what: str) -> Fault:
 
 
 def _read_label(
-    shard: TarReader, member: Member, image: str, classes: int, label_of: Mapping[str, int], faults: list[Fault]
+    member: Member, data: bytes, image: str, classes: int, label_of: Mapping[str, int], faults: list[Fault]
 ) -> int | None:
     try:
         if member.size > _MAX_LABEL:
             raise ValueError(f"found {member.size} bytes")
-        number = parse_label(member.name, shard.read(member.offset, member.size), label_of)
+        number = parse_label(member.name, data, label_of)
         if number < classes:
             return number
         reason = f"found {str(number)!r}"
@@ -173,10 +189,9 @@ def _read_label(
     return None
 
 
-def _is_number(shard: TarReader, member: Member) -> bool:
+def _is_number(label: str, data: bytes) -> bool:
     """Whether a label says its class by number, so that it means the same whatever the classes are called."""
-    data = shard.read(member.offset, member.size)
     try:
-        return data.isdigit() or parse_label(member.name, data, {}) >= 0
+        return data.isdigit() or parse_label(label, data, {}) >= 0
     except ValueError:
         return False

@@ -28,8 +28,14 @@ class StreamedShards(IndexedShards):
         self._cache = ShardCache(objects, disk)
 
     def expect(self, shards: NDArray[np.int64], protected: int) -> None:
-        self._cache.limit = self.cache_limit
         self._cache.expect(shards.tolist(), protected)
+
+    def limit_cache(self, limit: int | None) -> int | None:
+        self._cache.limit = limit
+        try:
+            return self._cache.limit
+        except OSError:  # nothing can be kept there, and every image comes from the store
+            return None
 
     def shard_name(self, shard: int) -> str:
         return self._objects[shard].uri
@@ -38,5 +44,5 @@ class StreamedShards(IndexedShards):
         data = self._cache.read(shard, offset, size)
         if data is None:
             wanted = self._objects[shard]
-            data = read_range(wanted.uri, offset, size, wanted.version, self._cache.stopped.wait)
+            data = read_range(wanted.uri, offset, size, wanted.version)
         return np.frombuffer(data, np.uint8)

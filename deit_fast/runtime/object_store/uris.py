@@ -1,0 +1,141 @@
+"""What an object is, what can be wrong with one, and the file system of fsspec that lists and writes its store."""
+
+import errno
+import json
+import logging
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from deit_fast.runtime.errors import RunError, StorageError, one_line
+from deit_fast.runtime.exit_status import ExitStatus, status_of
+from deit_fast.runtime.patience import BusyError, Pause, patiently
+
+WEB = ("http", "https")
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "file": "fsspec"}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_SHOWN_REASON = 300  # characters of what a library says
+
+Result = TypeVar("Result")
+
+
+class Object(NamedTuple):
+    """An object as a store lists it."""
+
+    uri: str
+    size: int
+    """Bytes."""
+    version: str
+    """Another one whenever the content is. s3: the ETag; gs: the generation; hf: SHA-256 or the blob's hash; http: the
+    ETag, else the time; file: the time in nanoseconds."""
+
+    @property
+    def name(self) -> str:
+        """The last part of its URI, without a query."""
+        return without_query(self.uri).rpartition("/")[2]
+
+
+class MissingError(RunError):
+    """There is no such object."""
+
+
+class ChangedError(RunError):
+    """The object in the store is another one than was listed, or is gone."""
+
+
+def is_remote(uri: object) -> bool:
+    """Whether it is a URI with a scheme rather than a path."""
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", str(uri)) is not None
+
+
+def scheme_of(uri: str) -> str:
+    """What stands before ://, in lower case."""
+    return uri.partition("://")[0].lower()
+
+
+def without_query(uri: str) -> str:
+    """The URI as messages show it and files are named: of http(s) without a query, which may be a signature."""
+    return uri.partition("?")[0] if scheme_of(uri) in WEB else uri
+
+
+def connect(uri: str, writes: bool = False) -> Any:
+    """The file system of fsspec for the URI's scheme. Raises RunError where there is none."""
+    scheme = scheme_of(uri)
+    if scheme in WEB and not writes:
+        raise RunError(f"{without_query(uri)}: expected a file, since a web server lists no folders")
+    if scheme not in _PACKAGES or (writes and scheme == "hf"):
+        web = "" if writes else ", hf://, http://, https://"
+        raise RunError(f"{without_query(uri)}: expected a path, s3://, gs://{web} or file://")
+    try:
+        import fsspec
+
+        options: dict[str, Any] = {"auto_mkdir": True} if scheme == "file" else {}
+        if scheme == "s3":  # presigned URLs are else of version 2, which newer stores do not take
+            settings = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+            options["config_kwargs"] = {"signature_version": "s3v4", **settings}
+        system = fsspec.filesystem(scheme, use_listings_cache=False, **options)
+        if scheme == "gs" and not (logger := logging.getLogger("gcsfs")).level:
+            logger.setLevel(logging.CRITICAL)  # it prints a traceback of each failure; ours is one line
+        return system
+    except ImportError:
+        package = _PACKAGES[scheme]
+        raise RunError(f"{uri}: expected {package}, not installed: pip install 'deit_fast[cloud]'") from None
+    except Exception as error:  # gcsfs looks for credentials here
+        raise refusal(uri, error) or error from None
+
+
+def ask(uri: str, action: Callable[[], Result], pause: Pause | None = None) -> Result:
+    """The result of an action on the object or folder; failures that may pass are tried again, as `patiently` does.
+
+    Raises RunError, one line that names the URI: MissingError where there is no such object, StorageError where the
+    store goes on failing.
+    """
+
+    def translated() -> Result:
+        try:
+            return action()
+        except (RunError, BusyError):
+            raise
+        except Exception as error:  # botocore, aiohttp, httpx and google-auth raise what they like
+            if refused := refusal(uri, error):
+                raise refused from None
+            raise BusyError(one_line(error)[:_SHOWN_REASON] or type(error).__name__) from None
+
+    return patiently(translated, without_query(uri), pause=pause, doing="reached")
+
+
+def refusal(uri: str, error: Exception) -> RunError | None:
+    """What a user has to mend where a library raised this error, one line; None for an error that may pass."""
+    reason, name = one_line(error)[:_SHOWN_REASON], type(error).__name__
+    status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "code", None)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return MissingError(f"{without_query(uri)}: {_missing(uri)}")
+    if isinstance(error, PermissionError) or status in (401, 403) or reason.startswith("Forbidden"):
+        return RunError(f"{uri}: access denied ({reason})")
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return StorageError(f"{uri}: cannot be written ({error.strerror})")
+    if "Credential" in name:
+        return RunError(f"{uri}: expected credentials for the store ({reason})")
+    lasting = isinstance(error, OSError) and error.errno is not None and status_of(error) is ExitStatus.REFUSED
+    wrong = isinstance(error, ValueError | NotImplementedError) and not isinstance(error, json.JSONDecodeError)
+    if lasting or wrong or name in ("ParamValidationError", "ProfileNotFound", "ConfigParseError"):
+        return RunError(f"{uri}: {reason}")
+    return None
+
+
+def _missing(uri: str) -> str:
+    scheme = scheme_of(uri)
+    if scheme == "hf":
+        return "no such file or repository, or no right to it: a private one needs HF_TOKEN or `hf auth login`"
+    return "no such file" if scheme in WEB else "no such object or bucket"
+
+
+def missing(uri: str) -> MissingError:
+    """The error where there is no such object."""
+    return MissingError(f"{without_query(uri)}: {_missing(uri)}")
+
+
+def host_of(url: str) -> str:
+    """The host's name in a URL, in lower case; empty where there is none."""
+    return urlsplit(url).hostname or ""
