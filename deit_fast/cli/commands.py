@@ -185,6 +185,15 @@ def run_data_shard(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_data_index(arguments: argparse.Namespace) -> int:
+    """`deit-fast data index`: makes the index of tar shards, and prints what it holds; 0."""
+    from deit_fast.data.tools.index import index_shards
+
+    for indexed in index_shards(arguments.data, arguments.out):
+        print(indexed.as_text(), flush=True)
+    return 0
+
+
 def _check_there(*checkpoints: str | Path | None) -> None:
     """Raises RunError for one that is missing, before torch is imported; what it is, its reader says."""
     for path in checkpoints:

@@ -134,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = subcommands.add_parser(
         "data",
-        help="make the demo data, check or shard a data set, look at augmented images",
+        help="make the demo data, check, shard or index a data set, look at augmented images",
         epilog="Example: deit-fast data demo digits",
     )
     kinds = data.add_subparsers(dest="kind", required=True, parser_class=_Parser)
@@ -183,6 +183,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--workers", type=_positive, default=os.cpu_count(), metavar="N", help="processes; default: the cores"
     )
     shard.set_defaults(run=commands.run_data_shard)
+    index = kinds.add_parser(
+        "index",
+        help="make the index of tar shards, on this machine or in a store; a start with one reads no shard",
+        epilog="Example: deit-fast data index s3://bucket/imagenet --out imagenet-index",
+    )
+    index.add_argument("data", metavar="URI", help="tar shards; both splits, if it has train-*.tar and val-*.tar")
+    index.add_argument(
+        "--out", type=_path, metavar="FOLDER", help="where to write it, as a data set; default: beside the shards"
+    )
+    index.set_defaults(run=commands.run_data_index)
     return parser
 
 

@@ -20,7 +20,8 @@ from deit_fast.data.sources.pixels import UnknownPixels, array_as_rgb, as_ppm, a
 from deit_fast.data.sources.place import has_wildcards, list_remote_images, match_files
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import DataError, RunError, StorageError, one_line
-from deit_fast.runtime.object_store import find_object, is_folder, is_remote, stream_object
+from deit_fast.runtime.object_store import find_object, is_folder, is_remote, is_web, stream_object
+from deit_fast.runtime.patience import patiently
 from deit_fast.runtime.progress import Progress
 
 GivenImage = str | os.PathLike[str] | Image.Image | NDArray[Any]
@@ -42,7 +43,7 @@ class ImageList(Source):
         self._decoding = threading.Lock()
         self._unread: dict[str, str] = {}  # URIs that cannot be read, and why
         for index, image in enumerate(self._images):
-            if isinstance(image, str) and _is_url(image) and not allow_urls:
+            if isinstance(image, str) and is_web(image) and not allow_urls:
                 raise RunError(f"{image}: expected a file; URLs are fetched only when asked for (allow_urls=True)")
             if isinstance(image, np.ndarray):
                 try:
@@ -90,9 +91,9 @@ class ImageList(Source):
         if uri in self._unread:  # it was tried for long enough
             raise DataError(self._unread[uri])
         try:
-            data = _download(uri)
+            data = patiently(lambda: _download(uri), uri, _WEB_SECONDS if is_web(uri) else None)
         except RunError as error:
-            if isinstance(error, StorageError) and not _is_url(uri):
+            if isinstance(error, StorageError) and not is_web(uri):
                 raise
             self._unread[uri] = str(error)
             raise DataError(self._unread[uri]) from None
@@ -161,13 +162,9 @@ def _complaint(images: ImageList, index: int) -> str:
     return "" if decodes([encoded], torch.device("cpu")) else describe_refusal(images, index, encoded)
 
 
-def _is_url(word: str) -> bool:
-    return word.lower().startswith(("http://", "https://"))
-
-
 def _find_objects(uri: str) -> list[str]:
     """The object at a URI, the images below the folder there, or those that a glob of names matches."""
-    if _is_url(uri):  # a web server lists nothing
+    if is_web(uri):  # a web server lists nothing
         return [uri]
     if has_wildcards(uri):
         return list(match_files(uri))

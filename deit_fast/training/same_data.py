@@ -36,7 +36,7 @@ def agree_on_data(source: Source, val_source: Source | None, world: World) -> di
     ours = places[0][2]
     split = next(split for split in _WORDS if seen[other].get(split) != seen[0].get(split))
     if split in theirs and split in ours:
-        changes = _describe(theirs[split], ours[split])
+        changes = _describe(theirs[split], ours[split]) or "they are in shards on one of the two alone"
     else:
         changes = "there are none" if split in ours else "rank 0 has none"
     raise DataError(
@@ -57,10 +57,16 @@ def check_same_data(
         return [f"{path} has no digest of its data (an earlier version wrote it): they are not compared"]
     notes = []
     for split, now in identities.items():
-        before = saved["data"].get(split)
-        if before is None or before["digest"] == now.digest:
+        before = _saved_identity(saved, split)
+        if before is None or before.digest == now.digest:
             continue
-        changes = _describe(now, Identity.from_plain(before))
+        changes = _describe(now, before)
+        if not changes:
+            notes.append(
+                f"{path} knows its {_WORDS[split]} images by name (an earlier version wrote it), an index of shards by "
+                "size: they are compared by their classes and by how many there are of each"
+            )
+            continue
         if not allow:
             raise DataError(
                 f"{uris[split]}: expected the {_WORDS[split]} images that {path} was trained with: {changes}; "
@@ -72,12 +78,17 @@ def check_same_data(
 
 def forget_what_changed(state: TrainState, identities: Mapping[Split, Identity], saved: Mapping[str, Any]) -> None:
     """Takes out of a loaded state what counts for the data of before alone: indices of bad images, and scores."""
-    before: Mapping[str, Any] = saved.get("data", {})
-    changed = {split for split, now in identities.items() if split in before and before[split]["digest"] != now.digest}
+    pairs = {split: (now, _saved_identity(saved, split)) for split, now in identities.items()}
+    changed = {split for split, (now, before) in pairs.items() if before is not None and now.changes_from(before)}
     if "train" in changed:
         state.bad_images = {}
     if "val" in changed:
         state.best_top1, state.scores, state.scored_step = -1.0, {}, ANEW
+
+
+def _saved_identity(saved: Mapping[str, Any], split: Split) -> Identity | None:
+    plain = saved.get("data", {}).get(split)
+    return None if plain is None else Identity.from_plain(plain)
 
 
 def _describe(now: Identity, before: Identity) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import torch
 
 from deit_fast.checkpoint.format import load_checkpoint, save_checkpoint, verify_checkpoint
 from deit_fast.cli import main as cli
+from deit_fast.data.sources.identity import identify
 from deit_fast.data.sources.open import open_source
 from deit_fast.runtime import patience
 from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.world import World
 from deit_fast.training.periodic import Checkpoints, Evaluation
-from deit_fast.training.same_data import agree_on_data
+from deit_fast.training.same_data import agree_on_data, check_same_data
+from tests.image_files import samples, write_tar
 from tests.training.test_train import WORDS, last_weights
 
 CPU = torch.device("cpu")
@@ -190,3 +193,20 @@ def test_node_local_copies_have_to_be_the_same(data: Path, tmp_path: Path, monke
     assert message.endswith(
         "): 1 image removed, class 'class0' has 31 images, 32 before; the processes of a run need the same data"
     )
+
+
+def test_a_checkpoint_that_knows_shards_by_their_names_goes_on(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-0.tar", samples(0, 9))
+    source = open_source(str(tmp_path), "train")
+    now = identify(source)
+    by_name = replace(now, digest="0" * 64, images=[9] + [0] * 1023, names=[5] * 1024, labels=[6] * 1024).as_plain()
+    del by_name["key"]  # as versions without an index wrote it
+    path = tmp_path / "last.pt"
+    (line,) = check_same_data({"train": now}, {"data": {"train": by_name}}, {"train": source.uri}, False, path)
+    assert line.startswith(f"{path} knows its training images by name")
+    one_more = {**by_name, "class_sizes": [3, 3, 4], "images": [10] + [0] * 1023}
+    with pytest.raises(DataError, match=r"9 images, 10 before, class '2' has 3 images, 4 before; data.may_change"):
+        check_same_data({"train": now}, {"data": {"train": one_more}}, {"train": source.uri}, False, path)
+    moved = {**by_name, "class_sizes": [3, 2, 4]}
+    with pytest.raises(DataError, match="class '1' has 3 images, 2 before, as 1 more have other numbers"):
+        check_same_data({"train": now}, {"data": {"train": moved}}, {"train": source.uri}, False, path)

@@ -72,12 +72,12 @@ def check_disk(data: Data, source: Source, node_lanes: Sequence[int]) -> None:
         return
     block = fitting_block(source.shard_bytes, limit, *setting)
     least = _gib(disk_needed(source.shard_bytes, 1, *setting))
-    who = "80 % of the free disk" if data.cache_limit is None else f"{data.cache_limit:g}"
-    what = f"two blocks of data.block={data.block}" if data.block else "all shards, which data.block=0 shuffles"
+    who = "null (80 % of the free disk, " if data.cache_limit is None else f"{data.cache_limit:g} ("
+    what = f"two blocks of data.block={data.block} in {source.uri}"
+    if not data.block:
+        what = f"all shards of {source.uri}, which data.block=0 shuffles"
     way = f"data.block={block} fits" if block else f"not even data.block=1 fits, which needs {least}"
-    raise RecipeError(
-        f"data.cache_limit={who} ({_gib(limit)}): expected at least {_gib(needed)} for {what} of {source.uri}; {way}"
-    )
+    raise RecipeError(f"data.cache_limit={who}{_gib(limit)}): expected at least {_gib(needed)} for {what}; {way}")
 
 
 def describe_plan(uri: str, shard_bytes: NDArray[np.int64], images: int, megabytes: float) -> Iterator[str]:

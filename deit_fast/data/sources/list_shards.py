@@ -33,7 +33,7 @@ class ListedShards(TarShards):
                 words = [f"the index has other images or labels than the shard; remove {index_name}"]
             parts.append(part)
             self.faults += [(printable(str(shard)), each) for each in words]
-        super().__init__(uri, shards, merge_parts(parts, shards, named))
+        super().__init__(uri, shards, merge_parts(parts, list(map(str, shards)), named))
 
 
 def _same(one: Part, other: Part) -> bool:

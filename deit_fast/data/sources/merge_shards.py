@@ -1,7 +1,6 @@
 """The index of several shards from what is known of each, their labels made those of one list of classes."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +24,10 @@ class Part(NamedTuple):
     """Whether a label was given by the name of its class."""
 
 
-def merge_parts(parts: Sequence[Part], shards: Sequence[Path], named: list[str]) -> ShardIndex:
-    """The index of these shards, in their order. named: the classes, where there is a classes.txt, else [].
+def merge_parts(parts: Sequence[Part], shards: Sequence[str], named: list[str]) -> ShardIndex:
+    """The index of these shards, in their order.
+
+    shards: their paths or URIs, for messages. named: the classes, where there is a classes.txt, else [].
 
     Raises DataError where some shards have folders for labels and others numbers, where all folders are one, and for a
     folder or a label that classes.txt lacks.
@@ -38,21 +39,21 @@ def merge_parts(parts: Sequence[Part], shards: Sequence[Path], named: list[str])
         parts = [_renumber(part, classes) for part in parts]
     rows = np.concatenate([part.rows for part in parts])
     if named:
-        check_labels(shards[0].with_name("classes.txt"), named, int(rows["label"].max(initial=0)))
+        check_labels(_classes_beside(shards[0]), named, int(rows["label"].max(initial=0)))
     return make_index([part.entry for part in parts], rows, classes, bool(named), kind)
 
 
-def _folder_classes(parts: Sequence[Part], shards: Sequence[Path], named: list[str]) -> list[str]:
+def _folder_classes(parts: Sequence[Part], shards: Sequence[str], named: list[str]) -> list[str]:
     """The classes where folders are the labels."""
     odd = next((number for number, part in enumerate(parts) if len(part.rows) and not part.folders), None)
     if odd is not None:
         one = next(number for number, part in enumerate(parts) if part.folders)
-        raise DataError(f"{shards[one]}: expected labels (KEY.cls) as in {shards[odd].name}, found none")
+        raise DataError(f"{shards[one]}: expected labels (KEY.cls) as in {shards[odd].rpartition('/')[2]}, found none")
     folders = sorted({part.folders[label] for part in parts for label in np.unique(part.rows["label"]).tolist()})
-    unknown = next((name for name in folders if name not in set(named)), None) if named else None
-    if unknown is not None:
-        where = shards[0].with_name("classes.txt")
-        raise DataError(f"{where}: expected the names of all folders in the shards, {unknown!r} is not there")
+    unknown = sorted(set(folders) - set(named)) if named else []
+    if unknown:
+        where = _classes_beside(shards[0])
+        raise DataError(f"{where}: expected the names of all folders in the shards, {unknown[0]!r} is not there")
     classes = named or order_classes(folders)
     if len(classes) == 1:
         raise DataError(
@@ -60,6 +61,10 @@ def _folder_classes(parts: Sequence[Part], shards: Sequence[Path], named: list[s
             f"all in the folder {classes[0]!r} ({RULE})"
         )
     return classes
+
+
+def _classes_beside(shard: str) -> str:
+    return f"{shard.rpartition('/')[0]}/classes.txt"
 
 
 def _renumber(part: Part, classes: list[str]) -> Part:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.place import find_place, told_as_data_errors
+from deit_fast.data.sources.place import FILE_SUFFIXES, find_place, split_place, told_as_data_errors
 from deit_fast.data.sources.source_format import (
     OpenShards,
     Request,
@@ -21,7 +21,7 @@ from deit_fast.data.sources.splits import Split, refuse_split_like, split_of, sp
 from deit_fast.data.sources.tar_shards import TarShards
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import DataError
-from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.object_store import is_remote, is_web
 from deit_fast.runtime.patience import patiently
 
 
@@ -103,9 +103,15 @@ def _open(request: Request) -> tuple[Source, SourceFormat]:
         if source.place == source.uri and (request.files or request.folders):
             source.place = request.place.uri
         return source, form
+    is_file = split_place(request.place.uri)[1].endswith(FILE_SUFFIXES)
+    if is_web(request.place.uri) and not is_file:
+        raise DataError(
+            f"{request.uri}: expected the index of tar shards (deit-fast data index), or a range such as "
+            "train-{0000..0009}.tar, since a web server lists no folders; found none"
+        )
     if is_remote(request.uri):
         made = " (deit-fast data shard makes them)"
-        found = "no such object" if request.place.uri.endswith(".tar") else f"none in {request.place.uri}"
+        found = "no such object" if is_file else f"none in {request.place.uri}"
         raise DataError(f"{request.uri}: expected .tar shards{made}, found {found}")
     if request.path.is_file():
         raise DataError(

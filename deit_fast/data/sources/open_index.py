@@ -219,7 +219,7 @@ class _Opening:
         index = None
         if len(sound_parts) == len(parts):
             ordered = [sound_parts[name] for name in self.names]
-            index = merge_parts(ordered, self.shards, self.classes)
+            index = merge_parts(ordered, list(map(str, self.shards)), self.classes)
         return FoundShards(index, asked, before), stored
 
     def known(self) -> dict[str, Part]:
@@ -243,7 +243,7 @@ class _Opening:
             if not names:
                 return None
             try:
-                return merge_parts([parts[name] for name in names], [Path(name) for name in names], classes)
+                return merge_parts([parts[name] for name in names], names, classes)
             except DataError:
                 continue
         return None

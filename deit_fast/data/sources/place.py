@@ -10,11 +10,14 @@ from pathlib import Path
 
 from deit_fast.data.sources.folder_walk import has_images, is_image
 from deit_fast.data.sources.hidden import is_hidden
+from deit_fast.data.sources.web_folder import find_all, see_folder
 from deit_fast.runtime.braces import expand_braces, has_braces
 from deit_fast.runtime.errors import DataError, RunError, StorageError
-from deit_fast.runtime.object_store import Object, is_remote, list_objects
+from deit_fast.runtime.object_store import Object, is_remote, is_web, list_objects, without_query
 
 _WILDCARDS = ("*", "?", "[")
+FILE_SUFFIXES = (".tar", ".index.json")
+"""What the names of files end in that data sets are named by."""
 
 Files = Mapping[str, Object | None]
 """Names or URIs, in order, each with its object; None for a file of this machine, which is asked where it matters."""
@@ -54,8 +57,8 @@ def find_place(uri: str) -> Place:
     if not is_remote(uri):
         return look(str(Path(os.path.expanduser(uri))))
     uri = uri.rstrip("/")
-    if has_braces(uri) or has_wildcards(uri) or uri.endswith(".tar"):  # no folder: one would have to be asked for
-        return Place(uri, {}, frozenset())
+    if has_braces(uri) or has_wildcards(uri) or without_query(uri).endswith(FILE_SUFFIXES):
+        return Place(uri, {}, frozenset())  # no folder, which would have to be asked for
     return look(uri)
 
 
@@ -65,7 +68,7 @@ def look(uri: str) -> Place:
     Raises OSError for a folder of this machine that cannot be listed, RunError where a store cannot be asked.
     """
     if is_remote(uri):
-        inside, objects = list_objects(uri)
+        inside, objects = see_folder(uri) if is_web(uri) else list_objects(uri)
         seen = {each.name: each for each in objects if not is_hidden(each.name)}
         return Place(uri.rstrip("/"), seen, frozenset(name for name in inside if not is_hidden(name)))
     folders, files = set[str](), dict[str, Object | None]()
@@ -83,7 +86,7 @@ def split_place(uri: str) -> tuple[str, str]:
     """Folder and last part of a path or URI; of a bucket, a host or a repository, which are in no folder, it and ""."""
     if not is_remote(uri):
         return os.path.dirname(uri), os.path.basename(uri)
-    scheme, _, path = uri.rstrip("/").partition("://")
+    scheme, _, path = without_query(uri).rstrip("/").partition("://")
     parts = path.strip("/").split("/")
     roots = 1 if scheme != "hf" else 3 if parts[0] in ("datasets", "spaces") else 2
     if len(parts) <= roots:
@@ -104,6 +107,8 @@ def _find_named(uris: list[str]) -> Files:
     """
     if not is_remote(uris[0]):
         return {uri: None for uri in uris if _is_file(uri)}
+    if is_web(uris[0]):
+        return find_all(uris)
     folders = dict.fromkeys(split_place(uri)[0] for uri in uris)
     there = {each.uri: each for folder in folders for each in list_objects(folder)[1]}
     return {uri: there[uri] for uri in uris if uri in there}
@@ -116,6 +121,10 @@ def match_files(pattern: str) -> Files:
     """
     if not has_wildcards(pattern) or (not is_remote(pattern) and _is_file(pattern)):
         return _find_named([pattern])
+    if is_web(pattern):
+        raise RunError(
+            f"{pattern}: expected a range such as train-{{0000..0009}}.tar, since a web server lists no folders"
+        )
     folder, name = split_place(pattern)
     matches = dict[str, Object | None]()
     for each in _match_folders(folder):
@@ -140,8 +149,8 @@ def list_remote_images(uri: str) -> list[str]:
 
 
 def has_wildcards(uri: str) -> bool:
-    """Whether a path or URI has a * , a ? or a [."""
-    return any(character in uri for character in _WILDCARDS)
+    """Whether a path or URI has a *, a ? or a [."""
+    return any(character in without_query(uri) for character in _WILDCARDS)
 
 
 def _match_folders(pattern: str) -> Iterator[str]:

@@ -25,11 +25,25 @@ def open_remote(request: Request, shards: Files) -> Source:
     objects = [each for each in shards.values() if each is not None]
     folder = split_place(objects[0].uri)[0]
     files = request.place.files if folder == request.place.uri else look(folder).files
-    index = None if request.open_shards is ListedShards else _find_index(files, objects)
-    if index is not None:
-        return StreamedShards(request.uri, index, objects)
-    paths = fetch_all(objects, request.uri)
-    _place_classes(files.get("classes.txt"), paths[0].with_name("classes.txt"))
+    if request.open_shards is not ListedShards and (index := _find_index(files, objects)):
+        return open_objects(request, objects, index)
+    classes = files.get("classes.txt")
+    return _fetch_and_open(request, objects, fetch(classes).read_bytes() if classes is not None else None)
+
+
+def open_objects(request: Request, objects: Sequence[Object], index: ShardIndex) -> Source:
+    """The images of the shards that an index has. Raises RunError."""
+    if request.open_shards is ListedShards:
+        return _fetch_and_open(
+            request, objects, "".join(f"{name}\n" for name in index.classes).encode() if index.named else None
+        )
+    return StreamedShards(request.uri, index, objects)
+
+
+def _fetch_and_open(request: Request, objects: Sequence[Object], classes: bytes | None) -> Source:
+    """The images of shards that are fetched before. classes: content of classes.txt."""
+    paths = fetch_all(list(objects), request.uri)
+    _place_classes(classes, paths[0].with_name("classes.txt"))
     return request.open_shards(request.uri, paths)
 
 
@@ -55,13 +69,11 @@ def _find_index(files: Files, shards: Sequence[Object]) -> ShardIndex | None:
     return index.take([shard.name for shard in shards])
 
 
-def _place_classes(classes: Object | None, path: Path) -> None:
+def _place_classes(content: bytes | None, path: Path) -> None:
     """The names as they are in the store now, or none."""
     with exclusive(path.with_name(".classes.txt.lock")):
-        if classes is None:
+        if content is None:
             path.unlink(missing_ok=True)
-            return
-        content = fetch(classes).read_bytes()
-        if not path.exists() or path.read_bytes() != content:
+        elif not path.exists() or path.read_bytes() != content:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(content)

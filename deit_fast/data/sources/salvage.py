@@ -68,7 +68,7 @@ class SalvagedShards(TarShards):
                 self.damaged[number] = ", ".join(words[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
                 part = _fill(part, found.before.get(number), max(counts), shards[number])
             filled.append(part)
-        return merge_parts(filled, shards, classes)
+        return merge_parts(filled, list(map(str, shards)), classes)
 
 
 def _fill(listing: Listing, before: Part | None, largest: int, shard: Path) -> Part:

@@ -33,7 +33,7 @@ def choose_shards(request: Request) -> Files:
             raise DataError(f"{uri}: expected {len(wanted)} shards, {len(missing)} missing, {missing[0]} first")
         return place.named
     else:
-        shards = {name: found for name, found in place.named.items() if name.endswith(_SUFFIX)}
+        shards = {name: found for name, found in place.named.items() if _is_shard(name)}
         refuse_mixed(uri, [split_place(name)[1] for name in shards])
     _refuse_gaps(list(shards))
     return shards
@@ -62,7 +62,11 @@ def _recognises(request: Request) -> bool:
     """A folder of shards, a shard, a range of them in braces, or a glob that finds some."""
     if _in_folder(request) or has_braces(request.place.uri):
         return True
-    return any(name.endswith(_SUFFIX) for name in request.place.named)
+    return any(map(_is_shard, request.place.named))
+
+
+def _is_shard(uri: str) -> bool:
+    return split_place(uri)[1].endswith(_SUFFIX)
 
 
 def _open(request: Request) -> Source:

@@ -17,6 +17,8 @@ from deit_fast.data.sources.splits import (
 )
 from deit_fast.runtime.errors import DataError
 
+VALIDATION_INDEX = "val.index.json"
+"""The index of validation images, which are known by it alone where their shards are not listed."""
 OpenShards = Callable[[str, Sequence[Path]], Source]
 """(URI, shards in order) -> their images."""
 
@@ -87,6 +89,8 @@ def validation_beside(request: Request) -> str | None:
     if "val" in found:
         return join_place(place.uri, take_split(place.uri, found, "val"))
     pattern = None if found else shard_glob(place.files, "val")
+    if not found and pattern is None and VALIDATION_INDEX in place.files:
+        pattern = VALIDATION_INDEX
     return None if pattern is None else join_place(place.uri, pattern).rstrip("/")
 
 

@@ -32,14 +32,14 @@ class DamagedError(ValueError):
 class TarReader:
     """The files of one tar file, in order; `read` gives parts of it, which are mostly asked for from front to back."""
 
-    def __init__(self, read: Callable[[int, int], bytes], size: int, piece: int = 0) -> None:
-        """read: the bytes from an offset on, so many of them. size: of the tar file, bytes.
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        """read: the bytes from an offset on, so many of them, fewer at the end. size: of the tar file, bytes.
 
-        piece: bytes that are read at a time. By default few where the files are large, as for headers on a disk, and
-        more where they are small.
+        Few bytes are read at a time where the files are large, and more where they are small. Where `members` and the
+        contents of small files are all that is asked for, no offset is smaller than one before.
         """
         self.size = size
-        self._read, self._piece = read, piece
+        self._read = read
         self._ahead = _SHORT
         self._start, self._buffer = 0, b""
 
@@ -54,7 +54,7 @@ class TarReader:
             return b""
         gap = place - len(self._buffer)
         self._ahead = min(2 * self._ahead, _LONG) if -BLOCK <= gap < _NEAR else _SHORT
-        wanted = min(max(size, self._piece or self._ahead), self.size - offset)
+        wanted = min(max(size, self._ahead), self.size - offset)
         self._start, self._buffer = offset, self._read(offset, wanted)
         return self._buffer[:size]
 

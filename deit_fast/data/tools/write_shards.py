@@ -87,7 +87,7 @@ def write_shards(
                 found[number] = shard
                 resized += count
         shards = [shard for shard in found if shard is not None]
-        index = merge_parts(shards, paths, read_class_names(folder / "classes.txt"))
+        index = merge_parts(shards, list(map(str, paths)), read_class_names(folder / "classes.txt"))
         write_index(index, folder, split)
     except OSError as error:
         raise DataError(f"{folder}: expected a folder to write shards to ({error.strerror or error})") from None

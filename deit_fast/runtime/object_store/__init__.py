@@ -17,7 +17,7 @@ from deit_fast.runtime.object_store.fetching import (
 )
 from deit_fast.runtime.object_store.listing import find_object, is_folder, list_objects, modified_at
 from deit_fast.runtime.object_store.reads import read_object, read_range, stream_object
-from deit_fast.runtime.object_store.uris import ChangedError, MissingError, Object, is_remote
+from deit_fast.runtime.object_store.uris import ChangedError, MissingError, Object, is_remote, is_web, without_query
 from deit_fast.runtime.object_store.writes import copy_object, remove_object, write_object
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "find_object",
     "is_folder",
     "is_remote",
+    "is_web",
     "list_objects",
     "local_place",
     "modified_at",
@@ -41,5 +42,6 @@ __all__ = [
     "read_range",
     "remove_object",
     "stream_object",
+    "without_query",
     "write_object",
 ]

@@ -54,6 +54,11 @@ def scheme_of(uri: str) -> str:
     return uri.partition("://")[0].lower()
 
 
+def is_web(uri: str) -> bool:
+    """Whether it is a URI of http or https, whose servers list nothing."""
+    return is_remote(uri) and scheme_of(uri) in WEB
+
+
 def without_query(uri: str) -> str:
     """The URI as messages show it and files are named: of http(s) without a query, which may be a signature."""
     return uri.partition("?")[0] if scheme_of(uri) in WEB else uri
