@@ -41,6 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     streaming.add_argument("--peers-python", default=sys.executable, metavar="PYTHON", help="the Python of an "
                            "environment with webdataset, mosaicml-streaming, litdata; default: this")  # fmt: skip
     streaming.add_argument("--before", type=Path, metavar="FOLDER", help="a checkout of an earlier build, run too")
+    growth = commands.add_parser("growth", parents=[common], help="index, start, order and memory by the set's size")
+    growth.add_argument("--images", type=int, nargs="+", metavar="N", help="2 KiB of disk each; default: to a million")
     report = commands.add_parser("report", help="Markdown tables and plots of the JSONs in a folder")
     report.add_argument("--results", type=Path, default=RESULTS)
     report.add_argument("--out", type=Path, help="folder for report.md and the plots; default: the results'")
@@ -66,7 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     import torch
 
-    on_cpu = arguments.command in ("floors", "streaming")
+    on_cpu = arguments.command in ("floors", "streaming", "growth")
     name = arguments.device or ("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
     if on_cpu and name == "cuda":
         raise RunError(f"--device cuda: expected cpu, which {arguments.command} measures")
@@ -112,6 +114,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from . import streaming
 
         streaming.run(session, arguments.data, arguments.peers_python, arguments.before)
+    elif arguments.command == "growth":
+        from . import growth
+
+        growth.run(session, arguments.images or list(growth.SIZES[: 2 if session.quick else None]))
     else:
         from . import end_to_end
 

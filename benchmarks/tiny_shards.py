@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 CLASSES = 1000
+SAMPLE_BYTES = 2048
 _BLOCK = 512
 _DIGITS = 8  # of a key, and of a header's octal fields
 _OFFSETS = (0, 100, 108, 116, 124, 136, 148, 156, 257)
