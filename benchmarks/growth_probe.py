@@ -102,7 +102,10 @@ if __name__ == "__main__":
     _folder = Path(sys.argv[1])
     os.environ["DEIT_FAST_CACHE"] = str(_folder / "cache")
     _command, *_numbers = sys.argv[2:]
-    _take: Callable[..., dict[str, Any]] = {"open": open_once, "resume": resume, "epoch": epoch, "memory": memory}[
-        _command
-    ]
-    print(json.dumps(_take(_folder, *map(int, _numbers))))
+    _probes: dict[str, Callable[..., dict[str, Any]]] = {
+        "open": open_once,
+        "resume": resume,
+        "epoch": epoch,
+        "memory": memory,
+    }
+    print(json.dumps(_probes[_command](_folder, *map(int, _numbers))))
