@@ -58,7 +58,7 @@ class Order(ABC):
         for block, first, last in self._spans(epoch, lane, start, stop):
             possible = len(self.block_shards(epoch, lane, block))
             found.append(self._first_need(self._block(epoch, lane, block)[first:last], possible))
-        return _once(np.concatenate(found)) if found else np.empty(0, np.int64)
+        return once(np.concatenate(found)) if found else np.empty(0, np.int64)
 
     def next_use(
         self, epoch: int, lane: int, start: int, stop: int, epochs: int = 2
@@ -113,7 +113,7 @@ class Order(ABC):
         found, start, size = np.empty(0, np.int64), 0, _FIRST_CHUNK
         while start < len(images) and len(found) < possible:
             part = np.searchsorted(self.edges, images[start : start + size], "right") - 1
-            found = _once(np.concatenate((found, part)))
+            found = once(np.concatenate((found, part)))
             start, size = start + size, 2 * size
         return found
 
@@ -225,6 +225,6 @@ class StoredOrder(Order):
         return self.length * lane // self.lanes, self.length * (lane + 1) // self.lanes
 
 
-def _once(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The values without repetitions, in the order of their first ones."""
+def once(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The values, [n], without repetitions, in the order of their first ones, [k]."""
     return values[np.sort(np.unique(values, return_index=True)[1])]

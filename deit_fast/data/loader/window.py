@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_fast.data.loader.order import Order
+from deit_fast.data.loader.order import Order, once
 from deit_fast.data.sources.base import Source
 
 
@@ -23,9 +23,8 @@ class Window:
         self, source: Source, order: Order, lanes: Sequence[int], views: int, repeats: int, steps: int, stop: int
     ) -> None:
         self._source, self._order = source, order
-        self._lanes = [
-            lane for lane in lanes if len(order.block_edges(0, lane)) > 1
-        ]  # a rank of many may have no image
+        # Of many ranks one may have no image to evaluate.
+        self._lanes = [lane for lane in lanes if len(order.block_edges(0, lane)) > 1]
         self._views, self._repeats, self._steps, self._stop = views, repeats, steps, stop
         self._used = -(-steps * views // repeats)  # places of a lane's epoch
         self._told: list[tuple[int, int]] = []
@@ -102,5 +101,4 @@ def _in_turns(ranked: Sequence[tuple[int, NDArray[np.int64]]]) -> NDArray[np.int
     shards = np.concatenate([each for _, each in ranked])
     ranks = np.repeat([rank for rank, _ in ranked], [len(each) for _, each in ranked])
     turns = np.concatenate([np.arange(len(each)) for _, each in ranked])
-    shards = shards[np.lexsort((turns, ranks))]
-    return shards[np.sort(np.unique(shards, return_index=True)[1])]
+    return once(shards[np.lexsort((turns, ranks))])
