@@ -274,8 +274,10 @@ def test_images_of_every_store(
     expected = predict(model, paths[:3])
     assert [each.scores for each in found[:3]] == [each.scores for each in expected]
     assert [each.image for each in found] == [*everything, f"{uri}/nothing.jpg", f"{uri}/photos/notes.txt"]
-    assert found[3].error is not None and found[3].error.startswith(f"{uri}/nothing.jpg: no such ")
-    assert found[4].error is not None and "expected an image" in found[4].error
+    assert found[3].error is not None
+    assert found[3].error.startswith(f"{uri}/nothing.jpg: no such ")
+    assert found[4].error is not None
+    assert "expected an image" in found[4].error
     assert asked <= 3  # what is not there is not asked for again and again
 
 
@@ -287,4 +289,5 @@ def test_a_web_server_that_is_gone_costs_its_images_alone(
         gone = f"http://127.0.0.1:{server.getsockname()[1]}/a.jpg"
     lost, good = predict(model, [gone, paths[0]], allow_urls=True)
     assert good.scores == predict(model, paths[0])[0].scores
-    assert lost.error is not None and lost.error.startswith(f"{gone}: cannot be reached (")
+    assert lost.error is not None
+    assert lost.error.startswith(f"{gone}: cannot be reached (")
