@@ -1,4 +1,4 @@
-"""Shards in an object store: fetched whole, once, anew when they changed; and a line for all that is refused."""
+"""Shards in an object store: indexed once, anew when they changed; and a line for all that is refused."""
 
 import subprocess
 import sys
@@ -10,10 +10,11 @@ import pytest
 from fsspec.registry import _registry
 
 from deit_fast.cli.main import main
+from deit_fast.data.sources.list_shards import ListedShards
 from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.runtime import patience
-from deit_fast.runtime.errors import RunError, StorageError
-from deit_fast.runtime.object_store import cached_place, fetch, fetching, find_object, partial_place
+from deit_fast.runtime.errors import DataError, RunError, StorageError
+from deit_fast.runtime.object_store import ChangedError, cached_place, fetch, fetching, find_object, partial_place
 from tests.image_files import refused, samples, write, write_tar
 from tests.object_store import S3, serve
 
@@ -78,22 +79,23 @@ def test_file_uris(tmp_path: Path, cache: Path) -> None:
     write_tar(tmp_path / "set" / "train-0.tar", samples(0, 3))
     assert len(contents(f"file://{tmp_path}/set", "train")) == 3
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["train-0.tar"]  # its index is in the cache
-    assert list(cache.rglob("*.idx"))
+    assert list(cache.rglob("*.index.npy"))
     assert "no such object" in refused(f"file://{tmp_path}/set/train-9.tar")
 
 
-def test_fetched_once_and_anew_when_changed(store: S3, tmp_path: Path) -> None:
-    put_shards(store, tmp_path)
-    before = open_source(SHARDS)
-    first = before.read(0).tobytes()
+def test_indexed_once_and_anew_when_changed(store: S3, tmp_path: Path) -> None:
+    images = put_shards(store, tmp_path)
     for _ in range(2):
-        contents(SHARDS)
+        before = open_source(SHARDS)
     assert [store.count("GET", f"train-{number}.tar") for number in range(3)] == [1, 1, 1]
     changed = samples(100, 4)
     store.put("set/train-0.tar", write_tar(tmp_path / "t.tar", changed))
-    assert contents(SHARDS)[:4] == [data for name, data in changed.items() if name.endswith(".jpg")]
+    after = open_source(SHARDS)
     assert [store.count("GET", f"train-{number}.tar") for number in range(3)] == [2, 1, 1]
-    assert before.read(0).tobytes() == first  # a run that began with the old ones goes on with them
+    assert [after.read(index).tobytes() for index in range(4)] == [changed[f"s{100 + n}.jpg"] for n in range(4)]
+    assert before.read(4).tobytes() == images["s010.jpg"]
+    with pytest.raises(ChangedError, match=r"s3://bucket/set/train-0\.tar: "):  # and no wrong pixels
+        before.read(0)
 
 
 def test_two_processes_fetch_once(store: S3, tmp_path: Path) -> None:
@@ -200,7 +202,8 @@ def test_too_small_a_disk_is_known_before(store: S3, tmp_path: Path, monkeypatch
     put_shards(store, tmp_path)
     usage = fetching.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    assert "GiB free for s3://bucket/set/train-{0..2}.tar, found 0.0" in refused(SHARDS)
+    with pytest.raises(DataError, match=r"GiB free for s3://bucket/set/train-\{0\.\.2\}\.tar, found 0\.0"):
+        open_source(SHARDS, open_shards=ListedShards)  # which a check fetches before it looks at them
     assert store.count("GET", ".tar") == 0
 
 

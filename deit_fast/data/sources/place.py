@@ -73,7 +73,9 @@ def look(uri: str) -> Place:
     if is_remote(uri):
         inside, objects = see_folder(lambda name: join_place(uri, name)) if is_web(uri) else list_objects(uri)
         seen = {each.name: each for each in objects if not is_hidden(each.name)}
-        return Place(uri, seen, frozenset(name for name in inside if not is_hidden(name)))
+        return Place(
+            uri if is_web(uri) else uri.rstrip("/"), seen, frozenset(name for name in inside if not is_hidden(name))
+        )
     folders, files = set[str](), dict[str, Object | None]()
     with suppress(FileNotFoundError, NotADirectoryError):
         for entry in os.scandir(uri or "."):
@@ -108,7 +110,7 @@ def join_place(folder: str, name: str) -> str:
     if not is_remote(folder):
         return os.path.join(folder, name)
     bare = without_query(folder)
-    return f"{bare}/{name}{folder.removeprefix(bare)}"
+    return f"{bare.rstrip('/')}/{name}{folder.removeprefix(bare)}"
 
 
 def _find_named(uris: list[str]) -> Files:
