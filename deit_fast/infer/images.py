@@ -20,7 +20,7 @@ from deit_fast.data.sources.pixels import UnknownPixels, array_as_rgb, as_ppm, a
 from deit_fast.data.sources.place import has_wildcards, list_remote_images, match_files
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import DataError, RunError, StorageError, one_line
-from deit_fast.runtime.object_store import find_object, is_folder, is_remote, is_web, stream_object
+from deit_fast.runtime.object_store import is_folder, is_remote, is_web, read_object
 from deit_fast.runtime.patience import patiently
 from deit_fast.runtime.progress import Progress
 
@@ -91,7 +91,7 @@ class ImageList(Source):
         if uri in self._unread:  # it was tried for long enough
             raise DataError(self._unread[uri])
         try:
-            data = patiently(lambda: _download(uri), uri, _WEB_SECONDS if is_web(uri) else None)
+            data = patiently(lambda: read_object(uri, _MAX_BYTES), uri, _WEB_SECONDS if is_web(uri) else None)
         except RunError as error:
             if isinstance(error, StorageError) and not is_web(uri):
                 raise
@@ -169,11 +169,3 @@ def _find_objects(uri: str) -> list[str]:
     if has_wildcards(uri):
         return list(match_files(uri))
     return list_remote_images(uri) if is_folder(uri) else [uri]
-
-
-def _download(uri: str) -> bytes:
-    """The content of an object. Raises RunError."""
-    wanted = find_object(uri)
-    if wanted.size > _MAX_BYTES:
-        raise RunError(f"{uri}: expected at most {_MAX_BYTES} bytes, found {wanted.size}")
-    return b"".join(stream_object(wanted))

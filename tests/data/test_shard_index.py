@@ -156,7 +156,7 @@ def test_other_shards_of_its_name_size_and_time_are_seen_by_their_headers(tmp_pa
 
 @pytest.mark.parametrize(
     "damage",
-    ["no npy", "no json", "empty npy", "cut npy", "other npy", "garbage", "no object", "later format", "twice"],
+    ["no npy", "no json", "empty npy", "cut npy", "other npy", "garbage", "no object", "later format", "twice", "classes", "entry"],
 )
 def test_a_damaged_index_is_made_anew(tmp_path: Path, damage: str) -> None:
     paths = shards(tmp_path / "set")
@@ -175,6 +175,10 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path, damage: str) -> None:
         shutil.copy(tmp_path / "other" / "train.index.npy", rows)
     elif damage == "later format":
         said.write_text(json.dumps(plain | {"format": 99}))
+    elif damage == "classes":
+        said.write_text(json.dumps(plain | {"classes": 3}))
+    elif damage == "entry":
+        said.write_text(json.dumps(plain | {"shards": [[name, *map(str, rest)] for name, *rest in plain["shards"]]}))
     else:
         said.write_text({"garbage": "{", "no object": "[1, 2]", "twice": said.read_text() * 2}[damage])
     assert contents(opened(tmp_path / "set")) == by_tarfile(paths)
@@ -297,6 +301,14 @@ def test_names_that_change_their_class_are_read_again(tmp_path: Path) -> None:
     for names, labels in ((b"ant\nbee\n", [1, 0]), (b"bee\ncow\nant\n", [0, 2])):
         write(tmp_path / "classes.txt", names)
         assert opened(tmp_path).labels.tolist() == labels
+
+
+def test_a_shard_of_one_folder_is_refused_with_an_index_too(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-0.tar", {"cat/a.jpg": encode(), "dog/b.jpg": encode()})
+    one = write_tar(tmp_path / "train-1.tar", {"dog/c.jpg": encode()})
+    assert "found images without labels, all in the folder 'dog'" in refused(one)
+    assert opened(tmp_path).classes == ["cat", "dog"]
+    assert "found images without labels, all in the folder 'dog'" in refused(one)
 
 
 def test_an_index_file_of_dali_is_left_alone(tmp_path: Path) -> None:

@@ -215,6 +215,41 @@ def test_urls_that_are_allowed(model: LoadedModel, paths: list[Path]) -> None:
     assert missing.error == f"{root}/nothing.jpg: no such file"
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_server_that_does_not_say_how_large_images_are(model: LoadedModel, paths: list[Path], cut: bool) -> None:
+    image, asked = paths[0].read_bytes(), []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("Range"))
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for part in (image + bytes(2**21), b"") if cut else (image[:100], image[100:]):
+                self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+                if cut:
+                    self.close_connection = True
+                    return
+            self.wfile.write(b"0\r\n\r\n")
+
+        def log_message(self, *message: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}/a.jpg"
+        (found,) = predict(model, [uri], allow_urls=True)
+        server.shutdown()
+    assert set(asked) == {None}
+    if cut:
+        assert found.error is not None
+        assert found.error.startswith(f"{uri}: cannot be read (")
+    else:
+        assert found.scores == predict(model, paths[0])[0].scores
+
+
 def test_arrays_of_another_kind_are_refused(model: LoadedModel) -> None:
     with pytest.raises(RunError, match=r"image 0: expected uint8 \[H, W, 3\] or \[H, W\], got float32"):
         predict(model, np.zeros((8, 8, 3), np.float32))

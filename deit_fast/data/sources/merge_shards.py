@@ -7,8 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.classes import check_labels, order_classes
-from deit_fast.data.sources.samples import RULE
-from deit_fast.data.sources.shard_index import LabelKind, ShardEntry, ShardIndex, digest_rows, make_index
+from deit_fast.data.sources.shard_index import (
+    LabelKind,
+    ShardEntry,
+    ShardIndex,
+    digest_rows,
+    make_index,
+    without_labels,
+)
 from deit_fast.runtime.errors import DataError
 
 
@@ -56,10 +62,7 @@ def _folder_classes(parts: Sequence[Part], shards: Sequence[str], named: list[st
         raise DataError(f"{where}: expected the names of all folders in the shards, {unknown[0]!r} is not there")
     classes = named or order_classes(folders)
     if len(classes) == 1:
-        raise DataError(
-            f"{shards[0]}: expected KEY.jpg and KEY.cls side by side, found images without labels, "
-            f"all in the folder {classes[0]!r} ({RULE})"
-        )
+        raise without_labels(shards[0], classes[0])
     return classes
 
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from deit_fast.data.sources.classes import order_classes
 from deit_fast.data.sources.identity import Identity, digest_rows, identify_rows
+from deit_fast.data.sources.samples import RULE
+from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.files import atomic_path, json_text
 
 ROW = np.dtype([("offset", "<u4"), ("size", "<u4"), ("label", "<u4")])
@@ -79,7 +81,8 @@ class ShardIndex:
     def take(self, names: Sequence[str]) -> "ShardIndex":
         """The index of these shards alone, in their order; the rows are a view where they stand together.
 
-        Classes that are counted or are folders are those of these shards. Raises KeyError for a shard that is missing.
+        Classes that are counted or are folders are those of these shards. Raises KeyError for a shard that is missing,
+        DataError where all its images are in one folder.
         """
         if list(names) == [shard.name for shard in self.shards]:
             return self
@@ -90,7 +93,10 @@ class ShardIndex:
             rows = self.rows[edges[numbers[0]] : edges[numbers[-1] + 1]]
         else:
             rows = np.concatenate([self.rows_of(number) for number in numbers])
-        return make_index([self.shards[number] for number in numbers], rows, self.classes, self.named, self.kind)
+        taken = make_index([self.shards[number] for number in numbers], rows, self.classes, self.named, self.kind)
+        if taken.kind == "folders" and len(taken.classes) == 1:
+            raise without_labels(names[0], taken.classes[0])
+        return taken
 
     def called(self, names: Sequence[str]) -> "ShardIndex":
         """The index with other names for its shards, in their order."""
@@ -119,6 +125,14 @@ def make_index(
         classes = [str(label) for label in range(int(rows["label"].max(initial=0)) + 1 if len(rows) else 0)]
     identity = identify_rows(rows, [shard.digest for shard in shards], classes)
     return ShardIndex(tuple(shards), rows, classes, named, kind, identity)
+
+
+def without_labels(shard: str, folder: str) -> DataError:
+    """The error where the only labels are folders, and all images are in one."""
+    return DataError(
+        f"{shard}: expected KEY.jpg and KEY.cls side by side, found images without labels, all in the folder "
+        f"{folder!r} ({RULE})"
+    )
 
 
 def write_index(index: ShardIndex, folder: Path, stem: str) -> None:
@@ -155,6 +169,7 @@ def read_index(content: bytes, rows: Path) -> ShardIndex:
         if plain["format"] != _FORMAT:
             raise ValueError(f"expected format {_FORMAT}, found {plain['format']!r}")
         shards = tuple(ShardEntry(*shard) for shard in plain["shards"])
+        _check_words(shards, plain["classes"])
         identity = Identity.from_plain(plain["identity"])
         index = ShardIndex(shards, np.empty(0, ROW), plain["classes"], plain["named"], plain["labels"], identity)
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -170,3 +185,13 @@ def read_index(content: bytes, rows: Path) -> ShardIndex:
     if mapped.dtype != ROW or mapped.shape != (int(index.edges[-1]),) or trailer.hex() != plain["rows"]:
         raise ValueError(f"expected the rows of the .json beside {rows.name}, found others")
     return ShardIndex(shards, mapped.view(np.ndarray), index.classes, index.named, index.kind, identity)
+
+
+def _check_words(shards: Sequence[ShardEntry], classes: Any) -> None:
+    """Raises TypeError for anything else in the place of words and numbers, as a file edited by hand may have it."""
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise TypeError("classes that are no words")
+    for name, size, version, images, digest in shards:
+        are_words = all(isinstance(each, str) for each in (name, version, digest))
+        if not (are_words and all(type(each) is int and each >= 0 for each in (size, images))):
+            raise TypeError(f"a shard's entry {name!r}")

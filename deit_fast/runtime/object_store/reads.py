@@ -41,9 +41,16 @@ def stream_object(wanted: Object, start: int = 0, pause: Pause | None = None) ->
     return iter(())
 
 
-def read_object(uri: str) -> bytes:
-    """The object's content. Raises RunError, MissingError where there is none."""
-    return b"".join(_pieces(_open(uri, 0, None, None), None))
+def read_object(uri: str, most: int | None = None) -> bytes:
+    """The object's content, by one request. Raises RunError, for more than `most` bytes too, and MissingError."""
+    transfer = _open(uri, 0, None, None)
+    data = bytearray()
+    for piece in _pieces(transfer, None):
+        data += piece
+        if most is not None and len(data) > most:
+            transfer.close()
+            raise RunError(f"{without_query(uri)}: expected at most {most} bytes, found more")
+    return bytes(data)
 
 
 def find_by_reading(uri: str) -> Object:
@@ -77,7 +84,10 @@ def _open(uri: str, start: int, stop: int | None, version: str | None, size: int
 
 
 class _Transfer:
-    """Bytes `start` to `stop` (None: the end) of an object; size and version are learnt where they are None."""
+    """Bytes `start` to `stop` (None: the end) of an object; size and version are learnt where they are None.
+
+    Of an object that is read to its end, a web server need not say how large it is.
+    """
 
     def __init__(self, uri: str, start: int, stop: int | None, version: str | None, size: int | None = None) -> None:
         self.uri, self._position, self._stop, self.version, self.size = uri, start, stop, version, size
@@ -91,10 +101,12 @@ class _Transfer:
             opened = self._opened or self.open()  # which learns where the object ends
             left = _PIECE if self._stop is None else min(_PIECE, self._stop - self._position)
             piece = read_piece(opened, left, without_query(self.uri)) if left else b""
-            if not piece and left:
+            if not piece and left and self.size is not None:
                 raise BusyError(f"the transfer ended at byte {self._position}")
-        except BusyError:
+        except BusyError as error:
             self.close()
+            if self._position and self.size is None and self.version is None:  # what would go on, nobody knows
+                raise RunError(f"{without_query(self.uri)}: cannot be read ({error})") from None
             raise
         self._position += len(piece)
         return piece
@@ -145,7 +157,7 @@ class _Transfer:
         if status == 206 and not span.startswith(f"bytes {self._position}-"):
             raise BusyError(f"byte {self._position} was asked for, and {span or 'no range'} came")
         size = int(total) if total.isdecimal() else None if status == 206 else _length(body)
-        if size is None and not self._listed:
+        if size is None and not self._listed and self._stop is not None:
             raise RunError(f"{without_query(self.uri)}: expected a server that says how large it is (Content-Length)")
         if size is not None and self.size not in (None, size):
             raise _changed(self.uri, f"{size} bytes instead of {self.size}")
