@@ -128,6 +128,28 @@ def test_whatever_is_wrong_is_one_line(somewhere: tuple[str, Path]) -> None:
     assert refused(f"{uri}/nothing").startswith(f"{uri}/nothing: expected ")
 
 
+def test_what_an_index_in_a_store_does_not_fit_is_refused(somewhere: tuple[str, Path]) -> None:
+    uri, folder = somewhere
+    write_shards(folder, index=True)
+    known = folder / "train.index.json"
+    plain = json.loads(known.read_bytes())
+    for elsewhere in ("/etc/passwd", "https://elsewhere.invalid/train-0.tar"):
+        known.write_text(json.dumps(plain | {"shards": [[elsewhere, *shard[1:]] for shard in plain["shards"]]}))
+        said = refused(f"{uri}/train.index.json")
+        assert said.startswith(f"{uri}/train.index.json: expected shards beside it or in a store; put an index of ")
+        assert said.endswith(f", found {elsewhere}")
+
+
+def test_a_shard_of_another_version_than_its_index_has_is_refused(store: Store) -> None:
+    uri, folder = place(store, "s3")
+    write_shards(folder, index=True)
+    known = folder / "train.index.json"
+    plain = json.loads(known.read_bytes())
+    shards = [[name, size, "another", *rest] for name, size, _, *rest in plain["shards"]]
+    known.write_text(json.dumps(plain | {"shards": shards}))
+    assert "train-0.tar: another one than when its index was made; run deit-fast data index" in refused(uri, "train")
+
+
 def transfers(store: Store) -> dict[str, int]:
     """How often each shard was asked for in the whole."""
     asked = Counter(each.path.rpartition("/")[2] for each in store.requests if each.range is None)

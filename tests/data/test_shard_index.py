@@ -156,7 +156,19 @@ def test_other_shards_of_its_name_size_and_time_are_seen_by_their_headers(tmp_pa
 
 @pytest.mark.parametrize(
     "damage",
-    ["no npy", "no json", "empty npy", "cut npy", "other npy", "garbage", "no object", "later format", "twice", "classes", "entry"],
+    [
+        "no npy",
+        "no json",
+        "empty npy",
+        "cut npy",
+        "other npy",
+        "garbage",
+        "no object",
+        "later format",
+        "twice",
+        "classes",
+        "entry",
+    ],
 )
 def test_a_damaged_index_is_made_anew(tmp_path: Path, damage: str) -> None:
     paths = shards(tmp_path / "set")

@@ -66,7 +66,7 @@ def find_flat(request: Request) -> Path | None:
 
     None where there is no such folder, or tar shards beside the images.
     """
-    if any(name.endswith(".tar") for name in request.files):
+    if request.place.shards:
         return None
     if not request.folders and any(is_image(name) for name in request.files):
         return request.path

@@ -114,8 +114,7 @@ def _refuse_splits_inside(folder: Path, walked: list[Walked]) -> None:
 
 def _recognises(request: Request) -> bool:
     """Any folder: one that is none of another kind either is refused in the words of this one."""
-    shards = any(name.endswith(".tar") for name in request.files)
-    return request.path.is_dir() and not shards and find_flat(request) is None
+    return request.path.is_dir() and not request.place.shards and find_flat(request) is None
 
 
 SOURCE = SourceFormat(

@@ -101,7 +101,9 @@ def _read(path: Path) -> Any:
 
 def _find_year(request: Request) -> str | None:
     """The year of the train{year}.json in the folder. Raises DataError where there are two."""
-    years = sorted(match[1] for name in request.files if (match := _ANNOTATIONS.fullmatch(name)))
+    years = sorted(
+        match[1] for name in request.files if name[-5:] == ".json" and (match := _ANNOTATIONS.fullmatch(name))
+    )
     if len(years) > 1:
         raise DataError(f"{request.path}: expected the annotations of one year, found train{years[0]}.json and others")
     return years[0] if years else None

@@ -2,25 +2,27 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.place import join_place, split_place
 from deit_fast.data.sources.remote_shards import open_objects
-from deit_fast.data.sources.shard_index import ShardIndex, read_index
+from deit_fast.data.sources.shard_index import ShardIndex, is_store_version, read_index
 from deit_fast.data.sources.source_format import Request, SourceFormat
 from deit_fast.data.sources.splits import split_of_shard
 from deit_fast.data.sources.web_folder import INDEX_SUFFIX, ROWS_SUFFIX, find_all
 from deit_fast.runtime.errors import DataError
-from deit_fast.runtime.object_store import Object, fetch_file, is_remote, without_query
+from deit_fast.runtime.object_store import Object, fetch_file, is_remote, is_web, without_query
 
 
 def _indexes(request: Request) -> list[str]:
     """Paths or URIs of the indexes at a place without shards."""
     if split_place(request.place.uri)[1].endswith(INDEX_SUFFIX):
         return list(request.place.named)
-    if any(name.endswith(".tar") for name in request.files):
+    if request.place.shards:
         return []
-    return [join_place(request.place.uri, name) for name in sorted(request.files) if name.endswith(INDEX_SUFFIX)]
+    names = sorted(name for name in request.files if name.endswith(INDEX_SUFFIX))
+    return [join_place(request.place.uri, name) for name in names]
 
 
 def _choose(request: Request) -> str:
@@ -51,9 +53,19 @@ def _open(request: Request) -> Source:
     except ValueError as error:
         raise DataError(f"{without_query(place)}: {error}; run deit-fast data index again") from None
     names = [shard.name if _is_whole(shard.name) else join_place(folder, shard.name) for shard in index.shards]
+    _refuse_elsewhere(place, names)
     if not is_remote(names[0]):
         return request.open_shards(request.uri, [Path(name) for name in names])
     return open_objects(request, _objects(place, names, index), index)
+
+
+def _refuse_elsewhere(place: str, names: list[str]) -> None:
+    """Raises DataError where an index in a store names files here, or another web server: that gets no token."""
+    here = urlsplit(place).netloc
+    for name in names if is_remote(place) else []:
+        if not is_remote(name) or (is_web(name) and urlsplit(name).netloc != here):
+            expected = "shards beside it or in a store; put an index of others into a folder of this machine"
+            raise DataError(f"{without_query(place)}: expected {expected}, found {without_query(name)}")
 
 
 def _is_whole(name: str) -> bool:
@@ -66,7 +78,7 @@ def _objects(place: str, names: list[str], index: ShardIndex) -> list[Object]:
     Raises DataError where one is missing or has another size.
     """
     objects = [Object(name, shard.bytes, shard.version) for name, shard in zip(names, index.shards, strict=True)]
-    unknown = [each.uri for each in objects if not each.version or each.version.startswith("mtime_ns=")]
+    unknown = [each.uri for each in objects if not is_store_version(each.version)]
     if not unknown:
         return objects
     found = find_all(unknown)

@@ -17,7 +17,14 @@ import numpy as np
 from deit_fast.data.sources.base import read_all
 from deit_fast.data.sources.merge_shards import Part, merge_parts
 from deit_fast.data.sources.samples import MAX_CLASSES
-from deit_fast.data.sources.shard_index import ShardEntry, ShardIndex, digest_rows, read_index, write_index
+from deit_fast.data.sources.shard_index import (
+    FILE_VERSION,
+    ShardEntry,
+    ShardIndex,
+    digest_rows,
+    read_index,
+    write_index,
+)
 from deit_fast.data.sources.shard_listing import Listing, list_samples
 from deit_fast.data.sources.splits import split_of_shard
 from deit_fast.data.sources.tar_reader import BLOCK, TarReader, is_header
@@ -109,7 +116,7 @@ def known_parts(shards: Sequence[Path], classes: list[str]) -> tuple[dict[int, P
 
 def file_version(status: os.stat_result) -> str:
     """What `ShardEntry.version` is of a file."""
-    return f"mtime_ns={status.st_mtime_ns}"
+    return f"{FILE_VERSION}{status.st_mtime_ns}"
 
 
 def make_part(name: str, listing: Listing, size: int, version: str) -> Part:

@@ -35,6 +35,11 @@ class Place:
     """Names of the folders in it, hidden ones left out."""
 
     @cached_property
+    def shards(self) -> list[str]:
+        """Names of the tar files in the folder, in order."""
+        return sorted(name for name in self.files if name.endswith(".tar"))
+
+    @cached_property
     def named(self) -> Files:
         """The files that the name itself stands for, by path or URI: of a range in braces those that are there.
 

@@ -15,7 +15,7 @@ from deit_fast.data.sources.index_objects import build_index
 from deit_fast.data.sources.list_shards import ListedShards
 from deit_fast.data.sources.place import Files, look, split_place
 from deit_fast.data.sources.salvage import SalvagedShards
-from deit_fast.data.sources.shard_index import ShardIndex, read_index, write_index
+from deit_fast.data.sources.shard_index import ShardIndex, is_store_version, read_index, write_index
 from deit_fast.data.sources.source_format import Request
 from deit_fast.data.sources.splits import split_of_shard
 from deit_fast.data.sources.streamed_shards import StreamedShards
@@ -120,6 +120,8 @@ def _find_index(files: Files, shards: Sequence[Object]) -> ShardIndex | None:
         if entry.bytes != shard.size:
             what = f"has {shard.size} bytes, and had {entry.bytes} when its index was made"
             raise DataError(f"{without_query(shard.uri)}: {what}; {_REMEDY}")
+        if is_store_version(entry.version) and shard.version and entry.version != shard.version:
+            raise DataError(f"{without_query(shard.uri)}: another one than when its index was made; {_REMEDY}")
     return index.take([shard.name for shard in shards])
 
 

@@ -32,6 +32,10 @@ LabelKind = Literal["numbers", "names", "folders"]
 """What the labels in the shards are: numbers alone, names of classes.txt among them, or the folders of the keys."""
 
 
+FILE_VERSION = "mtime_ns="
+"""What a version begins with that is a file's time."""
+
+
 class ShardEntry(NamedTuple):
     """A shard and its part of the rows."""
 
@@ -125,6 +129,11 @@ def make_index(
         classes = [str(label) for label in range(int(rows["label"].max(initial=0)) + 1 if len(rows) else 0)]
     identity = identify_rows(rows, [shard.digest for shard in shards], classes)
     return ShardIndex(tuple(shards), rows, classes, named, kind, identity)
+
+
+def is_store_version(version: str) -> bool:
+    """Whether it is what a store said of an object, so that an object of another version is another one."""
+    return bool(version) and not version.startswith(FILE_VERSION)
 
 
 def without_labels(shard: str, folder: str) -> DataError:

@@ -23,8 +23,8 @@ def choose_shards(request: Request) -> Files:
     Raises DataError where some are missing, or some of another split than the rest.
     """
     uri, place = request.uri, request.place
-    if inside := _in_folder(request):
-        names = take_shards(uri, inside, request.split)
+    if place.shards:
+        names = take_shards(uri, place.shards, request.split)
         shards: Files = {join_place(place.uri, name): place.files[name] for name in names}
     elif place.uri not in place.named and has_braces(place.uri):
         wanted = expand_braces(place.uri)
@@ -39,10 +39,6 @@ def choose_shards(request: Request) -> Files:
         refuse_mixed(uri, [split_place(name)[1] for name in shards])
     _refuse_gaps(list(shards))
     return shards
-
-
-def _in_folder(request: Request) -> list[str]:
-    return sorted(name for name in request.files if name.endswith(_SUFFIX))
 
 
 def _refuse_gaps(shards: Sequence[str]) -> None:
@@ -62,7 +58,7 @@ def _refuse_gaps(shards: Sequence[str]) -> None:
 
 def _recognises(request: Request) -> bool:
     """A folder of shards, a shard, a range of them in braces, or a glob that finds some."""
-    if _in_folder(request) or has_braces(request.place.uri):
+    if request.place.shards or has_braces(request.place.uri):
         return True
     return any(map(_is_shard, request.place.named))
 

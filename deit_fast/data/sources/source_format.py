@@ -89,9 +89,8 @@ def validation_beside(request: Request) -> str | None:
         found = group_by_split(place.folders)
     if "val" in found:
         return join_place(place.uri, take_split(without_query(place.uri), found, "val"))
-    pattern = None if found else shard_glob(place.files, "val")
-    listed = any(name.endswith(".tar") for name in place.files)
-    if not found and not listed and VALIDATION_INDEX in place.files:
+    pattern = None if found else shard_glob(place.shards, "val")
+    if not found and not place.shards and VALIDATION_INDEX in place.files:
         pattern = VALIDATION_INDEX
     return None if pattern is None else join_place(place.uri, pattern) if pattern else place.uri
 
