@@ -1,7 +1,6 @@
 """timm's transformer block, whose training on a GPU takes the kernels of block_ops.py for all but matrix products."""
 
 import importlib.util
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from deit_fast.models.block_ops import Kept, Norm, add, add_norm, gelu, norm, split_heads
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
-_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
+_ON_CPU = False  # which tests turn on, for Triton's interpreter
 
 Keep = Callable[[nn.Module, Tensor], Kept]
 """Stochastic depth's module and the stream [B, N, D] -> the samples that its branch runs on."""
@@ -42,9 +41,9 @@ def keep_all(drop_path: nn.Module, x: Tensor) -> Kept:
 def can_fuse(block: Block, x: Tensor) -> bool:
     """Whether the kernels can take this block and its tokens: on a GPU with Triton, with the layers of DeiT III.
 
-    A layer that somebody has replaced, or listens to with a hook, is called as timm calls it.
+    With a layer that somebody has replaced they cannot. Hooks of the layers inside are not called with the kernels.
     """
-    if not _HAS_TRITON or not (x.is_cuda or _INTERPRETS) or x.dtype != torch.float32 or x.ndim != 3:
+    if not _HAS_TRITON or not (x.is_cuda or _ON_CPU) or x.dtype != torch.float32 or x.ndim != 3:
         return False
     attention: Any = block.attn
     mlp: Any = block.mlp
@@ -60,7 +59,6 @@ def can_fuse(block: Block, x: Tensor) -> bool:
         and getattr(attention, "gate", None) is None
         and all(isinstance(layer, nn.Identity) for layer in unused)
         and all(dropout.p == 0 for dropout in dropouts)
-        and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in block.modules() if layer is not block)
     )
 
 

@@ -28,6 +28,7 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that each takes several rows."""
     monkeypatch.setattr(block_ops, "PROGRAMS", 4)
     monkeypatch.setattr(block_ops, "STRIPES", 2)
+    monkeypatch.setattr(block, "_ON_CPU", INTERPRETED)
 
 
 @pytest.mark.soak
@@ -241,11 +242,6 @@ def test_which_blocks_they_take() -> None:
     other = FusedBlock(32, 4, qkv_bias=True)
     other.mlp.fc1 = type("Adapted", (nn.Linear,), {})(32, 128)
     assert not fits(other)
-    watched = FusedBlock(32, 4, qkv_bias=True)
-    handle = watched.attn.proj.register_forward_hook(lambda *given: None)
-    assert not fits(watched)
-    handle.remove()
-    assert fits(watched)
     slow = FusedBlock(32, 4, qkv_bias=True)
     slow.attn.fused_attn = False
     assert not fits(slow)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deit_fast.models import block
 from deit_fast.models.block import FusedBlock
 from deit_fast.models.stochastic_depth import SubsetBlock
 from tests.interpreter import INTERPRETED, run_interpreted
@@ -17,6 +18,11 @@ pytest.importorskip("triton")
 
 case = pytest.mark.skipif(not INTERPRETED, reason="test_the_cases_in_the_interpreter runs it")
 __all__ = ["both"]
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block, "_ON_CPU", INTERPRETED)
 
 
 @pytest.mark.soak
