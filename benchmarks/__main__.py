@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     end = commands.add_parser("end-to-end", parents=[common, data, models], help="real images against synthetic ones")
     end.add_argument("--batch", type=int)
     commands.add_parser("order", parents=[common], help="how well an epoch's orders mix, and their costs by size")
-    floors = commands.add_parser("floors", parents=[common, data], help="fails where a CPU ratio fell under its floor")
+    floors = commands.add_parser("floors", parents=[common, data], help="fails where a CPU ratio is too low")
     floors.add_argument("--record", action="store_true", help="write what is measured to benchmarks/floors.json")
     streaming = commands.add_parser("streaming", parents=[common, data], help="shards from a store, ours and peers'")
     streaming.add_argument("--peers-python", default=sys.executable, metavar="PYTHON", help="the Python of an "
@@ -46,6 +46,10 @@ def build_parser() -> argparse.ArgumentParser:
     streaming.add_argument("--before", type=Path, metavar="FOLDER", help="a checkout of an earlier build, run too")
     growth = commands.add_parser("growth", parents=[common], help="index, start, order and memory by the set's size")
     growth.add_argument("--images", type=int, nargs="+", metavar="N", help="2 KiB of disk each; default: to a million")
+    traffic = commands.add_parser("traffic", parents=[common, models], help="bytes that a GPU would move, counted")
+    traffic.add_argument("--record", action="store_true", help="write what is counted to benchmarks/traffic.json")
+    traffic.add_argument("--assemble", action="store_true", help="assemble all kernels for sm_90: none may spill")
+    traffic.add_argument("words", nargs="*", metavar="key=value", help="changes of the recipe")
     report = commands.add_parser("report", help="Markdown tables and plots of the JSONs in a folder")
     report.add_argument("--results", type=Path, default=RESULTS)
     report.add_argument("--out", type=Path, help="folder for report.md and the plots; default: the results'")
@@ -56,6 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. 0: success; 1: a part of `all` failed or a floor did not hold; 2: a user's mistake."""
     arguments = build_parser().parse_args(argv)
+    if getattr(arguments, "models", None) and "words" in arguments:  # --models takes the words that follow it as well
+        arguments.words += [each for each in arguments.models if "=" in each]
+        arguments.models = [each for each in arguments.models if "=" not in each] or None
     try:
         return _run(arguments)
     except (RecipeError, DataError, RunError, argparse.ArgumentTypeError) as error:
@@ -71,10 +78,10 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     import torch
 
-    on_cpu = arguments.command in ("floors", "streaming", "growth")
+    on_cpu = arguments.command in ("floors", "traffic", "streaming", "growth")
     name = arguments.device or ("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
     if on_cpu and name == "cuda":
-        raise RunError(f"--device cuda: expected cpu, which {arguments.command} measures")
+        raise RunError(f"--device cuda: expected cpu, where {arguments.command} runs")
     if name == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: expected an NVIDIA GPU that torch can use, found none")
     if arguments.command == "all":
@@ -129,6 +136,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from . import growth
 
         growth.run(session, arguments.images or list(growth.SIZES[: 2 if session.quick else None]))
+    elif arguments.command == "traffic":
+        from . import traffic
+
+        held = traffic.run(session, models, arguments.words, arguments.record, arguments.assemble)
     else:
         from . import end_to_end
 

@@ -21,7 +21,7 @@ SIZES = (10_000, 100_000, 1_000_000)
 EPOCH = 200  # that a run goes on in, midway
 PROCESSES = 8
 _SHARD_IMAGES = 6348  # of 13 million images in 2,048 shards
-_COSTS = ("index_cpu_seconds", "open_cpu_seconds", "resume_full_seconds", "resume_block_seconds", "pss_bytes")
+_COSTS = ("index_cpu_seconds", "open_cpu_seconds", "resume_full_cpu_seconds", "resume_block_cpu_seconds", "pss_bytes")
 
 
 def run(session: Session, sizes: list[int]) -> None:
@@ -54,7 +54,7 @@ def _measure(session: Session, folder: Path, images: int) -> Row:
     for name, block in (("full", 0), ("block", min(shards, max(1, round(2 * math.sqrt(shards)))))):
         session.say(f"going on in epoch {EPOCH}, data.block={block}")
         row[f"block_{name}"] = block
-        row[f"resume_{name}_seconds"] = _ask(folder, "resume", str(block))["seconds"]
+        row[f"resume_{name}_cpu_seconds"] = _ask(folder, "resume", str(block))["cpu_seconds"]
         session.say(f"an epoch's order, data.block={block}")
         row[f"epoch_{name}"] = _ask(folder, "epoch", str(block))
         session.say(f"memory of {PROCESSES} processes, data.block={block}")

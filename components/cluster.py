@@ -1,10 +1,14 @@
 """Kubernetes' API, as the schedulers need it. Its client is imported where it is used, since few have it."""
 
+import contextlib
+import json
 import math
 import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from deit_fast.runtime.errors import one_line
 
 FOLLOW_SECONDS = 5.0  # between two looks at the log of a pod
 _OVERLAP_SECONDS = 60  # of two looks, as far as the clocks of this machine and of a node may differ
@@ -24,6 +28,14 @@ def connect() -> Any:
         configuration = client.Configuration()
         config.load_incluster_config(client_configuration=configuration)
         return client.ApiClient(configuration)
+
+
+def explain_error(error: BaseException) -> str:
+    """An error of the client's as one line: what Kubernetes answered, without the headers, where it did."""
+    if body := getattr(error, "body", None):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            return one_line(f"Kubernetes: {json.loads(body)['message']}")
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 def context_namespace() -> str:

@@ -12,15 +12,27 @@ from typing import Any
 
 import yaml
 from deit_fast.components.arguments import refuse
-from deit_fast.components.cluster import connect, context_namespace, follow_log, read_log, split_time
+from deit_fast.components.cluster import connect, context_namespace, explain_error, follow_log, read_log, split_time
 from deit_fast.components.manifests import Kind, Object, find_kinds
+from deit_fast.components.manifests.jobset import RESTARTS
 from deit_fast.components.manifests.pods import HELP, MANAGER, ROLE, Job, Place, object_name
 from torchx.schedulers.api import DescribeAppResponse, ListAppResponse, Scheduler, Stream, filter_regex
 from torchx.schedulers.ids import make_unique
-from torchx.specs import AppDef, AppDryRunInfo, AppState, Role, is_terminal, runopts
+from torchx.specs import (
+    AppDef,
+    AppDryRunInfo,
+    AppState,
+    ReplicaState,
+    ReplicaStatus,
+    Role,
+    RoleStatus,
+    is_terminal,
+    runopts,
+)  # fmt: skip
 
 KINDS = ("jobset", "trainjob")
 """The kinds of jobs that Kueue queues, the default first."""
+_INDEX = "batch.kubernetes.io/job-completion-index"
 
 
 @dataclass
@@ -58,20 +70,21 @@ class Kueue(Scheduler[Any]):
         return AppDryRunInfo(build_request(app, kind, place, make_unique(app.name)), str)
 
     def schedule(self, dryrun_info: AppDryRunInfo[Request]) -> str:
-        """Creates the objects of a job, or none of them."""
-        from kubernetes import client
-
-        api, created = client.CustomObjectsApi(connect()), []
+        """Creates the objects of a job, or none of them. Where Kubernetes refuses, a line says why."""
         metadata = dryrun_info.request.resource["metadata"]
+        namespace, name, created = metadata["namespace"], metadata["name"], []
         try:
+            from kubernetes import client
+
+            api = client.CustomObjectsApi(connect())
             for each in dryrun_info.request.objects:
+                api.create_namespaced_custom_object(**_where(each), namespace=namespace, body=each)
                 created.append(_where(each))
-                api.create_namespaced_custom_object(**created[-1], namespace=metadata["namespace"], body=each)
-        except client.ApiException:
-            for where in created[:-1]:
-                _delete(api, where, metadata["namespace"], metadata["name"])
-            raise
-        return f"{metadata['namespace']}:{metadata['name']}"
+        except Exception as error:  # of a client that may be missing, for an API that may be anywhere
+            for where in created:
+                _delete(api, where, namespace, name)
+            refuse(f"kueue: {namespace}:{name}: {explain_error(error)}")
+        return f"{namespace}:{name}"
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         namespace, name = app_id.split(":")
@@ -90,7 +103,8 @@ class Kueue(Scheduler[Any]):
             state=state,
             num_restarts=status.get("restarts", -1),
             msg="; ".join(told),
-            roles=[Role(name=role, image="", num_replicas=0)],
+            roles=[Role(name=role, image="", num_replicas=kind.nodes(resource))],
+            roles_statuses=[RoleStatus(role, _replicas(namespace, name, role))],
         )
 
     def list(self, cfg: Any = None) -> list[ListAppResponse]:
@@ -184,14 +198,29 @@ def list_jobs(namespace: str) -> list[tuple[Kind, Object]]:
 
 def find_pod(namespace: str, name: str, index: int) -> str:
     """The newest pod of a job's node. Raises ValueError where there is none."""
-    from kubernetes import client
-
-    wanted = {"jobset.sigs.k8s.io/jobset-name": name, "batch.kubernetes.io/job-completion-index": index}
-    selector = ",".join(f"{key}={value}" for key, value in wanted.items())
-    pods = client.CoreV1Api(connect()).list_namespaced_pod(namespace, label_selector=selector).items
+    pods = [pod for pod in _list_pods(namespace, name) if pod.metadata.labels[_INDEX] == str(index)]
     if not pods:
         raise ValueError(f"{namespace}:{name}: no pod of node {index}")
-    return str(max(pods, key=lambda pod: pod.metadata.creation_timestamp).metadata.name)
+    return str(pods[-1].metadata.name)
+
+
+def _list_pods(namespace: str, name: str) -> list[Any]:
+    """The pods of a job's nodes, the oldest first."""
+    from kubernetes import client
+
+    selector = f"jobset.sigs.k8s.io/jobset-name={name},{_INDEX}"
+    pods = client.CoreV1Api(connect()).list_namespaced_pod(namespace, label_selector=selector).items
+    # Times are whole seconds, in which a job may start twice.
+    return sorted(pods, key=lambda pod: (pod.metadata.creation_timestamp, int(pod.metadata.labels.get(RESTARTS, 0))))
+
+
+def _replicas(namespace: str, name: str, role: str) -> list[ReplicaStatus]:
+    """The state of each node, which is that of its newest pod."""
+    newest = {int(pod.metadata.labels[_INDEX]): pod for pod in _list_pods(namespace, name)}
+    return [
+        ReplicaStatus(index, ReplicaState[pod.status.phase.upper()], role, pod.spec.node_name or "")
+        for index, pod in sorted(newest.items())
+    ]
 
 
 def _why_pending(namespace: str, resource: Object) -> list[str]:

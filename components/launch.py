@@ -22,15 +22,15 @@ class NodeRole(specs.Role):
 
         Volcano takes the first policy that fits. TorchX has one for all failures, which starts the job again.
         """
-        if scheduler == "kubernetes":
-            from torchx.schedulers.kubernetes_scheduler import sanitize_for_serialization
+        resource = getattr(dryrun_info.request, "resource", {})
+        for task in resource.get("spec", {}).get("tasks", ()):
+            if "policies" in task:
+                task["policies"] = POLICIES
+            if find_spec("torchx.specs.overlays") is None:  # 0.7.0
+                from torchx.schedulers.kubernetes_scheduler import sanitize_for_serialization
 
-            for task in dryrun_info.request.resource["spec"]["tasks"]:
-                if "policies" in task:
-                    task["policies"] = POLICIES
-                if find_spec("torchx.specs.overlays") is None:  # 0.7.0
-                    pod = sanitize_for_serialization(task["template"])
-                    task["template"] = lay_over(pod, self.metadata["kubernetes"]["V1Pod"])
+                pod = sanitize_for_serialization(task["template"])
+                task["template"] = lay_over(pod, self.metadata["kubernetes"]["V1Pod"])
         return dryrun_info
 
 

@@ -45,9 +45,12 @@ def _make_app(stage: str, words: list[str]) -> AppDef:
     try:
         with contextlib.redirect_stderr(said):
             return materialize_appdef(STAGES[stage], words, load_sections("component").get(f"deit.{stage}", {}))
-    except SystemExit:  # with a line of the component's, or with a page of TorchX's parser, whose last line it is
-        text = said.getvalue()
-        refuse(text.partition("error: ")[2].strip() or text.removeprefix("deit-fast: ").rstrip())
+    except SystemExit:  # with lines of the component's, or with a page of TorchX's parser, whose last line tells
+        _, error, message = said.getvalue().partition("error: ")
+        if error:
+            refuse(message.strip())
+        sys.stderr.write(said.getvalue())
+        raise
 
 
 def _build_parser(stage: str) -> argparse.ArgumentParser:

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from deit_fast.components.cluster import explain_error
+
 from deit_fast.runtime.errors import RunError, one_line
 from deit_fast.runtime.files import write_json
 from deit_fast.runtime.object_store import is_remote, modified_at, read_object
@@ -82,10 +84,7 @@ def write_records(path: Path, records: dict[str, Record]) -> None:
 
 def explain(error: BaseException) -> str:
     """An error of someone else's code as one line."""
-    if body := getattr(error, "body", None):  # of Kubernetes: what it answered, without the headers
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            return one_line(f"Kubernetes: {json.loads(body)['message']}")
-    return one_line(error if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}")
+    return one_line(error) if isinstance(error, PipelineError) else explain_error(error)
 
 
 @contextlib.contextmanager

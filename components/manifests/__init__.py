@@ -35,6 +35,10 @@ class Kind:
         """The objects of a job: what it needs, in order, and at the end the job itself."""
         raise NotImplementedError
 
+    def nodes(self, found: Mapping[str, Any]) -> int:
+        """The pods of a job that the API has shown."""
+        raise NotImplementedError
+
     def state(self, found: Mapping[str, Any]) -> AppState:
         """The state of a job that the API has shown."""
         conditions = {

@@ -29,6 +29,9 @@ class JobSet(Kind):
         metadata = queued_metadata(job)
         return [{"apiVersion": self.api_version, "kind": "JobSet", "metadata": metadata, "spec": build_set(job)}]
 
+    def nodes(self, found: Mapping[str, Any]) -> int:
+        return int(found["spec"]["replicatedJobs"][0]["template"]["spec"].get("completions", 1))
+
     def _is_active(self, found: Mapping[str, Any]) -> bool:
         return any(each.get("active") for each in found.get("status", {}).get("replicatedJobsStatus", ()))
 

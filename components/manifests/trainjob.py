@@ -40,6 +40,9 @@ class TrainJob(Kind):
         }
         return [runtime, train_job]
 
+    def nodes(self, found: Mapping[str, Any]) -> int:
+        return int(found["spec"].get("trainer", {}).get("numNodes", 1))
+
     def _is_active(self, found: Mapping[str, Any]) -> bool:
         return any(each.get("active") for each in found.get("status", {}).get("jobsStatus", ()))
 

@@ -14,6 +14,8 @@ from timm.layers import DropPath
 from timm.models.vision_transformer import Block, ParallelThingsBlock
 from torch import Tensor, nn
 
+from deit_fast.models.block import can_fuse, fused_forward
+from deit_fast.models.block_ops import Kept
 from deit_fast.recipe.sections import Model
 
 
@@ -92,6 +94,16 @@ def drop_path_rates(section: Model, depth: int) -> list[float]:
     return [section.drop_path * block / (depth - 1) for block in range(depth)]
 
 
+def keep_subset(drop_path: nn.Module, x: Tensor) -> Kept:
+    """For the kernels: the samples that `residual_subset` would draw for the branch, and their scale."""
+    batch = x.shape[0]
+    keep = keep_count(batch, rate_of(drop_path))
+    if keep == batch:
+        return Kept(x.new_ones(batch), None)
+    places = draw_rows(batch, batch, x.device).argsort().to(torch.int32)
+    return Kept(x.new_full((keep,), batch / keep), places)
+
+
 class SubsetBlock(Block):
     """timm's pre-norm transformer block with `residual_subset` around attention and MLP, drawn independently.
 
@@ -105,6 +117,8 @@ class SubsetBlock(Block):
             return super().forward(x, *args, **kwargs)
         if args or kwargs:
             raise ValueError("attention masks with subset stochastic depth in training: expected none")
+        if can_fuse(self, x):
+            return fused_forward(self, x, keep_subset)
         x = residual_subset(x, rate_of(self.drop_path1), lambda kept: self.ls1(self.attn(self.norm1(kept))))
         return residual_subset(x, rate_of(self.drop_path2), lambda kept: self.ls2(self.mlp(self.norm2(kept))))
 

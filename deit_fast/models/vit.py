@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from timm.layers import PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, ParallelThingsBlock, VisionTransformer
+from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 from torch import Tensor, nn
 
+from deit_fast.models.block import FusedBlock
 from deit_fast.models.build import ModelFamily, TimmModel
 from deit_fast.models.state_dicts import (
     Sizes,
@@ -61,7 +62,7 @@ class ViTFamily(ModelFamily):
         1e-6). Mean pooling is deit3-jax's: no class token, and the final norm is before the mean (timm: after it).
         """
         rates = drop_path_rates(section, architecture.depth)
-        kind: Any = Block
+        kind: Any = FusedBlock
         options: dict[str, Any] = {}
         if architecture.parallel > 1:
             kind, options = ParallelThingsBlock, {"num_parallel": architecture.parallel}

@@ -25,17 +25,16 @@ class DeviceTables:
             known = self._upload(name, values, torch.tensor(values, dtype=dtype))
         return known[2]
 
-    def chunk_tensor(self, first_chunk: list[int]) -> Tensor:
+    def chunk_tensor(self, bounds: list[int], order: list[int]) -> Tensor:
         """The number of the tensor that each chunk is of, int32 [chunks].
 
-        first_chunk: the first chunk of each tensor, then the number of all chunks. It determines the table, which is
-        long, so it is what the last call's is compared by.
+        order: the tensors' numbers, as their chunks lie. bounds: the first chunk of each in this order, then the number
+        of all chunks. These determine the table, which is long, so they are what the last call's is compared by.
         """
         known = self._tables.get("chunk_tensor")
-        if known is None or known[0] != first_chunk:
-            bounds = torch.tensor(first_chunk)
-            owners = torch.repeat_interleave(torch.arange(len(first_chunk) - 1, dtype=torch.int32), bounds.diff())
-            known = self._upload("chunk_tensor", first_chunk, owners)
+        if known is None or known[0] != [*bounds, *order]:
+            owners = torch.repeat_interleave(torch.tensor(order, dtype=torch.int32), torch.tensor(bounds).diff())
+            known = self._upload("chunk_tensor", [*bounds, *order], owners)
         return known[2]
 
     def scratch(self, lengths: tuple[int, ...]) -> tuple[Tensor, ...]:

@@ -1,7 +1,7 @@
-"""LAMB for all tensors of a model in five kernel launches: two passes over memory after the gradient norm's.
+"""LAMB for all tensors of a model in a few kernel launches: two passes over memory after the gradient norm's.
 
-All tensors are cut into chunks of CHUNK elements, one chunk to a program. Bytes per parameter, all fp32 but what is
-said to be bf16:
+All tensors are cut into chunks of CHUNK elements, one to a program. Tensors whose memory allows 16-byte accesses come
+first; others, such as a bias of 10 classes, have launches of their own. Bytes per parameter, fp32 but for what is bf16:
 
     _grad_norm  reads g                                                          4
     _clip       one program per group: norm, clip factor, step, bias correction  -
@@ -55,7 +55,8 @@ def _locate(chunk, chunk_tensor, first_chunk, sizes, CHUNK: tl.constexpr, ALIGNE
 
 @triton.jit
 def _base(pointers, tensor, column: tl.constexpr, start, ALIGNED: tl.constexpr, dtype: tl.constexpr = tl.float32):
-    """Address of element `start` of one of a tensor's storages. ALIGNED: all lengths are multiples of it; 0 is not."""
+    """Address of element `start` of one of a tensor's storages. ALIGNED: of how many elements the length is a multiple
+    where all storages begin at 16 bytes, else 0."""
     pointer = tl.load(pointers + tensor * POINTERS + column).to(tl.pointer_type(dtype))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
@@ -83,12 +84,12 @@ def _direction(p, m, v, scalars, constants, group):
     return m * correct1 / (tl.sqrt(v * correct2) + eps) + weight_decay * p
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin"])
 def _grad_norm(
-    pointers, chunk_tensor, first_chunk, sizes, partials,
+    pointers, chunk_tensor, first_chunk, sizes, begin, partials,
     CHUNK: tl.constexpr, ALIGNED: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
-    chunk = tl.program_id(0)
+    chunk = begin + tl.program_id(0)
     tensor, start, mask = _locate(chunk, chunk_tensor, first_chunk, sizes, CHUNK, ALIGNED)
     g = _gradient(pointers, tensor, start, mask, CHUNK, ALIGNED, COPIES)
     tl.store(partials + chunk, tl.sum(g * g))
@@ -121,15 +122,15 @@ def _clip(partials, chunks, group_pointers, constants, scalars, result, max_norm
     tl.store(out + 3, tl.load(lr_pointer))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin"])
 def _moments(
-    pointers, chunk_tensor, first_chunk, sizes, tensor_group, constants, scalars, result, partials,
+    pointers, chunk_tensor, first_chunk, sizes, begin, tensor_group, constants, scalars, result, partials,
     CHUNK: tl.constexpr, ALIGNED: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
     if tl.load(result + 1) != 0:
         return
     # Backwards: the gradients that the norm's pass read last are still in the L2 cache.
-    chunk = tl.num_programs(0) - 1 - tl.program_id(0)
+    chunk = begin + tl.num_programs(0) - 1 - tl.program_id(0)
     tensor, start, mask = _locate(chunk, chunk_tensor, first_chunk, sizes, CHUNK, ALIGNED)
     lanes = tl.arange(0, CHUNK)
     m_pointers = _base(pointers, tensor, 2, start, ALIGNED) + lanes
@@ -150,10 +151,10 @@ def _moments(
 
 
 @triton.jit
-def _add_up(first_chunk, partials, squares, BLOCK: tl.constexpr):
+def _add_up(first_chunk, sizes, partials, squares, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     tensor = tl.program_id(0)
     first = tl.load(first_chunk + tensor)
-    end = tl.load(first_chunk + tensor + 1)
+    end = first + tl.cdiv(tl.load(sizes + tensor), CHUNK).to(tl.int32)
     p_squares = tl.zeros([BLOCK], tl.float32)
     u_squares = tl.zeros([BLOCK], tl.float32)
     for start in range(first, end, BLOCK):
@@ -174,15 +175,15 @@ def _trust_ratio(squares, constants, tensor, group):
     return tl.where(adapts, p_norm / tl.where(adapts, u_norm, 1.0), 1.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin"])
 def _apply(
-    pointers, chunk_tensor, first_chunk, sizes, tensor_group, constants, scalars, result, squares, average_gain,
+    pointers, chunk_tensor, first_chunk, sizes, begin, tensor_group, constants, scalars, result, squares, average_gain,
     CHUNK: tl.constexpr, ALIGNED: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
     if tl.load(result + 1) != 0:
         return
     # Forwards again: _moments, which went backwards, ended at the first chunks.
-    tensor, start, mask = _locate(tl.program_id(0), chunk_tensor, first_chunk, sizes, CHUNK, ALIGNED)
+    tensor, start, mask = _locate(begin + tl.program_id(0), chunk_tensor, first_chunk, sizes, CHUNK, ALIGNED)
     lanes = tl.arange(0, CHUNK)
     p_pointers = _base(pointers, tensor, 0, start, ALIGNED) + lanes
     p = tl.load(p_pointers, mask, other=0.0)
@@ -220,58 +221,64 @@ class LambKernels:
 
         add_up: as Lamb's.
         """
-        params = list(itertools.chain.from_iterable(group.params for group in groups))
-        sizes = [param.numel() for param in params]
+        copies = any(copy is not None for group in groups for copy in group.copies)
+        sizes = [param.numel() for group in groups for param in group.params]
         rows = [
-            address
+            [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
             for group in groups
             for tensors in zip(*group[:6], strict=True)
-            for address in [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         ]
-        first_chunk = [0, *itertools.accumulate(-(-size // CHUNK) for size in sizes)]
-        chunks = first_chunk[-1]
+        widths = [_width(size, row, copies) for size, row in zip(sizes, rows, strict=True)]
+        # Tensors keep their numbers, which all processes share; only their chunks are in the order of the widths.
+        order = sorted(range(len(sizes)), key=lambda number: -widths[number])
+        bounds = [0, *itertools.accumulate(-(-sizes[number] // CHUNK) for number in order)]
+        first_chunk = [first for _, first in sorted(zip(order, bounds, strict=False))]
+        chunks = bounds[-1]
         # Each table is named for what it holds; see the comments at the top for the rows.
         table = self._tables.table
-        pointers = table("pointers", rows, torch.int64)
+        pointers = table("pointers", list(itertools.chain(*rows)), torch.int64)
         group_pointers = table(
             "group_pointers", [t.data_ptr() for group in groups for t in (group.lr, group.step)], torch.int64
         )
         constants = table("constants", [c for group in groups for c in _constants(group)], torch.float64)
         layout = (
-            self._tables.chunk_tensor(first_chunk),
+            self._tables.chunk_tensor(bounds, order),
             table("first_chunk", first_chunk, torch.int32),
             table("sizes", sizes, torch.int64),
         )
-        owners = [index for index, group in enumerate(groups) for _ in group.params]
+        owners = [owner for owner, group in enumerate(groups) for _ in group.params]
         tensor_group = table("tensor_group", owners, torch.int32)
-        partials, squares, scalars = self._tables.scratch((2 * chunks, 2 * len(params), len(groups) * SCALARS.value))
+        partials, squares, scalars = self._tables.scratch((2 * chunks, 2 * len(sizes), len(groups) * SCALARS.value))
         self._tables.keep_for_graph(groups)
 
-        # 16 bytes are 4 elements of fp32 or 8 of bf16.
-        width = next((width for width in (8, 4) if all(size % width == 0 for size in sizes)), 0)
-        options = {
-            "CHUNK": CHUNK,
-            "ALIGNED": width if all(address % 16 == 0 for address in rows) else 0,
-            "COPIES": any(copy is not None for group in groups for copy in group.copies),
-            "num_warps": WARPS,
-        }
+        launches = []  # for each width: its first chunk, how many there are, and the constants
+        for width in sorted(set(widths), reverse=True):
+            places = [place for place, number in enumerate(order) if widths[number] == width]
+            begin, end = bounds[places[0]], bounds[places[-1] + 1]
+            if end > begin:
+                options = {"CHUNK": CHUNK, "ALIGNED": width, "COPIES": copies, "num_warps": WARPS}
+                launches.append((begin, end - begin, options))
         max_norm = 3e38 if max_grad_norm is None else float(max_grad_norm)
-        _grad_norm[(chunks,)](pointers, *layout, partials, **options)
-        grad_squares, count = partials, chunks
+        for begin, count, options in launches:
+            _grad_norm[(count,)](pointers, *layout, begin, partials, **options)
+        grad_squares, parts = partials, chunks
         if add_up is not None:
-            grad_squares, count = add_up(partials[:chunks].sum()), 1
+            grad_squares, parts = add_up(partials[:chunks].sum()), 1
         _clip[(len(groups),)](
-            grad_squares, count, group_pointers, constants, scalars, self.result, max_norm, BLOCK=4096, num_warps=WARPS
+            grad_squares, parts, group_pointers, constants, scalars, self.result, max_norm, BLOCK=4096, num_warps=WARPS
         )
-        _moments[(chunks,)](
-            pointers, *layout, tensor_group, constants, scalars, self.result, partials, **options
-        )  # fmt: skip
-        _add_up[(len(params),)](layout[1], partials, squares, BLOCK=1024)
+        for begin, count, options in reversed(launches):
+            _moments[(count,)](
+                pointers, *layout, begin, tensor_group, constants, scalars, self.result, partials, **options
+            )
+        _add_up[(len(sizes),)](*layout[1:], partials, squares, CHUNK=CHUNK, BLOCK=1024)
         if add_up is not None:
             add_up(squares)
-        _apply[(chunks,)](
-            pointers, *layout, tensor_group, constants, scalars, self.result, squares, 1.0 - average_decay, **options
-        )
+        for begin, count, options in launches:
+            _apply[(count,)](
+                pointers, *layout, begin, tensor_group, constants, scalars, self.result, squares, 1.0 - average_decay,
+                **options,
+            )  # fmt: skip
         return self.result[0], self.result[1]
 
 
@@ -279,3 +286,10 @@ def _constants(group: TensorGroup) -> list[float]:
     beta1, beta2 = group.betas
     logs = [math.log(beta or 5e-324) for beta in group.betas]
     return [1.0 - beta1, 1.0 - beta2, *logs, group.eps, group.weight_decay]
+
+
+def _width(size: int, row: list[int], copies: bool) -> int:
+    """The elements of a 16-byte access, 8 where some are bf16 or 4, that a tensor is a multiple of; 0: of neither."""
+    if any(address % 16 for address in row):
+        return 0
+    return next((width for width in ((8, 4) if copies else (4,)) if size % width == 0), 0)

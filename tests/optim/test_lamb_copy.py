@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from deit_fast.optim.base import WeightAverage
 from deit_fast.optim.lamb import Lamb
-from tests.optim.test_lamb_triton import ALIGNED, DECAYS, DEVICE, INTERPRETED, SHAPES, flat, groups, tensors
+from tests.interpreter import DEVICE, INTERPRETED, Accesses
+from tests.optim.test_lamb_triton import ALIGNED, DECAYS, SHAPES, flat, groups, tensors
 from tests.oracles.lamb import OracleLamb
 
 paths = pytest.mark.parametrize(
@@ -133,30 +134,12 @@ def test_refuses_a_copy_that_is_none() -> None:
 @pytest.mark.skipif(not INTERPRETED, reason="only the interpreter can count")
 def test_the_bytes_per_parameter(monkeypatch: pytest.MonkeyPatch, average: bool, copies: bool, expected: int) -> None:
     """What the kernels read and write, counted access by access: the floor in benchmarks/optimizer.py."""
-    from triton.runtime.interpreter import InterpreterBuilder
-
     param = nn.Parameter(torch.ones(300, 1000))
     held = {param: nn.Parameter(param.detach().bfloat16())} if copies else {}
     averages = WeightAverage([param], [param.detach().clone()], 0.9) if average else None
     optimizer = Lamb([param], lr=0.1, weight_decay=0.1, average=averages, copies=held, fused=True)
     for each in (param, *held.values()):
         each.grad = torch.ones_like(each)
-    moved = 0
-    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
-
-    def count(ptrs: object, mask: object) -> None:
-        nonlocal moved
-        moved += int(mask.data.sum()) * ptrs.get_element_ty().primitive_bitwidth // 8
-
-    def counted_load(self: object, ptrs: object, mask: object, *rest: object) -> object:
-        count(ptrs, mask)
-        return load(self, ptrs, mask, *rest)
-
-    def counted_store(self: object, ptrs: object, value: object, mask: object, *rest: object) -> object:
-        count(ptrs, mask)
-        return store(self, ptrs, value, mask, *rest)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", counted_load)
-    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", counted_store)
+    accesses = Accesses(monkeypatch)
     optimizer.step()
-    assert moved / param.numel() == pytest.approx(expected, abs=0.5)  # the rest is tables and sums
+    assert accesses.bytes / param.numel() == pytest.approx(expected, abs=0.5)  # the rest is tables and sums

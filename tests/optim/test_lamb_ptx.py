@@ -10,7 +10,8 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 
 TYPES = {
     "pointers": "*i64", "group_pointers": "*i64", "sizes": "*i64", "chunk_tensor": "*i32", "first_chunk": "*i32",
-    "tensor_group": "*i32", "constants": "*fp64", "chunks": "i32", "max_norm": "fp32", "average_gain": "fp32",
+    "tensor_group": "*i32", "begin": "i32", "constants": "*fp64", "chunks": "i32", "max_norm": "fp32",
+    "average_gain": "fp32",
 }  # fmt: skip
 
 
@@ -23,7 +24,7 @@ TYPES = {
         ("_clip", {"BLOCK": 4096}, 0),
         ("_moments", {"CHUNK": 4096, "ALIGNED": 4, "COPIES": False}, 24),
         ("_moments", {"CHUNK": 4096, "ALIGNED": 8, "COPIES": True}, 26),
-        ("_add_up", {"BLOCK": 1024}, 0),
+        ("_add_up", {"CHUNK": 4096, "BLOCK": 1024}, 0),
         ("_apply", {"CHUNK": 4096, "ALIGNED": 4, "COPIES": False}, 24),
         ("_apply", {"CHUNK": 4096, "ALIGNED": 8, "COPIES": True}, 26),
     ],

@@ -1,14 +1,8 @@
-"""The Triton kernels of LAMB: on a GPU where there is one, and in Triton's interpreter, in a process of its own.
-
-Triton decides at import whether to interpret, so the cases below run twice from one source: marked gpu here, and on
-the CPU in the child process that `test_the_cases_in_the_interpreter` starts.
-"""
+"""The Triton kernels of LAMB: on a GPU where there is one, and in Triton's interpreter (tests/interpreter.py)."""
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +11,10 @@ from torch import nn
 
 from deit_fast.optim.base import WeightAverage
 from deit_fast.optim.lamb import Lamb
+from tests.interpreter import DEVICE, INTERPRETED, case, run_interpreted
 from tests.oracles.lamb import OracleLamb, assert_converges
 
 pytest.importorskip("triton")
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
-case = (lambda test: test) if INTERPRETED else pytest.mark.gpu
 
 # One chunk, a chunk and a bit, several chunks; sizes that are and are not multiples of 4; a scalar; nothing at all.
 SHAPES = [(7,), (16, 7), (1, 5, 3), (3, 2, 4, 4), (), (129, 65), (4096,), (4097,), (3, 4096), (0,), *[(12,)] * 20]
@@ -64,15 +55,7 @@ def flat(values: list) -> torch.Tensor:
 
 @pytest.mark.soak
 def test_the_cases_in_the_interpreter() -> None:
-    if INTERPRETED:
-        pytest.skip("this is the interpreter")
-    root = Path(__file__).resolve().parents[2]
-    copy_file = str(Path(__file__).with_name("test_lamb_copy.py"))
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, copy_file]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "passed" in done.stdout
+    run_interpreted(__file__, str(Path(__file__).with_name("test_lamb_copy.py")))
 
 
 @case
@@ -267,6 +250,32 @@ def test_unaligned_views() -> None:
     for each in (params, shifted):
         train(Lamb(groups(each), lr=1e-2, fused=True), each, range(3))
     torch.testing.assert_close(flat(shifted), flat(params), rtol=1e-6, atol=1e-7)
+
+
+@case
+@pytest.mark.parametrize("classes", [10, 102, 1000])
+def test_only_a_tensor_of_an_odd_size_is_accessed_element_by_element(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deit_fast.optim import lamb_triton
+
+    chunks: dict[int, int] = {}
+    moments = lamb_triton._moments
+
+    class Watched:
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            def launch(*given: Any, **options: Any) -> None:
+                chunks[options["ALIGNED"]] = grid[0]
+                moments[grid](*given, **options)
+
+            return launch
+
+    monkeypatch.setattr(lamb_triton, "_moments", Watched())
+    start = tensors(0, 0.1, [(classes,), (classes, 64), (192, 64), (64,)])
+    params = parameters(start)
+    train(Lamb(groups(params), lr=1e-2, fused=True), params, range(1))
+    wide = sum(-(-tensor.numel() // 4096) for tensor in start[1:])
+    assert chunks == ({0: 1, 4: wide} if classes % 4 else {4: wide + 1})
 
 
 @case

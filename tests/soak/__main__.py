@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deit_fast.runtime.errors import one_line
-from tests.soak import crashes, damages, faults, fuzz, fuzz_recipes, hangs, hostile_files, schedules, stalls
+from tests.soak import crashes, damages, faults, fuzz, fuzz_recipes, hangs, hostile_files, schedules, stalls, streams
 from tests.soak.rounds import Found
 
 
@@ -40,6 +40,8 @@ KINDS = {
                    ("synchronous", "leaky")),
     "hangs": Kind("worker, loader, collective: told in <= 30 s, goes on from its checkpoint, no orphan", 30, 3,
                   hangs.hangs, ("deaf",)),
+    "streams": Kind("200 kills of readers of a store that fails, a disk of two blocks: local shards' batches",
+                    200, 10, streams.streams, ("hasty",)),
     "images": Kind("10,000 fuzzed images: no crash, hang or wrong label, substituted ones named", 10_000, 100,
                    fuzz.images, ("mislabelled",)),
     "shards": Kind("10,000 fuzzed shards: no crash, hang or wrong label", 10_000, 100, fuzz.shards, ("shifted",)),

@@ -1,0 +1,138 @@
+"""What a training step moves through a GPU's memory, counted without a GPU: bytes of a transformer block's kernels.
+
+Inductor generates the step's kernels for an H100 that is not there (fake_gpu.py), in a process of its own, and each is
+counted by what it reads and writes (traffic_count.py; our own kernels by kernel_traffic.py). The difference between a
+model of four blocks and one of three is what a block moves, forward and backward.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.files import write_json
+
+from .fake_gpu import environment
+from .measure import Row, Session
+from .workload import find_recipe, parse_model
+
+RECORD = Path(__file__).with_name("traffic.json")
+BATCH = 256
+SHARE = 0.02
+"""By which a sum may differ from the recorded one, of the same torch."""
+BLOCKS = (3, 4)
+CASES = (
+    ("deit3_base_patch16@224",),
+    ("deit3_base_patch16@224", "model.drop_path=0"),
+    ("deit3_large_patch16@192",),
+    ("deit3_huge_patch14@154", "model.drop_path=0.6"),
+)
+"""Models, with changes of their recipes: what traffic.json holds."""
+
+
+def run(session: Session, models: list[str] | None, words: list[str], record: bool, assemble: bool) -> bool:
+    """One row for each model; whether the sums are the recorded ones, where this torch has a record of the case.
+
+    record: no sum is held, and what is counted becomes this torch's record. assemble: whether all kernels are assembled
+    for sm_90, too; one that spills registers fails.
+    """
+    cases = [(model, *words) for model in models] if models else [(*case, *words) for case in CASES]
+    held = {} if record else read_record()
+    session.settings = {"batch": BATCH, "recorded": bool(held)}
+    with tempfile.TemporaryDirectory() as folder:
+        variables = environment(Path(folder))
+        for model, *changes in cases[:1] if session.quick else cases:
+            session.say(f"compiling {' '.join([model, *changes])}")
+            try:
+                session.add(_count(model, changes, variables, held, assemble))
+            except RunError as error:
+                if held or record or models:
+                    raise
+                session.skip(" ".join([model, *changes]), str(error))  # of another torch, whose compiler has changed
+    if record:
+        sums = {row["case"]: {key: row[key] for key in ("products", "others")} for row in session.rows}
+        write_json(RECORD, {"torch": torch.__version__, "gigabytes": sums})
+    print(table(session.rows, kernels=models is not None))
+    return not any(row["differs"] or row["spills"] for row in session.rows)
+
+
+def read_record() -> dict[str, dict[str, float]]:
+    """The recorded sums by case; none where they are another torch's."""
+    found = json.loads(RECORD.read_text(encoding="utf-8"))
+    return dict(found["gigabytes"]) if found["torch"] == torch.__version__ else {}
+
+
+def table(rows: list[Row], kernels: bool) -> str:
+    """The sums of each row as aligned text; with `kernels` the larger ones, too."""
+    lines = [f"{'products and attention':>22} {'others':>7}  GB of a block, forward and backward, batch {BATCH}"]
+    for row in rows:
+        verdict = f"   DIFFERS: recorded {row['recorded']}" if row["differs"] else ""
+        if row["binaries"]:
+            verdict += f"   {row['binaries']} binaries of at most {row['registers']} registers"
+        verdict += f"   SPILLS: {', '.join(row['spills'])}" if row["spills"] else ""
+        lines.append(f"{row['products']:22.3f} {row['others']:7.3f}  {row['case']}{verdict}")
+        shown = row["kernels"] if kernels else []
+        lines += [
+            f"{each['megabytes']:22.0f} MB  {each['times']:g} x {each['name']}"
+            for each in shown
+            if each["megabytes"] >= 4
+        ]
+    return "\n".join(lines)
+
+
+def _count(
+    model: str, words: list[str], variables: dict[str, str], held: dict[str, dict[str, float]], assemble: bool
+) -> Row:
+    recipe = find_recipe(model, BATCH, words)  # a mistake in it is said before anything is compiled
+    options = [model, str(BATCH), *map(str, BLOCKS), *(["--assemble"] if assemble else [])]
+    command = [sys.executable, "-m", f"{__package__}.traffic_count", *options, "--", *words]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    if done.returncode:
+        (*_, last) = done.stderr.strip().splitlines() or ["nothing"]
+        raise RunError(f"traffic: expected torch {torch.__version__} to compile {model} for an H100 ({last[:300]})")
+    *lines, fewer, more = (json.loads(line) for line in done.stdout.splitlines()[-3 if assemble else -2 :])
+    binaries = lines[0] if assemble else []
+    case = " ".join([model, *words])
+    sums = {
+        key: round((_sum(more, key == "products") - _sum(fewer, key == "products")) / 1e9, 3)
+        for key in ("products", "others")
+    }
+    before = held.get(case)
+    return {
+        "case": case,
+        "model": parse_model(model)[0],
+        "resolution": recipe.model.image_size,
+        "drop_path": recipe.model.drop_path,
+        **sums,
+        "recorded": before,
+        "differs": before is not None and any(abs(sums[key] / before[key] - 1) > SHARE for key in sums),
+        "binaries": len(binaries),
+        "registers": max((each["registers"] for each in binaries), default=None),
+        "spills": sorted({each["name"] for each in binaries if each["stack"]}),
+        "kernels": _difference(fewer, more),
+    }
+
+
+def _sum(kernels: list[dict[str, Any]], product: bool) -> int:
+    return sum(each["bytes"] for each in kernels if each["product"] == product)
+
+
+def _difference(fewer: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The kernels that a block adds, the largest first."""
+
+    def count(kernels: list[dict[str, Any]]) -> Counter[tuple[bool, str, int]]:
+        return Counter((each["product"], each["name"], round(each["bytes"] / 1e6)) for each in kernels)
+
+    added = count(more)
+    added.subtract(count(fewer))
+    return [
+        {"name": name, "product": product, "megabytes": megabytes, "times": times}
+        for (product, name, megabytes), times in sorted(added.items(), key=lambda each: -abs(each[0][2] * each[1]))
+        if times
+    ]
