@@ -315,6 +315,24 @@ def test_names_that_change_their_class_are_read_again(tmp_path: Path) -> None:
         assert opened(tmp_path).labels.tolist() == labels
 
 
+def test_an_image_behind_one_of_more_than_4_gib_has_its_name(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "train-0.tar", {"a.jpg": encode(), "a.cls": b"0"})
+    large, rest = (
+        tarfile.TarInfo("b.jpg"),
+        write_tar(tmp_path / "rest", {"b.cls": b"1", "c.jpg": encode(), "c.cls": b"2"}),
+    )
+    large.size = 9 * 2**30
+    with open(path, "r+b") as file:  # a hole in the file
+        file.seek(-(-len(encode()) // 512) * 512 + 3 * 512)
+        file.write(large.tobuf(tarfile.GNU_FORMAT))
+        file.seek(large.size, os.SEEK_CUR)
+        file.write(rest.read_bytes())
+    for _ in range(2):
+        source = opened(tmp_path)
+        assert [source.name(index) for index in range(3)] == [f"{path}:{name}.jpg" for name in "abc"]
+        assert source.read(2).tobytes() == encode()
+
+
 def test_a_shard_of_one_folder_is_refused_with_an_index_too(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar", {"cat/a.jpg": encode(), "dog/b.jpg": encode()})
     one = write_tar(tmp_path / "train-1.tar", {"dog/c.jpg": encode()})

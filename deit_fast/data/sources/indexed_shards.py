@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.identity import Identity, identify_rows
-from deit_fast.data.sources.shard_index import LOST, ShardIndex
+from deit_fast.data.sources.shard_index import LARGEST, LOST, ShardIndex
 from deit_fast.data.sources.tar_reader import BLOCK, DamagedError, TarReader, whole_blocks
 from deit_fast.runtime.errors import DataError, RunError, printable
 
@@ -79,6 +79,8 @@ class IndexedShards(Source):
             return None
         before, size, _ = self.index.rows[index - 1].tolist() if index > first else (LOST, 0, 0)
         start = 0 if before == LOST else before * BLOCK + whole_blocks(size)
+        if size == LARGEST:  # or larger
+            start = offset * BLOCK - BLOCK
         end = offset * BLOCK + BLOCK
 
         def read(place: int, count: int) -> bytes:
