@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deit_fast.runtime.errors import one_line
-from tests.soak import crashes, damages, faults, fuzz, fuzz_recipes, hangs, hostile_files, schedules, stalls
+from tests.soak import crashes, damages, faults, fuzz, fuzz_recipes, hangs, hostile_files, schedules, stalls, store
 from tests.soak.rounds import Found
 
 
@@ -34,6 +34,8 @@ KINDS = {
                    500, 10, faults.faults, ("forgetful", "amnesiac")),
     "schedules": Kind("100 changes of the world size: same ordered batches, same pixels", 100, 1, schedules.schedules,
                       ("forgetful",)),
+    "store": Kind("200 kills of runs from a failing store, other world sizes: the batches of local shards", 200, 6,
+                  store.store, ("unconditional", "forgetful")),
     "damages": Kind("1,000 damaged checkpoints: all seen before loading, newest whole one used, one line", 1000, 10,
                     damages.damages, ("short-hash",)),
     "stalls": Kind("state of one step; stall p50 <= 1 %, p99 <= 5 % of a step", 200, 10, stalls.stalls,

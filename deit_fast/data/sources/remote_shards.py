@@ -7,11 +7,13 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.classes import read_class_names
 from deit_fast.data.sources.index_objects import build_index
+from deit_fast.data.sources.index_versions import REMEDY, check_versions
 from deit_fast.data.sources.list_shards import ListedShards
 from deit_fast.data.sources.place import Files, look, split_place
 from deit_fast.data.sources.salvage import SalvagedShards
@@ -22,8 +24,6 @@ from deit_fast.data.sources.streamed_shards import StreamedShards
 from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.files import atomic_path, cache_folder, exclusive
 from deit_fast.runtime.object_store import Object, fetch, fetch_all, without_query
-
-_REMEDY = "run deit-fast data index"
 
 
 def open_remote(request: Request, shards: Files) -> Source:
@@ -105,22 +105,23 @@ def _find_index(files: Files, shards: Sequence[Object]) -> ShardIndex | None:
     description, rows = files.get(f"{stem}.index.json"), files.get(f"{stem}.index.npy")
     if description is None or rows is None:
         return None
-    content, path = fetch(description).read_bytes(), fetch(rows)  # once for all processes of a machine
+    with ThreadPoolExecutor(2) as pool:  # once for all processes of a machine
+        content, path = pool.map(fetch, (description, rows))
     try:
-        index = read_index(content, path)
+        index = read_index(content.read_bytes(), path)
     except ValueError as error:
-        raise DataError(f"{without_query(description.uri)}: {error}; {_REMEDY}") from None
+        raise DataError(f"{without_query(description.uri)}: {error}; {REMEDY}") from None
     known = {entry.name: entry for entry in index.shards}
     for shard in shards:
         entry = known.get(shard.name)
         if entry is None:
             raise DataError(
-                f"{without_query(description.uri)}: expected an index of {shard.name}, which is there too; {_REMEDY}"
+                f"{without_query(description.uri)}: expected an index of {shard.name}, which is there too; {REMEDY}"
             )
         if entry.bytes != shard.size:
             what = f"has {shard.size} bytes, and had {entry.bytes} when its index was made"
-            raise DataError(f"{without_query(shard.uri)}: {what}; {_REMEDY}")
-    return index.take([shard.name for shard in shards])
+            raise DataError(f"{without_query(shard.uri)}: {what}; {REMEDY}")
+    return check_versions(index.take([shard.name for shard in shards]), shards)
 
 
 def _place_classes(content: bytes | None, path: Path) -> None:
