@@ -7,7 +7,6 @@ imported everything. Nothing is decoded: indices and encoded bytes are compared,
 
 import hashlib
 import json
-import math
 import os
 import random
 import shutil
@@ -22,25 +21,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.store_server import serve
-from benchmarks.store_state import Request, Store
 from deit_fast.data.loader.batches import TrainLoader
 from deit_fast.data.loader.order import BlockOrder, FullOrder
 from deit_fast.data.loader.producer import Prepared
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources import streamed_shards
 from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.index_objects import build_index
 from deit_fast.data.sources.open import open_source
-from deit_fast.data.sources.shard_index import write_index
 from deit_fast.recipe.sections import Augment
 from deit_fast.runtime.errors import DataError
-from deit_fast.runtime.object_store import ChangedError, list_objects
-from tests.image_files import encode, write_tar
+from deit_fast.runtime.object_store import ChangedError
 from tests.soak.crashes import fork
+from tests.soak.failing_store import keep_store, replace, rewrite, write_data, write_store_index
 from tests.soak.rounds import Found, tell
 
-SHARDS, IMAGES, BATCH, STEPS = 16, 16, 16, 40  # of 16 steps an epoch
+BATCH, STEPS = 16, 40  # of 16 steps an epoch
 CASES = ((0, 1), (2, 1), (2, 2))
 """Shards in a block and lanes; a disk of two blocks where there are blocks."""
 WORLDS = (1, 2, 4)
@@ -126,52 +121,6 @@ def plant_bug(name: str, source: Source) -> None:
         source._cache.read = lambda *rest: None  # type: ignore[method-assign]
 
 
-def weather(store: Store, seed: int) -> Callable[[Request], str]:
-    """What becomes of each request. Credentials are refused for one request in six seconds, as an expired token is."""
-    rng, denied = random.Random(seed), [0.0]
-
-    def fault(request: Request) -> str:
-        store.rate, store.latency = rng.choice((1e6, 1e7, math.inf)), rng.choice((0.0, 0.0, 0.02, 0.1))
-        draw, now = rng.random(), time.monotonic()
-        if draw < 0.03:
-            return "503"
-        if draw < 0.06:
-            return "cut"
-        if draw < 0.063:
-            store.stall_seconds = rng.uniform(1, 20)
-            return "stall"
-        if draw < 0.1 and now - denied[0] > 6:
-            denied[0] = now
-            return "403"
-        return ""
-
-    return fault
-
-
-def keep_store(root: Path, told: Path, seed: int) -> None:
-    """In a child: serves until it is killed."""
-    with serve(root) as store:
-        store.fault = weather(store, seed)
-        told.with_suffix(".new").write_text(json.dumps(store.environment | {"URL": store.url}))
-        told.with_suffix(".new").rename(told)
-        signal.pause()
-
-
-def write_data(bucket: Path) -> None:
-    for shard in range(SHARDS):
-        members = {}
-        for image in range(IMAGES):
-            members[f"{shard}-{image:02}.jpg"] = encode(16 + 2 * shard, 16 + image)
-            members[f"{shard}-{image:02}.cls"] = str((shard * image) % 3).encode()
-        write_tar(bucket / f"train-{shard:02}.tar", members)
-
-
-def write_store_index(bucket: Path) -> None:
-    """In a child, since it starts threads: with the versions that the store tells."""
-    objects = [each for each in list_objects("s3://bucket/set")[1] if each.name.endswith(".tar")]
-    write_index(build_index(objects, []).called([each.name for each in objects]), bucket, "train")
-
-
 def store(folder: Path, count: int, seed: int, plant: str) -> Found:
     """Runs killed `count` times in all, a third of the attempts with a shard replaced; each run goes on to its end."""
     import s3fs  # noqa: F401 (here, so that no attempt has to)
@@ -246,8 +195,10 @@ class Rounds:
             reached.append(start + len(lines))
             for step, seen in lines:
                 self._did["batches"] += 1
-                if any(local[step][place] != found for place, found in seen.items()):
-                    self._wrong.append(f"{uri}: {case}: step {step} of {world} processes has another image or bytes")
+                if other := {place: found for place, found in seen.items() if local[step][place] != found}:
+                    images = [(local[step][place][0], image) for place, (image, _) in other.items()]
+                    what = f"{shard.name} replaced: {replaces}, started at {start}"
+                    self._wrong.append(f"{uri}: {case}: {world} processes: step {step}: images {images} differ, {what}")
             out[part].unlink(missing_ok=True)
         if all(status == 0 for status in statuses) and min(reached) != STEPS:
             self._wrong.append(f"{uri}: {case}: ended before its last step")
@@ -301,21 +252,6 @@ class Rounds:
         elif any(status not in (0, None, -signal.SIGKILL) for status in statuses):
             lines = (self._folder / "log").read_text().splitlines()
             self._wrong.append(f"{what}: statuses {statuses}: {lines[-1] if lines else ''}")
-
-
-def replace(shard: Path) -> None:
-    """Puts another object of the same size, with the same headers, in the shard's place."""
-    data = bytearray(shard.read_bytes())
-    for image in range(0, len(data) - 512, 512):
-        if data[image : image + 2] == b"\xff\xd8":  # its first bytes stay, so that it looks like an image
-            data[image + 300] ^= 255
-    rewrite(shard, bytes(data))
-
-
-def rewrite(shard: Path, data: bytes) -> None:
-    new = shard.with_suffix(".new")
-    new.write_bytes(data)
-    new.rename(shard)
 
 
 def read_lines(path: Path) -> list[tuple[int, Seen]]:

@@ -45,8 +45,10 @@ def open_remote(request: Request, shards: Files) -> Source:
 
 
 def open_objects(request: Request, objects: Sequence[Object], index: ShardIndex) -> Source:
-    """The images of the shards that an index has. Raises RunError."""
+    """The images of the shards that an index has. Raises RunError, DataError for an index that is not of these."""
     if request.open_shards is not ListedShards:
+        if check_versions(index, objects) is None:
+            raise DataError(f"{without_query(request.uri)}: expected an index of the files as they are now; {REMEDY}")
         return StreamedShards(request.uri, index, objects)
     classes = "".join(f"{name}\n" for name in index.classes).encode() if index.named else None
     return _fetch_and_open(request, objects, classes)

@@ -24,6 +24,7 @@ from deit_fast.runtime.object_store import Object, stream_object
 
 _TRANSFERS = 16  # of a machine, at once: one connection does not fill a network
 _SHARE = 0.8  # of the disk, where no limit is given
+_HEAD_START_SECONDS = 0.2  # of the first images of all: shards on their way would take the network from them
 _LOOK_SECONDS = 0.5  # between looks at what other processes fetched or removed
 _ARRIVAL_SECONDS = 10.0  # that a shard on its way is waited for while nothing arrives
 _LONGEST_SECONDS = 60.0  # and in all: signals are answered between batches
@@ -98,6 +99,7 @@ class ShardCache:
         self._changed = threading.Condition()  # of all below
         self._news = False  # for the thread that looks what to fetch
         self._looking = False  # whether there is that thread
+        self._started = False
         self._plan: tuple[int, ...] = ()
         self._place: dict[int, int] = {}  # in the plan
         self._window: frozenset[int] = frozenset()  # shards that must not go
@@ -191,6 +193,9 @@ class ShardCache:
 
     def _look(self) -> None:
         """Begins transfers, as long as there is a plan."""
+        if not self._started:
+            self.stopped.wait(_HEAD_START_SECONDS)
+            self._started = True
         while True:
             with self._changed:
                 if not self._plan:
