@@ -126,7 +126,7 @@ def _upload_gcs(store: Store, request: Request) -> Answer:
 
 
 def _generation(path: Path) -> str:
-    return str(int(version(path)[:15], 16))
+    return str(int(version(path)[:13], 16))
 
 
 def _resource(store: Store, bucket: str, key: str) -> dict[str, object]:
@@ -150,12 +150,16 @@ def answer_hub(store: Store, request: Request) -> Answer:
             return Answer(404, headers={"X-Error-Code": "EntryNotFound"})
         linked = {"X-Linked-Etag": f'"{_lfs_hash(path)}"', "X-Linked-Size": str(path.stat().st_size)}
         if path.stat().st_size >= _LFS_BYTES:  # elsewhere, where no token of the Hub's is to be shown
-            target = f"http://localhost:{store.port}/cdn/{found[1]}/{found[2]}"
+            target = f"http://localhost:{store.port}/cdn/{version(path)}/{found[1]}/{found[2]}"
             return Answer(302, headers={"Location": target, **linked})
         answer = answer_object(store, Request(request.method, f"/{found[1]}/{found[2]}", {}, request.headers))
         return Answer(answer.status, answer.body, answer.headers | {"ETag": f'"{_blob_hash(path)}"'})
-    if request.path.startswith("/cdn/"):
-        return answer_object(store, Request(request.method, request.path.removeprefix("/cdn"), {}, request.headers))
+    if request.path.startswith("/cdn/"):  # which has objects by their content
+        _, _, hashed, name = request.path.split("/", 3)
+        path = store.place(name)
+        if not path.is_file() or version(path) != hashed:
+            return Answer(404)
+        return answer_object(store, Request(request.method, f"/{name}", {}, request.headers))
     found = re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", request.path)
     if not found or not (root := store.place(found[1])).is_dir():
         return Answer(404, headers={"X-Error-Code": "RepoNotFound"})

@@ -11,6 +11,7 @@ gs://BUCKET/KEY too, and ROOT/datasets/OWNER/NAME/FILE is hf://datasets/OWNER/NA
 import argparse
 import asyncio
 import contextlib
+import io
 import json
 import ssl
 import threading
@@ -19,10 +20,11 @@ from dataclasses import asdict
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .store_protocols import answer_gcs, answer_hub, answer_s3
-from .store_state import Answer, Request, Store, answer_object
+from .store_state import Answer, Request, Store, answer_object, version
 
 _CHUNK = 1 << 17
 
@@ -61,6 +63,16 @@ def _answer(store: Store, request: Request, fault: str) -> Answer:
 async def _send(store: Store, request: Request, answer: Answer, fault: str, writer: asyncio.StreamWriter) -> bool:
     """Writes the answer. Returns whether the connection stays."""
     status, body, headers = answer.status, answer.body, dict(answer.headers)
+    with open(body, "rb") if isinstance(body, Path) else io.BytesIO(body) as file:
+        if isinstance(body, Path) and version(body) not in headers.get("ETag", version(body)):  # replaced since then
+            return False
+        return await _send_piece(store, request, status, body, headers, fault, writer, file)
+
+
+async def _send_piece(
+    store: Store, request: Request, status: int, body: bytes | Path, headers: dict[str, str], fault: str,
+    writer: asyncio.StreamWriter, file: BinaryIO,
+) -> bool:  # fmt: skip
     size = body.stat().st_size if isinstance(body, Path) else len(body)
     start, stop = 0, size
     if status == 200 and request.range and fault != "whole" and isinstance(body, Path):
@@ -84,17 +96,14 @@ async def _send(store: Store, request: Request, answer: Answer, fault: str, writ
         await asyncio.sleep(store.stall_seconds)
         return False
     end = start + (stop - start) // 2 if fault == "cut" else stop
-    with open(body, "rb") if isinstance(body, Path) else contextlib.nullcontext() as file:
-        if file:
-            file.seek(start)
-        while start < end:
-            count = min(_CHUNK, end - start)
-            data = file.read(count) if file else bytes(body)[start : start + count]
-            await store.pace(len(data))
-            writer.write(data)
-            await writer.drain()
-            request.sent += len(data)
-            start += len(data)
+    file.seek(start)
+    while start < end:
+        data = file.read(min(_CHUNK, end - start))
+        await store.pace(len(data))
+        writer.write(data)
+        await writer.drain()
+        request.sent += len(data)
+        start += len(data)
     return fault != "cut"
 
 

@@ -134,14 +134,16 @@ def test_batches_are_those_of_local_shards(store: Store, local: Callable[[int], 
 def test_the_first_batch_costs_an_index_and_its_images(store: Store, local: Callable[[int], Seen]) -> None:
     store.latency = 0.02
     source = open_source(URI, "train")
-    opening = Counter(request.path for request in store.requests if request.method == "GET")
+    headers = [request for request in store.requests if request.range]
+    assert len(headers) == 8  # the index is one of local files, whose versions are no store's
+    opening = Counter(request.path for request in store.requests if request.method == "GET" and not request.range)
     assert opening == {"/bucket": 1, "/bucket/set/train.index.json": 1, "/bucket/set/train.index.npy": 1}
     store.requests.clear()
     first = train_on(source, 0, steps=1)
     assert first == local(0)[:1]
     asked = Counter("image" if request.range else request.path for request in store.requests)
     assert asked.pop("image") <= BATCH
-    assert set(asked.values()) == {1}  # shards on their way
+    assert set(asked.values()) <= {1}  # shards on their way
 
 
 def test_no_shard_is_fetched_twice_by_the_processes_of_a_machine(store: Store) -> None:

@@ -184,9 +184,9 @@ class Producer:
         except DataError as error:
             return error
         except RunError as error:  # the storage's, or a store's word on a shard: no image is bad for that
-            self._failure = error
+            self._failure = self._failure or error  # the first, which those that it made give up are not
             self._gave_up.set()
-            raise
+            raise self._failure from None
 
     def _refused(self, indices: NDArray[np.int64], inputs: list[Any]) -> dict[int, DataError]:
         """Places whose image DALI refuses, among images that it refused before."""

@@ -7,23 +7,23 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.classes import read_class_names
 from deit_fast.data.sources.index_objects import build_index
+from deit_fast.data.sources.index_versions import REMEDY, check_versions
 from deit_fast.data.sources.list_shards import ListedShards
 from deit_fast.data.sources.place import Files, look, split_place
 from deit_fast.data.sources.salvage import SalvagedShards
-from deit_fast.data.sources.shard_index import ShardIndex, is_store_version, read_index, write_index
+from deit_fast.data.sources.shard_index import ShardIndex, read_index, write_index
 from deit_fast.data.sources.source_format import Request
 from deit_fast.data.sources.splits import split_of_shard
 from deit_fast.data.sources.streamed_shards import StreamedShards
 from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.files import atomic_path, cache_folder, exclusive
 from deit_fast.runtime.object_store import Object, fetch, fetch_all, without_query
-
-_REMEDY = "run deit-fast data index"
 
 
 def open_remote(request: Request, shards: Files) -> Source:
@@ -45,8 +45,10 @@ def open_remote(request: Request, shards: Files) -> Source:
 
 
 def open_objects(request: Request, objects: Sequence[Object], index: ShardIndex) -> Source:
-    """The images of the shards that an index has. Raises RunError."""
+    """The images of the shards that an index has. Raises RunError, DataError for an index that is not of these."""
     if request.open_shards is not ListedShards:
+        if check_versions(index, objects) is None:
+            raise DataError(f"{without_query(request.uri)}: expected an index of the files as they are now; {REMEDY}")
         return StreamedShards(request.uri, index, objects)
     classes = "".join(f"{name}\n" for name in index.classes).encode() if index.named else None
     return _fetch_and_open(request, objects, classes)
@@ -105,24 +107,23 @@ def _find_index(files: Files, shards: Sequence[Object]) -> ShardIndex | None:
     description, rows = files.get(f"{stem}.index.json"), files.get(f"{stem}.index.npy")
     if description is None or rows is None:
         return None
-    content, path = fetch(description).read_bytes(), fetch(rows)  # once for all processes of a machine
+    with ThreadPoolExecutor(2) as pool:  # once for all processes of a machine
+        content, path = pool.map(fetch, (description, rows))
     try:
-        index = read_index(content, path)
+        index = read_index(content.read_bytes(), path)
     except ValueError as error:
-        raise DataError(f"{without_query(description.uri)}: {error}; {_REMEDY}") from None
+        raise DataError(f"{without_query(description.uri)}: {error}; {REMEDY}") from None
     known = {entry.name: entry for entry in index.shards}
     for shard in shards:
         entry = known.get(shard.name)
         if entry is None:
             raise DataError(
-                f"{without_query(description.uri)}: expected an index of {shard.name}, which is there too; {_REMEDY}"
+                f"{without_query(description.uri)}: expected an index of {shard.name}, which is there too; {REMEDY}"
             )
         if entry.bytes != shard.size:
             what = f"has {shard.size} bytes, and had {entry.bytes} when its index was made"
-            raise DataError(f"{without_query(shard.uri)}: {what}; {_REMEDY}")
-        if is_store_version(entry.version) and shard.version and entry.version != shard.version:
-            raise DataError(f"{without_query(shard.uri)}: another one than when its index was made; {_REMEDY}")
-    return index.take([shard.name for shard in shards])
+            raise DataError(f"{without_query(shard.uri)}: {what}; {REMEDY}")
+    return check_versions(index.take([shard.name for shard in shards]), shards)
 
 
 def _place_classes(content: bytes | None, path: Path) -> None:

@@ -15,7 +15,7 @@ from deit_fast.runtime.object_store.fetching import (
     partial_place,
 )
 from deit_fast.runtime.object_store.listing import find_object, is_folder, list_objects, modified_at
-from deit_fast.runtime.object_store.reads import read_object, read_range, stream_object
+from deit_fast.runtime.object_store.reads import read_object, read_range, same_version, stream_object
 from deit_fast.runtime.object_store.uris import (
     ChangedError,
     MissingError,
@@ -48,6 +48,7 @@ __all__ = [
     "read_object",
     "read_range",
     "remove_object",
+    "same_version",
     "stream_object",
     "without_query",
     "write_object",

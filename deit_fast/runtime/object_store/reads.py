@@ -164,7 +164,7 @@ class _Transfer:
         if self._listed and size is not None and self._stop is not None and size < self._stop:
             raise _changed(self.uri, f"{size} bytes, and byte {self._stop - 1} is asked for")
         version = self._version_of(opened, address)
-        if self.version and version and not _same(version, self.version):
+        if self.version and version and not same_version(version, self.version):
             raise _changed(self.uri, "another one is there")
         self.version = self.version or version
         if size is not None:
@@ -244,6 +244,6 @@ def _length(body: object) -> int | None:
     return int(value) if value.isdecimal() else None
 
 
-def _same(one: str, other: str) -> bool:
+def same_version(one: str, other: str) -> bool:
     """Whether two ETags are of one content: some stores quote them in one answer and not in the next."""
     return one.removeprefix("W/").strip('"') == other.removeprefix("W/").strip('"')
