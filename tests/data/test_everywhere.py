@@ -147,7 +147,7 @@ def test_a_shard_of_another_version_than_its_index_has_is_refused(store: Store) 
     plain = json.loads(known.read_bytes())
     shards = [[name, size, "another", *rest] for name, size, _, *rest in plain["shards"]]
     known.write_text(json.dumps(plain | {"shards": shards}))
-    assert "train-0.tar: another one than when its index was made; run deit-fast data index" in refused(uri, "train")
+    assert "train-0.tar: was replaced after its index was made; run deit-fast data index" in refused(uri, "train")
 
 
 def transfers(store: Store) -> dict[str, int]:

@@ -77,7 +77,7 @@ def through_shards() -> list[Outcome]:
 
     def write(index: int) -> Outcome:
         try:
-            content, suffix, resized = write_shards._encoded(source, index, SMALL)
+            content, suffix, resized = write_shards._encoded(SOURCE, index, SMALL)
         except DataError as error:
             return str(error)
         assert resized

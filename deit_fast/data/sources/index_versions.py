@@ -59,9 +59,10 @@ def _spot_check(index: ShardIndex, shards: Sequence[Object], numbers: Sequence[i
 
     pool = ThreadPoolExecutor(_SPOT_CHECKS)
     try:
-        for number, right in zip(chosen, pool.map(looks_right, chosen), strict=True):
-            if not right:
-                what = "has no image where its index says, and was replaced after that was made"
-                raise DataError(f"{without_query(shards[number].uri)}: {what}; {REMEDY}")
+        found = list(pool.map(looks_right, chosen))
     finally:  # an error or an interrupt does not wait for the rest
         pool.shutdown(wait=False, cancel_futures=True)
+    for number, right in zip(chosen, found, strict=True):
+        if not right:
+            what = "has no image where its index says, and was replaced after that was made"
+            raise DataError(f"{without_query(shards[number].uri)}: {what}; {REMEDY}")

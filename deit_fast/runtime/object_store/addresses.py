@@ -68,6 +68,14 @@ def keep_target(uri: str, address: Address) -> None:
     _kept[uri] = time.monotonic() + _TARGET_SECONDS, connect(uri), address
 
 
+def forget_target(uri: str, address: Address) -> bool:
+    """Whether the address is one where the Hub sent us, which is asked again then: the file may have been replaced."""
+    is_target = scheme_of(uri) == "hf" and _kept.get(uri, (0.0, None, None))[2] is address
+    if is_target:
+        _kept.pop(uri, None)
+    return is_target
+
+
 def renew(uri: str) -> None:
     """Forgets the address, and has the credentials read anew where the scheme knows how."""
     _kept.pop(uri, None)

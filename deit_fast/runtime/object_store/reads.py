@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from deit_fast.runtime.errors import RunError
-from deit_fast.runtime.object_store.addresses import TOKEN, Address, address_of, keep_target, renew
+from deit_fast.runtime.object_store.addresses import TOKEN, Address, address_of, forget_target, keep_target, renew
 from deit_fast.runtime.object_store.http_get import Opened, get, read_piece
 from deit_fast.runtime.object_store.uris import (
     WEB,
@@ -142,6 +142,9 @@ class _Transfer:
         last = "" if self._stop is None else self._stop - 1
         opened = get(address, name, None if whole else f"bytes={self._position}-{last}")
         went_on = opened.url != address.url and opened.body.status in (200, 206)
+        if opened.body.status in (404, 410) and forget_target(self.uri, address):
+            opened.body.close()
+            return self._get(address_of(self.uri, self.version), name)
         if scheme_of(self.uri) == "hf" and opened.linked and went_on:
             keep_target(self.uri, Address(opened.url, {}, None, opened.linked.strip('"')))
         return opened
