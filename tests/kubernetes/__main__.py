@@ -9,6 +9,8 @@ from deit_fast.data.tools.demo import write_demo
 from tests.kubernetes.cluster import image_environment, running
 from tests.kubernetes.pods import missing
 
+if len(sys.argv) != 2 or sys.argv[1].startswith("-") or Path(sys.argv[1]).exists():
+    sys.exit("usage: python -m tests.kubernetes FOLDER, which must not exist yet")
 folder = Path(sys.argv[1]).absolute()
 if reason := missing():
     sys.exit(reason)
