@@ -51,7 +51,7 @@ class Job(Run):
         """Its pods in order of their start, those that are gone, too."""
         with self.cluster.lock:
             every = [*self.cluster.past, *self.cluster.pods.values()]
-        return [pod for pod in every if pod.manifest["metadata"]["labels"]["volcano.sh/job-name"] == self.name]
+        return [pod for pod in every if pod.manifest["metadata"]["labels"].get("volcano.sh/job-name") == self.name]
 
     def running(self) -> list[Pod]:
         return [pod for pod in self.pods() if pod.phase == "Running"]
