@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,19 +11,11 @@ from deit_fast.data.sources.list_shards import ListedShards
 from deit_fast.data.sources.open import find_validation, open_source, open_splits
 from deit_fast.data.sources.salvage import SalvagedShards
 from deit_fast.data.sources.streamed_shards import StreamedShards
-from deit_fast.runtime import patience
 from tests.image_files import refused, samples, write, write_tar
-from tests.loopback import SCHEMES, Store, place, serve_loopback
+from tests.loopback import SCHEMES, Store, place
 
 TRAIN = {f"train-{number}.tar": samples(10 * number, 3 + number) for number in range(3)}
 VAL = {"val-0.tar": samples(50, 4)}
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Store]:
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 1.0)
-    with serve_loopback(monkeypatch, tmp_path) as store:
-        yield store
 
 
 @pytest.fixture(params=SCHEMES)

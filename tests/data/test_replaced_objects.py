@@ -1,7 +1,6 @@
 """Objects of a store that are replaced by others of the same size: before a run, and while one reads them."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,9 @@ from deit_fast.data.sources.index_objects import build_index
 from deit_fast.data.sources.open import open_source
 from deit_fast.data.sources.shard_index import write_index
 from deit_fast.data.sources.streamed_shards import StreamedShards
-from deit_fast.runtime import patience
 from deit_fast.runtime.object_store import ChangedError, find_object
 from tests.image_files import encode, refused, write_tar
-from tests.loopback import SCHEMES, Store, place, serve_loopback
+from tests.loopback import SCHEMES, Store, place
 
 SHARDS = 10
 RANGE = "train-{0..9}.tar"
@@ -30,13 +28,6 @@ def members(shard: int, label: int = 0) -> dict[str, bytes]:
         "a.jpg": encode(20 + shard, 20), "a.cls": str(label).encode(),
         "b.jpg": encode(24, 30 + shard), "b.cls": b"1",
     }  # fmt: skip
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Store]:
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 1.0)
-    with serve_loopback(monkeypatch, tmp_path) as store:
-        yield store
 
 
 @pytest.fixture(params=SCHEMES)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from deit_fast.data.sources.shard_index import ShardIndex
+from deit_fast.data.sources.shard_index import FILE_VERSION, ShardIndex
 from deit_fast.data.sources.tar_reader import BLOCK, is_header
 from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.object_store import Object, read_range, same_version, without_query
@@ -15,7 +15,7 @@ REMEDY = "run deit-fast data index"
 _SPOT_CHECKS = 8
 _KINDS = {
     "nothing": "",
-    "a file's time": r"(mtime_ns=)?-?\d{17,}",  # of Object, or of an index of local files
+    "a file's time": rf"({FILE_VERSION})?-?\d{{17,}}",  # of Object, or of an index of local files
     "a generation": r"\d+",
     "a hash": r"[0-9a-f]{40}|[0-9a-f]{64}",
     "a time": r".* GMT",
@@ -33,7 +33,7 @@ def check_versions(index: ShardIndex, shards: Sequence[Object]) -> ShardIndex | 
         kind = _kind(shard.version)
         if kind == "nothing" or kind != _kind(entry.version):
             unknown.append(number)
-        elif not same_version(entry.version.removeprefix("mtime_ns="), shard.version):
+        elif not same_version(entry.version.removeprefix(FILE_VERSION), shard.version):
             if kind == "a file's time":  # as of local shards, whose index is made anew
                 return None
             raise DataError(f"{without_query(shard.uri)}: was replaced after its index was made; {REMEDY}")
