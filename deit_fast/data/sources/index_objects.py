@@ -62,13 +62,8 @@ class _Stream:
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset` on, which is no smaller than before; fewer where the stream ends."""
-        while True:
+        while self._start + len(self._buffer) < offset + size and (piece := next(self._pieces, b"")):
             gone = min(offset - self._start, len(self._buffer))
-            self._start, self._buffer = self._start + gone, self._buffer[gone:]
-            if self._start == offset and len(self._buffer) >= size:
-                break
-            piece = next(self._pieces, b"")
-            if not piece:
-                break
-            self._buffer += piece
-        return self._buffer[:size]
+            self._start, self._buffer = self._start + gone, self._buffer[gone:] + piece
+        begin = offset - self._start
+        return self._buffer[begin : begin + size]
