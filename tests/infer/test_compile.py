@@ -110,6 +110,28 @@ def test_the_attempt_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(weights(compiled), weights(eager), rtol=0, atol=1e-6)
 
 
+def test_the_ninth_model_of_a_process_is_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch keeps 8 graphs of one function, then runs it eagerly and says nothing; a backend sees what it compiles."""
+    graphs: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    with_backend(monkeypatch, count)
+    torch._dynamo.reset()
+    seen = []
+    for size in range(8, 8 + 4 * (torch._dynamo.config.recompile_limit + 2), 4):
+        before = len(graphs)
+        step = make("run.compile=on", f"run.global_batch={size}", "mix.group=1")
+        assert step.compiled
+        assert len(graphs) > before, size
+        before = len(graphs)
+        step([batch(size=size)], 1e-2)
+        seen.append(len(graphs) - before)
+    assert len(seen) > torch._dynamo.config.recompile_limit
+
+
 def test_gradients_random_state_and_running_statistics_stay() -> None:
     torch.manual_seed(3)
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).train()
