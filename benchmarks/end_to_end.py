@@ -93,8 +93,10 @@ def _measure(session: Session, word: str, source: Any, batch: int) -> Row:
                     synchronise(device)
                     seconds = time.perf_counter() - start
                     samples[name].append(seconds / steps)
+                    session.note(f"{word} {name}", batch / stats(samples[name])["median"], "images/s")
                     if name == "real":
                         waits.append(waited / seconds)
+                        session.note(f"{word} waiting for data", 100 * stats(waits)["median"], "%")
         finally:
             loader.close()
     rates = {name: rate(batch, stats(each)) for name, each in samples.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deit_fast.infer.compile import try_gradient
 from deit_fast.infer.precision import build_predictor

@@ -90,6 +90,7 @@ def import_dali() -> Any:
     try:
         import nvidia.dali
         import nvidia.dali.fn
+        import nvidia.dali.math
     except ImportError as error:
         raise RunError(
             f"nvidia-dali is not installed: pip install 'deit_fast[cuda12]', or [cuda13] for CUDA 13 drivers ({error})"
