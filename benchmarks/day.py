@@ -86,7 +86,7 @@ def run_day(
             _say(f"done before: {part.words}")
             continue
         if left < (1.0 if rehearse else expected.first):
-            _say(f"not started, its first figure needs about {expected.first:.0f} s and {left:.0f} are left: {part.words}")
+            _say(f"not started, {left:.0f} s left, first figure after about {expected.first:.0f}: {part.words}")
             continue
         _say(f"{part.words} (expected {expected.whole:.0f} s on a GPU, {left:.0f} s left)")
         words = (part.rehearsed or part.words) if rehearse else part.words
@@ -98,7 +98,7 @@ def run_day(
         write_json(out / "day.json", outcomes)
         status |= outcome != OK and not outcome.startswith("stopped")
     if rehearse:
-        record_costs(out, outcomes, {part.words: part.cost for part in chosen})
+        record_costs(out, outcomes)
     print("\n".join(_table(out, outcomes, chosen)), flush=True)
     return status
 

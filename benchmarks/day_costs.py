@@ -1,4 +1,4 @@
-"""What the parts of a day cost on a GPU, reckoned from a rehearsal on a CPU: measured there, scaled by what is compiled.
+"""What the parts of a day cost on a GPU, reckoned from a rehearsal on a CPU and scaled by what is compiled.
 
 A part is: Python and imports; graphs to be compiled, whose time grows with the model's blocks; and timed repeats, whose
 length is fixed by the benchmark. The first two are measured in CPU seconds, which other programs on the machine do not
@@ -13,7 +13,7 @@ from typing import Any
 from deit_fast.runtime.files import write_json
 
 RECORDED = Path(__file__).with_name("day_costs.json")
-REHEARSED_BLOCKS = 4
+REHEARSED_GRAPHS, REHEARSED_BLOCKS = 2, 4
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def expected_seconds(cost: Cost) -> Expected:
     return Expected(start + (graph if cost.graphs else 0.0), start + graph * cost.graphs + cost.timed)
 
 
-def record_costs(out: Path, outcomes: dict[str, dict[str, Any]], costs: dict[str, Cost]) -> None:
+def record_costs(out: Path, outcomes: dict[str, dict[str, Any]]) -> None:
     """Writes OUT/day_costs.json from a rehearsal's outcomes, where all of its parts ended well.
 
     The first engine part compiles, the last one does not: the difference is what the graphs of the smallest model cost.
@@ -54,6 +54,5 @@ def record_costs(out: Path, outcomes: dict[str, dict[str, Any]], costs: dict[str
     eager = [words for words in spent if words.startswith("engine") and words not in compiled]
     if not compiled or not eager:
         return
-    graphs = costs[compiled[0]].graphs
-    per_block = max(0.0, spent[compiled[0]] - spent[eager[-1]]) / (graphs * REHEARSED_BLOCKS)
+    per_block = max(0.0, spent[compiled[0]] - spent[eager[-1]]) / (REHEARSED_GRAPHS * REHEARSED_BLOCKS)
     write_json(out / RECORDED.name, {"start": min(spent.values()), "graph_per_block": per_block})

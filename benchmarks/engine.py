@@ -106,9 +106,8 @@ class _Comparison:
 
     def __init__(self, session: Session, recipe: Recipe, ceiling: float) -> None:
         self._session, self._recipe, self._ceiling, self._device = session, recipe, ceiling, session.device
-        # A CPU compiles where it has a compiler; --quick does where the recipe says so.
-        wanted = recipe.run.compile == "on" or (not session.quick and shutil.which("g++") is not None)
-        self._timm_compiled = session.device.type == "cuda" or wanted
+        can = not session.quick and shutil.which("g++") is not None
+        self._timm_compiled = session.device.type == "cuda" or can
         self._word = f"{recipe.model.name}@{recipe.model.image_size}"
         self._weights: dict[str, Tensor] = {}
         self._sections: dict[str, Model] = {}
@@ -187,7 +186,9 @@ class _Comparison:
 
         def known(name: str, timing: Timing) -> None:
             self._timed[kind][name] = timing
-            eager = "" if self._compiled.get(name, True) or not wants_compile(self._recipe.run, self._device) else ", eager"
+            eager = (
+                "" if self._compiled.get(name, True) or not wants_compile(self._recipe.run, self._device) else ", eager"
+            )
             session.note(f"{self._word} {kind} {name}{eager}", batch / timing.seconds["median"], "images/s")
             if "ours" in self._timed["train"]:
                 session.add(self._row())

@@ -30,5 +30,5 @@ def run(session: Session) -> bool:
     if not (ROOT / "tests").is_dir():
         raise RunError(f"{ROOT}: expected a checkout with tests/, found none")
     files = [str(ROOT / name) for name in FILES]
-    options = ["-m", "gpu", "-q", "-n", "0", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    options = ["-m", "gpu", "-q", "-rfE", "-n", "0", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     return pytest.main([*options, *files], plugins=[_Outcomes(session)]) == pytest.ExitCode.OK

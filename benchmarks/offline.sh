@@ -21,7 +21,7 @@ make_pieces() {
     local out=$1 tag=${VERSION//./} work platforms=() n
     [ ! -e "$out" ] || [ -z "$(ls -A "$out")" ] || { echo "offline.sh: $out: expected an empty folder" >&2; exit 2; }
     work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
+    trap "rm -rf '$work'" EXIT
     for n in 39 34 31 28 27 24 17 12 5; do platforms+=(--platform "manylinux_2_${n}_x86_64"); done
     python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version "$VERSION" \
         --implementation cp "${platforms[@]}" --platform manylinux2014_x86_64 --platform manylinux1_x86_64 \

@@ -100,9 +100,7 @@ def time_steps(session: Session, recipe: Recipe, peers: list[str]) -> dict[str, 
     return timed
 
 
-def _time(
-    session: Session, cases: dict[str, Callable[[], Any]], word: str
-) -> tuple[dict[str, Timing], dict[str, str]]:
+def _time(session: Session, cases: dict[str, Callable[[], Any]], word: str) -> tuple[dict[str, Timing], dict[str, str]]:
     return interleave(
         cases, session.device, session.say, repeats=session.repeats, warmup=3, seconds=session.seconds(0.1, 0.5),
         known=lambda name, timing: session.note(f"{word} {name}", 1e3 * timing.seconds["median"], "ms"),

@@ -79,7 +79,18 @@ def test_what_does_not_fit_is_not_started(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_process_that_is_killed_leaves_its_figures(tmp_path: Path) -> None:
     """Right after a figure's line, without any other write."""
-    command = [sys.executable, "-m", "benchmarks", "optimizer", "--device", "cpu", "--models", TINY, "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "optimizer",
+        "--device",
+        "cpu",
+        "--models",
+        TINY,
+        "--out",
+        str(tmp_path),
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while not read_figures(tmp_path) and process.poll() is None:
         time.sleep(0.05)

@@ -123,7 +123,7 @@ def test_the_ninth_model_of_a_process_is_compiled_too(monkeypatch: pytest.Monkey
     seen = []
     for size in range(8, 8 + 4 * (torch._dynamo.config.recompile_limit + 2), 4):
         before = len(graphs)
-        step = make("run.compile=on", f"run.global_batch={size}", "mix.group=1")
+        step = make("run.compile=on", f"run.global_batch={size}", "mix.group=4")
         assert step.compiled
         assert len(graphs) > before, size
         before = len(graphs)

@@ -56,7 +56,7 @@ def test_a_run_that_stops_midway_still_leaves_its_profile(tmp_path: Path) -> Non
 
 
 def test_waits_of_the_loaders_threads_are_not_the_steps() -> None:
-    """Events as the profiler gives them on a GPU: operations of the step's two threads, CUDA's calls of every thread."""
+    """Events as the profiler gives them on a GPU: operations of the step's two threads, CUDA's calls of all."""
     step, backward, loader = 101, 102, 999
 
     def event(name: str, thread: int, device: DeviceType = DeviceType.CPU) -> SimpleNamespace:
