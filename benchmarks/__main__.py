@@ -36,10 +36,19 @@ def build_parser() -> argparse.ArgumentParser:
     loader = commands.add_parser("loader", parents=[common, data], help="our loader against torchvision and PIL")
     loader.add_argument("--cases", nargs="+", help="decode three_augment repeated_augmentation evaluation shards_256")
     commands.add_parser("optimizer", parents=[common, models], help="LAMB against peers and a copy")
+    listing = commands.add_parser("listing", parents=[common], help="opening large image folders, again and again")
+    listing.add_argument("--images", nargs="+", type=int, help="numbers of images; default: 10000 100000 1000000")
     end = commands.add_parser("end-to-end", parents=[common, data, models], help="real images against synthetic ones")
     end.add_argument("--batch", type=int)
+    commands.add_parser("order", parents=[common], help="how well an epoch's orders mix, and their costs by size")
     floors = commands.add_parser("floors", parents=[common, data], help="fails where a CPU ratio fell under its floor")
     floors.add_argument("--record", action="store_true", help="write what is measured to benchmarks/floors.json")
+    streaming = commands.add_parser("streaming", parents=[common, data], help="shards from a store, ours and peers'")
+    streaming.add_argument("--peers-python", default=sys.executable, metavar="PYTHON", help="the Python of an "
+                           "environment with webdataset, mosaicml-streaming, litdata; default: this")  # fmt: skip
+    streaming.add_argument("--before", type=Path, metavar="FOLDER", help="a checkout of an earlier build, run too")
+    growth = commands.add_parser("growth", parents=[common], help="index, start, order and memory by the set's size")
+    growth.add_argument("--images", type=int, nargs="+", metavar="N", help="2 KiB of disk each; default: to a million")
     report = commands.add_parser("report", help="Markdown tables and plots of the JSONs in a folder")
     report.add_argument("--results", type=Path, default=RESULTS)
     report.add_argument("--out", type=Path, help="folder for report.md and the plots; default: the results'")
@@ -71,11 +80,11 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     import torch
 
-    on_cpu = arguments.command == "floors" or getattr(arguments, "rehearse", False)
+    on_cpu = arguments.command in ("floors", "streaming", "growth")
     name = arguments.device or ("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
     name = "cpu" if arguments.command == "day" and arguments.rehearse else name
     if on_cpu and name == "cuda":
-        raise RunError("--device cuda: expected cpu, whose ratios floors.json holds")
+        raise RunError(f"--device cuda: expected cpu, which {arguments.command} measures")
     if name == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: expected an NVIDIA GPU that torch can use, found none")
     if arguments.command == "day":
@@ -119,10 +128,26 @@ def _run(arguments: argparse.Namespace) -> int:
         from . import decoding
 
         decoding.run(session, arguments.data)
+    elif arguments.command == "order":
+        from . import order
+
+        order.run(session)
+    elif arguments.command == "listing":
+        from . import listing
+
+        listing.run(session, arguments.images)
     elif arguments.command == "floors":
         from . import floors
 
         held = floors.run(session, arguments.data, arguments.record)
+    elif arguments.command == "streaming":
+        from . import streaming
+
+        streaming.run(session, arguments.data, arguments.peers_python, arguments.before)
+    elif arguments.command == "growth":
+        from . import growth
+
+        growth.run(session, arguments.images or list(growth.SIZES[: 2 if session.quick else None]))
     else:
         from . import end_to_end
 

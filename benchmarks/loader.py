@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from deit_fast.data.loader.batches import EvalLoader, TrainLoader
+from deit_fast.data.loader.order import FullOrder
 from deit_fast.data.loader.pipeline import Pipeline, decode_images, import_dali
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.base import Source
@@ -93,7 +94,7 @@ class LoaderBench:
     def _train(self, source: Source, repeats: int) -> tuple[Callable[[], None], np.ndarray]:
         """A pass over our training loader, and the images it shows, in order."""
         recipe = self.recipe
-        sampler = TrainSampler(len(source), repeats, self.batch, 0)
+        sampler = TrainSampler(FullOrder(len(source), 0), repeats, self.batch)
         loader = TrainLoader(
             source, recipe.augment, recipe.model.image_size, [sampler], 0, self.device, cpu_threads(),
             stop_step=self.steps, decode_once=repeats > 1,

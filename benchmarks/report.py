@@ -47,7 +47,7 @@ class Results:
 
 
 def _joined(earlier: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """The row, with what only an earlier one compared with: each of a day's parts times our step against some engines."""
+    """The row, with what only an earlier one compared with: a part of a day times our step against some engines."""
     both = ((earlier.get(key), value) for key, value in row.items())
     kept = [old if isinstance(old, dict) and isinstance(new, dict) else {} for old, new in both]
     return {key: old | new if old else new for (key, new), old in zip(row.items(), kept, strict=True)}

@@ -7,7 +7,6 @@ mappings and lists come as the text that was typed, and are read here.
 import re
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -106,14 +105,10 @@ class Where(NamedTuple):
 
     @property
     def pod(self) -> dict[str, Any]:
-        """What TorchX's nightlies lay over a pod of Kubernetes, which kills after 30 seconds if not told otherwise."""
+        """What is laid over a pod of Kubernetes, which kills after 30 seconds if not told otherwise."""
         pod: dict[str, Any] = {"spec": {"terminationGracePeriodSeconds": SHUTDOWN_SECONDS + 20}}
         if not self.overlay:
             return pod
-        if find_spec("torchx.specs.overlays") is None:
-            refuse(
-                f"overlay={self.overlay!r}: expected none with this TorchX, which would ignore it; a nightly does not"
-            )
         try:
             given = yaml.safe_load(Path(self.overlay).read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:

@@ -19,8 +19,8 @@ from deit_fast.components.arguments import Where, refuse
 
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.braces import expand_braces, has_braces
-from deit_fast.runtime.errors import DataError
-from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.errors import DataError, RunError
+from deit_fast.runtime.object_store import check_writable, is_remote
 from deit_fast.zoo import find_published
 
 _COPIES = 4  # of the weights in a checkpoint: both files', the optimizer's two moments; the moving average is another
@@ -33,7 +33,13 @@ def check_paths(where: Where, out: str, images: Mapping[str, str], files: Mappin
     """
     if where.in_container:
         return
-    shared = {device for device in map(_device, (Path.cwd(), _existing(Path(out)))) if device is not None}
+    if is_remote(out):
+        try:
+            check_writable(out)
+        except RunError as error:
+            refuse(f"out={out!r}: {error}")
+    places = [Path.cwd()] if is_remote(out) else [Path.cwd(), _existing(Path(out))]
+    shared = {device for device in map(_device, places) if device is not None}
     for name, path in {**images, **files}.items():
         if not path or is_remote(path):
             continue

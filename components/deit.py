@@ -48,8 +48,8 @@ def pretrain(
     Args:
         overrides: what is learned differently: section.key=value words, last on the line
         recipe: name in the recipe table, or a .toml or .json file
-        data: training images: an image folder or shards
-        out: run folder, on storage every node shares
+        data: training images: an image folder or shards, or the URI of shards
+        out: run folder, on storage every node shares or in an object store
         val: validation images; empty takes those beside the training images
         labels: file of labels of validation images without class folders; empty takes one beside them
         teacher: weights of the recipe's distill.teacher; needed where it distils, refused elsewhere
@@ -62,7 +62,7 @@ def pretrain(
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
         env: environment variables, NAME=value,...; a value in quotes may hold anything
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)
-        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...; needs a nightly of TorchX
+        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...
         max_retries: times the scheduler starts a failed or preempted run again
         rdzv_port: port of the first node where processes meet; 0 derives it from the job; one node needs none
         name: job name; empty is the recipe's
@@ -102,8 +102,8 @@ def finetune(
         overrides: what is learned differently: section.key=value words, last on the line
         recipe: name in the recipe table, or a .toml or .json file
         init: checkpoint whose weights to start from
-        data: training images: an image folder or shards
-        out: run folder, on storage every node shares
+        data: training images: an image folder or shards, or the URI of shards
+        out: run folder, on storage every node shares or in an object store
         val: validation images; empty takes those beside the training images
         labels: file of labels of validation images without class folders; empty takes one beside them
         teacher: weights of the recipe's distill.teacher; needed where it distils, refused elsewhere
@@ -116,7 +116,7 @@ def finetune(
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
         env: environment variables, NAME=value,...; a value in quotes may hold anything
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)
-        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...; needs a nightly of TorchX
+        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...
         max_retries: times the scheduler starts a failed or preempted run again
         rdzv_port: port of the first node where processes meet; 0 derives it from the job; one node needs none
         name: job name; empty is the recipe's
@@ -157,8 +157,8 @@ def evaluate(
     Args:
         overrides: what the checkpoint's recipe gets different: section.key=value words, last on the line
         checkpoint: checkpoint to evaluate
-        data: validation images: an image folder or shards
-        out: JSON file for the result; empty only prints it
+        data: validation images: an image folder or shards, or the URI of shards
+        out: JSON file for the result, which may be in an object store; empty only prints it
         ema: true or false: evaluate the moving average of the weights
         flip: true or false: average the logits of each image and its mirror image
         labels: file of labels of images without class folders; empty takes one beside them
@@ -173,7 +173,7 @@ def evaluate(
         image: container image with deit_fast in it (local_cwd and slurm ignore it)
         env: environment variables, NAME=value,...; a value in quotes may hold anything
         mounts: volumes, type=volume,src=CLAIM,dst=PATH,... (local_cwd and slurm ignore them)
-        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...; needs a nightly of TorchX
+        overlay: YAML file laid over Kubernetes' pods: tolerations, secrets, ...
         max_retries: times the scheduler starts a failed or preempted run again
         rdzv_port: port of the first node where processes meet; 0 derives it from the job; one node needs none
         name: job name

@@ -3,14 +3,38 @@
 import re
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from deit_fast.components.arguments import SHUTDOWN_SECONDS, Where, refuse
+from deit_fast.components.manifests.pods import lay_over
+from deit_fast.components.manifests.volcano import POLICIES
 from torchx import specs
 from torchx.specs import macros
 
 
-def build_role(name: str, words: list[str], where: Where) -> specs.Role:
+class NodeRole(specs.Role):
+    """A role whose metadata hold what TorchX's scheduler kubernetes cannot be told."""
+
+    def pre_proc(self, scheduler: str, dryrun_info: Any) -> Any:
+        """Adds it to a job of Volcano's: the policies of our exit statuses, and the overlay where TorchX has none.
+
+        Volcano takes the first policy that fits. TorchX has one for all failures, which starts the job again.
+        """
+        resource = getattr(dryrun_info.request, "resource", {})
+        for task in resource.get("spec", {}).get("tasks", ()):
+            if "policies" in task:
+                task["policies"] = POLICIES
+            if find_spec("torchx.specs.overlays") is None:  # 0.7.0
+                from torchx.schedulers.kubernetes_scheduler import sanitize_for_serialization
+
+                pod = sanitize_for_serialization(task["template"])
+                task["template"] = lay_over(pod, self.metadata["kubernetes"]["V1Pod"])
+        return dryrun_info
+
+
+def build_role(name: str, words: list[str], where: Where) -> NodeRole:
     """`python -m deit_fast.cli WORDS` under torchrun, on every node."""
     where.check()
     nodes, processes = where.layout
@@ -19,7 +43,8 @@ def build_role(name: str, words: list[str], where: Where) -> specs.Role:
     others = {key: value for key, value in variables.items() if key not in plain}
     if 0 < resource.gpu < processes:
         refuse(f"j={where.j!r}: expected at most {resource.gpu} processes per node, one for each of its GPUs")
-    return specs.Role(
+    starts_once = "--resume" in words
+    return NodeRole(
         name=name,
         image=where.image,
         entrypoint="bash",
@@ -31,10 +56,10 @@ def build_role(name: str, words: list[str], where: Where) -> specs.Role:
         },
         num_replicas=nodes,
         # A retry that started over, or from another checkpoint, would lose what came since.
-        max_retries=0 if "--resume" in words else where.max_retries,
+        max_retries=0 if starts_once else where.max_retries,
         resource=resource,
         mounts=where.volumes,
-        metadata={"kubernetes": {"V1Pod": where.pod}},  # TorchX 0.7.0 ignores it
+        metadata={"kubernetes": {"V1Pod": where.pod}, "starts_once": starts_once},
     )
 
 
@@ -62,7 +87,8 @@ def _script(words: list[str], where: Where, cpu: int, variables: dict[str, str])
     # Port 0 lets torchrun take a free one. Nodes have to agree on theirs beforehand: from the id they share, which
     # keeps two jobs on one host apart, and from the number of restarts, since another program may have the port of the
     # start before. It is below the ports Linux hands out by itself.
-    number = f"printf %s-%s {macros.app_id} $${{SLURM_RESTART_COUNT:-0}} | cksum | cut -d ' ' -f 1"
+    restarts = "$${SLURM_RESTART_COUNT:-$${DEIT_FAST_RESTARTS:-0}}"
+    number = f"printf %s-%s {macros.app_id} {restarts} | cksum | cut -d ' ' -f 1"
     port = str(where.rdzv_port or f"$$((20000 + $$({number}) % 10000))")
     endpoint = "localhost:0" if nodes == 1 else f'"$${{{macros.rank0_env}:=localhost}}:{port}"'
     # One process writes its log as it is; of several, every line carries its rank.

@@ -21,7 +21,7 @@ from deit_fast.runtime.files import locked
 from .logs import follow_log, log_tail
 from .schedulers import find_scheduler
 from .stages import Stage, check_unchanged, dryrun_stage, get_app, sort_stages
-from .state import PipelineError, Record, deaf, explain, read_records, remembering, write_records
+from .state import PipelineError, Record, deaf, explain, is_written, read_records, remembering, write_records
 
 PATIENCE_SECONDS = 60.0  # for a scheduler that fails to answer, or does not list a job it has only just taken
 
@@ -101,7 +101,7 @@ class _Run:
             if record.state != "succeeded":
                 while (state := self._look(stage, record)) is AppState.UNKNOWN:
                     time.sleep(poll_seconds)
-            elif record.result_seen and not Path(stage.result).exists():
+            elif record.result_seen and not is_written(stage.result):
                 state = None  # removed for it to run again
             if state is AppState.SUCCEEDED:
                 again = f"use another folder, or remove {stage.output} to run it again"
@@ -245,7 +245,7 @@ class _Run:
             raise
         except Exception as error:  # a failed squeue, an API that is away, a state TorchX cannot translate
             reason = explain(error)
-        if stage.result and Path(stage.result).exists() and Path(stage.result).stat().st_mtime >= record.started - 2:
+        if is_written(stage.result, record.started - 2):
             return AppState.SUCCEEDED
         if missing is not AppState.UNKNOWN:
             return missing

@@ -7,7 +7,6 @@ at once and the command returns.
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -24,14 +23,15 @@ try:
     from torchx.schedulers.local_scheduler import SignalException
 
     from deit_fast.runtime.errors import RunError
-    from deit_fast.runtime.object_store import is_remote
+    from deit_fast.runtime.object_store import check_writable, is_remote, local_place
     from deit_fast.runtime.table import markdown_table
 
     from .dag import run_stages
+    from .manifests import write_manifests
     from .options import component_defaults, scheduler_options
     from .schedulers import find_scheduler
     from .stages import Stage, dryrun_stage, get_app, sort_stages
-    from .state import PipelineError
+    from .state import PipelineError, read_result
 except KeyboardInterrupt:  # these take a second, and TorchX's entry points more
     print("deit-fast: interrupted before anything was started; run the same command again", file=sys.stderr)
     sys.exit(130)
@@ -141,13 +141,20 @@ def format_report(stages: Sequence[Stage]) -> str:
     }
     rows = []
     for stage in stages:
-        try:
-            result = json.loads(Path(stage.result).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            result = {}
+        result = read_result(stage.result)
         cells = [(result.get(key), form) for key, form in columns.values()]
         rows.append([stage.name, *("-" if value is None else form.format(value) for value, form in cells)])
     return "\n".join(markdown_table(["stage", *columns], rows))
+
+
+def _state_folder(given: str | None, out: str) -> Path:
+    """This machine's folder for pipeline.json: for an `out` in a store, unless one is given, where runs keep theirs.
+
+    Raises PipelineError for a URI.
+    """
+    if is_remote(given):
+        raise PipelineError(f"--state {given}: expected a folder on this machine, which --out need not be")
+    return local_place(out) if is_remote(out) and not given else Path(os.path.abspath(given or out))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -166,14 +173,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--help", action="help", help="show this and exit")
     parser.add_argument("--size", required=True, choices=PIPELINES)
-    parser.add_argument("--data", required=True, help="training images: an image folder or shards")
+    parser.add_argument("--data", required=True, help="training images: an image folder, shards or their URI")
     parser.add_argument(
         "--pretrain-data", default="", help="for the sizes on ImageNet-21k: its images, with a val split of their own"
     )
     parser.add_argument("--val", default="", help="validation images; default: those beside the training images")
     parser.add_argument("--labels", default="", help="file of labels of validation images without class folders")
-    parser.add_argument("--out", required=True, help="folder of all run folders, on storage every job shares")
-    parser.add_argument("--state", help="this machine's folder for pipeline.json, logs and report.md; default: --out")
+    parser.add_argument(
+        "--out", required=True, help="folder of all run folders, on storage every job shares or in an object store"
+    )
+    parser.add_argument(
+        "--state", help="this machine's folder for pipeline.json, logs and report.md; default: --out, or, of one in "
+        "an object store, its place in the cache folder",
+    )  # fmt: skip
     parser.add_argument("--scheduler", default="local_cwd", choices=get_scheduler_factories().keys())
     parser.add_argument("--cfg", default="", metavar="KEY=VALUE,...", help="scheduler options (torchx runopts)")
     parser.add_argument(
@@ -187,6 +199,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--watch", action="store_true", help="follow the jobs on Slurm, too, whose queue starts them without that"
     )
     parser.add_argument("--dry-run", action="store_true", help="print every job, start nothing, write nothing")
+    parser.add_argument(
+        "--manifests", metavar="FOLDER",
+        help="write the YAML of every job for kubectl, a file each, and start nothing; --cfg: "
+        "kind=jobset|trainjob|volcano and the other options of the scheduler kueue",
+    )  # fmt: skip
     jobs = parser.add_argument_group("every job's arguments, as in: torchx run deit.pretrain --help")
     jobs.add_argument("-j", "--j", metavar="NODESxPROCESSES", help="one process per GPU; default: 1x1")
     jobs.add_argument("-h", "--h", metavar="NAME", help="named resource of a node: h200, h100, a100, cpu_small, ...")
@@ -207,20 +224,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = build_parser().parse_intermixed_args(argv)
         logging.getLogger("torchx").setLevel(logging.ERROR)  # its hints repeat with every dry run
         warnings.filterwarnings("ignore", r"\s*Role \w+ configured with restarts")  # of a bug in Volcano 1.4
-        out = os.path.abspath(options.out)
-        state = Path(os.path.abspath(options.state or out))
+        out = options.out.rstrip("/") if is_remote(options.out) else os.path.abspath(options.out)
+        state = _state_folder(options.state, out)
         given = {name: getattr(options, name) for name in WHERE if getattr(options, name) is not None}
         where = [f"--{name}={value}" for name, value in given.items()]
         scheduler = find_scheduler(options.scheduler)
         limit = options.max_parallel if options.max_parallel is not None else 1 if scheduler.local else None
-        for option, folder in (("--out", options.out), ("--state", options.state or "")):
-            if option == "--out" and not folder.strip():
-                raise PipelineError("--out '': expected a folder")
-            if is_remote(folder):
-                raise PipelineError(
-                    f"{option} {folder}: expected a folder that every job shares, where a pipeline finds its stages' "
-                    "results; --data and --val may be in an object store, and a single training's --out"
-                )
+        if not options.out.strip():
+            raise PipelineError("--out '': expected a folder")
+        if is_remote(out):
+            check_writable(out)
         if not options.data.strip():
             raise PipelineError("--data '': expected an image folder or shards")
         if limit is not None and limit < 1:
@@ -241,6 +254,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.labels,
         )  # fmt: skip
         stages = sort_stages(stages)
+        if options.manifests:
+            print("\n".join(write_manifests(stages, Path(options.manifests), options.cfg)))
+            return 0
         with get_runner(component_defaults=component_defaults(COMPONENTS)) as runner:
             cfg = scheduler_options(runner, options.scheduler, options.cfg)
             if options.dry_run:
@@ -256,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     except RunError as error:
         print(f"deit-fast: {error}", file=sys.stderr)
-        return 2
+        return error.status
     except (KeyboardInterrupt, SignalException):  # before the first job
         print("deit-fast: interrupted before anything was started; run the same command again", file=sys.stderr)
         return 130

@@ -1,16 +1,20 @@
-"""What outlives a driver: pipeline.json."""
+"""What outlives a driver: pipeline.json, and what the stages leave, here or in an object store."""
 
 import contextlib
 import json
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
+
+from deit_fast.components.cluster import explain_error
 
 from deit_fast.runtime.errors import RunError, one_line
 from deit_fast.runtime.files import write_json
+from deit_fast.runtime.object_store import is_remote, modified_at, read_object
 
 
 class PipelineError(RunError):
@@ -37,7 +41,30 @@ class Record:
 
     def succeed(self, result: str) -> None:
         """Notes the stage as done; `result` is the file that it was to leave, or empty."""
-        self.state, self.result_seen = "succeeded", bool(result) and Path(result).exists()
+        self.state, self.result_seen = "succeeded", is_written(result)
+
+
+def is_written(result: str, since: float = 0.0) -> bool:
+    """Whether a stage has left its result, a path or a URI, after that moment, seconds since 1970; "" is no result.
+
+    Raises StorageError where a store does not answer: a result that is not seen is no result that is not there.
+    """
+    if is_remote(result):
+        moment = modified_at(result)
+        return moment is not None and moment >= since
+    try:
+        return bool(result) and os.stat(result).st_mtime >= since
+    except OSError:
+        return False
+
+
+def read_result(result: str) -> dict[str, Any]:
+    """What a stage has left as its result; empty where it is not readable from this machine."""
+    try:
+        content = json.loads(read_object(result) if is_remote(result) else Path(result).read_bytes())
+    except (OSError, ValueError, RunError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_records(path: Path) -> dict[str, Record]:
@@ -57,10 +84,7 @@ def write_records(path: Path, records: dict[str, Record]) -> None:
 
 def explain(error: BaseException) -> str:
     """An error of someone else's code as one line."""
-    if body := getattr(error, "body", None):  # of Kubernetes: what it answered, without the headers
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            return one_line(f"Kubernetes: {json.loads(body)['message']}")
-    return one_line(error if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}")
+    return one_line(error) if isinstance(error, PipelineError) else explain_error(error)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Shared pieces of the tests: small data, the shared folder of real images, and markers that skip with a reason."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +59,19 @@ def folder_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The cache folder of a session's tests, so that none of them writes to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEIT_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder where the indexes of shards in read-only folders go: one of the test's own."""
+    """The cache folder, where listings go, and indexes of shards in read-only folders: one of the test's own."""
     folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.delenv("DEIT_FAST_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder / "deit_fast"
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deit_fast.data.loader.batches import Batch, TrainLoader
+from deit_fast.data.loader.order import FullOrder
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.list_shards import ListedShards
@@ -98,7 +99,7 @@ def refused_by_decoder(image: bytes) -> bytes:
 
 
 def batches_of(source: Source, start: int, stop: int, parts: int = 1, part: int = 0) -> list[Batch]:
-    samplers = [TrainSampler(len(source), 1, BATCH, 0, parts, part)]
+    samplers = [TrainSampler(FullOrder(len(source), 0), 1, BATCH, parts, part)]
     loader = TrainLoader(source, AUGMENT, SIZE, samplers, 0, CPU, 1, start_step=start, stop_step=stop)
     try:
         return list(loader)
@@ -117,7 +118,7 @@ def check_training(seed: int, images: int = 48, share: float = 0.5) -> dict[str,
     source = Memory([damaged.get(index, image) for index, image in enumerate(sound)])
     steps = images // BATCH
     batches, bad = batches_of(source, 0, steps), set()
-    sampler = TrainSampler(images, 1, BATCH, 0)
+    sampler = TrainSampler(FullOrder(images, 0), 1, BATCH)
     for step, batch in enumerate(batches):
         bad |= batch.bad.keys()
         assert batch.step == step

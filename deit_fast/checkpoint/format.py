@@ -25,7 +25,7 @@ Digests = dict[str, str]
 _FREE = ("start", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "compile", "cuda_graph",
          "compute_copy", "parallel", "grad_checkpointing", "nonfinite_limit", "hang_timeout", "cache_gib",
          "hw_decoder_load", "roi_decode", "profile")  # fmt: skip
-FREE_KEYS = {("run", key) for key in _FREE} | {("data", "may_change")}
+FREE_KEYS = {("run", key) for key in _FREE} | {("data", "may_change"), ("data", "cache_limit")}
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

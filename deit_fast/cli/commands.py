@@ -11,7 +11,7 @@ from deit_fast.recipe.table import RECIPES, get_recipe
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, printable
 from deit_fast.runtime.exit_status import ExitStatus
 from deit_fast.runtime.files import json_text, write_json
-from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.object_store import is_remote, write_object
 from deit_fast.zoo import find_architecture, list_models
 
 
@@ -45,8 +45,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         for note in scores["notes"]:
             print(f"deit-fast: {arguments.checkpoint}: {note}", file=sys.stderr)
         print(json_text(scores))
-        if arguments.json:
-            write_json(arguments.json, scores)
+        if is_remote(arguments.json):
+            write_object(arguments.json, (json_text(scores) + "\n").encode())
+        elif arguments.json:
+            write_json(Path(arguments.json), scores)
     return 0
 
 
@@ -109,6 +111,14 @@ def run_zoo(arguments: argparse.Namespace) -> int:
     if not names:
         find_architecture(arguments.pattern)  # says which name is near
     return _print_page(zoo_as_json(names) if arguments.json else zoo_as_text(names))
+
+
+def run_manifest(arguments: argparse.Namespace) -> int:
+    """`deit-fast manifest`: prints the YAML of a component's job; 0. A wrong word ends the process with REFUSED."""
+    from deit_fast.components.manifest import render
+
+    print(render(arguments.stage, arguments.words), end="")
+    return 0
 
 
 def run_data_demo(arguments: argparse.Namespace) -> int:
@@ -180,6 +190,20 @@ def run_data_shard(arguments: argparse.Namespace) -> int:
             f"{split}: {written.images} images in {written.shards} shards of {arguments.folder}; "
             f"{written.resized} resized, {written.kept_shards} shards were there already"
         )
+    return 0
+
+
+def run_data_index(arguments: argparse.Namespace) -> int:
+    """`deit-fast data index`: makes the index of tar shards, prints what it holds, and what training needs; 0."""
+    from deit_fast.data.loader.streaming_plan import describe_plan
+    from deit_fast.data.tools.index import index_shards
+
+    found = index_shards(arguments.data, arguments.out)
+    for indexed in found:
+        print(indexed.as_text(), flush=True)
+    if arguments.plan is not None:
+        sizes = [shard.bytes for shard in found[0].index.shards]  # of training, where there is some
+        print("", *describe_plan(arguments.data, sizes, len(found[0].index.rows), arguments.plan), sep="\n", flush=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The command line: `deit-fast train | evaluate | predict | convert | data | show | zoo`."""
+"""The command line: `deit-fast train | evaluate | predict | convert | data | show | zoo | manifest`."""
 
 import argparse
 import errno
@@ -11,7 +11,7 @@ from deit_fast.cli.commands import complain
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, too_little_memory
 from deit_fast.runtime.exit_status import ExitStatus, report_status, status_of
 from deit_fast.runtime.files import lacking_space
-from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.object_store import check_writable, is_remote
 
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
 
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast train deit3_small_1k_224 --data /imagenet --out runs/small schedule.epochs=400",
     )
     train.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
-    train.add_argument("--data", required=True, help="image folder, or tar shards such as train-{0000..0009}.tar")
+    train.add_argument("--data", required=True, help="image folder, tar shards (train-{0000..0009}.tar) or their URI")
     train.add_argument("--val", help="validation data; default: the val split beside the training split")
     _add_labels(train, "validation ")
     train.add_argument("--out", required=True, help="run folder, which may be in an object store")
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast evaluate runs/small/checkpoints/last.pt --data /imagenet --json scores.json",
     )
     evaluate.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
-    evaluate.add_argument("--data", required=True, help="image folder or tar shards; its val split, if it has one")
+    evaluate.add_argument("--data", required=True, help="image folder, tar shards or their URI; its val split, if any")
     _add_labels(evaluate)
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
     evaluate.add_argument(
@@ -72,7 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--report", type=_path, metavar="FOLDER", help="write accuracy per class, confusion matrix and worst mistakes"
     )
-    evaluate.add_argument("--json", type=_path, metavar="FILE", help="write the scores to a file too")
+    evaluate.add_argument(
+        "--json", type=_writable, metavar="FILE", help="write the scores to a file too, which may be in an object store"
+    )
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     evaluate.set_defaults(run=commands.run_evaluate)
 
@@ -95,7 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast predict runs/small/checkpoints/last.pt photos 'more/*.jpg' --top 3",
     )
     predict.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="images, folders of them, globs")
+    predict.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="images, folders of them, globs; in object stores too"
+    )
     predict.add_argument("--top", type=_positive, default=5, metavar="K", help="classes for each image; default: 5")
     kind = predict.add_mutually_exclusive_group()
     kind.add_argument("--json", dest="kind", action="store_const", const="json", help="print JSON")
@@ -128,9 +132,19 @@ def build_parser() -> argparse.ArgumentParser:
     zoo.add_argument("--json", action="store_true", help="as JSON, with the architectures")
     zoo.set_defaults(run=commands.run_zoo)
 
+    manifest = subcommands.add_parser(
+        "manifest",
+        help="print a component's job as Kubernetes takes it: JobSet, TrainJob or Volcano's Job",
+        epilog="Example: deit-fast manifest pretrain --as jobset --queue gpus --recipe deit3_base_1k_192 --data /data "
+        "--out /runs/base -j 4x8 -h h100 | kubectl apply -f - (deit-fast manifest pretrain --help)",
+    )
+    manifest.add_argument("stage", choices=("pretrain", "finetune", "evaluate"), help="component: deit.STAGE")
+    manifest.add_argument("words", nargs=argparse.REMAINDER, help="where it runs, and the component's arguments")
+    manifest.set_defaults(run=commands.run_manifest)
+
     data = subcommands.add_parser(
         "data",
-        help="make the demo data, check or shard a data set, look at augmented images",
+        help="make the demo data, check, shard or index a data set, look at augmented images",
         epilog="Example: deit-fast data demo digits",
     )
     kinds = data.add_subparsers(dest="kind", required=True, parser_class=_Parser)
@@ -147,7 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast data preview deit3_small_1k_224 --data /imagenet --out views.png",
     )
     preview.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
-    preview.add_argument("--data", required=True, help="image folder or tar shards")
+    preview.add_argument("--data", required=True, help="image folder, tar shards or their URI")
     preview.add_argument("--out", required=True, type=_path, metavar="FILE.png")
     preview.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     preview.set_defaults(run=commands.run_data_preview)
@@ -156,7 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="read and decode every image; status 1 where some cannot be used",
         epilog="Example: deit-fast data check /imagenet --out bad.txt",
     )
-    check.add_argument("data", help="image folder or tar shards; both splits, if it has train/ and val/")
+    check.add_argument("data", help="image folder, tar shards or their URI; both splits, if it has train/ and val/")
     _add_labels(check, "validation ")
     check.add_argument("--out", type=_path, metavar="FILE", help="write the names and reasons, separated by a tab")
     check.add_argument("--threads", type=_positive, default=os.cpu_count(), metavar="N", help="default: the cores")
@@ -166,19 +180,33 @@ def build_parser() -> argparse.ArgumentParser:
         help="write a data set as tar shards, smaller ones if asked for; run again, it goes on",
         epilog="Example: deit-fast data shard /imagenet /fast/imagenet-256 --size 256",
     )
-    shard.add_argument("source", help="image folder or tar shards; both splits, if it has train/ and val/")
+    shard.add_argument("source", help="image folder, tar shards or their URI; both splits, if it has train/ and val/")
     shard.add_argument("folder", type=_path)
     _add_labels(shard, "validation ")
     shard.add_argument(
         "--size", type=_positive, metavar="PX", help="shorter side of larger images; default: as they are"
     )
     shard.add_argument(
-        "--per-shard", type=_positive, default=2000, metavar="N", help="images in a shard; default: 2000"
+        "--per-shard", type=_positive, metavar="N", help="images in a shard; default: as many as make 128 MB"
     )
     shard.add_argument(
         "--workers", type=_positive, default=os.cpu_count(), metavar="N", help="processes; default: the cores"
     )
     shard.set_defaults(run=commands.run_data_shard)
+    index = kinds.add_parser(
+        "index",
+        help="make the index of tar shards, on this machine or in a store; a start with one reads no shard",
+        epilog="Example: deit-fast data index s3://bucket/imagenet --out imagenet-index",
+    )
+    index.add_argument("data", metavar="URI", help="tar shards; both splits, if it has train-*.tar and val-*.tar")
+    index.add_argument(
+        "--out", type=_path, metavar="FOLDER", help="where to write it, as a data set; default: beside the shards"
+    )
+    index.add_argument(
+        "--plan", type=_positive, nargs="?", const=1000, metavar="MB/S",
+        help="tell what training from a store needs: disk by data.block, and time at so many MB/s; default: 1000",
+    )  # fmt: skip
+    index.set_defaults(run=commands.run_data_index)
     return parser
 
 
@@ -235,6 +263,15 @@ def _path(text: str) -> Path:
     if is_remote(text):
         raise argparse.ArgumentTypeError(f"expected a path on this machine, got {text}")
     return Path(text)
+
+
+def _writable(text: str) -> str:
+    if is_remote(text):
+        try:
+            check_writable(text)
+        except RunError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _positive(text: str) -> int:

@@ -8,7 +8,7 @@ from itertools import islice
 
 from deit_fast.data.loader.sampler import epoch_views, steps_per_epoch
 from deit_fast.recipe.schema import SECTIONS, Recipe
-from deit_fast.recipe.sections import Model, Schedule
+from deit_fast.recipe.sections import Data, Model, Schedule
 from deit_fast.recipe.table import GROUPS, training_images
 from deit_fast.runtime.table import plain_table
 from deit_fast.training.schedule import learning_rate, total_steps
@@ -58,7 +58,8 @@ def derive_facts(recipe: Recipe, num_images: int | None = None) -> dict[str, str
     model, run, repeats = recipe.model, recipe.run, recipe.data.repeats
     data, known = training_images(recipe)
     images = known if num_images is None else num_images
-    views, steps = epoch_views(images, repeats), steps_per_epoch(images, repeats, run.global_batch)
+    used = images // recipe.data.lanes * recipe.data.lanes
+    views, steps = epoch_views(used, repeats), steps_per_epoch(used, repeats, run.global_batch)
     total = total_steps(recipe.schedule, steps)
     seen = total * run.global_batch
     of = f"{views:,} views of {math.ceil(views / repeats):,} images" if repeats > 1 else f"{views:,} images"
@@ -72,6 +73,8 @@ def derive_facts(recipe: Recipe, num_images: int | None = None) -> dict[str, str
         f"centre crop {model.image_size} px",
         "stochastic depth": _drop_rates(model),
     }
+    if recipe.data.block:
+        facts["order"] = _describe_blocks(recipe.data)
     if not steps:
         return {**facts, "run": f"none: expected run.global_batch={run.global_batch} to be at most {views}, an epoch"}
     last = learning_rate(recipe.schedule, recipe.optim.lr, total - 1, steps)
@@ -107,6 +110,14 @@ def _share(global_batch: int, accumulation: int) -> str:
     if rest:
         return f"{global_batch:,} views cannot be divided over {GPUS} GPUs and run.accumulation={accumulation}"
     return f"{views:,} views on each" + (f", in {accumulation} passes a step" if accumulation > 1 else "")
+
+
+def _describe_blocks(data: Data) -> str:
+    lanes = f" in each of {data.lanes} lanes" if data.lanes > 1 else ""
+    return (
+        f"{data.block} shards shuffled together{lanes}; of S shards two images of a batch share one in the next epoch "
+        f"too 1 + S / {(data.block * data.lanes) ** 2:,} times as often as after a full shuffle"
+    )
 
 
 def _patches(model: Model) -> str:

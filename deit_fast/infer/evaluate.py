@@ -16,6 +16,7 @@ from deit_fast.convert.fit import build_initialised, need_head
 from deit_fast.convert.imagenet21k import maps_to_1k
 from deit_fast.convert.locate import fetch_weights
 from deit_fast.data.loader.batches import EvalLoader
+from deit_fast.data.loader.streaming_plan import disk_limit
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.class_subset import CLASS_CHOICES, ClassChoice, choose_classes
 from deit_fast.data.sources.open import open_source
@@ -49,11 +50,15 @@ class Scores:
 
 
 def build_eval_loader(recipe: Recipe, source: Source, world: World) -> EvalLoader:
-    """This process's share of the source in batches of EVAL_BATCH, or fewer where there are fewer images."""
+    """This process's share of the source in batches of EVAL_BATCH, or fewer where there are fewer images.
+
+    Shards of a store are told what they may take of the disk.
+    """
+    source.limit_cache(disk_limit(recipe.data))
     batch = min(EVAL_BATCH, -(-len(source) // world.size))
     return EvalLoader(
         source, recipe.data, recipe.model.image_size, batch, world.device, cpu_threads(), world.rank, world.size,
-        patience(recipe.run.hang_timeout),
+        patience(recipe.run.hang_timeout), world.node_ranks,
     )  # fmt: skip
 
 

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from glob import glob
 from typing import Any
-from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -18,28 +17,33 @@ from deit_fast.data.loader.pipeline import decodes
 from deit_fast.data.sources.base import Source, read_bytes, read_image
 from deit_fast.data.sources.folder_walk import list_images
 from deit_fast.data.sources.pixels import UnknownPixels, array_as_rgb, as_ppm, as_rgb, check_array
+from deit_fast.data.sources.place import has_wildcards, list_remote_images, match_files
 from deit_fast.recipe.schema import Recipe
-from deit_fast.runtime.errors import DataError, RunError, one_line
+from deit_fast.runtime.errors import DataError, RunError, StorageError, one_line
+from deit_fast.runtime.object_store import find_object, is_folder, is_remote, is_web, stream_object
+from deit_fast.runtime.patience import patiently
 from deit_fast.runtime.progress import Progress
 
 GivenImage = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
-_MAX_DOWNLOAD = 64 * 2**20
-_DOWNLOAD_SECONDS = 30
+_MAX_BYTES = 2**30  # of an object
+_WEB_SECONDS = 5.0  # that a web server may fail: there are many, and one that is gone costs its images alone
 
 
 class ImageList(Source):
-    """N images: paths, PIL images, or arrays as `array_as_rgb` takes them. URLs are fetched only with `allow_urls`.
+    """N images: paths, URIs of stores, PIL images, or arrays as `array_as_rgb` takes them.
 
-    Raises RunError for a URL that is not allowed, for an array of another kind, and for what is no image.
+    http:// and https:// are fetched only with `allow_urls`. Raises RunError for one that is not allowed, for an array
+    of another kind, and for what is no image.
     """
 
     def __init__(self, images: Sequence[GivenImage], allow_urls: bool = False) -> None:
         super().__init__("images", [], np.zeros(len(images), np.int64))
         self._images = list(images)
         self._decoding = threading.Lock()
+        self._unread: dict[str, str] = {}  # URIs that cannot be read, and why
         for index, image in enumerate(self._images):
-            if isinstance(image, str) and _is_url(image) and not allow_urls:
+            if isinstance(image, str) and is_web(image) and not allow_urls:
                 raise RunError(f"{image}: expected a file; URLs are fetched only when asked for (allow_urls=True)")
             if isinstance(image, np.ndarray):
                 try:
@@ -52,14 +56,15 @@ class ImageList(Source):
                 )
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as an encoded file, uint8 [bytes]: a path's or URL's own bytes; of pixels a PPM, without loss.
+        """Image `index` as an encoded file, uint8 [bytes]: a path's or URI's own bytes; of pixels a PPM, without loss.
 
-        Raises DataError where a file or URL cannot be read, or a PIL image not be decoded to RGB.
+        Raises DataError where a file or an object cannot be read, or a PIL image not be decoded to RGB, StorageError
+        where a store goes on failing.
         """
         image = self._images[index]
         if isinstance(image, str | os.PathLike):
             path = os.fspath(image)
-            return _download(path) if _is_url(path) else read_bytes(path)
+            return self._read_object(path) if is_remote(path) else read_bytes(path)
         # Without loss, so that pixels take the way that files take.
         if isinstance(image, np.ndarray):
             return as_ppm(array_as_rgb(image))
@@ -78,19 +83,35 @@ class ImageList(Source):
 
     def only(self, indices: Sequence[int]) -> "ImageList":
         """A list of the images at `indices`."""
-        return ImageList([self._images[index] for index in indices], allow_urls=True)  # they were allowed already
+        chosen = ImageList([self._images[index] for index in indices], allow_urls=True)  # they were allowed already
+        chosen._unread = self._unread
+        return chosen
+
+    def _read_object(self, uri: str) -> NDArray[np.uint8]:
+        if uri in self._unread:  # it was tried for long enough
+            raise DataError(self._unread[uri])
+        try:
+            data = patiently(lambda: _download(uri), uri, _WEB_SECONDS if is_web(uri) else None)
+        except RunError as error:
+            if isinstance(error, StorageError) and not is_web(uri):
+                raise
+            self._unread[uri] = str(error)
+            raise DataError(self._unread[uri]) from None
+        return np.frombuffer(data, np.uint8)
 
 
 def find_images(words: Iterable[str]) -> list[str]:
-    """Paths that words stand for: files and URLs themselves, the images below folders, the matches of globs.
+    """Paths and URIs that words stand for: files themselves, the images below folders, the matches of globs.
 
     Raises RunError for a word that stands for nothing.
     """
     found: list[str] = []
     for word in words:
-        if os.path.isdir(word):
+        if is_remote(word):
+            matches = _find_objects(word)
+        elif os.path.isdir(word):
             matches = list_images(word)
-        elif os.path.exists(word) or _is_url(word):
+        elif os.path.exists(word):
             matches = [word]
         else:
             matches = sorted(glob(word, recursive=True))
@@ -141,16 +162,18 @@ def _complaint(images: ImageList, index: int) -> str:
     return "" if decodes([encoded], torch.device("cpu")) else describe_refusal(images, index, encoded)
 
 
-def _is_url(word: str) -> bool:
-    return word.startswith(("http://", "https://"))
+def _find_objects(uri: str) -> list[str]:
+    """The object at a URI, the images below the folder there, or those that a glob of names matches."""
+    if is_web(uri):  # a web server lists nothing
+        return [uri]
+    if has_wildcards(uri):
+        return list(match_files(uri))
+    return list_remote_images(uri) if is_folder(uri) else [uri]
 
 
-def _download(url: str) -> NDArray[np.uint8]:
-    try:
-        with urlopen(url, timeout=_DOWNLOAD_SECONDS) as response:
-            data: bytes = response.read(_MAX_DOWNLOAD + 1)
-    except OSError as error:
-        raise DataError(f"{url}: expected a readable file ({error.strerror or error})") from None
-    if len(data) > _MAX_DOWNLOAD:
-        raise DataError(f"{url}: expected at most {_MAX_DOWNLOAD} bytes")
-    return np.frombuffer(data, np.uint8)
+def _download(uri: str) -> bytes:
+    """The content of an object. Raises RunError."""
+    wanted = find_object(uri)
+    if wanted.size > _MAX_BYTES:
+        raise RunError(f"{uri}: expected at most {_MAX_BYTES} bytes, found {wanted.size}")
+    return b"".join(stream_object(wanted))

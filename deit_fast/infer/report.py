@@ -30,12 +30,14 @@ def wilson_interval(hits: int, images: int) -> tuple[float, float]:
     return 100 * max(low, 0.0), 100 * min(high, 1.0)
 
 
-def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+def confusion_matrix(
+    labels: NDArray[np.integer], predictions: NDArray[np.int64], num_classes: int
+) -> NDArray[np.int64]:
     """How many images of each class (row) were taken for each class (column): int64 [num_classes, num_classes].
 
-    labels, predictions: int64 [N].
+    labels: integers [N]. predictions: int64 [N].
     """
-    pairs = labels * num_classes + predictions
+    pairs = labels.astype(np.int64) * num_classes + predictions
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
@@ -104,8 +106,8 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
-def _write_sparse(path: Path, labels: NDArray[np.int64], predictions: NDArray[np.int64], num_classes: int) -> None:
-    pairs, counts = np.unique(labels * num_classes + predictions, return_counts=True)
+def _write_sparse(path: Path, labels: NDArray[np.integer], predictions: NDArray[np.int64], num_classes: int) -> None:
+    pairs, counts = np.unique(labels.astype(np.int64) * num_classes + predictions, return_counts=True)
     row, col = np.divmod(pairs, num_classes)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         shape = (num_classes, num_classes)

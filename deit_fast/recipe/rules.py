@@ -7,7 +7,7 @@ section alone are in its `problems`.
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 
-from deit_fast.recipe.sections import Distill, LambOptim, Loss, Mix, Model, Optim, Run, Schedule, Section
+from deit_fast.recipe.sections import Data, Distill, LambOptim, Loss, Mix, Model, Optim, Run, Schedule, Section
 from deit_fast.zoo import find_architecture, find_family
 
 Rule = Callable[..., str | None]
@@ -183,6 +183,18 @@ def passes_divide_the_batch(run: Run) -> str | None:
     if run.global_batch % run.accumulation == 0:
         return None
     return f"run.accumulation={run.accumulation}: expected a divisor of run.global_batch={run.global_batch}"
+
+
+@rule
+def lanes_divide_the_groups(data: Data, run: Run, mix: Mix) -> str | None:
+    groups, rest = divmod(run.global_batch, mix.group)
+    if data.lanes == 1 or not (rest or groups % data.lanes):
+        return None
+    found = f"{run.global_batch / mix.group:g}"
+    return (
+        f"data.lanes={data.lanes}: expected a divisor of the mixing groups of a batch, run.global_batch="
+        f"{run.global_batch} / mix.group={mix.group}, which are {found}"
+    )
 
 
 @rule

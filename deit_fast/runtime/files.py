@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, BinaryIO
 
 from deit_fast.runtime.errors import RunError, StorageError
 from deit_fast.runtime.exit_status import ExitStatus, status_of
@@ -74,9 +74,17 @@ def lacking_space(folder: Path, needed: int = 0) -> str:
 
 
 def cache_folder() -> Path:
-    """$DEIT_FAST_CACHE, or deit_fast in $XDG_CACHE_HOME or ~/.cache."""
+    """$DEIT_FAST_CACHE, or deit_fast in $XDG_CACHE_HOME or ~/.cache; of a user without a home, in the temporary folder.
+
+    It need not exist.
+    """
     own = os.environ.get("DEIT_FAST_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit_fast"
+    if own:
+        return Path(own)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit_fast"
+    except RuntimeError:  # a container's user of any number
+        return Path(tempfile.gettempdir()) / f"deit_fast-{os.getuid()}"
 
 
 @contextlib.contextmanager
@@ -89,6 +97,25 @@ def exclusive(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file, _flock(file, path, fcntl.LOCK_EX):
         yield
+
+
+@contextlib.contextmanager
+def try_exclusive(path: Path) -> Iterator[BinaryIO | None]:
+    """Holds the lock of the file `path` while the block runs: the file, open for appending, made where it is missing.
+
+    None, at once, where another process or thread holds it, or renamed or removed it just now. Nothing is buffered.
+    Raises OSError where the file cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0) as file, contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_flock(file, path, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            is_there = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        except OSError as error:
+            if error.errno not in (*_HELD, errno.ENOENT):
+                raise
+            is_there = False
+        yield file if is_there else None
 
 
 def hash_file(path: Path) -> str:
@@ -158,7 +185,7 @@ def locked(folder: Path, name: str, holder: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _flock(file: TextIO, path: Path, operation: int) -> Iterator[str]:
+def _flock(file: IO[Any], path: Path, operation: int) -> Iterator[str]:
     """Holds the lock on `file`, which is open at `path`, while the block runs.
 
     Yields nothing, or why the file system has no locks, as Lustre and NFS may be mounted. Then a file in this machine's

@@ -1,12 +1,15 @@
 """Storage that fails for a while: what was asked of it is asked again, after growing pauses, for about a minute in all.
 
-A mount that comes back, a server that restarts, a process that has all its files open: each is over in seconds, and
-none of it says anything about what was to be read. What lasts longer ends the process with StorageError.
+A mount that comes back, a server that restarts, a store that answers 503, a process that has all its files open: each
+is over in seconds, and none of it says anything about what was to be read. What lasts longer ends the process with
+StorageError.
 """
 
+import random
 import sys
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -23,6 +26,18 @@ Pause = Callable[[float], object]
 """Waits so many seconds; what it returns is true where the wait was cut short, to give up at once."""
 
 _last_said = [-PATIENCE_SECONDS]
+_outer: ContextVar[tuple[float, Pause] | None] = ContextVar("_outer", default=None)  # of the action we are in
+
+
+class BusyError(ConnectionError):
+    """A store over a network that failed, and may answer later.
+
+    wait: seconds that the store asked to be left alone.
+    """
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
 
 
 def patience(hang_timeout: float) -> float:
@@ -41,35 +56,53 @@ def may_pass(error: BaseException) -> bool:
 
 
 def patiently(
-    action: Callable[[], Result], name: str, seconds: float | None = None, pause: Pause | None = None
+    action: Callable[[], Result],
+    name: str | Callable[[], str],
+    seconds: float | None = None,
+    pause: Pause | None = None,
+    doing: str = "read",
 ) -> Result:
     """The action's result; where the storage fails the action is called again, so that it has to be repeatable.
 
-    name: what is read, for messages. seconds: from the first failure to the last attempt, PATIENCE_SECONDS if not
-    given; an attempt that takes longer than that has another one all the same. pause: time.sleep if not given.
+    name: what is read, for messages, or what tells it. seconds: from the first failure to the last attempt; an attempt
+    that takes longer than that has another one all the same. pause: waits. Where they are not given they are those of
+    the call whose action this one is part of, else PATIENCE_SECONDS and time.sleep. doing: what cannot be done, as a
+    participle.
     Raises StorageError, one line, where it goes on failing, and any error that `may_pass` is False for as it comes.
     """
-    seconds = PATIENCE_SECONDS if seconds is None else seconds
-    pause = pause or time.sleep
+    outer = _outer.get() or (PATIENCE_SECONDS, time.sleep)
+    seconds = outer[0] if seconds is None else seconds
+    pause = pause or outer[1]
     failed_at: float | None = None
-    for number in range(_PAUSES + 1):
-        try:
-            return action()
-        except (OSError, MemoryError) as error:
-            if not may_pass(error):
-                raise
-            reason, now = _describe(error), time.monotonic()
-            failed_at = now if failed_at is None else failed_at
-            left = failed_at + seconds - now
-            exhausted = number == _PAUSES or left <= 0
-            if not exhausted:
-                _say_rarely(number, f"{printable(name)}: {reason}; trying again for {left:.0f} s")
-            if exhausted or pause(min(left, seconds * 2**number / (2**_PAUSES - 1))):
-                tries = f"{number + 1} times in {now - failed_at:.0f} s"
-                raise StorageError(
-                    f"{printable(name)}: cannot be read ({reason}), tried {tries}; run again when the storage answers"
-                ) from error
+    entered = _outer.set((seconds, pause))
+    try:
+        for number in range(_PAUSES + 1):
+            try:
+                return action()
+            except (OSError, MemoryError) as error:
+                if not may_pass(error):
+                    raise
+                reason, now = _describe(error), time.monotonic()
+                name = name if isinstance(name, str) else name()
+                failed_at = now if failed_at is None else failed_at
+                left = failed_at + seconds - now
+                exhausted = number == _PAUSES or left <= 0
+                if not exhausted:
+                    _say_rarely(number, f"{printable(name)}: {reason}; trying again for {left:.0f} s")
+                if exhausted or pause(min(left, _wait_after(error, seconds * 2**number / (2**_PAUSES - 1)))):
+                    tries = f"{number + 1} times in {now - failed_at:.0f} s"
+                    raise StorageError(
+                        f"{printable(name)}: cannot be {doing} ({reason}), tried {tries}; run again when the storage "
+                        "answers"
+                    ) from error
+    finally:
+        _outer.reset(entered)
     raise AssertionError
+
+
+def _wait_after(error: BaseException, wait: float) -> float:
+    """Seconds until the next attempt: of a store about `wait`, for its many readers must not come back all at once."""
+    return max(error.wait, wait * random.uniform(0.5, 1.5)) if isinstance(error, BusyError) else wait
 
 
 def _describe(error: OSError | MemoryError) -> str:

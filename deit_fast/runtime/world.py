@@ -35,6 +35,14 @@ class World:
         """Whether this process is the one that writes and speaks."""
         return self.rank == 0
 
+    @property
+    def node_ranks(self) -> range:
+        """The ranks of this machine's processes, which follow each other; without a launcher that tells, this alone."""
+        first = self.rank - int(os.environ.get("LOCAL_RANK", "0"))
+        after = first + int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        told = 0 <= first <= self.rank < after <= self.size
+        return range(first, after) if told else range(self.rank, self.rank + 1)
+
     def sum(self, values: Tensor) -> Tensor:
         """Sums a tensor of any shape [...] on `device` over all processes, in place, and returns it."""
         if self.size > 1:

@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 from deit_fast.checkpoint.store import RunStore
-from deit_fast.data.loader.sampler import TrainSampler, build_samplers
+from deit_fast.data.loader.sampler import TrainSampler, build_order, build_samplers
+from deit_fast.data.loader.streaming_plan import check_disk
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.identity import Identity
 from deit_fast.data.sources.splits import Split
 from deit_fast.models.build import check_drop_path
 from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.world import World
 from deit_fast.training.prepare import check_machine
 from deit_fast.training.same_data import agree_on_data
@@ -50,12 +52,24 @@ def plan_job(
     """The job of this process: its samplers, type and numbers of steps; all processes together.
 
     Raises DataError, on every process, where they have not the same data. Raises RecipeError for a batch that these
-    processes cannot divide, and for what this machine lacks.
+    processes cannot divide, for an order that the data do not allow, and for what this machine lacks.
     """
     identities = agree_on_data(source, val_source, world)
-    samplers = build_samplers(recipe, len(source), world.rank, world.size)
+    samplers = build_samplers(recipe, build_order(recipe, source), world.rank, world.size, world.node_ranks)
+    agree_on_disk(recipe, source, samplers[0].node_lanes, world)
     check_drop_path(recipe.model, recipe.pass_size(world.size))
     dtype = check_machine(recipe.run, world)
     steps_per_epoch = samplers[0].steps_per_epoch
     total = total_steps(recipe.schedule, steps_per_epoch)
     return Job(recipe, source, val_source, out, world, store, identities, samplers, dtype, steps_per_epoch, total)
+
+
+def agree_on_disk(recipe: Recipe, source: Source, node_lanes: Sequence[int], world: World) -> None:
+    """Says what fetched shards may take of the disk. Raises RecipeError, on every process, where one lacks room."""
+    failure = ""
+    try:
+        check_disk(recipe.data, source, node_lanes)
+    except RecipeError as error:
+        failure = str(error)
+    if failure := next(filter(None, world.gather(failure)), ""):
+        raise RecipeError(failure)

@@ -94,8 +94,9 @@ def prepare(
 
     All processes call it together. torch.compile works at a first call only, which needs a batch: it gets a blank one
     of the run's shapes. That trial leaves gradients, random state and running statistics as they were. dtype: of
-    `check_machine`. settle: the loader's, for `record_step`. Raises RunError where run.compile is "on" and torch.compile
-    fails.
+    `check_machine`. settle: the loader's, for `record_step`.
+
+    Raises RunError where run.compile is "on" and torch.compile fails.
     """
     run = recipe.run
     model = state.model if state.compute is None else state.compute

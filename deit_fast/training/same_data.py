@@ -1,7 +1,7 @@
 """The data of a run are the same on all its processes, and the same again where it goes on."""
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,20 @@ _WORDS: dict[Split, str] = {"train": "training", "val": "validation"}
 def agree_on_data(source: Source, val_source: Source | None, world: World) -> dict[Split, Identity]:
     """The identity of the training and, where there are any, of the validation images; a collective.
 
-    Raises DataError, on every process the same, where a process has other ones than the main process: node-local copies
-    that differ by one image give every process batches of another order.
+    One process of a node finds it out, which asks the sizes of files; the others only compare their names and labels
+    with that one's. Raises DataError, on every process the same, where a process has other images than the main
+    process: node-local copies that differ by one image give every process batches of another order.
     """
     sources: dict[Split, Source] = {"train": source}
     if val_source is not None:
         sources["val"] = val_source
-    found = {split: identify(each) for split, each in sources.items()}
-    seen = world.gather({split: each.digest for split, each in found.items()})
+    found = _identify(sources) if world.rank == world.node_ranks[0] else {}
+    seen = world.gather(_digests(found))
+    if not all(seen):
+        if _are_alike(sources, [digests for digests in seen if digests], world):
+            return world.broadcast(found)
+        found = found or _identify(sources)
+        seen = world.gather(_digests(found))
     other = next((rank for rank, digests in enumerate(seen) if digests != seen[0]), None)
     if other is None:
         return found
@@ -36,13 +42,27 @@ def agree_on_data(source: Source, val_source: Source | None, world: World) -> di
     ours = places[0][2]
     split = next(split for split in _WORDS if seen[other].get(split) != seen[0].get(split))
     if split in theirs and split in ours:
-        changes = _describe(theirs[split], ours[split])
+        changes = _describe(theirs[split], ours[split]) or "they are in shards on one of the two alone"
     else:
         changes = "there are none" if split in ours else "rank 0 has none"
     raise DataError(
         f"{uris.get(split, uris['train'])} (rank {other}, {host}): expected the {_WORDS[split]} images of rank 0 "
         f"({places[0][0]}): {changes}; the processes of a run need the same data"
     )
+
+
+def _identify(sources: Mapping[Split, Source]) -> dict[Split, Identity]:
+    return {split: identify(each) for split, each in sources.items()}
+
+
+def _digests(identities: Mapping[Split, Identity]) -> dict[Split, str]:
+    return {split: each.digest for split, each in identities.items()}
+
+
+def _are_alike(sources: Mapping[Split, Source], digests: Sequence[Mapping[Split, str]], world: World) -> bool:
+    """Whether the digests of all nodes are equal, and every process sees the names and labels of its node's first."""
+    outlines = world.gather((world.node_ranks[0], {split: each.outline() for split, each in sources.items()}))
+    return all(each == digests[0] for each in digests) and all(seen == outlines[first][1] for first, seen in outlines)
 
 
 def check_same_data(
@@ -57,10 +77,16 @@ def check_same_data(
         return [f"{path} has no digest of its data (an earlier version wrote it): they are not compared"]
     notes = []
     for split, now in identities.items():
-        before = saved["data"].get(split)
-        if before is None or before["digest"] == now.digest:
+        before = _saved_identity(saved, split)
+        if before is None or before.digest == now.digest:
             continue
-        changes = _describe(now, Identity.from_plain(before))
+        changes = _describe(now, before)
+        if not changes:
+            notes.append(
+                f"{path} knows its {_WORDS[split]} images by name (an earlier version wrote it), an index of shards by "
+                "size: they are compared by their classes and by how many there are of each"
+            )
+            continue
         if not allow:
             raise DataError(
                 f"{uris[split]}: expected the {_WORDS[split]} images that {path} was trained with: {changes}; "
@@ -72,12 +98,17 @@ def check_same_data(
 
 def forget_what_changed(state: TrainState, identities: Mapping[Split, Identity], saved: Mapping[str, Any]) -> None:
     """Takes out of a loaded state what counts for the data of before alone: indices of bad images, and scores."""
-    before: Mapping[str, Any] = saved.get("data", {})
-    changed = {split for split, now in identities.items() if split in before and before[split]["digest"] != now.digest}
+    pairs = {split: (now, _saved_identity(saved, split)) for split, now in identities.items()}
+    changed = {split for split, (now, before) in pairs.items() if before is not None and now.changes_from(before)}
     if "train" in changed:
         state.bad_images = {}
     if "val" in changed:
         state.best_top1, state.scores, state.scored_step = -1.0, {}, ANEW
+
+
+def _saved_identity(saved: Mapping[str, Any], split: Split) -> Identity | None:
+    plain = saved.get("data", {}).get(split)
+    return None if plain is None else Identity.from_plain(plain)
 
 
 def _describe(now: Identity, before: Identity) -> str:

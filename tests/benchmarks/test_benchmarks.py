@@ -54,6 +54,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "decode": ([], {"case", "over_pil", "errors", "images_per_second"}),
     "loader": (["--cases", "decode", "repeated_augmentation", "evaluation", "shards_256"],
                {"case", "views", "errors", "ours", "ratios"}),
+    "listing": (["--images", "200"], {"images", "cpu_seconds", "bytes_an_image", "processes", "mb_of_all_processes"}),
     "end-to-end": (
         TINY_MODEL,
         {"model", "resolution", "batch", "steps_per_repeat", "repeats_of_an_image", "images_per_second", "data_wait",

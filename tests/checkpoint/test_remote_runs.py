@@ -17,10 +17,11 @@ from safetensors.torch import load
 from deit_fast.checkpoint.format import verify_checkpoint
 from deit_fast.cli import main as cli
 from deit_fast.infer.predict import load_model
-from deit_fast.runtime import object_store as objects
+from deit_fast.runtime import patience
 from deit_fast.runtime.exit_status import ExitStatus
 from tests.checkpoint.test_durable import LENGTH, equal, run
 from tests.conftest import ROOT
+from tests.loopback import serve_loopback
 from tests.object_store import S3, serve
 from tests.training.test_train import last_weights
 
@@ -30,8 +31,7 @@ KINDS = (".pt", ".safetensors", ".sha256")
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3]:
-    monkeypatch.setattr(objects, "_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(objects, "_TRIES", 1)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.05)
     monkeypatch.setenv("DEIT_FAST_CACHE", str(tmp_path / "machine"))
     with serve(monkeypatch) as store:
         yield store
@@ -247,3 +247,26 @@ def test_starting_over_takes_another_prefix_and_copies_nothing(
     assert sum(store.seen["COPY", path] for path in moved) == copies
     assert train(folder_data, out="s3://bucket/runs") == 2
     assert "--out s3://bucket/runs: found a, expected a new folder, or a run's own" in capsys.readouterr().err
+
+
+def test_a_run_in_gs(
+    folder_data: Path, tmp_path: Path, expected: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Against the loopback store's JSON API: written while training, found whole by another machine, read by URI."""
+    monkeypatch.setenv("DEIT_FAST_CACHE", str(tmp_path / "machine"))
+    out = "gs://bucket/runs/a"
+    with serve_loopback(monkeypatch, tmp_path / "store") as gs:
+        (gs.root / "bucket").mkdir(parents=True)
+        assert train(folder_data, out=out) == 0
+        folder = gs.root / "bucket/runs/a/checkpoints"
+        assert {path.name for path in folder.iterdir()} >= {
+            f"{stem}{kind}" for stem in ("best", "last") for kind in KINDS
+        }
+        verify_checkpoint(folder / "last.pt")
+        assert equal(load((folder / "last.safetensors").read_bytes()), expected)
+        shutil.rmtree(tmp_path / "machine")
+        assert train(folder_data, out=out) == 0
+        assert "finished already, 12 steps" in capsys.readouterr().out
+        web = f"{gs.url}/bucket/runs/a/checkpoints/best.pt"
+        assert load_model(web).classes == load_model(out).classes == ["class0", "class1", "class2"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from deit_fast.components import arguments, deit
+from deit_fast.components import deit
 from torchx.runner import get_runner
 
 pytest.importorskip("kubernetes", reason="needs the client of Kubernetes, from the extra: test")
@@ -73,10 +73,11 @@ def test_a_training_has_what_it_needs(job: dict) -> None:
     assert spec["maxRetry"] == 20
     assert [task["name"] for task in spec["tasks"]] == ["train-0", "train-1"]
     for task in spec["tasks"]:
-        assert {policy["event"]: policy["action"] for policy in task["policies"]} == {
-            "PodEvicted": "RestartJob",
-            "PodFailed": "RestartJob",
-        }
+        assert task["policies"] == [
+            *({"exitCode": status, "action": "TerminateJob"} for status in (2, 3, 65, 130)),
+            {"event": "PodEvicted", "action": "RestartJob"},
+            {"event": "PodFailed", "action": "RestartJob"},
+        ]
         pod = task["template"]["spec"]
         assert (pod["serviceAccountName"], pod["restartPolicy"]) == ("trainer", "Never")
         claims = {
@@ -109,36 +110,37 @@ def test_the_nodes_meet_at_the_first(job: dict) -> None:
     assert "${VC_TRAIN_0_HOSTS:=localhost}" in second["command"][-1]
 
 
-def test_a_pod_is_given_the_time_torchrun_takes() -> None:
-    """TorchX nightlies lay Role.metadata["kubernetes"]["V1Pod"] over the pod."""
-    role = deit.pretrain(recipe="demo_pretrain", data="d", out="o").roles[0]
-    seconds = role.metadata["kubernetes"]["V1Pod"]["spec"]["terminationGracePeriodSeconds"]
-    assert seconds > int(role.env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+def test_a_pod_is_given_the_time_torchrun_takes(job: dict) -> None:
+    for task in job["spec"]["tasks"]:
+        pod = task["template"]["spec"]
+        environment = {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
+        assert pod["terminationGracePeriodSeconds"] > int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
 
 
-def test_an_overlay_is_laid_over_the_pod_or_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_overlay_is_laid_over_the_pod_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By TorchX 0.7.0, which knows none, as by a nightly."""
     overlay = tmp_path / "pod.yaml"
-    overlay.write_text("spec: {tolerations: [{key: nvidia.com/gpu, operator: Exists}]}")
-
-    def pod(file: Path) -> dict:
-        role = deit.pretrain(recipe="demo_pretrain", data="d", out="o", overlay=str(file)).roles[0]
-        return role.metadata["kubernetes"]["V1Pod"]
-
-    monkeypatch.setattr(arguments, "find_spec", lambda name: None)  # as with TorchX 0.7.0
-    with pytest.raises(SystemExit):
-        pod(overlay)
-    assert "which would ignore it" in capsys.readouterr().err
-    monkeypatch.setattr(arguments, "find_spec", lambda name: name)  # as with a nightly
-    assert pod(overlay)["spec"] == {
-        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
-        "terminationGracePeriodSeconds": 120,
-    }
+    overlay.write_text(
+        "metadata: {labels: {team: vision}}\n"
+        "spec: {tolerations: [{key: nvidia.com/gpu, operator: Exists}], imagePullSecrets: [{name: registry}]}"
+    )
+    words, cfg = [*WORDS, "--overlay", str(overlay)], {"queue": "q", "validate_spec": False}
+    with get_runner() as runner, pytest.warns(UserWarning, match="restarts"):
+        info = runner.dryrun_component(f"{FILE}:pretrain", words, "kubernetes", cfg)
+    job = yaml.safe_load(str(info.request))
+    assert not check_pods(job, "1.34")
+    for task in job["spec"]["tasks"]:
+        pod = task["template"]
+        assert pod["metadata"]["labels"]["team"] == "vision"
+        assert "torchx.pytorch.org/role-name" in pod["metadata"]["labels"]
+        assert pod["spec"]["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+        assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+        assert pod["spec"]["terminationGracePeriodSeconds"] == 120
+        assert len(pod["spec"]["containers"]) == 1
     for text in ("spec: [", "tolerations: []", "spec: 3", ""):
         overlay.write_text(text)
         with pytest.raises(SystemExit):
-            pod(overlay)
+            deit.pretrain(recipe="demo_pretrain", data="d", out="o", overlay=str(overlay))
         assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(SystemExit):
-        pod(tmp_path / "absent.yaml")
+        deit.pretrain(recipe="demo_pretrain", data="d", out="o", overlay=str(tmp_path / "absent.yaml"))

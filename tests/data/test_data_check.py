@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from deit_fast.cli.main import main
+from deit_fast.data.sources.open import open_source
 from deit_fast.data.tools import check
 from deit_fast.data.tools.check import check_source, open_to_check
 from tests.data.test_substitute import refused_by_decoder
@@ -126,9 +127,11 @@ def test_a_shard_cut_anywhere_is_found(tmp_path: Path) -> None:
 def test_an_index_that_lies_is_found(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar", samples(0, 3))
     assert not faults(tmp_path)
-    index = tmp_path / "train-0.idx"
-    version, first, _, last = index.read_text().splitlines()
-    index.write_text("\n".join([version, first, first, last, ""]))
+    open_source(str(tmp_path), "train")
+    rows = tmp_path / "train.index.npy"
+    content = bytearray(rows.read_bytes())
+    content[-32 - 2 * 12 - 4] ^= 1  # a bit of the first image's label
+    rows.write_bytes(content)
     assert faults(tmp_path) == [
-        ("train-0.tar", "its index has other images or labels than the shard; remove the .idx file")
+        ("train-0.tar", "the index has other images or labels than the shard; remove train.index.json")
     ]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from deit_fast.data.loader.batches import TrainLoader
+from deit_fast.data.loader.order import FullOrder
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.sections import Augment
@@ -28,7 +29,7 @@ class Counting(TrainLoader):
 @pytest.mark.parametrize("crop", ["rrc", "src"])
 def test_decoding_once_changes_no_pixel(folder_data: Path, crop: str) -> None:
     source = open_source(str(folder_data), "train")
-    sampler = TrainSampler(len(source), 3, 12, 0, layout="together")
+    sampler = TrainSampler(FullOrder(len(source), 0), 3, 12, layout="together")
     views, decoded = [], []
     for once in (False, True):
         loader = Counting(source, Augment(crop=crop), SIZE, [sampler], 0, CPU, 2, stop_step=4, decode_once=once)

@@ -9,7 +9,7 @@ from scipy import stats
 
 from deit_fast.data.augment.erase import draw_erasing, erase, normal_noise
 from deit_fast.data.loader.batches import TrainLoader
-from deit_fast.data.loader.sampler import build_samplers
+from deit_fast.data.loader.sampler import build_order, build_samplers
 from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.sections import Augment
 from deit_fast.recipe.table import get_recipe
@@ -182,7 +182,7 @@ def test_two_processes_see_what_one_sees(folder_data: Path) -> None:
         recipe = get_recipe("demo_pretrain", [*words, f"run.accumulation={passes}"])
         seen = {}
         for rank in range(world):
-            samplers = build_samplers(recipe, len(source), rank, world)
+            samplers = build_samplers(recipe, build_order(recipe, source), rank, world)
             loader = TrainLoader(source, recipe.augment, 24, samplers, 7, CPU.device, 1, start_step=5, stop_step=7)
             for loaded in loader:
                 taken = BatchBuilder(recipe, CPU.device)(loaded)
@@ -201,7 +201,7 @@ def test_two_processes_see_what_one_sees(folder_data: Path) -> None:
 def test_nothing_is_carried_where_nothing_is_erased(folder_data: Path) -> None:
     source = open_source(str(folder_data), "train")
     recipe = get_recipe("demo_pretrain", ["run.global_batch=8", "model.num_classes=3"])
-    samplers = build_samplers(recipe, len(source), 0, 1)
+    samplers = build_samplers(recipe, build_order(recipe, source), 0, 1)
     loader = TrainLoader(source, recipe.augment, 24, samplers, 7, CPU.device, 1, stop_step=1)
     (loaded,) = list(loader)
     assert loaded.erasing is None

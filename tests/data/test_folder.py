@@ -23,7 +23,7 @@ def test_a_folder_is_read_in_torchvisions_order(tmp_path: Path) -> None:
     source, reference = open_source(str(tmp_path)), TorchvisionFolder(str(tmp_path))
     assert source.classes == reference.classes
     assert [(source.name(index), label) for index, label in enumerate(source.labels)] == reference.samples
-    assert source.labels.dtype == np.int64
+    assert source.labels.dtype.kind in "iu"
     assert len(source) == 8
     for index in range(len(source)):
         encoded = source.read(index)
@@ -107,4 +107,4 @@ def test_opening_does_not_stat_every_file(folder_data: Path, monkeypatch: pytest
     stat = os.stat
     monkeypatch.setattr(os, "stat", lambda *given, **named: calls.append(given) or stat(*given, **named))
     assert len(open_source(str(folder_data), "train")) == 96
-    assert len(calls) < 10
+    assert not [given for given in calls if str(given[0]).endswith(".jpg")]

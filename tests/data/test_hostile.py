@@ -13,13 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from deit_fast.data.loader.pipeline import eval_pipeline
 from deit_fast.data.sources.base import read_bytes
 from deit_fast.data.sources.headers import image_format, image_size
 from deit_fast.data.sources.open import open_source
-from deit_fast.data.sources.tar_shards import TarShards
+from deit_fast.data.sources.shard_listing import Listing
 from deit_fast.runtime.errors import DataError, printable
 from tests.hostile import Memory, check_shard, check_training
 from tests.image_files import encode, refused, write, write_tar
@@ -263,12 +264,14 @@ def test_fuzzed_shards(tmp_path: Path) -> None:
 
 def test_shifted_labels_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted bug: every label is the one before."""
-    plain = TarShards._open
-    monkeypatch.setattr(
-        TarShards,
-        "_open",
-        lambda *given: [shard._replace(labels=np.roll(shard.labels, 1)) for shard in plain(*given)],
-    )
+    plain = Listing.rows
+
+    def shifted(listing: Listing) -> tuple[NDArray[np.void], tuple[str, ...]]:
+        rows, folders = plain(listing)
+        rows["label"] = np.roll(rows["label"], 1)
+        return rows, folders
+
+    monkeypatch.setattr(Listing, "rows", shifted)
     with pytest.raises(AssertionError, match="a wrong label"):
         [check_shard(seed, tmp_path) for seed in range(20)]
 

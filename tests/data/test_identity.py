@@ -115,8 +115,7 @@ def test_what_changed_in_shards_is_said(tmp_path: Path) -> None:
 
     assert with_first(first) == []
     assert with_first({**first, "s003.cls": b"1\n"})[0] == "1 image relabelled"  # of the same name and size
-    assert with_first({**first, "s003.jpg": first["s003.jpg"][:-1]}) == ["1 image of other content by their sizes or "
-                                                                         "places"]  # fmt: skip
+    assert with_first({**first, "s003.jpg": first["s003.jpg"][:-1]}) == ["1 image of other content by their sizes"]
     fewer = {name: data for name, data in first.items() if not name.startswith("s007")}
     assert with_first(fewer)[0] == "1 image removed"
     with_first(first)
@@ -125,7 +124,7 @@ def test_what_changed_in_shards_is_said(tmp_path: Path) -> None:
     shards[0].rename(tmp_path / "x")
     shards[1].rename(shards[0])
     (tmp_path / "x").rename(shards[1])
-    assert of(tmp_path).changes_from(before) == ["the same images in another order"]
+    assert of(tmp_path).changes_from(before) == ["the same images in another order or in other shards"]
 
 
 def test_a_pixel_of_cifar_is_seen(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deit_fast.data.loader.batches import Batch, EvalLoader, TrainLoader
+from deit_fast.data.loader.order import FullOrder
 from deit_fast.data.loader.pipeline import Pipeline
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.base import Source
@@ -63,7 +64,7 @@ def train_loader(
     augment: Augment | None = None,
     repeats: int = 1,
 ) -> TrainLoader:
-    samplers = [TrainSampler(len(source), repeats, BATCH, 0, parts, part) for part in range(parts)]
+    samplers = [TrainSampler(FullOrder(len(source), 0), repeats, BATCH, parts, part) for part in range(parts)]
     return TrainLoader(source, augment or Augment(), SIZE, samplers, 0, CPU, threads, start_step=start, stop_step=stop)
 
 
@@ -87,7 +88,7 @@ def assert_same(actual: list[Batch], expected: list[Batch]) -> None:
 
 def test_batches_follow_the_sampler_across_epochs(source: Source) -> None:
     batches = collect(train_loader(source, stop=10))
-    sampler = TrainSampler(len(source), 1, BATCH, 0)
+    sampler = TrainSampler(FullOrder(len(source), 0), 1, BATCH)
     assert sampler.steps_per_epoch == 8
     assert [batch.step for batch in batches] == list(range(10))
     assert [batch.epoch for batch in batches] == [0] * 8 + [1] * 2
@@ -275,7 +276,9 @@ def test_bytes_without_a_header_are_named(source: Source, content: bytes) -> Non
 
 def test_what_the_source_raises_reaches_the_consumer_as_it_is(source: Source) -> None:
     problem = PermissionError("no such luck")
-    loader = train_loader(Broken(source, {int(TrainSampler(96, 1, BATCH, 0).batch(2).indices[3]): problem}), stop=8)
+    loader = train_loader(
+        Broken(source, {int(TrainSampler(FullOrder(96, 0), 1, BATCH).batch(2).indices[3]): problem}), stop=8
+    )
     taken: list[int] = []
     with pytest.raises(PermissionError) as error:
         taken.extend(batch.step for batch in loader)

@@ -8,6 +8,7 @@ import torch
 
 from deit_fast.data.loader import setting as loader_setting
 from deit_fast.data.loader.batches import TrainLoader
+from deit_fast.data.loader.order import FullOrder
 from deit_fast.data.loader.pipeline import import_dali, train_pipeline
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.loader.setting import choose_setting, time_loader
@@ -28,7 +29,7 @@ def source(folder_data: Path) -> Source:
 
 def build_on_cpu(source: Source) -> Any:
     def build(setting: LoaderSetting, start: int, stop: int) -> TrainLoader:
-        sampler = TrainSampler(len(source), 1, 4, 0)
+        sampler = TrainSampler(FullOrder(len(source), 0), 1, 4)
         return TrainLoader(source, Augment(), 32, [sampler], 0, CPU, setting.threads, start_step=start, stop_step=stop)
 
     return build

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deit_fast.data.loader.batches import TrainLoader
+from deit_fast.data.loader.order import FullOrder
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.pixels import UnknownPixels
 from deit_fast.data.tools import write_shards
@@ -55,7 +56,7 @@ Outcome = NDArray[np.uint8] | str  # pixels [SIDE, SIDE, 3], or why there are no
 def through_training() -> list[Outcome]:
     """Windows, of the whole image, that the training loader decodes; all files in one batch."""
     augment = Augment(policy="none", color_jitter=0, flip=0, scale=(1, 1), ratio=(1, 1))
-    samplers = [TrainSampler(len(SOURCE), 1, len(SOURCE), 0)]
+    samplers = [TrainSampler(FullOrder(len(SOURCE), 0), 1, len(SOURCE))]
     loader = TrainLoader(SOURCE, augment, SIDE, samplers, 0, CPU, 1, stop_step=1)
     (batch,) = loader
     pixels = batch.images.permute(0, 2, 3, 1).numpy()

@@ -92,7 +92,7 @@ def test_members_that_are_missing(tmp_path: Path, lacks: str, indexed: bool) -> 
     assert lost == ([10, 13] if indexed else [14, 15])
     if indexed:
         assert all(before[index] == sample for index, sample in found.items())
-        assert source.name(10) == f"{shards[1]}:s022.jpg"
+        assert source.name(10) == f"{shards[1]}:image 3 of 8"
     missing = "image" if lacks == "jpg" else "cls"
     with pytest.raises(DataError, match=rf"lost with its shard: s022 has no {missing}, s025 has no {missing}"):
         source.read(lost[0])

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deit_fast.data.loader.order import FullOrder
 from deit_fast.data.loader.sampler import (
     Layout,
     TrainSampler,
     build_samplers,
-    epoch_order,
     eval_indices,
     place_order,
     rank_positions,
@@ -22,33 +22,26 @@ from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import DataError, RecipeError
 from tests.oracles.repeated_sampler import deal_out
 
+
+def epoch_order(num_images: int, epoch: int, seed: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images and views of an epoch as every run up to now had them, from numpy's own shuffle: int64 [M] each."""
+    key = np.array([seed & 0xFFFFFFFFFFFFFFFF, 0], np.uint64)
+    counter = np.array([0, epoch, 0, 0], np.uint64)
+    shuffled = np.random.RandomState(np.random.Philox(key=key, counter=counter)).permutation(num_images)
+    views = num_images - num_images % 256 if repeats > 1 and num_images >= 256 else num_images
+    return shuffled[np.arange(views) // repeats], np.arange(views) % repeats
+
+
 layouts = st.sampled_from(["spread", "together"])
 images = st.integers(1, 2000)
 seeds = st.integers(-(2**40), 2**40)
 
 
-@given(images, st.integers(0, 500), seeds)
-def test_an_epoch_without_repeats_is_a_permutation(num_images: int, epoch: int, seed: int) -> None:
-    indices, views = epoch_order(num_images, epoch, seed, repeats=1)
-    assert sorted(indices.tolist()) == list(range(num_images))
-    assert not views.any()
-    assert indices.dtype == views.dtype == np.int64
-
-
-@given(images, st.integers(1, 5), seeds)
-def test_repeats_follow_each_other_and_keep_the_epochs_length(num_images: int, repeats: int, seed: int) -> None:
-    plain, _ = epoch_order(num_images, 0, seed, repeats=1)
-    indices, views = epoch_order(num_images, 0, seed, repeats)
-    repeated = [(image, view) for image in plain.tolist() for view in range(repeats)]
-    length = num_images if repeats == 1 or num_images < 256 else num_images - num_images % 256
-    assert list(zip(indices.tolist(), views.tolist(), strict=True)) == repeated[:length]
-
-
 def test_the_order_changes_with_epoch_and_seed_and_is_shuffled() -> None:
-    orders = [epoch_order(4000, epoch, seed, 1)[0] for epoch in range(4) for seed in range(4)]
+    orders = [FullOrder(4000, seed).images(epoch, 0, 0, 4000) for epoch in range(4) for seed in range(4)]
     correlation = np.corrcoef(np.array([np.arange(4000), *orders], np.float64))
     assert np.abs(correlation - np.eye(17)).max() < 5 / np.sqrt(4000)
-    np.testing.assert_array_equal(epoch_order(4000, 3, 3, 1)[0], orders[-1])
+    np.testing.assert_array_equal(FullOrder(4000, 3).images(3, 0, 0, 4000), orders[-1])
 
 
 @pytest.mark.parametrize(
@@ -112,7 +105,7 @@ def test_spread_is_what_the_reference_deals_out_to_its_ranks(
     """A mixing group, in the order of mixing, is one reference rank's batch, however many processes there are here."""
     permutation = epoch_order(num_images, 1, 5, 1)[0].tolist()
     ranks = [deal_out(permutation, repeats, groups, rank) for rank in range(groups)]
-    sampler = TrainSampler(num_images, repeats, group * groups, 5, layout="spread", group=group)
+    sampler = TrainSampler(FullOrder(num_images, 5), repeats, group * groups, layout="spread", group=group)
     for step in range(sampler.steps_per_epoch):
         batch = sampler.batch(sampler.steps_per_epoch + step)
         held = list(zip(batch.indices.tolist(), batch.views.tolist(), strict=True))
@@ -141,7 +134,7 @@ def test_an_epoch_of_imagenet(world_size: int, views: int) -> None:
 def test_spread_gives_no_process_two_views_of_an_image(groups: int, half: int, repeats: int, seed: int) -> None:
     batch = groups * 2 * half
     for part in range(groups):
-        sampler = TrainSampler(1000, repeats, batch, seed, groups, part, "spread", 2 * half)
+        sampler = TrainSampler(FullOrder(1000, seed), repeats, batch, groups, part, "spread", 2 * half)
         for step in (0, sampler.steps_per_epoch - 1, 2 * sampler.steps_per_epoch + 1):
             indices = sampler.batch(step).indices
             assert len(np.unique(indices)) == len(indices)
@@ -153,7 +146,9 @@ def test_spread_gives_no_process_two_views_of_an_image(groups: int, half: int, r
 )
 def test_together_keeps_the_views_of_an_image_in_one_process(parts: int, group: int, split: int) -> None:
     """`split`: edges between runs of different processes, each of which splits an image unless 3 divides the runs."""
-    batches = [TrainSampler(2000, 3, 192, 0, parts, part, "together", group).batch(4) for part in range(parts)]
+    batches = [
+        TrainSampler(FullOrder(2000, 0), 3, 192, parts, part, "together", group).batch(4) for part in range(parts)
+    ]
     held = [set(batch.indices.tolist()) for batch in batches]
     distinct = set().union(*held)
     assert len(distinct) == 64
@@ -174,8 +169,9 @@ def test_the_parts_together_read_every_epoch_in_its_order(
     num_images: int, repeats: int, batch: tuple[int, int], layout: Layout, seed: int
 ) -> None:
     global_batch, parts = batch
-    samplers = [TrainSampler(num_images, repeats, global_batch, seed, parts, part, layout, 6) for part in range(parts)]
-    whole = TrainSampler(num_images, repeats, global_batch, seed, layout=layout, group=6)
+    order = FullOrder(num_images, seed)
+    samplers = [TrainSampler(order, repeats, global_batch, parts, part, layout, 6) for part in range(parts)]
+    whole = TrainSampler(order, repeats, global_batch, layout=layout, group=6)
     steps = samplers[0].steps_per_epoch
     for epoch in (0, 2):
         indices, views = epoch_order(num_images, epoch, seed, repeats)
@@ -195,9 +191,9 @@ def test_the_parts_together_read_every_epoch_in_its_order(
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=20), layouts, seeds)
 def test_a_batch_is_the_same_whatever_was_asked_before(asked: list[int], layout: Layout, seed: int) -> None:
-    uninterrupted = TrainSampler(300, 3, 32, seed, 2, 1, layout, 8)
+    uninterrupted = TrainSampler(FullOrder(300, seed), 3, 32, 2, 1, layout, 8)
     batches = [uninterrupted.batch(step) for step in range(61)]
-    resumed = TrainSampler(300, 3, 32, seed, 2, 1, layout, 8)
+    resumed = TrainSampler(FullOrder(300, seed), 3, 32, 2, 1, layout, 8)
     for step in asked:
         batch = resumed.batch(step)
         assert batch.epoch == batches[step].epoch == step // 8
@@ -210,12 +206,12 @@ def test_build_samplers_follows_the_recipe(layout: Layout) -> None:
     words = [f"data.layout={layout}", "mix.group=32", "run.global_batch=256", "run.accumulation=2", "data.repeats=3"]
     recipe = get_recipe("deit3_base_1k_192").override(words)
     for rank in range(2):
-        for index, sampler in enumerate(build_samplers(recipe, 3000, rank, 2)):
-            expected = TrainSampler(3000, 3, 256, recipe.run.seed, 4, 2 * rank + index, layout, 32)
+        for index, sampler in enumerate(build_samplers(recipe, FullOrder(3000, recipe.run.seed), rank, 2)):
+            expected = TrainSampler(FullOrder(3000, recipe.run.seed), 3, 256, 4, 2 * rank + index, layout, 32)
             np.testing.assert_array_equal(sampler.batch(7).indices, expected.batch(7).indices)
             np.testing.assert_array_equal(sampler.batch(7).positions, expected.batch(7).positions)
-    unset = TrainSampler(3000, 3, 256, 0).batch(0)
-    defaults = TrainSampler(3000, 3, 256, 0, layout=Data().layout, group=Mix().group).batch(0)
+    unset = TrainSampler(FullOrder(3000, 0), 3, 256).batch(0)
+    defaults = TrainSampler(FullOrder(3000, 0), 3, 256, layout=Data().layout, group=Mix().group).batch(0)
     np.testing.assert_array_equal(unset.indices, defaults.indices)
 
 
@@ -233,8 +229,8 @@ def test_evaluation_takes_every_image_once_in_equally_many_batches(num_images: i
 
 def test_errors_name_the_numbers() -> None:
     with pytest.raises(DataError, match=r"^run\.global_batch=128: expected at most 100, the views .* of 100 images$"):
-        TrainSampler(100, 3, 128, 0)
+        TrainSampler(FullOrder(100, 0), 3, 128)
     with pytest.raises(DataError, match=r"^run\.global_batch=280: expected at most 256, the views .* of 300 images$"):
-        TrainSampler(300, 3, 280, 0)
+        TrainSampler(FullOrder(300, 0), 3, 280)
     with pytest.raises(RecipeError, match=r"^run\.global_batch=2048: expected a multiple of 6, world size x accum"):
-        TrainSampler(5000, 1, 2048, 0, parts=6, part=0)
+        TrainSampler(FullOrder(5000, 0), 1, 2048, parts=6, part=0)

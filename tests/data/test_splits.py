@@ -1,6 +1,5 @@
 """Which folder or shards are a split, and that no split becomes a class, whatever it is called."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -164,42 +163,3 @@ def test_folders_of_shards_without_the_splits_name(tmp_path: Path) -> None:
     assert val == str(tmp_path / "validation")
     assert len(open_source(val, "val")) == len(open_source(str(tmp_path), "val")) == 4
     assert len(open_source(str(tmp_path / "train"), "train")) == 3
-
-
-@pytest.fixture(params=["file", "s3"])
-def put_folder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], str]]:
-    """Puts a folder into a store and returns its URI."""
-    if request.param == "file":
-        yield lambda folder: f"file://{folder}"
-        return
-    from tests.object_store import serve
-
-    with serve(monkeypatch) as store:
-
-        def put(folder: Path) -> str:
-            for path in folder.rglob("*"):
-                if path.is_file():
-                    store.put(f"set/{path.relative_to(folder)}", path)
-            return "s3://bucket/set"
-
-        yield put
-
-
-def test_splits_in_a_bucket(put_folder: Callable[[Path], str], tmp_path: Path) -> None:
-    for name in ("train/0.tar", "valid/0.tar", "test/0.tar"):
-        write_tar(tmp_path / "folders" / name, samples(len(name), 3 if "train" in name else 5))
-    for name in ("im-train-0.tar", "im-validation-0.tar", "test-0.tar"):
-        write_tar(tmp_path / "shards" / name, samples(len(name), 3 if "train" in name else 5))
-    for name in ("train/0.tar", "test/0.tar"):
-        write_tar(tmp_path / "none" / name, samples(len(name), 3))
-    write(tmp_path / "shards" / "._im-train-0.tar", b"AppleDouble")
-    root = put_folder(tmp_path)
-    for uri, val in (("folders", "valid"), ("shards", "im-validation-*.tar")):
-        assert len(open_source(f"{root}/{uri}", "train")) == 3
-        assert len(open_source(f"{root}/{uri}", "val")) == 5
-        assert find_validation(f"{root}/{uri}") == f"{root}/{uri}/{val}"
-    assert find_validation(f"{root}/folders/train") == f"{root}/folders/valid"
-    assert find_validation(f"{root}/none") is None
-    assert "expected a validation split" in refused(f"{root}/none", "val")
-    assert "expected one split, found" in refused(f"{root}/shards")
-    assert "expected one split, found" in refused(f"{root}/shards/*.tar")

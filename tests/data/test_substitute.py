@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from deit_fast.data.loader.batches import TrainLoader
+from deit_fast.data.loader.order import FullOrder
 from deit_fast.data.loader.pipeline import Pipeline, import_dali
 from deit_fast.data.loader.producer import Prepared, Producer
 from deit_fast.data.loader.sampler import TrainSampler
@@ -35,7 +36,7 @@ def sound() -> list[bytes]:
 def damaged(sound: list[bytes]) -> dict[int, bytes | None]:
     """Every way at once; two of which only the decoder finds, in one batch of the first epoch."""
     rng = np.random.default_rng(1)
-    first = TrainSampler(48, 1, BATCH, 0).batch(0).indices.tolist()
+    first = TrainSampler(FullOrder(48, 0), 1, BATCH).batch(0).indices.tolist()
     jpegs = [index for index in first if index % 6 == 0 or index % 6 == 3][:2]
     kinds = ("empty", "garbage", "huge", "gif", "missing", "cut")
     others = [index for index in range(0, 48, 6) if index not in jpegs][: len(kinds)]

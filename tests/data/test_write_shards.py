@@ -105,8 +105,8 @@ def test_splits_that_are_named_alone_keep_their_names(
     told = capsys.readouterr().out
     assert f"{val}, val: " in told
     assert "\nval: " in told
-    assert {path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".idx"} == {
-        "classes.txt", "val-000000.tar", "val.json",
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "classes.txt", "val-000000.tar", "val.index.json", "val.index.npy", "val.json",
     }  # fmt: skip
     (tmp_path / "more" / "x").mkdir(parents=True)
     shutil.copy(next(folder_data.glob("val/*/*.jpg")), tmp_path / "more" / "x")

@@ -4,6 +4,7 @@ import csv
 import http.server
 import io
 import json
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -15,11 +16,16 @@ from PIL import Image
 
 from deit_fast.checkpoint.format import save_checkpoint
 from deit_fast.cli.main import main
+from deit_fast.infer import images
+from deit_fast.infer.images import find_images
 from deit_fast.infer.predict import LoadedModel, extract_features, load_model, predict
 from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
+from deit_fast.runtime import patience
 from deit_fast.runtime.errors import RunError
 from deit_fast.zoo.class_names import class_names, imagenet_classes
+from tests.image_files import write
+from tests.loopback import SCHEMES, place, serve_loopback
 
 CLASSES = ["n01440764", "n01443537", "cat", "dog", "7"]
 
@@ -206,7 +212,7 @@ def test_urls_that_are_allowed(model: LoadedModel, paths: list[Path]) -> None:
         server.shutdown()
     assert good.scores == predict(model, paths[0])[0].scores
     assert missing.error is not None
-    assert "HTTP Error 404" in missing.error
+    assert missing.error == f"{root}/nothing.jpg: no such file"
 
 
 def test_arrays_of_another_kind_are_refused(model: LoadedModel) -> None:
@@ -243,3 +249,45 @@ def test_a_run_folder_stands_for_its_best_else_its_last(checkpoint: Path, tmp_pa
         torch.save(state, run / "checkpoints" / f"{name}.pt")
         for folder in (run, run / "checkpoints", f"file://{run}"):
             assert load_model(folder).model.head.bias[0] == value
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_images_of_every_store(
+    model: LoadedModel, paths: list[Path], scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 1.0)
+    with serve_loopback(monkeypatch, tmp_path) as store:
+        uri, folder = place(store, scheme)
+        for name, path in zip(("b.jpg", "deep/x.jpg", "deep-er/x.JPG", ".hidden.jpg"), paths, strict=False):
+            write(folder / "photos" / name, path.read_bytes())
+        write(folder / "photos" / "notes.txt", b"none")
+        everything = [f"{uri}/photos/{name}" for name in ("b.jpg", "deep/x.jpg", "deep-er/x.JPG")]
+        if scheme != "http":
+            assert find_images([f"{uri}/photos"]) == find_images([f"{uri}/photos/"]) == everything
+            assert find_images([f"{uri}/photos/*.jpg"]) == everything[:1]
+            assert find_images([f"{uri}/photos/*/x.*"]) == everything[1:]
+            with pytest.raises(RunError, match="no such"):
+                find_images([f"{uri}/nothing"])
+        assert find_images(everything) == everything
+        found = predict(model, [*everything, f"{uri}/nothing.jpg", f"{uri}/photos/notes.txt"], allow_urls=True)
+        asked = sum(request.path.endswith("nothing.jpg") for request in store.requests)
+    expected = predict(model, paths[:3])
+    assert [each.scores for each in found[:3]] == [each.scores for each in expected]
+    assert [each.image for each in found] == [*everything, f"{uri}/nothing.jpg", f"{uri}/photos/notes.txt"]
+    assert found[3].error is not None
+    assert found[3].error.startswith(f"{uri}/nothing.jpg: no such ")
+    assert found[4].error is not None
+    assert "expected an image" in found[4].error
+    assert asked <= 3  # what is not there is not asked for again and again
+
+
+def test_a_web_server_that_is_gone_costs_its_images_alone(
+    model: LoadedModel, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_WEB_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gone = f"http://127.0.0.1:{server.getsockname()[1]}/a.jpg"
+    lost, good = predict(model, [gone, paths[0]], allow_urls=True)
+    assert good.scores == predict(model, paths[0])[0].scores
+    assert lost.error is not None
+    assert lost.error.startswith(f"{gone}: cannot be reached (")

@@ -17,7 +17,23 @@ if TYPE_CHECKING:
 
 _JOBS = r"/apis/batch\.volcano\.sh/v1alpha1/namespaces/(?P<namespace>[^/]+)/jobs"
 _PODS = r"/api/v1/namespaces/(?P<namespace>[^/]+)/pods"
+_OBJECTS = {
+    "jobsets": ("jobset.x-k8s.io/v1alpha2", "jobsets"),
+    "trainjobs": ("trainer.kubeflow.org/v1alpha1", "train_jobs"),
+    "trainingruntimes": ("trainer.kubeflow.org/v1alpha1", "runtimes"),
+}
+"""The group and version of kinds, and the cluster's own name of them."""
+_KINDS = (
+    r"/apis/(?P<group>jobset\.x-k8s\.io/v1alpha2|trainer\.kubeflow\.org/v1alpha1)"
+    r"/namespaces/(?P<namespace>[^/]+)/(?P<kind>jobsets|trainjobs|trainingruntimes)"
+)
+_WORKLOADS = r"/apis/kueue\.x-k8s\.io/v1beta2/namespaces/(?P<namespace>[^/]+)/workloads"
 _ROUTES = {
+    ("POST", _KINDS): "create_object",
+    ("GET", _KINDS): "list_objects",
+    ("GET", _KINDS + r"/(?P<name>[^/]+)"): "get_object",
+    ("DELETE", _KINDS + r"/(?P<name>[^/]+)"): "delete_object",
+    ("GET", _WORKLOADS): "list_workloads",
     ("POST", _JOBS): "create_job",
     ("GET", _JOBS): "list_jobs",
     ("GET", _JOBS + r"/(?P<name>[^/]+)(/status)?"): "get_job",
@@ -97,6 +113,43 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(404, "NotFound", f'{kind}{group} "{name}" not found', {"name": name, "kind": kind})
         return objects[namespace, name]
 
+    def create_object(self, group: str, namespace: str, kind: str) -> None:
+        if namespace not in self.cluster.namespaces:
+            raise Refused(404, "NotFound", f'namespaces "{namespace}" not found', {"name": namespace})
+        with self.cluster.lock:
+            made = self.cluster.create_object(namespace, self.body)
+            self._send(made if isinstance(made, dict) else made.to_json(), 201)
+
+    def list_objects(self, group: str, namespace: str, kind: str) -> None:
+        with self.cluster.lock:
+            found = getattr(self.cluster, _OBJECTS[kind][1]).items()
+            shown = [
+                each if isinstance(each, dict) else each.to_json() for (within, _), each in found if within == namespace
+            ]
+        items = [each for each in shown if self._selected(each["metadata"].get("labels", {}))]
+        self._send({"apiVersion": group, "kind": "List", "metadata": {}, "items": items})
+
+    def get_object(self, group: str, namespace: str, kind: str, name: str) -> None:
+        with self.cluster.lock:
+            found = self._find(kind, getattr(self.cluster, _OBJECTS[kind][1]), namespace, name)
+            self._send(found if isinstance(found, dict) else found.to_json())
+
+    def delete_object(self, group: str, namespace: str, kind: str, name: str) -> None:
+        with self.cluster.lock:
+            self._find(kind, getattr(self.cluster, _OBJECTS[kind][1]), namespace, name)
+            self.cluster.delete_object(namespace, name, _OBJECTS[kind][1])
+        self._send({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
+
+    def list_workloads(self, namespace: str) -> None:
+        with self.cluster.lock:
+            shown = [each.to_json() for each in self.cluster.kueue.workloads]
+        items = [each for each in shown if self._selected(each["metadata"]["labels"])]
+        self._send({"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "WorkloadList", "metadata": {}, "items": items})
+
+    def _selected(self, labels: dict) -> bool:
+        terms = [term.partition("=") for term in self.query.get("labelSelector", "").split(",") if term]
+        return all(name in labels and (not equals or labels[name] == value) for name, equals, value in terms)
+
     def create_job(self, namespace: str) -> None:
         if namespace not in self.cluster.namespaces:
             raise Refused(404, "NotFound", f'namespaces "{namespace}" not found', {"name": namespace})
@@ -139,12 +192,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._send({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
 
     def list_pods(self, namespace: str) -> None:
-        wanted = dict(term.split("=") for term in self.query.get("labelSelector", "").split(",") if term)
         with self.cluster.lock:
             items = [
                 self._pod(pod)
                 for (within, _), pod in self.cluster.pods.items()
-                if within == namespace and wanted.items() <= pod.manifest["metadata"]["labels"].items()
+                if within == namespace and self._selected(pod.manifest["metadata"]["labels"])
             ]
         self._send({"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "1"}, "items": items})
 

@@ -20,8 +20,12 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.kubernetes.api import serve
-from tests.kubernetes.manifests import Refused, check_job, check_pods, check_queue, complete_job
-from tests.kubernetes.pods import Pod
+from tests.kubernetes.jobset import JobSet
+from tests.kubernetes.kueue import Kueue
+from tests.kubernetes.manifests import Refused, check_job, check_pods, check_queue, check_rules, complete_job
+from tests.kubernetes.pods import Pod, now
+from tests.kubernetes.schemas import CURRENT, check
+from tests.kubernetes.trainjob import TrainJob
 from tests.kubernetes.volcano import Job
 
 VERSION = "1.34"
@@ -56,7 +60,12 @@ class Cluster:
         self.lock = threading.RLock()
         self.namespaces = {NAMESPACE}
         self.claims: dict[str, Path] = {}
+        self.secrets: dict[str, dict[str, str]] = {}
         self.jobs: dict[tuple[str, str], Job] = {}
+        self.jobsets: dict[tuple[str, str], JobSet] = {}
+        self.train_jobs: dict[tuple[str, str], TrainJob] = {}
+        self.runtimes: dict[tuple[str, str], dict] = {}
+        self.kueue = Kueue()
         self.pods: dict[tuple[str, str], Pod] = {}
         self.nodes: dict[str, float] = dict.fromkeys(NODES, 0.0)
         """The time at which each was lost, 0 for one that is ready."""
@@ -96,6 +105,43 @@ class Cluster:
         for pod in self.jobs.pop((namespace, name)).pods.values():
             pod.delete()
 
+    def create_object(self, namespace: str, manifest: dict) -> JobSet | TrainJob | dict:
+        """A JobSet, a TrainJob or a TrainingRuntime, checked as an API server and its webhooks do."""
+        if found := check(manifest, CURRENT, VERSION) or check_rules(manifest):
+            raise Refused(400, "BadRequest", f"{manifest['kind']}: {'; '.join(found)}")
+        key, kind = (namespace, manifest["metadata"]["name"]), manifest["kind"]
+        into = {"JobSet": self.jobsets, "TrainJob": self.train_jobs, "TrainingRuntime": self.runtimes}[kind]
+        if key in into:
+            details = {"name": key[1], "kind": f"{kind.lower()}s"}
+            raise Refused(409, "AlreadyExists", f'{kind.lower()}s "{key[1]}" already exists', details)
+        if kind == "TrainingRuntime":
+            self.runtimes[key] = {**manifest, "metadata": {**manifest["metadata"], "creationTimestamp": now()}}
+            return self.runtimes[key]
+        if kind == "JobSet":
+            job: JobSet | TrainJob = JobSet(manifest, namespace, self)
+            self.jobsets[key] = job
+        else:
+            runtime = self.runtimes.get((namespace, manifest["spec"]["runtimeRef"]["name"]))
+            if runtime is None:
+                raise Refused(422, "Invalid", f"TrainJob {key[1]}: spec.runtimeRef: not found")
+            self.train_jobs[key] = job = TrainJob(manifest, runtime, namespace, self)
+            self.jobsets[key] = job.jobset
+        self.kueue.add(job)
+        return job
+
+    def delete_object(self, namespace: str, name: str, kind: str) -> None:
+        """The object goes at once, its pods once they have ended."""
+        if kind == "runtimes":
+            del self.runtimes[namespace, name]
+            return
+        if kind == "train_jobs":
+            self.kueue.remove(self.train_jobs.pop((namespace, name)))
+        jobset = self.jobsets.pop((namespace, name))
+        self.kueue.remove(jobset)
+        for pod in jobset.pods.values():
+            pod.held = False
+            pod.delete()
+
     def lose_node(self, name: str) -> None:
         """A power cut, or a network that ends: Kubernetes sees that the node is silent, and no more."""
         with self.lock:
@@ -107,7 +153,7 @@ class Cluster:
         """Kubernetes collects the pods of a node that is no more."""
         del self.nodes[name]
         for pod in self._pods_on(name):
-            pod.remove()
+            pod.collect()
 
     def _pods_on(self, node: str) -> list[Pod]:
         return [pod for pod in self.pods.values() if pod.node == node]
@@ -130,16 +176,17 @@ class Cluster:
         if not allowed or (pod.namespace, pod.name) in self.pods:
             return False
         self.pods[pod.namespace, pod.name] = pod
-        subdomain = f"{pod.name}.{spec.get('subdomain', pod.namespace)}"
-        if pod.name not in self._addresses:
+        subdomain = f"{pod.hostname}.{spec.get('subdomain', pod.namespace)}"
+        if pod.hostname not in self._addresses:
             count = len(self._addresses) + 2
-            self._addresses[pod.name] = f"127.1.{count // 250}.{count % 250 + 1}"
+            self._addresses[pod.hostname] = f"127.1.{count // 250}.{count % 250 + 1}"
             with self._hosts.open("a") as hosts:  # the same file: pods that run have it mounted
-                hosts.write(f"{self._addresses[pod.name]} {subdomain}.{pod.namespace}.svc {subdomain} {pod.name}\n")
+                names = f"{subdomain}.{pod.namespace}.svc {subdomain} {pod.hostname}"
+                hosts.write(f"{self._addresses[pod.hostname]} {names}\n")
         return True
 
     def address(self, pod: Pod) -> str:
-        return self._addresses[pod.name]
+        return self._addresses[pod.hostname]
 
     def start(self) -> None:
         (self.folder / "layers").mkdir()
@@ -160,8 +207,10 @@ class Cluster:
         with self.lock:
             for key in list(self.jobs):
                 self.delete_job(*key)
+            self.kueue.workloads.clear()
+            self.jobsets.clear()
             for pod in self.pods.values():
-                pod.deleted_at = ""
+                pod.deleted_at, pod.held = "", False
                 pod.delete(0)
         for _ in range(200):
             if not self.pods or self._ended.wait(0.05):
@@ -185,7 +234,9 @@ class Cluster:
 
     def _step(self) -> None:
         self._evict_from_lost_nodes()
-        owners = {id(pod): job for job in self.jobs.values() for pod in job.pods.values()}
+        self.kueue.act()
+        jobs = [*self.jobs.values(), *self.jobsets.values()]
+        owners = {id(pod): job for job in jobs for pod in job.pods.values()}
         for key, pod in list(self.pods.items()):
             job = owners.get(id(pod))
             if pod.observe() and job:
@@ -198,19 +249,18 @@ class Cluster:
                 if job:
                     del job.pods[pod.name]
                     job.handle("PodEvicted", pod)
-        for job in self.jobs.values():
+        for job in jobs:
             job.act()
             waiting = [pod for pod in job.pods.values() if pod.phase == "Pending"]
-            # Volcano starts all pods of a job or none.
             ready = [name for name, since in self.nodes.items() if not since]
             if (
                 ready
-                and len(job.pods) >= job.spec["minAvailable"]
-                and all(set(p.claims.values()) <= set(self.claims) for p in waiting)
+                and len(job.pods) >= job.gang
+                and all(set(p.claims.values()) <= set(self.claims) and p.secrets <= set(self.secrets) for p in waiting)
             ):
                 for number, pod in enumerate(waiting):
                     pod.node = ready[number % len(ready)]
-                    pod.start(self.folder / "layers", self._hosts, self.image, self.claims)
+                    pod.start(self.folder / "layers", self._hosts, self.image, self.claims, self.secrets)
                     job.act()
 
 

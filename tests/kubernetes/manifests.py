@@ -125,3 +125,30 @@ def check_pods(job: dict, version: str) -> list[str]:
 
 def pod_name(job: str, task: str, index: int) -> str:
     return f"{job}-{task}-{index}"
+
+
+def check_rules(manifest: dict) -> list[str]:
+    """What JobSet's and the Trainer's webhooks refuse that no schema knows."""
+    if manifest["kind"] == "TrainJob":
+        return []
+    spec, found = manifest["spec"], []
+    if manifest["kind"] == "TrainingRuntime":
+        spec = spec["template"]["spec"]
+    for each in spec["replicatedJobs"]:
+        name, job = manifest["metadata"]["name"], each["template"]["spec"]
+        longest = f"{name}-{each['name']}-{each['replicas'] - 1}-{job['completions'] - 1}-abcde"
+        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", longest):
+            found.append(f"pod name {longest!r}: expected a label of RFC 1035")
+        containers = {container["name"] for container in job["template"]["spec"]["containers"]}
+        for rule in job.get("podFailurePolicy", {}).get("rules", ()):
+            codes = rule.get("onExitCodes", {})
+            if codes and codes["containerName"] not in containers:
+                found.append(f"podFailurePolicy: no container {codes['containerName']!r}")
+            if codes and codes["values"] != sorted(set(codes["values"])):
+                found.append(f"podFailurePolicy: {codes['values']}: expected them in order, and each once")
+        if manifest["kind"] == "TrainingRuntime" and (each["replicas"] != 1 or "node" not in containers):
+            found.append("a trainer: expected one replica, and a container called node")
+    names = [rule["name"] for rule in spec.get("failurePolicy", {}).get("rules", ())]
+    if len(set(names)) < len(names):
+        found.append(f"failurePolicy rules {names}: expected each name once")
+    return found

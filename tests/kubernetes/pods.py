@@ -66,6 +66,9 @@ class Pod:
         self.uid, self.created = str(uuid.uuid4()), now()
         self.phase, self.exit_code, self.reason = "Pending", None, ""
         self.deleted_at = ""
+        self.index = 0
+        self.held = False
+        """Whether its Job has yet to take note of its end: a finalizer keeps the object until then."""
         self.discarded = False
         """Whether its job deleted it."""
         self.node = ""
@@ -85,18 +88,39 @@ class Pod:
         volumes = (volume for volume in self.spec.get("volumes", []) if "persistentVolumeClaim" in volume)
         return {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in volumes}
 
-    def start(self, folder: Path, hosts: Path, image: Mapping[str, str], claims: Mapping[str, Path]) -> None:
+    @property
+    def hostname(self) -> str:
+        return self.spec.get("hostname", self.name)
+
+    @property
+    def secrets(self) -> set[str]:
+        containers = self.spec["containers"]
+        return {each["secretRef"]["name"] for container in containers for each in container.get("envFrom", [])}
+
+    def _value(self, variable: dict) -> str:
+        """The value of a variable, which may be an annotation of the pod's."""
+        if "valueFrom" not in variable:
+            return variable.get("value", "")
+        (name,) = re.findall(r"metadata\.annotations\['(.+)'\]", variable["valueFrom"]["fieldRef"]["fieldPath"])
+        return self.manifest["metadata"]["annotations"].get(name, "")
+
+    def start(
+        self, folder: Path, hosts: Path, image: Mapping[str, str], claims: Mapping[str, Path],
+        secrets: Mapping[str, Mapping[str, str]],
+    ) -> None:  # fmt: skip
         """Runs the pod's container; `claims` are the folders by claim, `image` the environment of the image."""
         (container,) = self.spec["containers"]
         layer = folder / self.uid
         layer.mkdir()
         environment = {**image, "KUBERNETES_SERVICE_HOST": "127.0.0.1"}  # every pod is told where the API is
-        environment |= {each["name"]: each.get("value", "") for each in container.get("env", [])}
+        for each in container.get("envFrom", []):
+            environment |= secrets[each["secretRef"]["name"]]
+        environment |= {each["name"]: self._value(each) for each in container.get("env", [])}
         words = [*container.get("command", []), *container.get("args", [])]
         self._process = subprocess.Popen(
             [
                 *("unshare", "--mount", "--uts", "--ipc", "--pid", "bash", "-c", _START, "start", _SETUP),
-                *("pod", str(layer), str(hosts), self.name, self._mounts(container, claims)),
+                *("pod", str(layer), str(hosts), self.hostname, self._mounts(container, claims)),
                 *(f"{name}={value}" for name, value in environment.items()),
                 *(_expand(word, environment) for word in words),
             ],
@@ -126,8 +150,14 @@ class Pod:
         self._silent = True
         self._signal_all(signal.SIGSTOP)
 
+    def collect(self) -> None:
+        """Its node is no more: Kubernetes marks it as failed, and takes it away."""
+        if self.held:
+            self.phase = "Failed"
+        self.remove()
+
     def remove(self) -> None:
-        """Its object goes, as with its node's."""
+        """Its object goes, once nothing holds it."""
         self.deleted_at, self._removed = self.deleted_at or now(), True
         self._signal_all(signal.SIGKILL)
 
@@ -148,7 +178,7 @@ class Pod:
 
     @property
     def gone(self) -> bool:
-        return self._removed or (bool(self.deleted_at) and self.phase != "Running")
+        return not self.held and (self._removed or (bool(self.deleted_at) and self.phase != "Running"))
 
     def signal(self, number: int) -> None:
         """Sends a signal to the pod's first process: one that it does not handle does nothing, but for KILL."""

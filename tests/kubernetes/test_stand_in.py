@@ -49,7 +49,7 @@ def submit(cluster: Cluster, runner: Runner, app: AppDef, grace: int | None = No
 
 @pytest.mark.filterwarnings(r"ignore:\s*Role a configured with restarts")
 def test_a_log_is_followed_over_a_restart(cluster: Cluster, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.schedulers.kubernetes.FOLLOW_SECONDS", 0.2)
+    monkeypatch.setattr("deit_fast.components.cluster.FOLLOW_SECONDS", 0.2)
     script = "echo one; until [ -e /runs/go ]; do sleep 0.1; done; if mkdir /runs/mark; then exit 3; fi; echo two"
     job = submit(cluster, runner, shell(script, retries=3))
     record = Record("running", "", [], job.handle, "a", 1, 1, time.time())

@@ -42,6 +42,11 @@ class Job:
     def spec(self) -> dict:
         return self.manifest["spec"]
 
+    @property
+    def gang(self) -> int:
+        """Pods that have to be there before any of them starts."""
+        return self.spec["minAvailable"]
+
     def to_json(self) -> dict:
         if not self.phase:  # the controller has not seen it yet
             return self.manifest
@@ -157,7 +162,11 @@ class Job:
                  "volcano.sh/queue-name": self.spec["queue"], "volcano.sh/task-index": str(index)}  # fmt: skip
         metadata |= {"name": name, "namespace": self.manifest["metadata"]["namespace"]}
         metadata["labels"] = {**(metadata.get("labels") or {}), **owned}
-        metadata["annotations"] = {**(metadata.get("annotations") or {}), "volcano.sh/job-version": str(self.version)}
+        metadata["annotations"] = {
+            **(metadata.get("annotations") or {}),
+            "volcano.sh/job-version": str(self.version),
+            "volcano.sh/job-retry-count": str(self.retries),
+        }
         owner = {"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "name": self.name, "controller": True,
                  "uid": self.manifest["metadata"]["uid"], "blockOwnerDeletion": True}  # fmt: skip
         metadata["ownerReferences"] = [owner]

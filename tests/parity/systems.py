@@ -8,6 +8,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from deit_fast.data.loader.batches import Batch
+from deit_fast.data.loader.order import FullOrder
 from deit_fast.data.loader.sampler import build_samplers
 from deit_fast.models.build import build_model
 from deit_fast.recipe.schema import Recipe
@@ -40,7 +41,8 @@ class Ours:
     def __init__(self, words: tuple[str, ...], images: Tensor, labels: Tensor) -> None:
         recipe = self.recipe = get_recipe("demo_pretrain", [*WORDS, *words])
         self.images, self.labels = images, labels
-        self.samplers = build_samplers(recipe, STEPS_PER_EPOCH * recipe.run.global_batch, 0, 1)
+        order = FullOrder(STEPS_PER_EPOCH * recipe.run.global_batch, recipe.run.seed)
+        self.samplers = build_samplers(recipe, order, 0, 1)
         torch.manual_seed(1)
         model = build_model(recipe.model)
         with torch.no_grad():  # away from zeros and ones, where a mistake would not show

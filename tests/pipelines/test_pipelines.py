@@ -3,14 +3,18 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from deit_fast.pipelines import deit3
 from deit_fast.pipelines.deit3 import PIPELINES, build_stages, format_report, main
-from deit_fast.pipelines.state import PipelineError
+from deit_fast.pipelines.state import PipelineError, is_written, read_result
 
 from deit_fast.recipe.table import RECIPES
+from deit_fast.runtime import patience
+from deit_fast.runtime.errors import StorageError
+from tests.loopback import place, serve_loopback
 
 # Stands in for components/deit.py: jobs that write what the trainer and the evaluation leave behind.
 TRAINING = '''
@@ -225,8 +229,57 @@ def test_training_images_alone_are_not_evaluated_on(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["--out", "--state"])
-def test_folders_in_object_stores_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--size", "demo", "--data", "digits", "--out", "runs", option, "s3://bucket/runs"]
-    assert main(words) == 2
-    assert f"{option} s3://bucket/runs: expected a folder that every job shares" in capsys.readouterr().err
+def test_a_whole_run_in_an_object_store(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trainings = [TRAINING.replace("NAME", name) for name in ("pretrain", "finetune")]
+    jobs = "\n".join([*trainings, EVALUATION])
+    for name in ("init", "out", "checkpoint"):  # whose folder the stand-ins' shell has
+        jobs = jobs.replace(f"{{{name}}}", f"{{{name}.removeprefix('file://')}}")
+    (tmp_path / "jobs.py").write_text(f"from torchx import specs\n{jobs}")
+    monkeypatch.setattr(deit3, "COMPONENTS", tmp_path / "jobs.py")
+    out = f"file://{tmp_path}/store/runs"
+    words = ["--size", "demo", "--data", "s3://bucket/digits", "--out", f"{out}/"]
+    assert main(words) == 0
+    assert (tmp_path / "store" / "runs" / "finetune" / "result.json").exists()
+    state = cache / "file" / str(tmp_path).strip("/") / "store" / "runs"
+    assert f"run folder   {out}\nreport       {state}/report.md" in capfd.readouterr().out
+    assert "| evaluate_finetune | -          | 50.00 | 75.50 |" in (state / "report.md").read_text()
+    assert {path.name for path in state.iterdir()} == {"logs", "pipeline.json", "pipeline.lock", "report.md"}
+    assert main(words) == 0
+    assert capfd.readouterr().out.count("done before") == 4
+    (tmp_path / "store" / "runs" / "finetune" / "evaluation.json").unlink()  # removed for it to run again
+    assert main(words) == 0
+    assert capfd.readouterr().out.count("done before") == 3
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "file"])
+def test_results_in_stores_are_seen(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.2)
+    with serve_loopback(monkeypatch, tmp_path) as store:
+        uri, folder = place(store, scheme)
+        result = f"{uri}/result.json"
+        assert (is_written(result), read_result(result)) == (False, {})
+        before = time.time() - 2  # the store tells whole seconds
+        (folder / "result.json").write_text('{"top1": 50.0}')
+        assert (is_written(result), is_written(result, before)) == (True, True)
+        assert not is_written(result, before + 60)
+        assert read_result(result) == {"top1": 50.0}
+        store.unavailable = 1.0
+        if scheme != "file":
+            with pytest.raises(StorageError):
+                is_written(result)
+            assert read_result(result) == {}
+
+
+@pytest.mark.parametrize(
+    ("option", "uri", "says"),
+    [
+        ("--state", "s3://bucket/runs", "--state s3://bucket/runs: expected a folder on this machine"),
+        ("--out", "https://host/runs", "https://host/runs: expected a path, s3://, gs:// or file://"),
+        ("--out", "hf://datasets/me/runs", "hf://datasets/me/runs: expected a path, s3://, gs:// or file://"),
+    ],
+)
+def test_folders_that_cannot_be_written(option: str, uri: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--size", "demo", "--data", "digits", "--out", "runs", option, uri]) == 2
+    assert says in capsys.readouterr().err

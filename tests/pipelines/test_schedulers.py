@@ -30,6 +30,7 @@ def test_a_module_serves_the_scheduler_of_its_name_and_its_handles(package: str)
         "local_docker": (True, False, None),
         "slurm": (False, True, "UNKNOWN"),
         "kubernetes": (False, False, "CANCELLED"),
+        "kueue": (False, False, "CANCELLED"),
     }
     assert module.find_scheduler("slurm://torchx/12") is module.find_scheduler("slurm")
 

@@ -1,4 +1,4 @@
-"""Shards in an object store: fetched whole, once, anew when they changed; and a line for all that is refused."""
+"""Shards in an object store: indexed once, anew when they changed; and a line for all that is refused."""
 
 import subprocess
 import sys
@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry
 
 from deit_fast.cli.main import main
+from deit_fast.data.sources.list_shards import ListedShards
 from deit_fast.data.sources.open import find_validation, open_source
-from deit_fast.runtime import object_store as objects
-from deit_fast.runtime.errors import RunError, StorageError
-from deit_fast.runtime.object_store import fetch, find_object
+from deit_fast.runtime import patience
+from deit_fast.runtime.errors import DataError, RunError, StorageError
+from deit_fast.runtime.object_store import ChangedError, cached_place, fetch, fetching, find_object, partial_place
 from tests.image_files import refused, samples, write, write_tar
 from tests.object_store import S3, serve
 
@@ -22,7 +24,7 @@ SHARDS = "s3://bucket/set/train-{0..2}.tar"
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    monkeypatch.setattr(objects, "_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 1.0)
     with serve(monkeypatch) as store:
         yield store
 
@@ -77,22 +79,23 @@ def test_file_uris(tmp_path: Path, cache: Path) -> None:
     write_tar(tmp_path / "set" / "train-0.tar", samples(0, 3))
     assert len(contents(f"file://{tmp_path}/set", "train")) == 3
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["train-0.tar"]  # its index is in the cache
-    assert list(cache.rglob("*.idx"))
+    assert list(cache.rglob("*.index.npy"))
     assert "no such object" in refused(f"file://{tmp_path}/set/train-9.tar")
 
 
-def test_fetched_once_and_anew_when_changed(store: S3, tmp_path: Path) -> None:
-    put_shards(store, tmp_path)
-    before = open_source(SHARDS)
-    first = before.read(0).tobytes()
+def test_indexed_once_and_anew_when_changed(store: S3, tmp_path: Path) -> None:
+    images = put_shards(store, tmp_path)
     for _ in range(2):
-        contents(SHARDS)
+        before = open_source(SHARDS)
     assert [store.count("GET", f"train-{number}.tar") for number in range(3)] == [1, 1, 1]
     changed = samples(100, 4)
     store.put("set/train-0.tar", write_tar(tmp_path / "t.tar", changed))
-    assert contents(SHARDS)[:4] == [data for name, data in changed.items() if name.endswith(".jpg")]
+    after = open_source(SHARDS)
     assert [store.count("GET", f"train-{number}.tar") for number in range(3)] == [2, 1, 1]
-    assert before.read(0).tobytes() == first  # a run that began with the old ones goes on with them
+    assert [after.read(index).tobytes() for index in range(4)] == [changed[f"s{100 + n}.jpg"] for n in range(4)]
+    assert before.read(4).tobytes() == images["s010.jpg"]
+    with pytest.raises(ChangedError, match=r"s3://bucket/set/train-0\.tar: "):  # and no wrong pixels
+        before.read(0)
 
 
 def test_two_processes_fetch_once(store: S3, tmp_path: Path) -> None:
@@ -131,17 +134,19 @@ def test_failures_that_pass(store: S3, tmp_path: Path, fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["500", "cut"])
-def test_failures_that_stay_are_one_line_and_leave_nothing(
+def test_failures_that_stay_are_one_line_and_leave_a_beginning_at_most(
     store: S3, tmp_path: Path, cache: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put_shards(store, tmp_path)
-    monkeypatch.setattr(objects, "_TRIES", 1)
-    store.fault = lambda method, path: fault if path.endswith("-1.tar") else ""
+    images = put_shards(store, tmp_path)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.05)
+    store.fault = lambda method, path: fault if path.endswith("-1.tar") and method == "GET" else ""
     message = refused(SHARDS, kind=StorageError)
-    assert message.startswith("s3://bucket/set/train-1.tar: cannot be reached after 1 attempts (")
-    assert not [
-        path for path in cache.rglob("*") if path.name.startswith(("train-1", ".train-1")) and path.suffix != ".lock"
-    ]
+    assert message.startswith("s3://bucket/set/train-1.tar: cannot be reached (")
+    assert "Signature" not in message
+    assert not [path for path in cache.rglob("train-1*") if path.suffix != ".lock"]
+    store.fault = lambda method, path: ""
+    assert contents(SHARDS) == list(images.values())
+    assert not list(cache.rglob("*.part"))
 
 
 def test_what_a_store_refuses(store: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,12 +154,13 @@ def test_what_a_store_refuses(store: S3, tmp_path: Path, monkeypatch: pytest.Mon
     assert "expected 5 shards, 2 missing, s3://bucket/set/train-3.tar" in refused("s3://bucket/set/train-{0..4}.tar")
     assert "found none in s3://bucket/nothing" in refused("s3://bucket/nothing", "train")
     assert refused("s3://other/set/train-0.tar").startswith("s3://other: no such object or bucket")
-    assert refused("abc://other/set").startswith("abc://other/set: expected a path, s3://, gs:// or file://")
+    assert refused("abc://other/set").startswith("abc://other/set: expected a path, s3://, gs://, hf://, http://, ")
     store.files.rm_file("bucket/set/train-1.tar")
     assert "number 1 is missing" in refused("s3://bucket/set", "train")
     with pytest.raises(RunError, match=r"s3://bucket/none\.pt: no such object"):
         find_object("s3://bucket/none.pt")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(_registry, "gs", raising=False)
     assert refused("gs://b/a.tar") == "gs://b: expected gcsfs, not installed: pip install 'deit_fast[cloud]'"
 
 
@@ -176,24 +182,28 @@ def test_an_object_that_changes_while_it_is_fetched(store: S3, tmp_path: Path) -
     uri = store.put("a.bin", b"one")
     listed = find_object(uri)
     store.put("a.bin", b"two")
-    with pytest.raises(RunError, match="it changed while it was fetched"):
+    with pytest.raises(RunError, match="it changed after it was listed"):
         fetch(listed)
     assert fetch(find_object(uri)).read_bytes() == b"two"
 
 
-def test_what_a_killed_process_left_is_cleared_away(store: S3) -> None:
-    listed = find_object(store.put("a.bin", b"content"))
-    place = objects.cached_place(listed)
-    left = write(place.with_name(f".{place.name}.1-2.tmp"), b"cont")
-    assert fetch(listed).read_bytes() == b"content"
-    assert not left.exists()
+def test_what_a_killed_process_left_is_the_beginning(store: S3) -> None:
+    content = bytes(range(256)) * 10
+    listed = find_object(store.put("a.bin", content))
+    place = cached_place(listed)
+    write(partial_place(listed, place), content[:1000])
+    old = write(partial_place(listed._replace(version="another"), place), b"of another version")
+    assert fetch(listed).read_bytes() == content
+    assert [path.name for path in place.parent.iterdir() if path.suffix != ".lock"] == [place.name]
+    assert not old.exists()
 
 
 def test_too_small_a_disk_is_known_before(store: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_shards(store, tmp_path)
-    usage = objects.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(objects.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    assert "GiB free for s3://bucket/set/train-{0..2}.tar, found 0.0" in refused(SHARDS)
+    usage = fetching.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(DataError, match=r"GiB free for s3://bucket/set/train-\{0\.\.2\}\.tar, found 0\.0"):
+        open_source(SHARDS, open_shards=ListedShards)  # which a check fetches before it looks at them
     assert store.count("GET", ".tar") == 0
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from deit_fast.runtime.world import join_world, leave_world
+from deit_fast.runtime.world import World, join_world, leave_world
 
 
 def join_three_times(rank: int) -> None:
@@ -35,3 +35,23 @@ def test_a_group_after_a_group_in_torchruns_store(monkeypatch: pytest.MonkeyPatc
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "local", "ranks"),
+    [
+        (0, 1, {}, range(1)),
+        (5, 8, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, range(4, 8)),
+        (5, 8, {}, range(5, 6)),
+        (5, 8, {"LOCAL_RANK": "6", "LOCAL_WORLD_SIZE": "8"}, range(5, 6)),  # of another group of processes
+        (5, 8, {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "8"}, range(5, 6)),
+    ],
+)
+def test_the_ranks_of_a_machine(
+    rank: int, size: int, local: dict[str, str], ranks: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in local.items():
+        monkeypatch.setenv(name, value)
+    assert World(rank, size, torch.device("cpu")).node_ranks == ranks

@@ -11,8 +11,9 @@ from deit_fast.checkpoint import format as checkpoint
 from deit_fast.checkpoint.format import load_checkpoint, verify_checkpoint, write_checkpoint
 from deit_fast.convert.detect import load_weights
 from deit_fast.data.loader import batches as loader
+from deit_fast.data.loader.order import FullOrder
 from deit_fast.data.loader.sampler import TrainSampler
-from deit_fast.data.sources import shard_index as shards_module
+from deit_fast.data.sources.shard_listing import Listing
 from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError
@@ -33,7 +34,7 @@ def images(folder: Path, count: int, seed: int, plant: str) -> Found:
         class Mislabelled(loader.Batch):
             def __init__(self, *fields: Any, **named: Any) -> None:
                 super().__init__(*fields, **named)
-                planned = TrainSampler(48, 1, len(self.indices), 0).batch(self.step).indices
+                planned = TrainSampler(FullOrder(48, 0), 1, len(self.indices)).batch(self.step).indices
                 vars(self).update(indices=planned, labels=torch.from_numpy(planned % 3))
 
         loader.Batch = Mislabelled  # type: ignore[misc]
@@ -53,13 +54,14 @@ def images(folder: Path, count: int, seed: int, plant: str) -> Found:
 def shards(folder: Path, count: int, seed: int, plant: str) -> Found:
     """shifted: every label is the one of the sample before."""
     if plant == "shifted":
-        parse = shards_module._parse_index
+        plain = Listing.rows
 
-        def shift(*given: Any, **named: Any) -> Any:
-            shard = parse(*given, **named)
-            return shard._replace(labels=np.roll(shard.labels, 1))
+        def shift(listing: Listing) -> Any:
+            rows, folders = plain(listing)
+            rows["label"] = np.roll(rows["label"], 1)
+            return rows, folders
 
-        shards_module._parse_index = shift
+        Listing.rows = shift  # type: ignore[method-assign]
     refused, wrong = 0, list[str]()
     for number in rounds(count, "fuzzed shards"):
         try:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from deit_fast.data.loader.batches import Batch, TrainLoader
+from deit_fast.data.loader.order import FullOrder
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.open import open_source
@@ -26,7 +27,7 @@ def global_batches(source: Source, world: int, start: int, stop: int, first: int
     begin = start if first is None else first
     ranks = []
     for rank in range(world):
-        sampler = TrainSampler(len(source), REPEATS, BATCH, 0, world, rank)
+        sampler = TrainSampler(FullOrder(len(source), 0), REPEATS, BATCH, world, rank)
         loader = TrainLoader(source, Augment(), SIZE, [sampler], 0, torch.device("cpu"), 1, start_step=begin,
                              stop_step=begin + stop - start)  # fmt: skip
         ranks.append(list(loader))

@@ -17,7 +17,7 @@ import torch
 
 import deit_fast.training.objective
 from deit_fast.data.loader.batches import Batch
-from deit_fast.data.loader.sampler import build_samplers
+from deit_fast.data.loader.sampler import build_order, build_samplers
 from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import get_recipe
@@ -69,7 +69,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
 
 def names_of(data: Path, recipe: Recipe, step: int, rank: int = 0, world_size: int = 1) -> list[str]:
     source = open_source(str(data), "train")
-    samplers = build_samplers(recipe, len(source), rank, world_size)
+    samplers = build_samplers(recipe, build_order(recipe, source), rank, world_size)
     indices = np.concatenate([sampler.batch(step).indices for sampler in samplers])
     return [source.name(int(index)) for index in indices]
 

@@ -3,8 +3,12 @@
 import errno
 import json
 import os
+import pickle
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,16 @@ import torch
 
 from deit_fast.checkpoint.format import load_checkpoint, save_checkpoint, verify_checkpoint
 from deit_fast.cli import main as cli
+from deit_fast.data.sources.identity import identify
 from deit_fast.data.sources.open import open_source
 from deit_fast.runtime import patience
 from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.world import World
+from deit_fast.training import same_data
 from deit_fast.training.periodic import Checkpoints, Evaluation
-from deit_fast.training.same_data import agree_on_data
+from deit_fast.training.same_data import agree_on_data, check_same_data
+from tests.data.test_cifar import write_binary
+from tests.image_files import samples, write_tar
 from tests.training.test_train import WORDS, last_weights
 
 CPU = torch.device("cpu")
@@ -176,6 +184,107 @@ class Elsewhere(World):
 OTHER: list[Path] = []
 
 
+class Together:
+    """Ranks as threads, three on each of two nodes; every rank's data are its own."""
+
+    def __init__(
+        self, place_of: Callable[[int], Path], val_of: Callable[[int], Path | None] = lambda rank: None
+    ) -> None:
+        self._barrier, self._values = threading.Barrier(6), dict[int, Any]()
+        self._place_of, self._val_of = place_of, val_of
+
+    def gather(self, rank: int, value: Any) -> list[Any]:
+        self._values[rank] = value
+        self._barrier.wait(60)
+        found = [self._values[each] for each in range(6)]
+        self._barrier.wait(60)
+        return found
+
+    def run(self) -> list[Any]:
+        def work(rank: int) -> Any:
+            val = self._val_of(rank)
+            sources = open_source(str(self._place_of(rank)), "train"), open_source(str(val), "val") if val else None
+            try:
+                return agree_on_data(*sources, RankOf(rank, 6, CPU, together=self))
+            except DataError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(6) as pool:
+            return list(pool.map(work, range(6)))
+
+
+@dataclass(frozen=True)
+class RankOf(World):
+    together: Any = None
+
+    @property
+    def node_ranks(self) -> range:
+        return range(self.rank // 3 * 3, self.rank // 3 * 3 + 3)
+
+    def gather(self, value: Any) -> list[Any]:
+        return self.together.gather(self.rank, pickle.loads(pickle.dumps(value)))
+
+    def broadcast(self, value: Any) -> Any:
+        return self.gather(value)[0]
+
+
+@pytest.fixture
+def identified(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    seen, plain = [], same_data.identify
+    monkeypatch.setattr(same_data, "identify", lambda source: seen.append(source.uri) or plain(source))
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["folder", "cifar"])
+def test_one_process_of_a_node_finds_out_what_the_data_are(
+    folder_data: Path, tmp_path: Path, identified: list[str], kind: str
+) -> None:
+    place = folder_data if kind == "folder" else write_binary(tmp_path / "cifar", 10)
+    val = place / "val" if kind == "folder" else place
+    found = Together(lambda rank: place, lambda rank: val).run()
+    assert len(identified) == 4  # training and validation images, on two nodes
+    expected = {"train": identify(open_source(str(place), "train")), "val": identify(open_source(str(val), "val"))}
+    assert found == [expected] * 6
+
+
+CHANGED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "removed": (lambda root: (root / "class0/003.jpg").unlink(), "1 image removed, class 'class0' has 31 images"),
+    "renamed": (lambda root: (root / "class0/003.jpg").rename(root / "class0/x.jpg"), "1 image added, 1 image removed"),
+    "relabelled": (lambda root: (root / "class0/003.jpg").rename(root / "class1/x.jpg"), "1 image added, 1 image remo"),
+}
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", CHANGED)
+def test_any_process_with_other_images_is_told(folder_data: Path, tmp_path: Path, rank: int, kind: str) -> None:
+    shutil.copytree(folder_data / "train", tmp_path / "copy")
+    change, words = CHANGED[kind]
+    change(tmp_path / "copy")
+    found = Together(lambda each: tmp_path / "copy" if each == rank else folder_data / "train").run()
+    assert len(set(found)) == 1
+    assert found[0].startswith(f"{tmp_path / 'copy'} (rank {rank}, ")
+    assert words in found[0]
+
+
+def test_so_is_a_node_with_other_sizes_and_one_without_validation_images(folder_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder_data / "train", tmp_path / "copy")
+    (tmp_path / "copy/class0/003.jpg").write_bytes(b"another")
+    found = Together(lambda rank: tmp_path / "copy" if rank > 2 else folder_data / "train").run()
+    assert len(set(found)) == 1
+    assert "(rank 3, " in found[0]
+    assert "1 image of other content" in found[0]
+    found = Together(lambda rank: folder_data, lambda rank: None if rank == 4 else folder_data / "val").run()
+    assert len(set(found)) == 1
+    assert "(rank 4, " in found[0]
+    assert "expected the validation images of rank 0" in found[0]
+
+
+def test_the_same_images_under_other_names_of_folders_are_the_same(folder_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder_data / "train", tmp_path / "copy")
+    found = Together(lambda rank: tmp_path / "copy" if rank in (1, 3, 4) else folder_data).run()
+    assert found == [{"train": identify(open_source(str(folder_data / "train")))}] * 6
+
+
 def test_node_local_copies_have_to_be_the_same(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = Elsewhere(0, 2, CPU)
     monkeypatch.setattr(f"{__name__}.OTHER", [tmp_path / "copy"])
@@ -190,3 +299,20 @@ def test_node_local_copies_have_to_be_the_same(data: Path, tmp_path: Path, monke
     assert message.endswith(
         "): 1 image removed, class 'class0' has 31 images, 32 before; the processes of a run need the same data"
     )
+
+
+def test_a_checkpoint_that_knows_shards_by_their_names_goes_on(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-0.tar", samples(0, 9))
+    source = open_source(str(tmp_path), "train")
+    now = identify(source)
+    by_name = replace(now, digest="0" * 64, images=[9] + [0] * 1023, names=[5] * 1024, labels=[6] * 1024).as_plain()
+    del by_name["key"]  # as versions without an index wrote it
+    path = tmp_path / "last.pt"
+    (line,) = check_same_data({"train": now}, {"data": {"train": by_name}}, {"train": source.uri}, False, path)
+    assert line.startswith(f"{path} knows its training images by name")
+    one_more = {**by_name, "class_sizes": [3, 3, 4], "images": [10] + [0] * 1023}
+    with pytest.raises(DataError, match=r"9 images, 10 before, class '2' has 3 images, 4 before; data.may_change"):
+        check_same_data({"train": now}, {"data": {"train": one_more}}, {"train": source.uri}, False, path)
+    moved = {**by_name, "class_sizes": [3, 2, 4]}
+    with pytest.raises(DataError, match="class '1' has 3 images, 2 before, as 1 more have other numbers"):
+        check_same_data({"train": now}, {"data": {"train": moved}}, {"train": source.uri}, False, path)

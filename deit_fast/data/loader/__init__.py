@@ -1,6 +1,7 @@
 """From a source of encoded images to batches on the device, in the sampler's order.
 
-In: a Source, a TrainSampler for each accumulation pass, the recipe's `augment` and `data`, a seed.
+In: a Source, a TrainSampler for each accumulation pass, the recipe's `augment` and `data`, a seed. A sampler takes
+images from an Order (order.py): of an epoch, a pure function of the seed and the source's shards.
 Out: `Batch`es, uint8 [b, 3, S, S] with labels int64 [b], what is to be erased of them, and which images were bad.
 Nothing has a state that a checkpoint would need: any step can be the first, and batches depend on step and seed alone.
 On top of it stand setting.py and tuning.py (how DALI is set on this machine) and roi_probe.py (what its GPU can do).
@@ -28,6 +29,10 @@ between iterations that ran to their end. The Producer (producer.py) owns its th
 queue and the record of what DALI has and has not given back (in_flight). The Pipeline (pipeline.py) asks its feed for
 inputs inside `run`, on the consumer's thread, to have two batches in the making. A batch's tensor is DALI's own memory,
 valid for as long as it is referenced; labels and erasing come from the Prepared at the same place in the order.
+
+What a source knows beforehand. Before a batch is read the Producer tells the Window (window.py) which batches are in
+the making. Where their blocks of shards change, the source is told all shards by their next use, so that it can fetch
+them ahead and let go of those that are needed last.
 
 How a bad image travels. One that cannot be read, or whose header cannot be, is found by a reader: training puts a
 substitute in its place (substitute.py) before anything is drawn, and names it in the batch's `bad`. One that only DALI

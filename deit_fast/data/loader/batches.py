@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from deit_fast.data.augment.erase import EraseParams, draw_erasing
 from deit_fast.data.augment.view_params import draw_views, eval_geometry
+from deit_fast.data.loader.order import StoredOrder
 from deit_fast.data.loader.pipeline import Pipeline, decodes_windows, eval_pipeline, train_inputs, train_pipeline
 from deit_fast.data.loader.producer import Plan, Prepared, Producer
 from deit_fast.data.loader.sampler import StepIndices, TrainSampler, eval_indices
 from deit_fast.data.loader.substitute import Substitutes
 from deit_fast.data.loader.tuning import HW_DECODER_LOAD
+from deit_fast.data.loader.window import Window
 from deit_fast.data.sources.base import Source
 from deit_fast.recipe.sections import Augment, Data
 from deit_fast.runtime.patience import PATIENCE_SECONDS
@@ -59,6 +61,10 @@ class _Loader(ABC):
     def _plans(self) -> Iterator[Plan]: ...
 
     @abstractmethod
+    def _window(self) -> Window | None:
+        """What tells the source which shards come; None where it has none."""
+
+    @abstractmethod
     def _build_pipeline(self) -> Pipeline: ...
 
     def _feed(self) -> list[Any]:
@@ -69,7 +75,8 @@ class _Loader(ABC):
         self._stop()
         pipeline, self._pipeline = self._pipeline or self._build_pipeline(), None
         self._running = pipeline
-        producer = self._producer = Producer(self._source, self._plans(), self._substitutes, self._patience)
+        made = self._plans(), self._substitutes, self._patience, self._window()
+        producer = self._producer = Producer(self._source, *made)
         try:
             while self._producer is producer:
                 try:
@@ -84,7 +91,7 @@ class _Loader(ABC):
                     del pipeline
                     pipeline = self._running = self._build_pipeline()
                     continue
-                yield self._batch(producer.in_flight.popleft(), images)
+                yield self._batch(producer.hand_over(), images)
             if producer.error is not None:
                 raise producer.error
         finally:
@@ -109,7 +116,7 @@ class _Loader(ABC):
 
     def _batch(self, prepared: Prepared, images: torch.Tensor) -> Batch:
         plan = prepared.plan
-        labels = torch.from_numpy(self._source.labels[prepared.indices])
+        labels = torch.from_numpy(self._source.labels[prepared.indices].astype(np.int64, copy=False))
         if self._device.type == "cuda":
             labels = labels.pin_memory()
         return Batch(
@@ -191,8 +198,15 @@ class TrainLoader(_Loader):
 
         return draw
 
+    def _window(self) -> Window | None:
+        if self._source.shard_edges is None:
+            return None
+        sampler, stop = self._samplers[0], self._steps.stop
+        per_epoch = sampler.lane_views, sampler.repeats, sampler.steps_per_epoch
+        return Window(self._source, sampler.order, sampler.node_lanes, *per_epoch, stop)
+
     def _build_pipeline(self) -> Pipeline:
-        batch = len(self._samplers[0].batch(self._steps.start).indices)
+        batch = len(self._samplers[0])
         return train_pipeline(
             self._augment, self._image_size, self._feed, batch, self._device, self._threads, self._decode_once,
             self._hw_decoder_load, self._roi_decode,
@@ -202,9 +216,9 @@ class TrainLoader(_Loader):
 class EvalLoader(_Loader):
     """Every image of this rank once, in order, in batches uint8 [batch, 3, S, S]: short ones are padded with repeats.
 
-    All ranks have the same number of batches; `valid` is 0 where a rank has nothing left. Iterating raises DataError,
-    naming the file, for an image that cannot be read or decoded: a score of other images would be another score. Other
-    errors as TrainLoader's.
+    All ranks have the same number of batches; `valid` is 0 where a rank has nothing left. node: the ranks of this
+    machine, by default this one alone. Iterating raises DataError, naming the file, for an image that cannot be read or
+    decoded: a score of other images would be another score. Other errors as TrainLoader's.
     """
 
     def __init__(
@@ -218,18 +232,29 @@ class EvalLoader(_Loader):
         rank: int = 0,
         world_size: int = 1,
         patience: float = PATIENCE_SECONDS,
+        node: range | None = None,
     ) -> None:
         super().__init__(source, device, patience)
         self._data, self._image_size, self._size, self._threads = data, image_size, batch, threads
         self._indices = eval_indices(len(source), rank, world_size, batch)
+        self._node, self._world_size = node or range(rank, rank + 1), world_size
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def _plans(self) -> Iterator[Plan]:
+        repeated = 0
         for step, indices in enumerate(self._indices):
-            padding = np.full(self._size - len(indices), indices[0] if len(indices) else 0)
+            repeated = indices[0] if len(indices) else repeated  # of this rank's, whose shards are at hand
+            padding = np.full(self._size - len(indices), repeated)
             yield Plan(np.concatenate((indices, padding)), None, 0, step, len(indices), self._draw)
+
+    def _window(self) -> Window | None:
+        edges = self._source.shard_edges
+        if edges is None or not len(self._indices):
+            return None
+        order, steps = StoredOrder(edges, self._world_size), len(self._indices)
+        return Window(self._source, order, self._node, self._size, repeats=1, steps=steps, stop=steps)
 
     def _draw(self, encoded: list[NDArray[np.uint8]], sizes: NDArray[np.int32]) -> list[Any]:
         return [encoded, eval_geometry(sizes, self._image_size, self._data.eval_crop_ratio)]

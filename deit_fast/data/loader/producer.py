@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from deit_fast.data.augment.erase import EraseParams
 from deit_fast.data.loader.broken import describe_refusal, raise_culprit, without_name
 from deit_fast.data.loader.substitute import Substitutes
+from deit_fast.data.loader.window import Window
 from deit_fast.data.sources.base import Source, read_image
-from deit_fast.runtime.errors import DataError, StorageError
+from deit_fast.runtime.errors import DataError, RunError
 
 _QUEUED = 3  # host batches ready before DALI asks for them
-_READERS = 8  # concurrent reads; they wait for disks more than they compute
 _POLL_SECONDS = 0.1
 
 
@@ -55,20 +55,30 @@ class Producer:
     """Prepares planned batches ahead in a thread of its own. Without substitutes, a bad image is an error.
 
     patience: seconds for which a read is tried again where the storage fails; one that goes on failing is an error.
+    window: is told, before a batch is read, which batches are in the making.
     """
 
-    def __init__(self, source: Source, plans: Iterator[Plan], substitutes: Substitutes | None, patience: float) -> None:
+    def __init__(
+        self,
+        source: Source,
+        plans: Iterator[Plan],
+        substitutes: Substitutes | None,
+        patience: float,
+        window: Window | None = None,
+    ) -> None:
         self.in_flight: deque[Prepared] = deque()
         """Batches that DALI has and the consumer has not, oldest first."""
         self.error: BaseException | None = None
         self._source, self._plans, self._substitutes, self._patience = source, plans, substitutes, patience
-        self._failure: StorageError | None = None
+        self._window = window
+        self._making: deque[int] = deque()  # steps of the batches that are planned and not handed over
+        self._failure: RunError | None = None
         self._gave_up = threading.Event()
         self._again: deque[Prepared] = deque()
         self._ended = False
         self._ready: queue.Queue[Prepared | None] = queue.Queue(_QUEUED)
         self._stopped = threading.Event()
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="deit-fast-read")
+        self._readers = ThreadPoolExecutor(source.readers, thread_name_prefix="deit-fast-read")
         self._thread = threading.Thread(target=self._work, name="deit-fast-loader", daemon=True)
         self._thread.start()
 
@@ -79,6 +89,11 @@ class Producer:
             raise StopIteration
         self.in_flight.append(prepared)
         return prepared.inputs
+
+    def hand_over(self) -> Prepared:
+        """The oldest batch that DALI has, which is the consumer's from now on."""
+        self._making.popleft()
+        return self.in_flight.popleft()
 
     def recover(self, error: RuntimeError) -> None:
         """After DALI failed: gives all batches in flight again, to a new pipeline, without the images that it refuses.
@@ -105,8 +120,14 @@ class Producer:
         """Ends the threads, waiting for what they are at; safe to call twice and from any thread."""
         self._stopped.set()
         self._gave_up.set()
+        self._close_window()  # which ends the readers' waits for shards
         self._thread.join()
         self._readers.shutdown()
+        self._close_window()  # after what the thread may have told it meanwhile
+
+    def _close_window(self) -> None:
+        if self._window is not None:
+            self._window.close()
 
     def _next_ready(self) -> Prepared | None:
         while not (self._stopped.is_set() or self._ended):  # polled: closing from another thread ends the wait
@@ -121,6 +142,9 @@ class Producer:
     def _work(self) -> None:
         try:
             for plan in self._plans:
+                self._making.append(plan.step)
+                if self._window is not None:
+                    self._window.tell(self._making[0], plan.step)
                 if not self._put(self._prepare(plan)):
                     return
         except BaseException as error:
@@ -159,7 +183,7 @@ class Producer:
             return self._source.prepare(index, encoded)
         except DataError as error:
             return error
-        except StorageError as error:
+        except RunError as error:  # the storage's, or a store's word on a shard: no image is bad for that
             self._failure = error
             self._gave_up.set()
             raise

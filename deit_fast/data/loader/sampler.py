@@ -1,14 +1,20 @@
-"""Which image, which view and which place in the batch, at every step: pure index arithmetic, with no state to save."""
+"""Which image, which view and which place in the batch, at every step: pure index arithmetic, with no state to save.
 
+An `Order` says which image is at which place of an epoch; here its images get views, steps and places in the batch.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deit_fast.data.loader.mixing import is_sorted
+from deit_fast.data.loader.order import BlockOrder, FullOrder, Order
+from deit_fast.data.sources.base import Source
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import DataError, RecipeError
-from deit_fast.runtime.philox import Stream, generator
 
 Layout = Literal["spread", "together"]
 _REPEATED_MULTIPLE = 256
@@ -28,17 +34,11 @@ class StepIndices:
     """Places in the global batch."""
 
 
-def epoch_order(num_images: int, epoch: int, seed: int, repeats: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Images and views of one epoch, int64 [M] each: a shuffle by (seed, epoch), every image `repeats` times in a row.
-
-    An epoch with repeats is as long as one without: about N views, of about N / repeats images. M is then N rounded
-    down to a multiple of 256, the reference's RASampler; below 256 images M is N, where the reference has none.
-    """
-    return _views_at(np.arange(epoch_views(num_images, repeats)), _shuffle(num_images, epoch, seed), repeats)
-
-
 def epoch_views(num_images: int, repeats: int) -> int:
-    """Views in an epoch: num_images, rounded down to a multiple of 256 with repeats (the reference's RASampler)."""
+    """Views in an epoch of num_images: as many, so that with repeats it shows about num_images / repeats of them.
+
+    With repeats they are rounded down to a multiple of 256, as in the reference's RASampler, from 256 images on.
+    """
     if repeats == 1 or num_images < _REPEATED_MULTIPLE:
         return num_images
     return num_images // _REPEATED_MULTIPLE * _REPEATED_MULTIPLE
@@ -49,7 +49,7 @@ def steps_per_epoch(num_images: int, repeats: int, global_batch: int) -> int:
     return epoch_views(num_images, repeats) // global_batch
 
 
-def place_order(global_batch: int, group: int, layout: Layout) -> NDArray[np.int64]:
+def place_order(global_batch: int, group: int, layout: Layout, lanes: int = 1) -> NDArray[np.int64]:
     """Which of a step's views is at each place of the global batch: a permutation, int64 [global_batch].
 
     A mixing group of `group` places consists of a block of the batch and the block's mirror image (draw_mix), numbered
@@ -60,7 +60,16 @@ def place_order(global_batch: int, group: int, layout: Layout) -> NDArray[np.int
     "together" gives each group a run of consecutive views. A process whose batch is a multiple of `group` then holds
     one run, and one whose batch divides `group` holds two. Only the images at the ends of a run, 2 at most, have views
     in another process or step. There are none of these where repeats divides the runs and the steps before.
+
+    lanes: of the order, each of which gives as many views to a step, numbered one lane after the other. A lane fills
+    consecutive mixing groups, as a batch of its own would be filled, so that a node with these groups needs no other.
     """
+    if lanes > 1:
+        share = global_batch // lanes
+        order = np.empty(global_batch, np.int64)
+        for lane in range(lanes):
+            order[rank_positions(global_batch, lanes, lane)] = lane * share + place_order(share, group, layout)
+        return order
     places = np.arange(global_batch)
     pairs = np.minimum(places, places[::-1])
     groups, members = np.divmod(pairs, group // 2)
@@ -90,51 +99,96 @@ def rank_positions(global_batch: int, parts: int, part: int) -> NDArray[np.int64
 class TrainSampler:
     """The training batches of one part of the run; part = rank * accumulation + pass of world size * accumulation.
 
-    All parts together hold global_batch consecutive views of the epoch's order at every step, whatever their number;
-    `layout` and the size of a mixing `group` say which of them is where (place_order).
+    All parts together hold global_batch / lanes consecutive views of each lane of the order at every step, whatever
+    their number; `layout` and the size of a mixing `group` say which of them is where (place_order). node_parts: the
+    parts of all processes of this machine, which share what is fetched; without them, this part alone.
     Raises RecipeError where the batch cannot be divided, DataError where an epoch has no whole batch.
     """
 
     def __init__(
         self,
-        num_images: int,
+        order: Order,
         repeats: int,
         global_batch: int,
-        seed: int,
         parts: int = 1,
         part: int = 0,
         layout: Layout = "spread",
         group: int = 256,
+        node_parts: Sequence[int] = (),
     ) -> None:
-        self.steps_per_epoch = steps_per_epoch(num_images, repeats, global_batch)
+        self.order, self.repeats = order, repeats
+        self.steps_per_epoch = steps_per_epoch(order.length, repeats, global_batch)
+        self.lane_views = global_batch // order.lanes
+        """Views that each lane gives to a step."""
         self._positions = rank_positions(global_batch, parts, part)
-        self._order = place_order(global_batch, group, layout)[self._positions]
+        views = place_order(global_batch, group, layout, order.lanes)
+        self._lanes = _by_lane(views[self._positions], self.lane_views)
         if not self.steps_per_epoch:
             raise DataError(
-                f"run.global_batch={global_batch}: expected at most {epoch_views(num_images, repeats)}, "
-                f"the views in an epoch of {num_images} images"
+                f"run.global_batch={global_batch}: expected at most {epoch_views(order.length, repeats)}, "
+                f"the views in an epoch of {order.length} images"
             )
-        self._num_images, self._repeats, self._global_batch, self._seed = num_images, repeats, global_batch, seed
-        self._cached: tuple[int, NDArray[np.int64]] | None = None
+        places = np.concatenate([rank_positions(global_batch, parts, each) for each in node_parts or [part]])
+        self.node_lanes = sorted(_by_lane(views[places], self.lane_views))
+        """Lanes that this machine's processes read."""
+
+    def __len__(self) -> int:
+        """Views in a batch of this part."""
+        return len(self._positions)
 
     def batch(self, step: int) -> StepIndices:
         """What this part holds at `step`, counted from the start of the run: the same whatever was asked before."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        cached = self._cached
-        if cached is None or cached[0] != epoch:
-            cached = self._cached = epoch, _shuffle(self._num_images, epoch, self._seed)
-        order = step_in_epoch * self._global_batch + self._order
-        return StepIndices(epoch, *_views_at(order, cached[1], self._repeats), self._positions)
+        indices, views = np.empty((2, len(self._positions)), np.int64)
+        for lane, (held, offsets) in self._lanes.items():
+            images, views[held] = np.divmod(step_in_epoch * self.lane_views + offsets, self.repeats)
+            first = int(images.min())
+            indices[held] = self.order.images(epoch, lane, first, int(images.max()) + 1)[images - first]
+        return StepIndices(epoch, indices, views, self._positions)
 
 
-def build_samplers(recipe: Recipe, num_images: int, rank: int, world_size: int) -> list[TrainSampler]:
-    """One sampler for each accumulation pass of a process. Raises RecipeError for a batch that cannot be divided."""
+def _by_lane(views: NDArray[np.int64], lane_views: int) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Where among these views of a step those of each lane are, and their numbers in the lane's step."""
+    lanes, offsets = np.divmod(views, lane_views)
+    return {lane: (held := np.flatnonzero(lanes == lane), offsets[held]) for lane in np.unique(lanes).tolist()}
+
+
+def build_order(recipe: Recipe, source: Source) -> Order:
+    """The order of the recipe's epochs over a source.
+
+    Raises RecipeError where data.block cannot be: the data are not in shards, or the shards are sorted by class.
+    """
+    data, seed, edges = recipe.data, recipe.run.seed_of("order"), source.shard_edges
+    if not data.block:
+        return FullOrder(len(source), seed, edges)
+    if edges is None:
+        raise RecipeError(
+            f"data.block={data.block}: expected data in shards, {source.uri} is in none; 0 shuffles all images, and "
+            "deit-fast data shard writes shards"
+        )
+    if is_sorted(source.labels, edges):
+        raise RecipeError(
+            f"data.block={data.block}: expected shards of shuffled images, those of {source.uri} are sorted by class; "
+            "deit-fast data shard writes shuffled ones, and data.block=0 shuffles all images"
+        )
+    return BlockOrder(edges, seed, data.block, data.lanes)
+
+
+def build_samplers(
+    recipe: Recipe, order: Order, rank: int, world_size: int, node: range | None = None
+) -> list[TrainSampler]:
+    """One sampler for each accumulation pass of a process; node: the ranks of its machine, by default this one alone.
+
+    Raises RecipeError for a batch that cannot be divided, DataError where an epoch has no whole batch.
+    """
     passes, batch = recipe.run.accumulation, recipe.run.global_batch
     recipe.check_processes(world_size)
     parts = world_size * passes
-    data, group, seed = recipe.data, recipe.mix.group, recipe.run.seed_of("order")
+    node = node or range(rank, rank + 1)
+    node_parts = range(node.start * passes, node.stop * passes)
+    data, group = recipe.data, recipe.mix.group
     return [
-        TrainSampler(num_images, data.repeats, batch, seed, parts, rank * passes + index, data.layout, group)
+        TrainSampler(order, data.repeats, batch, parts, rank * passes + index, data.layout, group, node_parts)
         for index in range(passes)
     ]
 
@@ -148,13 +202,3 @@ def eval_indices(num_images: int, rank: int, world_size: int, batch: int) -> lis
     start, stop = (num_images * edge // world_size for edge in (rank, rank + 1))
     most = -(-num_images // world_size)
     return [np.arange(min(first, stop), min(first + batch, stop)) for first in range(start, start + most, batch)]
-
-
-def _shuffle(num_images: int, epoch: int, seed: int) -> NDArray[np.int64]:
-    return generator(seed, Stream.ORDER, epoch).permutation(num_images)
-
-
-def _views_at(
-    order: NDArray[np.int64], shuffled: NDArray[np.int64], repeats: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    return shuffled[order // repeats], order % repeats

@@ -1,10 +1,12 @@
 """`Source`, what every data set is to the rest: encoded images with a class each, sizes known without decoding."""
 
 import errno
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,9 @@ from deit_fast.data.sources.pixels import as_decodable
 from deit_fast.runtime.errors import DataError, one_line, printable
 from deit_fast.runtime.patience import Pause, may_pass, patiently
 from deit_fast.runtime.progress import progress
+
+if TYPE_CHECKING:
+    from deit_fast.data.sources.identity import Identity
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _MAX_BYTES = 2**30  # of a file
@@ -28,6 +33,9 @@ class Source(ABC):
     uri: the place as the user wrote it. classes: names of the K classes. labels: int64 [N], indices into classes.
     """
 
+    readers = 8
+    """Images that are best read at once; they wait for a disk more than they compute."""
+
     def __init__(self, uri: str, classes: list[str], labels: NDArray[np.int64]) -> None:
         self.uri = uri
         self.place = uri
@@ -39,6 +47,8 @@ class Source(ABC):
         """Whether the classes are only as many as the largest label says, so that there may be more."""
         self.shard_edges: NDArray[np.int64] | None = None
         """int64 [shards + 1]: shard s holds the images from shard_edges[s] to shard_edges[s + 1] - 1; or None."""
+        self.shard_bytes: NDArray[np.int64] | None = None
+        """int64 [shards], of shards that are fetched to this machine's disk while they are read; else None."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,14 +64,27 @@ class Source(ABC):
     def name(self, index: int) -> str:
         """Where image `index` is, for people: a path, or archive:member; it ends in the suffix of its encoding."""
 
+    def stored_in(self, index: int) -> str:
+        """The file that image `index` is in, for people; unlike `name` it is known without reading anything."""
+        return self.name(index)
+
     def expect(self, shards: NDArray[np.int64], protected: int) -> None:  # noqa: B027
         """Tells a source that fetches its shards which of them are read next; any other source ignores it.
 
-        shards: int64 [shards], all of them in the order of their next use. protected: how many of the first are of
-        batches that are being prepared or come right after these, so that they have to stay on the disk.
+        shards: int64 [m], each once, in the order of their next use by this machine's processes, which are all told
+        the same; what is not among them is needed later still, or by other machines. protected: how many of the first
+        are of batches that are being prepared or come right after these, so that they have to stay on the disk. None at
+        all: the iteration over the batches has ended.
         """
 
-    def relative_names(self) -> list[str]:
+    def limit_cache(self, limit: int | None) -> int | None:
+        """Says how many bytes of this machine's disk fetched shards may take; called before anything is read.
+
+        limit: None for 80 % of what is free or theirs already. Returns the number, or None where nothing is fetched.
+        """
+        return None
+
+    def relative_names(self) -> Sequence[str]:
         """The N images' names without the place where the data set lies, the same for every copy of it.
 
         Unless a kind of data set knows better, what `name` has beside the folder that is common to all images.
@@ -70,12 +93,31 @@ class Source(ABC):
         alike = os.path.commonprefix([min(names), max(names)]) if names else ""  # noqa: RUF071 (names may be URIs too)
         return [name[alike.rfind("/") + 1 :] for name in names]
 
+    def identity(self) -> "Identity | None":
+        """What the data set is, where that was found out earlier; None where `identify` has to ask for names and sizes.
+
+        Raises StorageError.
+        """
+        return None
+
+    def keep_identity(self, identity: "Identity") -> None:  # noqa: B027
+        """Keeps what `identify` found for later starts, where a kind of data set has a place for it."""
+
     def fingerprints(self) -> NDArray[np.int64]:
         """int64 [N, m], numbers that are others where an image is stored with other content; no image is read.
 
         Unless a kind of data set knows better, [N, 1], the sizes of the files that `name` names, bytes.
         """
-        return file_sizes(self.name, len(self))[:, None]
+        return file_sizes([self.name(index) for index in range(len(self))])[:, None]
+
+    def outline(self) -> str:
+        """A digest of the images as this process has them, for comparing processes of a node; no file is asked.
+
+        Unless a kind of data set knows better, of the classes and the labels.
+        """
+        digest = hashlib.sha256("\0".join(self.classes).encode("utf-8", "surrogateescape"))
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
 
     def header(self, index: int, encoded: NDArray[np.uint8]) -> Header:
         """What the header of image `index`, whose file is `encoded`, uint8 [bytes], says: before anything is allocated.
@@ -121,7 +163,7 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[n
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's reader would else wait for its writer
         try:
             wanted = os.fstat(descriptor).st_size if size is None else size
-            data = _read_all(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
+            data = read_all(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -136,7 +178,7 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[n
     return np.frombuffer(data, np.uint8)
 
 
-def _read_all(descriptor: int, size: int, offset: int) -> bytes:
+def read_all(descriptor: int, size: int, offset: int) -> bytes:
     """What the file has of these bytes; one read may give fewer, as of a network's file system that was interrupted."""
     data = os.pread(descriptor, size, offset)
     while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
@@ -152,25 +194,27 @@ def _folder_stands(path: str) -> bool:
         return False
 
 
-def file_sizes(path_of: Callable[[int], str], count: int) -> NDArray[np.int64]:
-    """Sizes of `count` files, int64 [count], bytes; -1 of one that is not there, and of those that are not looked at.
+def file_sizes(paths: Sequence[str]) -> NDArray[np.int64]:
+    """Sizes of N files, int64 [N], bytes; -1 of one that is not there, and of those that are not looked at.
 
     Of more than two million files every second, third and so on is looked at, so that it takes minutes at most.
     Raises StorageError where the storage goes on failing.
     """
 
-    def size_of(index: int) -> int:
-        path = path_of(index)
+    def size_of(path: str) -> int:
         try:
             return patiently(lambda: os.stat(path).st_size, path)
         except (OSError, ValueError):  # the latter for a name that no file has
             return -1
 
-    sizes = np.full(count, -1, np.int64)
-    looked_at = range(0, count, -(-count // _MAX_SIZED) or 1)
-    parts = [looked_at[start : start + _SIZED_AT_ONCE] for start in range(0, len(looked_at), _SIZED_AT_ONCE)]
+    sizes = np.full(len(paths), -1, np.int64)
+    step = -(-len(paths) // _MAX_SIZED) or 1
+    parts = [
+        slice(start, min(start + _SIZED_AT_ONCE * step, len(paths)), step)
+        for start in range(0, len(paths), _SIZED_AT_ONCE * step)
+    ]
     with ThreadPoolExecutor(_SIZERS) as pool:
-        found = pool.map(lambda part: [size_of(index) for index in part], parts)
+        found = pool.map(lambda part: [size_of(path) for path in paths[part]], parts)
         for part, part_sizes in zip(parts, progress(found, len(parts), "sizes of files"), strict=True):
             sizes[part] = part_sizes
     return sizes
@@ -185,7 +229,7 @@ def read_image(
     wrong, StorageError where the storage goes on failing.
     """
     try:
-        return patiently(lambda: source.read(index), source.name(index), seconds, pause)
+        return patiently(lambda: source.read(index), source.stored_in(index), seconds, pause)
     except OSError as error:
         if error.errno is None:  # no word of the system's
             raise

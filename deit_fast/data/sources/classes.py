@@ -53,7 +53,7 @@ def read_text(path: Path, expected: str) -> str:
     return unicodedata.normalize("NFC", data.decode(encoding, errors="replace"))
 
 
-def check_labels(path: Path, classes: list[str], largest_label: int) -> None:
+def check_labels(path: str | Path, classes: list[str], largest_label: int) -> None:
     """Raises DataError where the file `path` names fewer classes than the labels need."""
     if largest_label >= len(classes):
         raise DataError(

@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from deit_fast.data.sources.base import Source, read_bytes
 from deit_fast.data.sources.classes import are_numbers, order_classes
-from deit_fast.data.sources.folder_walk import is_image, list_images
-from deit_fast.data.sources.label_files import EXPECTED, find_label_file, read_labels
+from deit_fast.data.sources.folder_walk import in_order, is_image, walk_images
+from deit_fast.data.sources.kept_listing import Watched, keep_listing
+from deit_fast.data.sources.label_files import EXPECTED, find_label_file, label_files, read_labels
+from deit_fast.data.sources.listed_files import ListedFiles
+from deit_fast.data.sources.listing import Listing, ListingBuilder
 from deit_fast.data.sources.samples import MAX_CLASSES
 from deit_fast.data.sources.source_format import Request, SourceFormat
 from deit_fast.runtime.errors import DataError
@@ -18,7 +19,7 @@ IMAGES_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "jpg")
 """What a folder of images is called that is no class: in lower case."""
 
 
-class FlatFolder(Source):
+class FlatFolder(ListedFiles):
     """The images in one folder, in the order of their names, with the classes that a file of labels gives them.
 
     Classes that the file names are in the order of their names, as class folders would be; numbers from 0 on are the
@@ -26,31 +27,38 @@ class FlatFolder(Source):
     """
 
     def __init__(self, uri: str, folder: Path, labels: Path | None) -> None:
-        self._paths = list_images(str(folder))
         path = labels or find_label_file(folder)
-        if path is None:
-            raise DataError(
-                f"{folder}: expected a folder of images for every class, found {len(self._paths)} images and no file "
-                f"of their labels in it or beside it; name one with --labels FILE: {EXPECTED}"
-            )
-        names = read_labels(path, str(folder), [os.path.relpath(each, folder) for each in self._paths])
-        classes = order_classes(set(names))
-        if all(name.isascii() and name.isdigit() and int(name) < MAX_CLASSES for name in names):
-            classes = [str(label) for label in range(max(map(int, names)) + 1)]
-            numbers = [int(name) for name in names]
-        else:
-            label_of = {name: label for label, name in enumerate(classes)}
-            numbers = [label_of[name] for name in names]
-        super().__init__(uri, classes, np.array(numbers, np.int64))
-        self.counted = are_numbers(classes)
+        kind = f"labels of {os.path.abspath(path)}" if path is not None else "no labels"
+        super().__init__(uri, folder, keep_listing(folder, kind, lambda watched: _list(folder, path, watched)))
+        self.counted = are_numbers(self.classes)
         self.place = f"{folder}, labels of {path}"
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as stored, uint8 [bytes]. Raises DataError where its file cannot be read."""
-        return read_bytes(self._paths[index])
 
-    def name(self, index: int) -> str:
-        return self._paths[index]
+def _list(folder: Path, path: Path | None, watched: Watched) -> Listing:
+    """Walks the folder and reads the file of labels at `path`. Raises DataError where they do not fit."""
+    listing, names = ListingBuilder(), list[str]()
+    for each in in_order(walk_images(str(folder))):
+        inside = os.path.relpath(each.path, folder)
+        inside = "" if inside == "." else inside
+        watched.add(inside, each.status)
+        listing.add(inside, each.images)
+        names += [os.path.join(inside, name) for name in each.images]
+    if path is None:
+        raise DataError(
+            f"{folder}: expected a folder of images for every class, found {len(names)} images and no file of their "
+            f"labels in it or beside it; name one with --labels FILE: {EXPECTED}"
+        )
+    for file in label_files(path):
+        watched.add(os.path.abspath(file), file.stat())
+    given = read_labels(path, str(folder), names)
+    classes = order_classes(set(given))
+    if all(name.isascii() and name.isdigit() and int(name) < MAX_CLASSES for name in given):
+        classes = [str(label) for label in range(max(map(int, given)) + 1)]
+        numbers = [int(name) for name in given]
+    else:
+        label_of = {name: label for label, name in enumerate(classes)}
+        numbers = [label_of[name] for name in given]
+    return listing.finish(np.array(numbers, np.int64), classes)
 
 
 def find_flat(request: Request) -> Path | None:

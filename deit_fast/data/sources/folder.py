@@ -5,16 +5,19 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from deit_fast.data.sources.base import IMAGE_SUFFIXES, Source, read_bytes
+from deit_fast.data.sources.base import IMAGE_SUFFIXES
 from deit_fast.data.sources.classes import one_form, order_classes
 from deit_fast.data.sources.flat_folder import IMAGES_FOLDERS, find_flat
-from deit_fast.data.sources.folder_walk import Walked, is_image, join_images, walk_images
+from deit_fast.data.sources.folder_walk import Walked, in_order, is_image, walk_images
 from deit_fast.data.sources.hidden import is_hidden
+from deit_fast.data.sources.kept_listing import Watched, keep_listing
+from deit_fast.data.sources.listed_files import ListedFiles
+from deit_fast.data.sources.listing import Listing, ListingBuilder
 from deit_fast.data.sources.source_format import Request, SourceFormat
 from deit_fast.data.sources.splits import group_by_split
 from deit_fast.runtime.errors import DataError, printable
+from deit_fast.runtime.progress import progress
 
 _ANNOTATIONS = {
     "annotation", "annotations", "anno", "bbox", "bboxes", "ground_truth", "groundtruth", "label", "labels", "mask",
@@ -22,7 +25,7 @@ _ANNOTATIONS = {
 }  # fmt: skip
 
 
-class ImageFolder(Source):
+class ImageFolder(ListedFiles):
     """folder/class/**/image.jpg, in torchvision's order: classes by name, then images by folder and name.
 
     Hidden files and folders are left out, a folder that links lead to again counts once, and one that two classes reach
@@ -30,47 +33,46 @@ class ImageFolder(Source):
     """
 
     def __init__(self, uri: str, folder: Path) -> None:
-        classes = order_classes(_class_folders(folder))
-        if not classes:
-            raise DataError(f"{folder}: expected a folder of images for every class, or .tar shards; found neither")
-        self._paths: list[str] = []
-        counts = []
-        met: dict[tuple[int, int], tuple[str, str]] = {}  # class and path of every folder of the disk
-        for name in classes:
-            walked = list(walk_images(os.path.join(folder, name)))
-            _refuse_splits_inside(folder / name, walked)
-            for each in walked:
-                other, path = met.setdefault(each.identity, (name, each.path))
-                if other != name:
-                    raise DataError(
-                        f"{printable(each.path)}: expected images of one class, this folder is reached from class "
-                        f"{printable(other)} too, through a link, as {printable(path)}"
-                    )
-            paths = join_images(walked)
-            if not paths:
+        super().__init__(uri, folder, keep_listing(folder, "class folders", lambda watched: _list(folder, watched)))
+
+    def _inner(self, folder: str) -> str:
+        """Below the class's folder: an image that is moved to another class is a relabelled one."""
+        return folder[len(self._path_of("")) :].partition("/")[2]
+
+
+def _list(folder: Path, watched: Watched) -> Listing:
+    """Walks all class folders. Raises DataError for what is no folder of class folders of images."""
+    watched.add("", os.stat(folder))
+    classes = order_classes(_class_folders(folder))
+    if not classes:
+        raise DataError(f"{folder}: expected a folder of images for every class, or .tar shards; found neither")
+    listing, counts = ListingBuilder(), []
+    met: dict[tuple[int, int], tuple[str, str]] = {}  # class and path of every folder of the disk
+    for name in progress(classes, len(classes), "class folders listed"):
+        before = listing.count
+        walked = in_order(walk_images(os.path.join(folder, name)))
+        _refuse_splits_inside(folder / name, walked)
+        for each in walked:
+            other, path = met.setdefault(each.identity, (name, each.path))
+            if other != name:
                 raise DataError(
-                    f"{folder / name}: expected images ({', '.join(IMAGE_SUFFIXES)}) in every class folder, none found"
+                    f"{printable(each.path)}: expected images of one class, this folder is reached from class "
+                    f"{printable(other)} too, through a link, as {printable(path)}"
                 )
-            if len(classes) == 1 and not walked[0].images:
-                raise DataError(
-                    f"{folder}: expected a folder of images for every class, found {name}/ alone, which holds folders; "
-                    f"name {folder / name}"
-                )
-            self._paths += paths
-            counts.append(len(paths))
-        self._starts = np.repeat([len(os.path.join(folder, name, "")) for name in classes], counts)
-        super().__init__(uri, classes, np.repeat(np.arange(len(classes)), counts))
-
-    def relative_names(self) -> list[str]:
-        """Paths of the N images in their class folders: one that is moved to another class is a relabelled one."""
-        return [path[start:] for path, start in zip(self._paths, self._starts.tolist(), strict=True)]
-
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as stored, uint8 [bytes]. Raises DataError where its file cannot be read."""
-        return read_bytes(self._paths[index])
-
-    def name(self, index: int) -> str:
-        return self._paths[index]
+            inside = os.path.relpath(each.path, folder)
+            watched.add(inside, each.status)
+            listing.add(inside, each.images)
+        if listing.count == before:
+            raise DataError(
+                f"{folder / name}: expected images ({', '.join(IMAGE_SUFFIXES)}) in every class folder, none found"
+            )
+        if len(classes) == 1 and not walked[0].images:
+            raise DataError(
+                f"{folder}: expected a folder of images for every class, found {name}/ alone, which holds folders; "
+                f"name {folder / name}"
+            )
+        counts.append(listing.count - before)
+    return listing.finish(np.repeat(np.arange(len(classes)), counts), classes)
 
 
 def _class_folders(folder: Path) -> list[str]:

@@ -9,11 +9,16 @@ from deit_fast.data.sources.hidden import is_hidden
 
 
 class Walked(NamedTuple):
-    """A folder met on the way: its path, which folder of the disk it is, and the names of its images in order."""
+    """A folder met on the way: its path, its state before it was read, and the names of its images in order."""
 
     path: str
-    identity: tuple[int, int]
+    status: os.stat_result
     images: list[str]
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Which folder of the disk it is."""
+        return self.status.st_dev, self.status.st_ino
 
 
 def walk_images(folder: str) -> Iterator[Walked]:
@@ -21,24 +26,38 @@ def walk_images(folder: str) -> Iterator[Walked]:
 
     Raises OSError where one cannot be read.
     """
-
-    def refuse(error: OSError) -> None:
-        raise error
-
     met: set[tuple[int, int]] = set()
-    # os.walk, unlike Path.stat, learns what an entry is from its directory: no call per file.
-    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        status = os.stat(root)
-        identity = status.st_dev, status.st_ino
-        if identity in met:
-            folders.clear()
+    waiting = [folder]
+    while waiting:
+        path = waiting.pop()
+        status = os.stat(path)  # first, so that whatever changes while it is read makes another time
+        if (status.st_dev, status.st_ino) in met:
             continue
-        met.add(identity)
-        seen = sorted(name for name in folders if not is_hidden(name))
-        folders[:] = sorted(
-            seen, key=lambda name: os.path.islink(os.path.join(root, name))
-        )  # folders by their own name
-        yield Walked(root, identity, sorted(name for name in files if is_image(name)))
+        folders, images = _list(path)
+        walked = Walked(path, status, images)
+        met.add(walked.identity)
+        waiting += reversed(folders)
+        yield walked
+
+
+def _list(path: str) -> tuple[list[str], list[str]]:
+    """Paths of the folders in a folder, those by their own name before those by links, and names of its images."""
+    folders, images = list[tuple[bool, str]](), list[str]()
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if _is_folder(entry):  # by the folder's own entry: no call per file
+                if not is_hidden(entry.name):
+                    folders.append((entry.is_symlink(), entry.path))
+            elif is_image(entry.name):
+                images.append(entry.name)
+    return [path for _, path in sorted(folders)], sorted(images)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def list_images(folder: str) -> list[str]:
@@ -48,7 +67,12 @@ def list_images(folder: str) -> list[str]:
 
 def join_images(walked: Iterator[Walked] | list[Walked]) -> list[str]:
     """Paths of the images in the folders met, by folder and then by name."""
-    return [os.path.join(each.path, name) for each in sorted(walked) for name in each.images]
+    return [os.path.join(each.path, name) for each in in_order(walked) for name in each.images]
+
+
+def in_order(walked: Iterator[Walked] | list[Walked]) -> list[Walked]:
+    """By the folders' paths."""
+    return sorted(walked, key=lambda each: each.path)
 
 
 def has_images(folder: str | os.PathLike[str]) -> bool:

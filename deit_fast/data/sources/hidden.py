@@ -1,6 +1,6 @@
 """Files and folders that programs leave among a data set's: nobody means them as classes or as images."""
 
-_FOLDERS = {
+HIDDEN_FOLDERS = {
     "__MACOSX", "__pycache__", "lost+found", "System Volume Information", "$RECYCLE.BIN",
     "@eaDir", "@tmp", "@Recycle", "@Recently-Snapshot", "@__thumb", "#recycle", "#snapshot",
 }  # fmt: skip
@@ -8,4 +8,4 @@ _FOLDERS = {
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden (.git, .ipynb_checkpoints, ._a.jpg of macOS) or an archive's or NAS's own."""
-    return name.startswith(".") or name in _FOLDERS
+    return name.startswith(".") or name in HIDDEN_FOLDERS

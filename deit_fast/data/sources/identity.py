@@ -3,7 +3,8 @@
 It is the same wherever the data set lies, whoever lists it and in whatever order a file system does. No image is read:
 an image that another one of the same name and size replaced is not seen (but CIFAR's, which are in memory). Beside the
 digest stand counts and sums by buckets of names, 32 KB, which tell what changed. Per million images it takes about a
-second, and for folders what their file system takes to say the sizes.
+second, and for folders what their file system takes to say the sizes. Images of an index of shards have no names there:
+they are known by their sizes, and the index holds their identity from when it was made.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ _BUCKETS = 1024
 _EXACT = 8  # changed images that fall into buckets of their own, nearly always; of more, some may share one
 _PART = 2**20  # images whose names are put together at a time
 _Sums = NDArray[np.uint64]
+
+Key = Literal["names", "sizes"]
+"""By what an image is known from one time to the next."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Identity:
     names: list[int]
     labels: list[int]
     contents: list[int]
+    key: Key = "names"
+    """What the buckets are of; by sizes, `names` are sums over these, and contents tell nothing more."""
 
     def as_plain(self) -> dict[str, Any]:
         """For a checkpoint, which `from_plain` takes."""
@@ -54,10 +60,17 @@ class Identity:
         if self.digest == before.digest:
             return []
         found = _compare_classes(self.classes, before.classes)
+        if self.key != before.key:  # an earlier version knew the images of shards by name
+            total, theirs = sum(self.images), sum(before.images)
+            found += [f"{total} images, {theirs} before"] if total != theirs else []
+            return found + self._compare_sizes(before)
         more = np.array(self.images) - np.array(before.images)
         names_differ = np.array(self.names) != np.array(before.names)
         renamed = int(((more == 0) & names_differ).sum())
         added, removed = int(more[more > 0].sum()) + renamed, int(-more[more < 0].sum()) + renamed
+        if self.key == "sizes" and added == removed and self.class_sizes == before.class_sizes and not found:
+            found += [f"{_count(added)} of other content by their sizes"] if added else []
+            added = removed = 0
         both = bool(added and removed)
         found += [f"{_count(added, both)} added"] if added else []
         found += [f"{_count(removed, both)} removed"] if removed else []
@@ -67,7 +80,7 @@ class Identity:
         resized = int((same & (np.array(self.contents) != np.array(before.contents))).sum())
         found += [f"{_count(resized)} of other content by their sizes or places"] if resized else []
         if not found:
-            return ["the same images in another order"]
+            return ["the same images in another order" + (" or in other shards" if self.key == "sizes" else "")]
         return found + self._compare_sizes(before)
 
     def _compare_sizes(self, before: "Identity") -> list[str]:
@@ -82,7 +95,19 @@ class Identity:
 
 
 def identify(source: Source) -> Identity:
-    """The identity of a source's N images and K classes. Raises StorageError where sizes cannot be had."""
+    """The identity of a source's N images and K classes: the one kept of them, if there is one, or else computed anew.
+
+    Raises StorageError where sizes cannot be had.
+    """
+    known = source.identity()
+    if known is not None:
+        return known
+    found = _compute(source)
+    source.keep_identity(found)
+    return found
+
+
+def _compute(source: Source) -> Identity:
     classes = [unicodedata.normalize("NFC", name) for name in source.classes]
     names, fingerprints = source.relative_names(), source.fingerprints().astype("<i8")
     digest, keys = hashlib.sha256(), np.empty(len(names), np.uint64)
@@ -95,7 +120,7 @@ def identify(source: Source) -> Identity:
     digest.update(b"\0".join(map(_encode, classes)))
 
     buckets = (keys % _BUCKETS).astype(np.int64)
-    by_class = _mix(np.array([zlib.crc32(_encode(name)) for name in classes], np.uint64))
+    by_class = _class_numbers(classes)
     contents = keys
     for column in fingerprints.T:
         contents = _mix(contents ^ column.astype(np.uint64))
@@ -108,6 +133,36 @@ def identify(source: Source) -> Identity:
         labels=_sum(buckets, _mix(keys ^ by_class[source.labels])),
         contents=_sum(buckets, contents),
     )
+
+
+def digest_rows(rows: NDArray[np.void]) -> str:
+    """Of a shard's rows of an index (shard_index.ROW): the sizes and the labels of its images, in their order."""
+    return hashlib.sha256(rows.view("<u4").reshape(-1, 3)[:, 1:].tobytes()).hexdigest()
+
+
+def identify_rows(rows: NDArray[np.void], digests: Sequence[str], classes: Sequence[str]) -> Identity:
+    """The identity of an index's rows (shard_index.ROW), given the `digest_rows` of each of its shards."""
+    classes = [unicodedata.normalize("NFC", name) for name in classes]
+    by_class = _class_numbers(classes)
+    images, names, labels = (np.zeros(_BUCKETS, np.uint64) for _ in range(3))
+    sizes = np.zeros(len(classes), np.int64)
+    for start in range(0, len(rows), _PART):
+        part = rows[start : start + _PART]
+        keys = _mix(part["size"].astype(np.uint64))
+        buckets = (keys % _BUCKETS).astype(np.int64)
+        images += np.bincount(buckets, minlength=_BUCKETS).astype(np.uint64)
+        np.add.at(names, buckets, _mix(keys))
+        np.add.at(labels, buckets, _mix(keys ^ by_class[part["label"]]))
+        sizes += np.bincount(part["label"], minlength=len(classes))
+    digest = hashlib.sha256("".join(digests).encode() + b"\0".join(map(_encode, classes)))
+    half = np.uint64(1)  # as of `_sum`
+    by_size, by_label = (names >> half).tolist(), (labels >> half).tolist()
+    known = (images.tolist(), by_size, by_label, by_size)
+    return Identity(digest.hexdigest(), classes, sizes.tolist(), *known, key="sizes")
+
+
+def _class_numbers(classes: Sequence[str]) -> _Sums:
+    return _mix(np.array([zlib.crc32(_encode(name)) for name in classes], np.uint64))
 
 
 def _encode(name: str) -> bytes:

@@ -5,14 +5,17 @@ reference numbers them as they first occur among the training annotations.
 """
 
 import json
+import os
 import re
-from pathlib import Path
+from itertools import groupby
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from deit_fast.data.sources.base import Source, read_bytes
+from deit_fast.data.sources.kept_listing import Watched, keep_listing
+from deit_fast.data.sources.listed_files import ListedFiles
+from deit_fast.data.sources.listing import Listing, ListingBuilder
 from deit_fast.data.sources.source_format import Request, SourceFormat, validation_beside
 from deit_fast.runtime.errors import DataError, one_line
 from deit_fast.runtime.patience import patiently
@@ -20,7 +23,7 @@ from deit_fast.runtime.patience import patiently
 _ANNOTATIONS = re.compile(r"train(20\d\d)\.json")
 
 
-class INaturalist(Source):
+class INaturalist(ListedFiles):
     """The images that SPLIT{year}.json lists; the classes of every split are those of the training annotations.
 
     category: "name", a class per species, or a level such as "genus", whose distinct names are the classes. Its
@@ -28,35 +31,40 @@ class INaturalist(Source):
     """
 
     def __init__(self, uri: str, folder: Path, year: str, split: str, category: str) -> None:
-        path = folder / f"{split}{year}.json"
-        training = _read(folder / f"train{year}.json")
-        listed = training if split == "train" else _read(path)
-        taxonomy = folder / "categories.json"
-        try:
-            categories = _read(taxonomy) if taxonomy.is_file() else training["categories"]
-            classes, label_of = _number_classes(categories, training["annotations"], category)
-            category_of = {each["image_id"]: each["category_id"] for each in listed["annotations"]}
-            names = [str(each["file_name"]) for each in listed["images"]]
-            ids = [category_of[each["id"]] for each in listed["images"]]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{path}: expected images with annotations whose categories have id and {category!r}, "
-                f"in it or in categories.json ({type(error).__name__} {one_line(error)})"
-            ) from None
-        if not names:
-            raise DataError(f"{path}: expected images, it lists none")
-        unknown = next((each for each in ids if each not in label_of), None)
-        if unknown is not None:
-            raise DataError(f"{path}: category {unknown}: expected one with images in train{year}.json")
-        self._paths = _place_images(folder, names)
-        super().__init__(uri, classes, np.array([label_of[each] for each in ids], np.int64))
+        kind = f"{split}{year}.json by {category}"
+        kept = keep_listing(folder, kind, lambda watched: _list(folder, year, split, category, watched))
+        super().__init__(uri, folder, kept)
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as stored, uint8 [bytes]. Raises DataError where its file cannot be read."""
-        return read_bytes(self._paths[index])
 
-    def name(self, index: int) -> str:
-        return self._paths[index]
+def _list(folder: Path, year: str, split: str, category: str, watched: Watched) -> Listing:
+    """Reads the annotations. Raises DataError where they are not as published, or the first image is not there."""
+    path, first, taxonomy = folder / f"{split}{year}.json", folder / f"train{year}.json", folder / "categories.json"
+    for each in ("", *(each.name for each in (path, first, taxonomy) if each.exists())):
+        watched.add(each, os.stat(folder / each))
+    training = _read(first)
+    listed = training if split == "train" else _read(path)
+    try:
+        categories = _read(taxonomy) if taxonomy.is_file() else training["categories"]
+        classes, label_of = _number_classes(categories, training["annotations"], category)
+        category_of = {each["image_id"]: each["category_id"] for each in listed["annotations"]}
+        names = [str(each["file_name"]) for each in listed["images"]]
+        ids = [category_of[each["id"]] for each in listed["images"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: expected images with annotations whose categories have id and {category!r}, "
+            f"in it or in categories.json ({type(error).__name__} {one_line(error)})"
+        ) from None
+    if not names:
+        raise DataError(f"{path}: expected images, it lists none")
+    unknown = next((each for each in ids if each not in label_of), None)
+    if unknown is not None:
+        raise DataError(f"{path}: category {unknown}: expected one with images in train{year}.json")
+    listing = ListingBuilder()
+    for inside, paths in groupby(_place_images(folder, names), os.path.dirname):
+        if not listing.count:
+            watched.add(inside, os.stat(folder / inside))  # of the first image: those of another layout are elsewhere
+        listing.add(inside, [os.path.basename(each) for each in paths])
+    return listing.finish(np.array([label_of[each] for each in ids], np.int64), classes)
 
 
 def _number_classes(
@@ -73,13 +81,13 @@ def _number_classes(
 
 
 def _place_images(folder: Path, names: list[str]) -> list[str]:
-    """Paths of the files listed: as the archives have them, or without the folders of supercategories.
+    """Paths in the folder of the files listed: as the archives have them, or without the folders of supercategories.
 
     The second is what the reference reads: train_val2018/Plantae/7477/x.jpg at train_val2018/7477/x.jpg.
     """
     for shorten in (False, True):
-        paths = [str(folder / (re.sub(r"^([^/]+)/[^/]+/", r"\1/", name) if shorten else name)) for name in names]
-        if Path(paths[0]).is_file():
+        paths = [str(PurePath(re.sub(r"^([^/]+)/[^/]+/", r"\1/", name) if shorten else name)) for name in names]
+        if (folder / paths[0]).is_file():
             return paths
     raise DataError(f"{folder / names[0]}: expected the first image that the annotations list, found none")
 

@@ -22,6 +22,7 @@ _PUBLISHED = (
     "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt",
 )
 _GENERAL = ("labels", "annotations", "metadata")
+_META = "meta.mat"
 EXPECTED = (
     "a line for each image with its name and its class, or its class alone in the order of the images "
     "(LOC_val_solution.csv, val_annotations.txt, a list of synsets)"
@@ -37,6 +38,11 @@ def find_label_file(folder: Path) -> Path | None:
     found.sort(key=lambda path: "ground_truth" in path.name)  # which need one more file
     found += [place / name for place in places[:2] for name in general if (place / name).is_file()]
     return found[0] if found else None
+
+
+def label_files(path: Path) -> list[Path]:
+    """What `read_labels` may read, as far as it is there: the file at `path` and the development kit's meta.mat."""
+    return [each for each in (path, path.with_name(_META)) if each.exists()]
 
 
 def read_labels(path: Path, folder: str, names: Sequence[str]) -> list[str]:
@@ -132,7 +138,7 @@ _PARTS = re.compile(r"(\d+)")
 
 def _take_devkit(path: Path, numbers: list[int]) -> list[str]:
     """Synsets of the ids of ImageNet's development kit, by the meta.mat beside its ground truth."""
-    meta = path.with_name("meta.mat")
+    meta = path.with_name(_META)
     numbered = f"{path}: expected classes by name, or by number from 0 on; found numbers from {min(numbers)} on"
     if not meta.is_file():
         raise DataError(

@@ -1,12 +1,14 @@
 """Encoded images kept in memory, so that each is read from its disk or file system once."""
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.headers import Header
+from deit_fast.data.sources.identity import Identity
 
 _ENTRY_BYTES = 256  # of an array, its bytes object and its place in the table, beside the content
 
@@ -25,7 +27,7 @@ class CachedSource(Source):
 
     def __init__(self, source: Source, limit: int) -> None:
         super().__init__(source.uri, source.classes, source.labels)
-        self.counted, self.shard_edges = source.counted, source.shard_edges
+        self.counted, self.shard_edges, self.readers = source.counted, source.shard_edges, source.readers
         self._source, self._left = source, limit
         self._kept: dict[int, NDArray[np.uint8]] = {}
         self._lock = threading.Lock()
@@ -49,11 +51,17 @@ class CachedSource(Source):
     def expect(self, shards: NDArray[np.int64], protected: int) -> None:
         self._source.expect(shards, protected)
 
-    def relative_names(self) -> list[str]:
+    def relative_names(self) -> Sequence[str]:
         return self._source.relative_names()
+
+    def identity(self) -> Identity | None:
+        return self._source.identity()
 
     def fingerprints(self) -> NDArray[np.int64]:
         return self._source.fingerprints()
+
+    def stored_in(self, index: int) -> str:
+        return self._source.stored_in(index)
 
     def name(self, index: int) -> str:
         return self._source.name(index)

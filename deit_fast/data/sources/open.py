@@ -5,13 +5,11 @@ Where none does, and the place has a folder of the split, that folder is shown t
 claim a place is an error.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.place import FILE_SUFFIXES, find_place, split_place, told_as_data_errors
 from deit_fast.data.sources.source_format import (
     OpenShards,
     Request,
@@ -23,6 +21,7 @@ from deit_fast.data.sources.splits import Split, refuse_split_like, split_of, sp
 from deit_fast.data.sources.tar_shards import TarShards
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import DataError
+from deit_fast.runtime.object_store import is_remote, is_web, without_query
 from deit_fast.runtime.patience import patiently
 
 
@@ -35,18 +34,23 @@ def open_source(
 ) -> Source:
     """Open labelled images; nothing but directories, shard indexes, labels and annotations is read (and CIFAR, whole).
 
-    uri: a folder of class folders, a folder of .tar shards, one .tar, a brace range (train-{0000..0009}.tar) or a glob
-    of them, or the folder of iNaturalist 2018 or 2019, or of CIFAR-10 or CIFAR-100, as downloaded. In an object store
-    (s3://, gs://, file://) it has to be shards. `split` takes the folder (train/, val/, ...) or the shards
-    (train-*.tar, val-*.tar, ...) that are named so, and the training or validation images of a data set as downloaded;
-    a place that has other splits alone is refused. `category` is the level of iNaturalist's taxonomy. `open_shards`
-    takes the shards found. `labels` is the file of labels of a folder of images without class folders; without it,
-    one of the names that are in use is looked for (label_files.py). Raises DataError, and StorageError where the
-    storage goes on failing.
+    uri: a folder of class folders, a folder of .tar shards, one .tar, a brace range (train-{0000..0009}.tar) or a
+    glob of them, or the folder of iNaturalist 2018 or 2019, or of CIFAR-10 or CIFAR-100, as downloaded. In a store
+    (s3://, gs://, hf://, http://, https://, file://) it has to be shards; a web server lists nothing, so that there
+    it is a range, or the folder of an index or its URI (SPLIT.index.json). `split` takes the folder (train/, val/,
+    ...) or the shards (train-*.tar, val-*.tar, ...) that are named so, and the training or validation images of a
+    data set as downloaded; a place that has other splits alone is refused. `category` is the level of iNaturalist's
+    taxonomy. `open_shards` takes the shards found. `labels` is the file of labels of a folder of images without class
+    folders; without it, one of the names that are in use is looked for (label_files.py). Raises DataError, and
+    StorageError where the storage goes on failing.
     """
-    asked = Request(uri, Path(os.path.expanduser(uri)), split, category, open_shards, Path(labels) if labels else None)
-    with _readable(uri):
-        source, form = patiently(lambda: _open(asked), uri)
+    file = Path(labels) if labels else None
+
+    def open_place() -> tuple[Source, SourceFormat]:
+        return _open(Request(without_query(uri), find_place(uri), split, category, open_shards, file))
+
+    with told_as_data_errors(uri):
+        source, form = patiently(open_place, uri)
     if category != "name" and not form.has_taxonomy:
         raise DataError(f"data.category={category!r}: expected iNaturalist's annotations, {uri} has none")
     if labels is not None and not form.takes_labels:
@@ -62,14 +66,13 @@ def find_validation(uri: str) -> str | None:
     None where there is none. Folders are val/, valid/, validation/, eval/ and evaluation/; shards have such a word in
     their names. The folder of a data set as downloaded holds its own. Raises DataError where there are several.
     """
-    path = Path(os.path.expanduser(uri))
 
     def find() -> str | None:
-        request = Request(uri, path, "train", "name", TarShards).at(path, "train")
+        request = Request(without_query(uri), find_place(uri), "train", "name", TarShards)
         form = _recognise(request, general=False)
         return form.find_validation(request) if form else validation_beside(request)
 
-    with _readable(uri):
+    with told_as_data_errors(uri):
         return patiently(find, uri)
 
 
@@ -91,16 +94,7 @@ def open_splits(uri: str, labels: str | Path | None, open_one: _Open = open_sour
     return {"val" if "val" in (split_of(name), split_of_shard(name)) else "train": source}
 
 
-@contextmanager
-def _readable(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{error.filename or uri}: expected a readable folder ({error.strerror or error})") from None
-
-
-def _open(asked: Request) -> tuple[Source, SourceFormat]:
-    request = asked.at(asked.path, asked.split)
+def _open(request: Request) -> tuple[Source, SourceFormat]:
     form = _recognise(request, general=False)
     if form is None:
         request = _enter_split(request)
@@ -108,8 +102,18 @@ def _open(asked: Request) -> tuple[Source, SourceFormat]:
     if form is not None:
         source = form.open(request)
         if source.place == source.uri and (request.files or request.folders):
-            source.place = str(request.path)
+            source.place = without_query(request.place.uri)
         return source, form
+    is_file = split_place(request.place.uri)[1].endswith(FILE_SUFFIXES)
+    if is_web(request.place.uri) and not is_file:
+        raise DataError(
+            f"{request.uri}: expected the index of tar shards (deit-fast data index), or a range such as "
+            "train-{0000..0009}.tar, since a web server lists no folders; found none"
+        )
+    if is_remote(request.uri):
+        made = " (deit-fast data shard makes them)"
+        found = "no such object" if is_file else f"none in {without_query(request.place.uri)}"
+        raise DataError(f"{request.uri}: expected .tar shards{made}, found {found}")
     if request.path.is_file():
         raise DataError(
             f"{request.uri}: expected a folder of images or .tar shards, found a file named *{request.path.suffix}"
@@ -119,9 +123,9 @@ def _open(asked: Request) -> tuple[Source, SourceFormat]:
 
 def _enter_split(request: Request) -> Request:
     """The request at the folder of its split, where the place has splits. Raises DataError where it lacks this one."""
-    found = find_split_folders(request)
+    found = find_split_folders(request.place)
     if found:
-        return request.at(request.path / take_split(request.uri, found, request.split), None)
+        return request.enter(take_split(request.uri, found, request.split))
     refuse_split_like(request.uri, request.folders, request.holds_images)
     return request
 
@@ -129,7 +133,8 @@ def _enter_split(request: Request) -> Request:
 def _recognise(request: Request, general: bool) -> SourceFormat | None:
     """The format that claims the place. Raises DataError where several do."""
     formats = discover("deit_fast.data.sources", "SOURCE", SourceFormat)
-    found = [name for name, each in formats.items() if each.general == general and each.recognises(request)]
+    asked = {name: each for name, each in formats.items() if each.remote or not is_remote(request.uri)}
+    found = [name for name, each in asked.items() if each.general == general and each.recognises(request)]
     if len(found) > 1:
         raise DataError(f"{request.uri}: expected one kind of data set, found {' and '.join(found)}")
     return formats[found[0]] if found else None

@@ -1,148 +1,133 @@
-"""Shards in an object store: chosen by their names, then fetched, whole, into the cache folder of this machine.
+"""Shards in a store, read while they come, by the index beside them or one that is made here, once, as they come in.
 
-All of them before the first step: a batch is drawn from the whole data set, so that it needs nearly all shards, and
-labels are read from every one to know what there is.
+Those that are to be looked at in the whole are fetched before: for `data check`, or because some are damaged.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from fnmatch import fnmatchcase
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.folder_walk import is_image
-from deit_fast.data.sources.hidden import is_hidden
-from deit_fast.data.sources.shard_names import choose_shards, refuse_gaps, refuse_missing
-from deit_fast.data.sources.source_format import Request, SourceFormat
-from deit_fast.data.sources.splits import (
-    Split,
-    group_by_split,
-    refuse_mixed,
-    shard_glob,
-    split_folders,
-    split_of,
-    split_of_shard,
-    take_split,
-)
-from deit_fast.runtime.braces import expand_braces, has_braces
-from deit_fast.runtime.errors import DataError, RunError, StorageError
-from deit_fast.runtime.files import atomic_path, exclusive
-from deit_fast.runtime.object_store import Object, fetch, fetch_all, is_remote, list_objects
+from deit_fast.data.sources.classes import read_class_names
+from deit_fast.data.sources.index_objects import build_index
+from deit_fast.data.sources.list_shards import ListedShards
+from deit_fast.data.sources.place import Files, look, split_place
+from deit_fast.data.sources.salvage import SalvagedShards
+from deit_fast.data.sources.shard_index import ShardIndex, read_index, write_index
+from deit_fast.data.sources.source_format import Request
+from deit_fast.data.sources.splits import split_of_shard
+from deit_fast.data.sources.streamed_shards import StreamedShards
+from deit_fast.runtime.errors import DataError
+from deit_fast.runtime.files import atomic_path, cache_folder, exclusive
+from deit_fast.runtime.object_store import Object, fetch, fetch_all, without_query
+
+_REMEDY = "run deit-fast data index"
 
 
-def fetch_shards(uri: str, split: Split | None) -> list[Path]:
-    """The shards that `uri` means (a .tar, a brace range, a glob of names, a folder) as files, classes.txt beside them.
+def open_remote(request: Request, shards: Files) -> Source:
+    """The images of shards in a store. Raises RunError, DataError for an index that is not of these shards."""
+    objects = [each for each in shards.values() if each is not None]
+    folder = split_place(objects[0].uri)[0]
+    files = request.place.files if folder == request.place.uri else look(folder).files
+    if request.open_shards is not ListedShards and (index := _find_index(files, objects)):
+        return StreamedShards(request.uri, index, objects)
+    classes = fetch(found) if (found := files.get("classes.txt")) is not None else None
+    if request.open_shards is not ListedShards:
+        try:
+            index = _make_index(objects, read_class_names(classes) if classes is not None else [])
+            return StreamedShards(request.uri, index, objects)
+        except DataError:
+            if request.open_shards is not SalvagedShards:
+                raise
+    return _fetch_and_open(request, objects, classes.read_bytes() if classes is not None else None)
 
-    One that changed in the store is fetched anew. Raises DataError, one line.
+
+def open_objects(request: Request, objects: Sequence[Object], index: ShardIndex) -> Source:
+    """The images of the shards that an index has. Raises RunError."""
+    if request.open_shards is not ListedShards:
+        return StreamedShards(request.uri, index, objects)
+    classes = "".join(f"{name}\n" for name in index.classes).encode() if index.named else None
+    return _fetch_and_open(request, objects, classes)
+
+
+def _make_index(shards: Sequence[Object], classes: list[str]) -> ShardIndex:
+    """The index that the cache folder has of shards whose store has none; made, or brought up to date, by one process.
+
+    Raises as `build_index`.
     """
-    with _data_errors():
-        return _fetch(uri, *_choose(uri, split))
+    uris = [shard.uri for shard in shards]
+    bare = [without_query(uri) for uri in uris]  # a right to read is not kept, and may be another one next time
+    key = hashlib.sha256("\n".join(bare).encode(errors="surrogateescape")).hexdigest()[:16]
+    folder, stem = cache_folder(), f"{split_of_shard(shards[0].name) or 'shards'}-{key}"
+    made: ShardIndex | None = None
+    try:
+        with exclusive(folder / f".{stem}.index.lock"):
+            kept = _read_kept(folder, stem)
+            if kept is not None and _fits(kept, shards, classes):
+                return kept
+            known = kept.called(uris) if kept is not None and len(kept.shards) == len(uris) else None
+            made = build_index(shards, classes, known).called(bare)
+            write_index(made, folder, stem)
+            return _read_kept(folder, stem) or made
+    except OSError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            words = f"the index of the shards cannot be written to {folder} ({error.strerror or error})"
+            print(f"deit-fast: {bare[0]}: {words}; each process makes it at each start", file=sys.stderr)
+        return made or build_index(shards, classes)
 
 
-def _fetch(uri: str, shards: list[Object], classes: Object | None) -> list[Path]:
-    paths = fetch_all(shards, uri)
+def _read_kept(folder: Path, stem: str) -> ShardIndex | None:
+    try:
+        return read_index((folder / f"{stem}.index.json").read_bytes(), folder / f"{stem}.index.npy")
+    except (OSError, ValueError):
+        return None
+
+
+def _fits(index: ShardIndex, shards: Sequence[Object], classes: list[str]) -> bool:
+    """Whether the index is of these very objects, whose versions are known, and of these classes."""
+    known = [(entry.name, entry.bytes, entry.version) for entry in index.shards]
+    same = known == [(without_query(each.uri), each.size, each.version) for each in shards]
+    return same and all(each.version for each in shards) and (index.classes if index.named else []) == classes
+
+
+def _fetch_and_open(request: Request, objects: Sequence[Object], classes: bytes | None) -> Source:
+    """The images of shards that are fetched before. classes: content of classes.txt."""
+    paths = fetch_all(list(objects), request.uri)
     _place_classes(classes, paths[0].with_name("classes.txt"))
-    return paths
+    return request.open_shards(request.uri, paths)
 
 
-def find_remote_validation(uri: str) -> str | None:
-    """The validation split beside the training split that `uri` names or holds: a folder or a glob of names, else None.
-
-    Raises DataError where there are several.
-    """
-    with _data_errors():
-        folder, _, name = uri.rstrip("/").rpartition("/")
-        beside = "train" in (split_of(name), split_of_shard(name))
-        if not beside:
-            if name.endswith(".tar"):
-                return None
-            folder = uri.rstrip("/")
-        inside, objects = list_objects(folder)
-        found = group_by_split(inside) if beside else _split_folders(folder, inside)
-        if "val" in found:
-            return f"{folder}/{take_split(folder, found, 'val')}"
-        pattern = None if found else shard_glob([each.name for each in objects], "val")
-        return None if pattern is None else f"{folder}/{pattern}".rstrip("/")
-
-
-def _split_folders(folder: str, inside: set[str]) -> dict[str, list[str]]:
-    def holds_images(name: str) -> bool:
-        return any(is_image(each.name) for each in list_objects(f"{folder}/{name}")[1])
-
-    return split_folders(folder, (name for name in inside if not is_hidden(name)), holds_images)
+def _find_index(files: Files, shards: Sequence[Object]) -> ShardIndex | None:
+    """The part for these shards of the index beside them; None where there is none. Raises DataError, RunError."""
+    stem = split_of_shard(shards[0].name) or "shards"
+    description, rows = files.get(f"{stem}.index.json"), files.get(f"{stem}.index.npy")
+    if description is None or rows is None:
+        return None
+    content, path = fetch(description).read_bytes(), fetch(rows)  # once for all processes of a machine
+    try:
+        index = read_index(content, path)
+    except ValueError as error:
+        raise DataError(f"{without_query(description.uri)}: {error}; {_REMEDY}") from None
+    known = {entry.name: entry for entry in index.shards}
+    for shard in shards:
+        entry = known.get(shard.name)
+        if entry is None:
+            raise DataError(
+                f"{without_query(description.uri)}: expected an index of {shard.name}, which is there too; {_REMEDY}"
+            )
+        if entry.bytes != shard.size:
+            what = f"has {shard.size} bytes, and had {entry.bytes} when its index was made"
+            raise DataError(f"{without_query(shard.uri)}: {what}; {_REMEDY}")
+    return index.take([shard.name for shard in shards])
 
 
-def _choose(uri: str, split: Split | None) -> tuple[list[Object], Object | None]:
-    """The shards, and classes.txt beside the first."""
-    folder, _, name = uri.rstrip("/").rpartition("/")
-    if has_braces(uri):
-        names = expand_braces(uri)
-        listed = [each for parent in sorted({name.rpartition("/")[0] for name in names}) for each in _list(parent)]
-        found = {each.uri: each for each in listed}
-        refuse_missing(uri, names, [name for name in names if name not in found])
-        return [found[name] for name in names], found.get(f"{names[0].rpartition('/')[0]}/classes.txt")
-    if name.endswith(".tar"):
-        listed = _list(folder)
-        shards = [each for each in listed if each.name == name or fnmatchcase(each.name, name)]
-        if not shards:
-            raise DataError(f"{uri}: expected .tar shards, found no such object")
-        if len(shards) > 1:
-            refuse_mixed(uri, [each.name for each in shards])
-            refuse_gaps([Path(each.uri) for each in shards])
-        return shards, _classes_of(listed)
-    folder = uri.rstrip("/")
-    inside, listed = list_objects(folder)
-    if splits := _split_folders(folder, inside):
-        folder, split = f"{folder}/{take_split(folder, splits, split)}", None
-        listed = _list(folder)
-    shards = [each for each in listed if each.name.endswith(".tar") and not is_hidden(each.name)]
-    if not shards:
-        raise DataError(f"{uri}: expected .tar shards (deit-fast data shard makes them), found none in {folder}")
-    chosen = {path.name for path in choose_shards(uri, [Path(each.name) for each in shards], split)}
-    return [each for each in shards if each.name in chosen], _classes_of(listed)
-
-
-def _list(folder: str) -> list[Object]:
-    return list_objects(folder)[1]
-
-
-def _classes_of(listed: list[Object]) -> Object | None:
-    return next((each for each in listed if each.name == "classes.txt"), None)
-
-
-def _place_classes(classes: Object | None, path: Path) -> None:
+def _place_classes(content: bytes | None, path: Path) -> None:
     """The names as they are in the store now, or none."""
     with exclusive(path.with_name(".classes.txt.lock")):
-        if classes is None:
+        if content is None:
             path.unlink(missing_ok=True)
-            return
-        content = fetch(classes).read_bytes()
-        if not path.exists() or path.read_bytes() != content:
+        elif not path.exists() or path.read_bytes() != content:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(content)
-
-
-@contextmanager
-def _data_errors() -> Iterator[None]:
-    try:
-        yield
-    except StorageError:  # whatever the store has, it does not answer
-        raise
-    except RunError as error:
-        raise DataError(str(error)) from None
-
-
-def _open(request: Request) -> Source:
-    with _data_errors():
-        shards, classes = _choose(request.uri, request.split)
-        source = request.open_shards(request.uri, _fetch(request.uri, shards, classes))
-    if not request.uri.endswith(".tar"):
-        source.place = shards[0].uri.rpartition("/")[0]
-    return source
-
-
-SOURCE = SourceFormat(
-    recognises=lambda request: is_remote(request.uri),
-    open=_open,
-    find_validation=lambda request: find_remote_validation(request.uri),
-)

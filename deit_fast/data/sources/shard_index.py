@@ -1,222 +1,172 @@
-"""The index of a tar shard, which DALI's wds2idx makes: where its samples are, and their labels."""
+"""The index of a set of tar shards: where each image is, its size and its class; 12 bytes an image, mapped.
+
+Two files: SPLIT.index.npy, the rows, and SPLIT.index.json, which says what they are of. All processes of a machine map
+the same rows, and a start computes nothing that grows with the images.
+"""
 
 import hashlib
-import os
-import re
-import tarfile
-from collections.abc import Mapping
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deit_fast.data.sources.samples import RULE, folder_of, pair_members, parse_label, split_name
-from deit_fast.runtime.files import atomic_path, cache_folder
-from deit_fast.runtime.patience import may_pass, patiently
+from deit_fast.data.sources.classes import order_classes
+from deit_fast.data.sources.identity import Identity, digest_rows, identify_rows
+from deit_fast.runtime.files import atomic_path, json_text
 
-_COMPONENT = re.compile(r"(.+?) (\d+) (\d+) (.*?\1)(?: |$)")  # suffix, offset, size, name that ends in the suffix
-_BLOCK = 512
+ROW = np.dtype([("offset", "<u4"), ("size", "<u4"), ("label", "<u4")])
+"""Of an image: where it starts in its shard, in blocks of 512 bytes, its size in bytes, and its class."""
+LARGEST = 2**32 - 1
+LOST = LARGEST
+"""The offset of an image that is not there any more."""
+_FORMAT = 1
 
-
-class Shard(NamedTuple):
-    """The n samples of a shard, in its order."""
-
-    members: list[str]
-    """Names of the image members."""
-    places: NDArray[np.int64]
-    """[n, 2], offset and size of each image in the shard."""
-    labels: NDArray[np.int64]
-    """[n], the classes; indices into `folders` where there are some."""
-    folders: tuple[str, ...] = ()
-    """Names of the folders that the members are in, where these are the only labels."""
+LabelKind = Literal["numbers", "names", "folders"]
+"""What the labels in the shards are: numbers alone, names of classes.txt among them, or the folders of the keys."""
 
 
-def open_shard(shard: Path, label_of: Mapping[str, int] = MappingProxyType({})) -> Shard:
-    """Read a shard's index and labels. The index is made where there is none, or one older than the shard or unlike it.
+class ShardEntry(NamedTuple):
+    """A shard and its part of the rows."""
 
-    It is kept beside the shard, or else in the cache folder. Several processes may do so at once. label_of: classes
-    that labels may name. Raises ValueError, one line, for a shard that is not whole or not made of images with labels,
-    StorageError where the storage fails.
+    name: str
+    """File name beside the index, or its path or URI."""
+    bytes: int
+    version: str
+    """Another one whenever the content is: an object's ETag, or `file_version` of a file; "" where it is not known."""
+    images: int
+    digest: str
+    """Of its rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """The N images of S shards, those of a shard together, in the order of the shards."""
+
+    shards: tuple[ShardEntry, ...]
+    rows: NDArray[np.void]
+    """ROW [N], mapped where it is read from a file."""
+    classes: list[str]
+    """Names of the K classes."""
+    named: bool
+    """Whether they are those of a classes.txt."""
+    kind: LabelKind
+    identity: Identity
+
+    @property
+    def counted(self) -> bool:
+        """Whether the classes are only as many as the largest label says, so that there may be more."""
+        return not self.named and self.kind != "folders"
+
+    @property
+    def digest(self) -> str:
+        """Of the classes and all rows."""
+        return self.identity.digest
+
+    @cached_property
+    def edges(self) -> NDArray[np.int64]:
+        """int64 [S + 1]: shard s holds the rows from edges[s] to edges[s + 1] - 1."""
+        return np.concatenate([[0], np.cumsum([shard.images for shard in self.shards])]).astype(np.int64)
+
+    def rows_of(self, shard: int) -> NDArray[np.void]:
+        """The rows of a shard by its number, a view."""
+        return self.rows[self.edges[shard] : self.edges[shard + 1]]
+
+    def take(self, names: Sequence[str]) -> "ShardIndex":
+        """The index of these shards alone, in their order; the rows are a view where they stand together.
+
+        Classes that are counted or are folders are those of these shards. Raises KeyError for a shard that is missing.
+        """
+        if list(names) == [shard.name for shard in self.shards]:
+            return self
+        place = {shard.name: number for number, shard in enumerate(self.shards)}
+        numbers = [place[name] for name in names]
+        edges = self.edges
+        if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+            rows = self.rows[edges[numbers[0]] : edges[numbers[-1] + 1]]
+        else:
+            rows = np.concatenate([self.rows_of(number) for number in numbers])
+        return make_index([self.shards[number] for number in numbers], rows, self.classes, self.named, self.kind)
+
+    def called(self, names: Sequence[str]) -> "ShardIndex":
+        """The index with other names for its shards, in their order."""
+        pairs = zip(self.shards, names, strict=True)
+        return replace(self, shards=tuple(shard._replace(name=name) for shard, name in pairs))
+
+
+def make_index(
+    shards: Sequence[ShardEntry], rows: NDArray[np.void], classes: list[str], named: bool, kind: LabelKind
+) -> ShardIndex:
+    """The index of shards whose rows are known; classes without a classes.txt are those that an image has."""
+    if not named and kind == "folders":
+        there = np.flatnonzero(np.bincount(rows["label"], minlength=len(classes)))
+        if len(there) < len(classes):
+            kept = order_classes([classes[label] for label in there.tolist()])
+            label_of = {name: label for label, name in enumerate(kept)}
+            rows = rows.copy()
+            rows["label"] = np.array([label_of.get(name, 0) for name in classes], np.uint32)[rows["label"]]
+            classes = kept
+            edges = np.cumsum([0, *(shard.images for shard in shards)]).tolist()
+            shards = [
+                shard._replace(digest=digest_rows(rows[edges[number] : edges[number + 1]]))
+                for number, shard in enumerate(shards)
+            ]
+    elif not named:
+        classes = [str(label) for label in range(int(rows["label"].max(initial=0)) + 1 if len(rows) else 0)]
+    identity = identify_rows(rows, [shard.digest for shard in shards], classes)
+    return ShardIndex(tuple(shards), rows, classes, named, kind, identity)
+
+
+def write_index(index: ShardIndex, folder: Path, stem: str) -> None:
+    """Writes folder/STEM.index.npy and .json, each whole or not at all. Raises OSError.
+
+    The .json has the SHA-256 of the rows, and the .npy ends in it, so that files of two indexes are not taken for one.
+    """
+    rows = np.ascontiguousarray(index.rows)
+    digest = hashlib.sha256(rows.view(np.uint8).data)
+    with atomic_path(folder / f"{stem}.index.npy") as temporary, open(temporary, "wb") as file:
+        np.save(file, rows)
+        file.write(digest.digest())
+    content = {
+        "format": _FORMAT,
+        "images": len(index.rows),
+        "rows": digest.hexdigest(),
+        "labels": index.kind,
+        "named": index.named,
+        "classes": index.classes,
+        "shards": [list(shard) for shard in index.shards],
+        "identity": index.identity.as_plain(),
+    }
+    with atomic_path(folder / f"{stem}.index.json") as temporary:
+        temporary.write_text(json_text(content, indent=None) + "\n", encoding="utf-8")
+
+
+def read_index(content: bytes, rows: Path) -> ShardIndex:
+    """The index of a .json's `content` and the .npy `rows`, which is mapped.
+
+    Raises ValueError, one line without a name, where they are no index or not of one another, and OSError.
     """
     try:
-        return patiently(lambda: _read_or_build_index(shard, label_of), str(shard))
-    except OSError as error:
-        raise ValueError(f"{shard}: expected a readable .tar shard ({error.strerror or error})") from None
-
-
-def _read_or_build_index(shard: Path, label_of: Mapping[str, int]) -> Shard:
-    for index in _index_places(shard):
-        if index.exists() and index.stat().st_mtime_ns >= shard.stat().st_mtime_ns:
-            try:
-                return _parse_index(shard, index.read_text(), label_of, complete=False)
-            except ValueError:  # of an older format or another version of the shard
-                continue
-    return _build_index(shard, label_of)
-
-
-def _index_places(shard: Path) -> tuple[Path, Path]:
-    """Beside the shard, where DALI's own tools look, and in the cache folder."""
-    key = hashlib.sha256(f"{shard.absolute()} {shard.stat().st_size}".encode(errors="surrogateescape")).hexdigest()[:16]
-    return shard.with_suffix(".idx"), cache_folder() / f"{shard.stem}-{key}.idx"
-
-
-def indexed_names(shard: Path) -> list[str]:
-    """The name of every sample's image by the index beside the shard; none where there is no index, or no sound one."""
+        plain: dict[str, Any] = json.loads(content)
+        if plain["format"] != _FORMAT:
+            raise ValueError(f"expected format {_FORMAT}, found {plain['format']!r}")
+        shards = tuple(ShardEntry(*shard) for shard in plain["shards"])
+        identity = Identity.from_plain(plain["identity"])
+        index = ShardIndex(shards, np.empty(0, ROW), plain["classes"], plain["named"], plain["labels"], identity)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"expected an index of shards ({type(error).__name__}: {error})") from None
     try:
-        version, *lines = _index_places(shard)[0].read_text().rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError):
-        return []
-    samples = [[name for _, _, _, name in _COMPONENT.findall(line)] for line in lines]
-    if version != f"v1.2 {len(lines)}" or not all(samples):
-        return []
-    names: list[str] = []
-    for sample in samples:
-        try:
-            names += [pair.image or sample[0] for pair in pair_members(sample)]
-        except ValueError:
-            names.append(sample[0])
-    return names if len(set(names)) == len(names) else []
-
-
-def _build_index(shard: Path, label_of: Mapping[str, int]) -> Shard:
-    """Make the shard's index with DALI's wds2idx and read it; kept where it can be written, if the shard is sound."""
-    try:
-        from wds2idx import IndexCreator
-    except ImportError:
-        raise ValueError(f"{shard}: expected NVIDIA DALI, whose wds2idx indexes shards; it is not installed") from None
-    places = _index_places(shard)
-    failure: OSError | None = None
-    for place in filter(_writable, places):
-        try:
-            with atomic_path(place) as temporary:  # whoever else is writing it
-                try:
-                    # An absolute path, for GNU tar takes "host:shard.tar" for another machine's.
-                    with IndexCreator(str(shard.absolute()), str(temporary), verbose=False) as creator:
-                        creator.create_index()
-                except (ValueError, IndexError):
-                    raise ValueError(
-                        f"{shard}: expected an uncompressed .tar of KEY.jpg and KEY.cls, found no members"
-                    ) from None
-                return _parse_index(shard, temporary.read_text(), label_of, complete=True)
-        except OSError as error:  # a full disk, say
-            failure = error
-    if failure is not None and may_pass(failure):
-        raise failure
-    raise ValueError(f"{shard}: expected to write its index as {places[0]} or {places[1]}, and can do neither")
-
-
-def _writable(place: Path) -> bool:
-    """Whether a file can be made there. A folder without any write bit is read-only, to root too."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return os.access(place.parent, os.W_OK) and bool(place.parent.stat().st_mode & 0o222)
-    except OSError:
-        return False
-
-
-def _parse_index(shard: Path, text: str, label_of: Mapping[str, int], complete: bool) -> Shard:
-    """Read a v1.2 index (one sample a line: suffix, offset, size, name of every member) and the labels it points to.
-
-    complete: the index was just made, so what follows its last member may be members it leaves out (hidden files), but
-    the shard has to end as tar files do.
-    """
-    version, *lines = text.rstrip("\n").split("\n")
-    if version != f"v1.2 {len(lines)}":
-        raise ValueError(f"{shard}: expected an index that starts with 'v1.2 {len(lines)}', found {version!r}")
-    members, labels = [], list[int]()
-    places, end, unlabelled = list[tuple[int, int]](), 0, ""
-    with open(shard, "rb") as file:
-        descriptor = file.fileno()
-        for line in lines:
-            found: dict[str, tuple[int, int]] = {}
-            for _, offset, size, name in _COMPONENT.findall(line):
-                if name in found:  # which label belongs to which image is then anybody's guess
-                    raise ValueError(f"{shard}: expected every name once, {name} is there twice in a row")
-                found[name] = _after_long_name(descriptor, int(offset), name), int(size)
-                end = max(end, sum(found[name]))
-            try:
-                pairs = pair_members(list(found))
-            except ValueError as error:
-                raise ValueError(f"{shard}: expected one image and its label for a key, {error}") from None
-            for image, label in pairs:
-                if image is None:
-                    raise ValueError(unlabelled or _unpaired(shard, line.split(" ")[3], line.split(" ")[0], "image"))
-                if label is None:
-                    ending = split_name(image)[1] if len(pairs) == 1 else image.rpartition(".")[2]
-                    unlabelled = unlabelled or _unpaired(shard, image, ending, "cls")
-                else:
-                    labels.append(_read_label(shard, descriptor, *found[label], label, image, label_of))
-                members.append(image)
-                places.append(found[image])
-        _refuse_truncated(shard, descriptor, end, complete)
-    folders = [folder_of(member) for member in members]
-    if unlabelled and (labels or not all(folders)):
-        raise ValueError(unlabelled)
-    names = tuple(sorted(set(folders))) if unlabelled else ()
-    index_of = {name: index for index, name in enumerate(names)}
-    numbers = [index_of[folder] for folder in folders] if unlabelled else labels
-    return Shard(members, np.array(places, np.int64).reshape(-1, 2), np.array(numbers, np.int64), names)
-
-
-def _unpaired(shard: Path, member: str, suffix: str, lacking: str) -> str:
-    key = member.removesuffix(f".{suffix}")
-    return f"{shard}: expected KEY.jpg and KEY.cls side by side, {key} has no {lacking} ({RULE})"
-
-
-def _read_label(
-    shard: Path, descriptor: int, offset: int, size: int, name: str, image: str, label_of: Mapping[str, int]
-) -> int:
-    """The class in a label's member, read with its tar header, which tells whether the index fits the shard."""
-    ending = f".{name.rpartition('.')[2]}"
-    data = os.pread(descriptor, _BLOCK + size, offset - _BLOCK)
-    if len(data) < _BLOCK + size or _member_size(data) != size:
-        raise ValueError(
-            f"{shard}: expected the {ending} of {image} at byte {offset}; the shard is truncated or compressed"
-        )
-    try:
-        return parse_label(name, data[_BLOCK:], label_of)
-    except ValueError as error:
-        by_name = "" if label_of else " (to give classes by name, name all of them in classes.txt beside the shards)"
-        raise ValueError(f"{shard}: expected a class number in the {ending} of {image}, {error}{by_name}") from None
-
-
-def _after_long_name(descriptor: int, offset: int, name: str) -> int:
-    """Where a member's data is: for names that need a header of their own, wds2idx 2.4 points to the name instead."""
-    if len(os.fsencode(name)) < 100:
-        return offset
-    while (header := os.pread(descriptor, _BLOCK, offset - _BLOCK))[156:157] in (b"L", b"K", b"x", b"g"):
-        offset += _BLOCK + _whole_blocks(_member_size(header))
-    return offset
-
-
-def _member_size(header: bytes) -> int:
-    """The size field of a tar header, -1 where there is no number."""
-    try:
-        return int(header[124:136].strip(b" \0"), 8)
-    except ValueError:
-        return -1
-
-
-def _whole_blocks(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
-
-
-def _refuse_truncated(shard: Path, descriptor: int, end: int, complete: bool) -> None:
-    """Tar files end in blocks of zeros; a shard cut between two members would otherwise only lose samples."""
-    size = os.fstat(descriptor).st_size
-    after = os.pread(descriptor, _BLOCK, _whole_blocks(end))
-    last = os.pread(descriptor, _BLOCK, max(size - _BLOCK, 0))
-    ends = after == bytes(_BLOCK) or (complete and _is_header(after) and last == bytes(_BLOCK))
-    if end > size or not ends:
-        raise ValueError(f"{shard}: expected a whole tar file, found it cut off at {size} bytes")
-
-
-def _is_header(block: bytes) -> bool:
-    """Whether a block is the header of a member, by its checksum."""
-    try:
-        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return False
-    return True
+        mapped = np.load(rows, mmap_mode="r", allow_pickle=False)
+    except EOFError:
+        raise ValueError(f"expected rows in {rows.name}, found none") from None
+    end = mapped.offset + mapped.nbytes if isinstance(mapped, np.memmap) else -1
+    with open(rows, "rb") as file:
+        file.seek(max(end, 0))
+        trailer = file.read()
+    if mapped.dtype != ROW or mapped.shape != (int(index.edges[-1]),) or trailer.hex() != plain["rows"]:
+        raise ValueError(f"expected the rows of the .json beside {rows.name}, found others")
+    return ShardIndex(shards, mapped.view(np.ndarray), index.classes, index.named, index.kind, identity)

@@ -1,14 +1,11 @@
 """How data sets are told apart: each module of this folder with a `SOURCE` opens one kind; open.py asks them all."""
 
-import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.folder_walk import has_images
-from deit_fast.data.sources.hidden import is_hidden
+from deit_fast.data.sources.place import Place, join_place, look, split_place
 from deit_fast.data.sources.splits import (
     Split,
     group_by_split,
@@ -19,7 +16,10 @@ from deit_fast.data.sources.splits import (
     take_split,
 )
 from deit_fast.runtime.errors import DataError
+from deit_fast.runtime.object_store import without_query
 
+VALIDATION_INDEX = "val.index.json"
+"""The index of validation images, which are known by it alone where their shards are not listed."""
 OpenShards = Callable[[str, Sequence[Path]], Source]
 """(URI, shards in order) -> their images."""
 
@@ -30,8 +30,8 @@ class Request:
 
     uri: str
     """As the user wrote it, for messages and for the source."""
-    path: Path
-    """Path of the URI, or of the split's folder in it. It does not exist where the URI is no local file or folder."""
+    place: Place
+    """What is there, or in the split's folder in it."""
     split: Split | None
     """The images wanted where the place holds those of both; None once the split's folder was entered."""
     category: str
@@ -40,10 +40,21 @@ class Request:
     """Opens tar shards: strictly, salvaging or listing, by what they are for."""
     labels: Path | None = None
     """File of the labels of a folder without class folders."""
-    files: frozenset[str] = frozenset()
-    """Names of the files in the folder, hidden ones left out."""
-    folders: frozenset[str] = frozenset()
-    """Names of the folders in it, hidden ones left out."""
+
+    @property
+    def path(self) -> Path:
+        """Path of the place, which does not exist where it is no local file or folder."""
+        return Path(self.place.uri)
+
+    @property
+    def files(self) -> Set[str]:
+        """Names of the files in the folder, hidden ones left out."""
+        return self.place.files.keys()
+
+    @property
+    def folders(self) -> Set[str]:
+        """Names of the folders in it, hidden ones left out."""
+        return self.place.folders
 
     def own_split(self) -> Split:
         """The split, of a place that holds both. Raises DataError where none was asked for."""
@@ -51,23 +62,18 @@ class Request:
             raise DataError(f"{self.uri}: expected to be asked for its training or its validation images")
         return self.split
 
-    def at(self, path: Path, split: Split | None) -> "Request":
-        """The same asked of another place. Raises OSError for a folder that cannot be listed."""
-        folders, files = set[str](), set[str]()
-        with suppress(FileNotFoundError, NotADirectoryError):  # a URI, a glob, a shard
-            for entry in os.scandir(path):
-                if not is_hidden(entry.name):
-                    (folders if entry.is_dir() else files).add(entry.name)
-        return replace(self, path=path, split=split, files=frozenset(files), folders=frozenset(folders))
+    def enter(self, folder: str) -> "Request":
+        """The same asked of a folder in the place, whose images are of one split. Raises as `look`."""
+        return replace(self, place=look(join_place(self.place.uri, folder)), split=None)
 
     def holds_images(self, folder: str) -> bool:
         """Whether there is an image in the folder of that name in the place, not in folders of its own."""
-        return has_images(self.path / folder)
+        return self.place.holds_images(folder)
 
 
-def find_split_folders(request: Request) -> dict[str, list[str]]:
-    """The folders of the place by split, as `split_folders` tells them from classes. Raises DataError."""
-    return split_folders(request.uri, request.folders, request.holds_images)
+def find_split_folders(place: Place) -> dict[str, list[str]]:
+    """The folders of a place by split, as `split_folders` tells them from classes. Raises DataError."""
+    return split_folders(without_query(place.uri), place.folders, place.holds_images)
 
 
 def validation_beside(request: Request) -> str | None:
@@ -75,15 +81,19 @@ def validation_beside(request: Request) -> str | None:
 
     None where there are neither. Raises DataError where there are several.
     """
-    found = find_split_folders(request)
-    path = request.path
-    if not found and "train" in (split_of(path.name), split_of_shard(path.name)):
-        request = replace(request.at(path.parent, None), uri=str(path.parent))
-        found = group_by_split(request.folders)
+    place = request.place
+    found = find_split_folders(place)
+    folder, name = split_place(place.uri)
+    if not found and "train" in (split_of(name), split_of_shard(name)):
+        place = look(folder)
+        found = group_by_split(place.folders)
     if "val" in found:
-        return str(request.path / take_split(request.uri, found, "val"))
-    pattern = None if found else shard_glob(request.files, "val")
-    return None if pattern is None else str(request.path / pattern)
+        return join_place(place.uri, take_split(without_query(place.uri), found, "val"))
+    pattern = None if found else shard_glob(place.files, "val")
+    listed = any(name.endswith(".tar") for name in place.files)
+    if not found and not listed and VALIDATION_INDEX in place.files:
+        pattern = VALIDATION_INDEX
+    return None if pattern is None else join_place(place.uri, pattern) if pattern else place.uri
 
 
 @dataclass(frozen=True)
@@ -103,3 +113,5 @@ class SourceFormat:
     """Whether `open` heeds the request's file of labels, which is refused elsewhere."""
     has_taxonomy: bool = False
     """Whether `open` heeds the request's category; one that is not "name" is refused elsewhere."""
+    remote: bool = False
+    """Whether `open` opens places in stores, which others are not asked about."""

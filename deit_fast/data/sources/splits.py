@@ -31,6 +31,11 @@ def split_of_shard(name: str) -> str | None:
     return _SPLIT_OF.get(_split_word(name))
 
 
+def split_names() -> list[str]:
+    """What a folder of a split may be called, as it is mostly written."""
+    return list(_SPLIT_OF)
+
+
 def shard_glob(names: Iterable[str], split: Split) -> str | None:
     """A name for the shards of the split among a folder's files: a glob, or "", the folder, where one does not do.
 

@@ -2,12 +2,17 @@
 
 import io
 import json
+import math
 import os
 import tarfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +22,23 @@ from deit_fast.data.augment.view_params import draw_views
 from deit_fast.data.sources.base import Source, read_image
 from deit_fast.data.sources.classes import one_form, read_class_names
 from deit_fast.data.sources.headers import open_image
+from deit_fast.data.sources.merge_shards import Part, merge_parts
+from deit_fast.data.sources.open_index import file_version, make_part, read_shard
 from deit_fast.data.sources.pixels import as_rgb
-from deit_fast.data.sources.shard_index import open_shard
+from deit_fast.data.sources.shard_index import write_index
 from deit_fast.data.sources.splits import Split
+from deit_fast.data.sources.tar_reader import BLOCK, whole_blocks
 from deit_fast.recipe.sections import Augment
 from deit_fast.runtime.errors import DataError, one_line
 from deit_fast.runtime.files import atomic_path, write_json
 from deit_fast.runtime.progress import progress
 
 QUALITY = 95  # of the JPEG files written; the difference from the resized pixels is then about one level on average
+SHARD_BYTES = 128_000_000
+"""Of a shard, by default: small ones mix better where blocks of them are shuffled, and a fetch of one is still long."""
 _SAMPLED_SIZES = 1000
+_SAMPLED_ENCODINGS = 200
+_EARLIER_PER_SHARD = 2000  # of versions that did not note it
 _VIEW_SIZE = 224
 
 
@@ -43,37 +55,56 @@ class Written:
 
 
 def write_shards(
-    source: Source, folder: Path, split: Split, size: int | None, per_shard: int, workers: int, seed: int = 0
+    source: Source, folder: Path, split: Split, size: int | None, per_shard: int | None, workers: int, seed: int = 0
 ) -> Written:
-    """Writes `source` to folder/SPLIT-NNNNNN.tar with its index beside each and classes.txt, in a shuffled order.
+    """Writes `source` to folder/SPLIT-NNNNNN.tar in a shuffled order, with classes.txt and their index beside them.
 
     size: images whose shorter side is longer are resized to it, px (bicubic with antialiasing), and stored as JPEG of
-    quality 95; None leaves all as they are. per_shard: images in a shard. workers: processes that write.
+    quality 95; None leaves all as they are. per_shard: images in a shard; None for as many as make 128 MB, as a sample
+    of the images says. workers: processes that write.
 
     A shard appears whole or not at all, and one that is there with the right labels is kept: run again, it goes on.
     Splits of one folder have the same classes. Every shard is read back and its labels compared. Raises DataError.
     """
     folder = Path(os.path.abspath(folder))
+    call = {"source": source.uri, "images": len(source), "size": size, "seed": seed}
+    per_shard = per_shard or _earlier_per_shard(folder / f"{split}.json") or _images_of(SHARD_BYTES, source, size)
     order = np.random.RandomState(seed).permutation(len(source))
     parts = [order[start : start + per_shard] for start in range(0, len(order), per_shard)]
     paths = [folder / f"{split}-{number:06d}.tar" for number in range(len(parts))]
     try:
         _refuse_others(folder, split, paths)
         _write_classes(folder / "classes.txt", source)
-        _same_call(folder / f"{split}.json", {"source": source.uri, "images": len(source), "size": size, "seed": seed})
-        missing = [(path, part) for path, part in zip(paths, parts, strict=True) if not _holds(path, source, part)]
+        _same_call(folder / f"{split}.json", {**call, "per_shard": per_shard})
+        found = [_read_back(path, part, source.labels[part]) for path, part in zip(paths, parts, strict=True)]
+        missing = [number for number, shard in enumerate(found) if shard is None]
         resized = 0
         # Spawned: threads of DALI or of torch in this process would not survive a fork.
-        with ProcessPoolExecutor(workers, get_context("spawn"), _take, (source,)) as pool:
-            jobs = pool.map(_write_shard, *zip(*((path, part, size) for path, part in missing), strict=True))
-            for count in progress(jobs, len(missing), f"write {split} shards") if missing else ():
+        with _coming(source), ProcessPoolExecutor(workers, get_context("spawn"), _take, (source,)) as pool:
+            jobs = pool.map(
+                partial(_write_shard, size=size), *zip(*((paths[n], parts[n]) for n in missing), strict=True)
+            )
+            written = progress(jobs, len(missing), f"write {split} shards") if missing else ()
+            for number, (shard, count) in zip(missing, written, strict=True):
+                found[number] = shard
                 resized += count
+        shards = [shard for shard in found if shard is not None]
+        index = merge_parts(shards, list(map(str, paths)), read_class_names(folder / "classes.txt"))
+        write_index(index, folder, split)
     except OSError as error:
         raise DataError(f"{folder}: expected a folder to write shards to ({error.strerror or error})") from None
-    wrong = next((path for path, part in zip(paths, parts, strict=True) if not _holds(path, source, part)), None)
-    if wrong is not None:
-        raise DataError(f"{wrong}: expected the images of {source.uri} that were written there, found others")
     return Written(len(source), len(paths), resized, len(paths) - len(missing))
+
+
+@contextmanager
+def _coming(source: Source) -> Iterator[None]:
+    """Has shards of a store come onto the disk, where there is room, while their images are read in any order."""
+    count = len(source.shard_edges) - 1 if source.shard_edges is not None else 0
+    source.expect(np.arange(count), 0)
+    try:
+        yield
+    finally:
+        source.expect(np.arange(0), 0)
 
 
 def enlarged_share(sizes: NDArray[np.int32], seed: int = 0) -> float:
@@ -107,27 +138,29 @@ def _take(source: Source) -> None:
     _source = source
 
 
-def _write_shard(path: Path, indices: NDArray[np.int64], size: int | None) -> int:
-    """One shard and its index; returns how many images were resized."""
+def _write_shard(path: Path, indices: NDArray[np.int64], size: int | None) -> tuple[Part, int]:
+    """Writes one shard; returns what an index holds of it, and how many images were resized."""
     resized = 0
     with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for index in indices.tolist():
-            data, suffix, changed = _encoded(index, size)
+            data, suffix, changed = _encoded(_source, index, size)
             resized += changed
             for name, content in ((suffix, data), (".cls", str(_source.labels[index]).encode())):
                 member = tarfile.TarInfo(f"{index:08d}{name}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    open_shard(path)  # makes the index
-    return resized
+    part = _read_back(path, indices, _source.labels[indices])
+    if part is None:
+        raise DataError(f"{path}: expected the images of {_source.uri} that were written there, found others")
+    return part, resized
 
 
-def _encoded(index: int, size: int | None) -> tuple[bytes, str, bool]:
+def _encoded(source: Source, index: int, size: int | None) -> tuple[bytes, str, bool]:
     """Bytes and suffix of an image as it is stored, and whether it was resized."""
-    data = read_image(_source, index)
-    height, width, _ = _source.header(index, data)
+    data = read_image(source, index)
+    height, width, _ = source.header(index, data)
     if size is None or min(height, width) <= size:
-        return data.tobytes(), Path(_source.name(index)).suffix.lower(), False
+        return data.tobytes(), Path(source.name(index)).suffix.lower(), False
     scale = size / min(height, width)
     try:
         with open_image(data) as image:
@@ -135,22 +168,48 @@ def _encoded(index: int, size: int | None) -> tuple[bytes, str, bool]:
                 (max(size, int(width * scale)), max(size, int(height * scale))), Image.Resampling.BICUBIC
             )
     except Exception as error:  # PIL's decoders raise what they like
-        raise DataError(f"{_source.name(index)}: expected an image that can be decoded ({one_line(error)})") from None
+        raise DataError(f"{source.name(index)}: expected an image that can be decoded ({one_line(error)})") from None
     stored = io.BytesIO()
     small.save(stored, "JPEG", quality=QUALITY)
     return stored.getvalue(), ".jpg", True
 
 
-def _holds(path: Path, source: Source, indices: NDArray[np.int64]) -> bool:
-    """Whether the shard is there, whole, with these images in this order."""
+def _read_back(path: Path, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> Part | None:
+    """What an index holds of the shard; None unless it is there, whole, with these images and labels in this order."""
     if not path.exists():
-        return False
+        return None
+    listing, status = read_shard(path)
+    stems = [Path(sample.member).stem for sample in listing.samples]
+    keys = [int(stem) if stem.isdigit() else -1 for stem in stems]
+    same = keys == indices.tolist() and [sample.label for sample in listing.samples] == labels.tolist()
+    if listing.refusal() is not None or not same:
+        return None
+    return make_part(path.name, listing, status.st_size, file_version(status))
+
+
+def _images_of(shard_bytes: int, source: Source, size: int | None) -> int:
+    """How many images make shards of so many bytes, all shards alike, by those of a sample as they are stored."""
+    sampled = min(len(source), _SAMPLED_SIZES if size is None else _SAMPLED_ENCODINGS)
+    chosen = np.linspace(0, len(source) - 1, sampled).astype(int).tolist()
+    stored = [len(_encoded(source, index, size)[0]) for index in chosen]
+    sample = float(np.mean([BLOCK + whole_blocks(each) + 2 * BLOCK for each in stored]))  # the image, and its label
+    shards = max(1, math.ceil(len(source) * sample / shard_bytes))
+    return -(-len(source) // shards)
+
+
+def _earlier_per_shard(path: Path) -> int | None:
+    """Images in a shard as an earlier call, which this one goes on with, had it; None where there is none."""
+    return _read_call(path).get("per_shard", _EARLIER_PER_SHARD) if path.exists() else None
+
+
+def _read_call(path: Path) -> dict[str, Any]:
     try:
-        shard = open_shard(path)
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return False
-    keys = [int(Path(member).stem) if Path(member).stem.isdigit() else -1 for member in shard.members]
-    return keys == indices.tolist() and bool(np.array_equal(shard.labels, source.labels[indices]))
+        content = None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected what an earlier call noted of its shards, found something else; remove it")
+    return content
 
 
 def _write_classes(path: Path, source: Source) -> None:
@@ -166,9 +225,9 @@ def _write_classes(path: Path, source: Source) -> None:
 
 def _same_call(path: Path, call: dict[str, object]) -> None:
     """Notes what is written, so that going on with something else is refused."""
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else call
-    if earlier != call:
-        key = next(key for key in call if earlier.get(key) != call[key])
+    earlier = _read_call(path) if path.exists() else call
+    key = next((key for key in call if earlier.get(key, call[key]) != call[key]), None)
+    if key is not None:
         raise DataError(f"{path}: expected {key} {earlier.get(key)!r} as its shards have it, got {call[key]!r}")
     write_json(path, call)
 

@@ -20,6 +20,14 @@ class Data(Section):
     layout: Literal["spread", "together"] = "spread"
     """Where an image's views go. spread: into different mixing groups, as the reference deals them out over its GPUs.
     together: next to each other, in one process, which then decodes the image once."""
+    block: Annotated[int, Field(ge=0)] = 0
+    """Of data in shards: how many of them are shuffled together, so that a disk holds few at a time. 0 shuffles all
+    images. The shards themselves come in a new order each epoch."""
+    lanes: Count = 1
+    """Parts of an epoch that are read side by side, one or more by each node, which then fetches these shards alone;
+    with data.block. It divides the mixing groups of a batch."""
+    cache_limit: Positive | None = None
+    """GiB of a node's disk that shards from a store may take; null: 80 % of what is free."""
     category: Literal["name", "kingdom", "phylum", "class", "order", "supercategory", "family", "genus"] = "name"
     """iNaturalist: the level of its taxonomy that is the class; name is the species."""
     may_change: bool = False
@@ -40,6 +48,10 @@ class Data(Section):
     def decode_once(self) -> bool:
         """Whether an image is decoded once for all its views in a process."""
         return self.repeats > 1 and self.layout == "together"
+
+    def problems(self) -> Iterator[str]:
+        if self.lanes > 1 and not self.block:
+            yield f"data.lanes={self.lanes}: expected 1 with data.block=0, which shuffles the images of all shards"
 
 
 class Augment(Section):

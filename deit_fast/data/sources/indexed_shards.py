@@ -1,0 +1,90 @@
+"""`IndexedShards`, images in tar shards whose places an index knows; what reads the bytes is a class of its own."""
+
+from abc import abstractmethod
+from bisect import bisect_right
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.identity import Identity, identify_rows
+from deit_fast.data.sources.shard_index import LOST, ShardIndex
+from deit_fast.data.sources.tar_reader import BLOCK, DamagedError, TarReader, whole_blocks
+from deit_fast.runtime.errors import DataError, RunError, printable
+
+
+class IndexedShards(Source):
+    """The images of an index, in its order; `labels` is a view of its rows, which all processes of a machine map.
+
+    The index has no names: `name` reads the tar header before the image, as only messages need it.
+    """
+
+    def __init__(self, uri: str, index: ShardIndex) -> None:
+        super().__init__(uri, index.classes, index.rows["label"])
+        self.index = index
+        self.counted = index.counted
+        self.shard_edges = index.edges
+        self._edges: list[int] = index.edges.tolist()
+        self._labels, self._classes = self.labels, self.classes
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as stored, uint8 [bytes]. Raises DataError where its shard cannot be read or ends before."""
+        offset, size, _ = self.index.rows[index].tolist()
+        data = self._read_range(self.shard_of(index), offset * BLOCK, size)
+        if len(data) < size:
+            name = printable(self.name(index))
+            raise DataError(f"{name}: expected {size} bytes, found {len(data)}; the shard changed")
+        return data
+
+    def name(self, index: int) -> str:
+        """SHARD:MEMBER, or SHARD:image N of M where the member's header cannot be read."""
+        shard = self.shard_of(index)
+        start, stop = self._edges[shard], self._edges[shard + 1]
+        member = f"image {index - start + 1} of {stop - start}"
+        with suppress(OSError, MemoryError, DataError, RunError, DamagedError):
+            member = self._member(index, shard, start) or member
+        return f"{self.shard_name(shard)}:{member}"
+
+    def stored_in(self, index: int) -> str:
+        return self.shard_name(self.shard_of(index))
+
+    def identity(self) -> Identity:
+        """As the index has it, but for classes or labels that were given other numbers or names since."""
+        if self.labels is self._labels and self.classes == self._classes:
+            return self.index.identity
+        rows = self.index.rows.copy()
+        rows["label"] = self.labels
+        return identify_rows(rows, [shard.digest for shard in self.index.shards], self.classes)
+
+    def shard_of(self, index: int) -> int:
+        """The number of the shard that holds image `index`."""
+        return bisect_right(self._edges, index) - 1
+
+    @abstractmethod
+    def shard_name(self, shard: int) -> str:
+        """Where shard number `shard` is, for people: a path or a URI."""
+
+    @abstractmethod
+    def _read_range(self, shard: int, offset: int, size: int) -> NDArray[np.uint8]:
+        """`size` bytes of shard number `shard` from byte `offset` on, fewer where it ends, uint8 [bytes], read-only.
+
+        Raises DataError, and OSError as it comes from the system.
+        """
+
+    def _member(self, index: int, shard: int, first: int) -> str | None:
+        """The name in the header of an image, which may be one of several headers: read on from the image before."""
+        offset = int(self.index.rows["offset"][index])
+        if offset == LOST:
+            return None
+        before, size, _ = self.index.rows[index - 1].tolist() if index > first else (LOST, 0, 0)
+        start = 0 if before == LOST else before * BLOCK + whole_blocks(size)
+        end = offset * BLOCK + BLOCK
+
+        def read(place: int, count: int) -> bytes:
+            return self._read_range(shard, place, min(count, end - place)).tobytes()
+
+        for member in TarReader(read, self.index.shards[shard].bytes).members(start):
+            if member.offset >= offset * BLOCK:
+                return member.name if member.offset == offset * BLOCK else None
+        return None

@@ -1,0 +1,54 @@
+"""Objects in stores, by URI (s3, gs, hf, http, https, file): listed, read, fetched once for this machine, written.
+
+Listing and writing are fsspec's, so that credentials and endpoints are those of s3fs, gcsfs and huggingface_hub. All
+reading is one transport, each module on those before it: uris (names, errors, fsspec), addresses (where by HTTP, with
+which headers), http_get (one request), reads (ranges, retries, transfers that go on at the byte reached), listing,
+fetching (onto this machine); writes beside them.
+"""
+
+from deit_fast.runtime.object_store.fetching import (
+    cached_place,
+    fetch,
+    fetch_all,
+    fetch_file,
+    local_place,
+    partial_place,
+)
+from deit_fast.runtime.object_store.listing import find_object, is_folder, list_objects, modified_at
+from deit_fast.runtime.object_store.reads import read_object, read_range, stream_object
+from deit_fast.runtime.object_store.uris import (
+    ChangedError,
+    MissingError,
+    Object,
+    check_writable,
+    is_remote,
+    is_web,
+    without_query,
+)
+from deit_fast.runtime.object_store.writes import copy_object, remove_object, write_object
+
+__all__ = [
+    "ChangedError",
+    "MissingError",
+    "Object",
+    "cached_place",
+    "check_writable",
+    "copy_object",
+    "fetch",
+    "fetch_all",
+    "fetch_file",
+    "find_object",
+    "is_folder",
+    "is_remote",
+    "is_web",
+    "list_objects",
+    "local_place",
+    "modified_at",
+    "partial_place",
+    "read_object",
+    "read_range",
+    "remove_object",
+    "stream_object",
+    "without_query",
+    "write_object",
+]

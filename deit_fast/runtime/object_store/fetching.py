@@ -1,0 +1,110 @@
+"""Objects brought onto this machine, once for all its processes; what was transferred before an end is not again."""
+
+import hashlib
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from deit_fast.runtime.errors import RunError, StorageError
+from deit_fast.runtime.exit_status import ExitStatus, status_of
+from deit_fast.runtime.files import cache_folder, exclusive, sync_folder
+from deit_fast.runtime.object_store.listing import find_object
+from deit_fast.runtime.object_store.reads import stream_object
+from deit_fast.runtime.object_store.uris import ChangedError, Object, is_remote, without_query
+from deit_fast.runtime.progress import progress
+
+_FETCHES = 16  # at once: one connection does not fill a network
+
+
+def local_place(uri: str) -> Path:
+    """Where things of this URI are kept on this machine: the cache folder, then the URI's parts.
+
+    Raises RunError for a URI with "..".
+    """
+    scheme, _, path = without_query(uri).partition("://")
+    parts = [part for part in path.split("/") if part]
+    if ".." in parts:
+        raise RunError(f"{uri}: expected a URI without '..'")
+    return cache_folder().joinpath(scheme, *parts)
+
+
+def cached_place(wanted: Object) -> Path:
+    """Where `fetch` puts the object on this machine by default."""
+    place = local_place(wanted.uri)
+    return place.with_name(f"{place.stem}@{_key(wanted)}{place.suffix}")
+
+
+def partial_place(wanted: Object, path: Path) -> Path:
+    """Where the beginning of the object is kept until `path` has it whole; of another version, another place."""
+    return path.with_name(f".{path.name}.{_key(wanted)}.part")
+
+
+def _download(wanted: Object, path: Path) -> None:
+    """Makes the file at `path` the object's content; what is there is its beginning, of a transfer that broke."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        if file.tell() > wanted.size:
+            file.truncate(0)
+        for piece in stream_object(wanted, file.tell()):
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def fetch(wanted: Object, path: Path | None = None) -> Path:
+    """A file with the object's content, fetched where this machine does not have it; once for several processes.
+
+    path: by default a place whose name holds the version, so that a changed object takes no file from under a process
+    that still reads the old one. Raises RunError.
+    """
+    path = path or cached_place(wanted)
+    try:
+        with exclusive(path.with_name(f".{path.name}.lock")):
+            if not _is_here(wanted, path):
+                partial = partial_place(wanted, path)
+                for left in path.parent.glob(f".{path.name}.*.part"):
+                    if left != partial:
+                        left.unlink()
+                try:
+                    _download(wanted, partial)
+                except (OSError, ChangedError):  # a full disk, another object: what is there helps nobody
+                    partial.unlink(missing_ok=True)
+                    raise
+                os.replace(partial, path)
+                sync_folder(path.parent)
+    except OSError as error:
+        kind = RunError if status_of(error) is ExitStatus.REFUSED else StorageError
+        raise kind(f"{path}: cannot be written ({error.strerror or error})") from None
+    return path
+
+
+def fetch_all(wanted: list[Object], what: str) -> list[Path]:
+    """`fetch` of each object, many at a time, once there is room for all.
+
+    what: the objects in words, for messages. Raises RunError, also where the disk is too small.
+    """
+    missing = sum(each.size for each in wanted if not _is_here(each, cached_place(each)))
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    if missing > (free := shutil.disk_usage(folder).free):
+        raise RunError(f"{folder}: expected {missing / 2**30:.1f} GiB free for {what}, found {free / 2**30:.1f}")
+    pool = ThreadPoolExecutor(_FETCHES)
+    try:
+        return list(progress(pool.map(fetch, wanted), len(wanted), f"fetch {what}"))
+    finally:  # an error or an interrupt does not wait for the rest
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def fetch_file(path: str | Path) -> Path:
+    """The path itself, or of a URI the file with its content. Raises RunError."""
+    return fetch(find_object(str(path))) if is_remote(path) else Path(path)
+
+
+def _is_here(wanted: Object, path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == wanted.size
+
+
+def _key(wanted: Object) -> str:
+    query = wanted.uri.removeprefix(without_query(wanted.uri))
+    return hashlib.sha256(f"{wanted.version} {wanted.size}{query}".encode()).hexdigest()[:12]

@@ -1,0 +1,50 @@
+"""The store on loopback (benchmarks/store_server.py) as every library sees it that a scheme is read with."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gcsfs", reason="needs s3fs and gcsfs, from the extra cloud")
+
+import gcsfs
+import huggingface_hub.constants
+import s3fs
+
+from benchmarks.store_server import Store, serve
+
+SECRETS = ("AWS_", "HF_", "GOOGLE_", "DEIT_FAST_HTTP_TOKEN", "NETRC", "HTTP", "http", "NO_PROXY", "no_proxy",
+           "SSL_CERT", "REQUESTS_CA", "CURL_CA")  # fmt: skip
+SCHEMES = ("s3", "gs", "hf", "http", "file")
+
+
+@contextmanager
+def serve_loopback(monkeypatch: pytest.MonkeyPatch, root: Path) -> Iterator[Store]:
+    """Serves `root`, whose bucket/ is s3://bucket, gs://bucket, and with datasets/me/set hf://datasets/me/set."""
+
+    for key in [key for key in os.environ if key.startswith(SECRETS)]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("HOME", str(root / "home"))
+    with serve(root) as store:
+        for key, value in store.environment.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setenv("NO_GCE_CHECK", "true")
+        hub = huggingface_hub.constants  # which reads the environment when it is imported
+        template = hub.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.ENDPOINT, store.url)
+        monkeypatch.setattr(hub, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(hub, "ENDPOINT", store.url)
+        for kind in (s3fs.S3FileSystem, gcsfs.GCSFileSystem, huggingface_hub.HfFileSystem):
+            kind.clear_instance_cache()
+        yield store
+    for kind in (s3fs.S3FileSystem, gcsfs.GCSFileSystem, huggingface_hub.HfFileSystem):
+        kind.clear_instance_cache()
+
+
+def place(store: Store, scheme: str) -> tuple[str, Path]:
+    """The URI of a folder in each scheme, and the folder on the disk that it is."""
+    folder = store.root / ("datasets/me/set" if scheme == "hf" else "bucket/set")
+    folder.mkdir(parents=True, exist_ok=True)
+    uris = {"hf": "hf://datasets/me/set", "http": f"{store.url}/bucket/set", "file": f"file://{folder}"}
+    return uris.get(scheme, f"{scheme}://bucket/set"), folder
