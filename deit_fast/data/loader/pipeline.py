@@ -41,8 +41,7 @@ class Pipeline:
         prefetch: int = _PREFETCH,
     ) -> None:
         dali = import_dali()
-        self._on_gpu = device.type == "cuda"
-        self._device = device
+        self._on_gpu, self._device = device.type == "cuda", device
         self._held: deque[torch.Tensor | RuntimeError] = deque()
 
         def definition() -> Any:
@@ -64,7 +63,8 @@ class Pipeline:
             if isinstance(held, RuntimeError):
                 raise held
             return held
-        return self._take(self._pipeline.run)
+        self._pipeline.schedule_run()  # not run(), beside which DALI refuses outputs()
+        return self._take(self._pipeline.outputs)
 
     def settle(self) -> None:
         """Waits until DALI's threads work on nothing. What they had begun comes with the next calls of `run`."""
