@@ -111,7 +111,7 @@ def test_the_attempt_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_model_of_a_process_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch keeps 8 graphs of a function, here 2, then runs it eagerly and says nothing. A backend sees what it gets."""
+    """torch keeps 8 graphs of a function, here 2, then runs it eagerly and says nothing. A backend sees all."""
     graphs: list[int] = []
 
     def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
