@@ -1,11 +1,13 @@
 # make demo: the whole pipeline on real images. make test: the CPU tests. make soak: the long ones. make slurm: on a
 # cluster of two nodes that it starts here (as root, with Debian's slurm-wlm, slurmdbd, munge and mariadb-server).
 # make nightly: the tests of the components and pipelines on a nightly of TorchX. make floors: the CPU tests on the oldest
-# versions that setup.cfg allows, in an environment of their own. make check: tests, linter and types.
+# versions that setup.cfg allows, in an environment of their own. make check: tests, linter and types. make gpu: the most
+# valuable figures of an NVIDIA GPU in MINUTES; again: it goes on.
 PYTHON ?= python3
 VENV ?= .venv
 DALI ?= cuda12
 RUNS ?= runs
+MINUTES ?= 7
 BIN := $(VENV)/bin
 PACKAGES := '.[$(DALI),demo,export,cloud,test]'
 FLOORS := $(VENV)-floors
@@ -13,7 +15,7 @@ FLOORS := $(VENV)-floors
 NIGHTLY := torchx-nightly==2026.10.26
 NIGHTLY_PATH := $(abspath $(VENV))/$(NIGHTLY)
 
-.PHONY: demo test soak slurm nightly torchx-nightly floors check install clean
+.PHONY: gpu demo test soak slurm nightly torchx-nightly floors check install clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +47,9 @@ nightly: torchx-nightly
 	$(BIN)/python -c "import torchx; assert 'torchx-nightly==' + torchx.__version__ == '$(NIGHTLY)', torchx"
 	$(BIN)/python -m pytest tests/components tests/pipelines tests/kubernetes/test_kueue.py
 	$(BIN)/python -m pytest -m slurm tests/slurm/test_pipeline.py
+
+gpu: install
+	$(BIN)/python -m benchmarks day --device cuda --minutes $(MINUTES) --out $(RUNS)/gpu $(if $(DATA),--data '$(DATA)')
 
 floors: $(FLOORS)/.installed
 	$(FLOORS)/bin/python -m pytest -n 2 --durations 10

@@ -14,6 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     common.add_argument("--quick", action="store_true", help="small and under a minute: does it run at all")
+    common.add_argument("--brief", action="store_true", help="3 repeats of 0.5 s, where GPU time is short")
     common.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON; default: benchmarks/results")
     common.add_argument("--minutes", type=float, help="start nothing more after this long")
     data = argparse.ArgumentParser(add_help=False)
@@ -29,6 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     throughput.add_argument("--batch", help="a number, or auto for the best one; default: by model")
     engine = commands.add_parser("engine", parents=[common, models], help="our step against engines R and T")
     engine.add_argument("--batch", type=int)
+    engine.add_argument("--against", nargs="+", default=[], choices=(
+        "ours_dense", "ours_launched", "ours_autocast", "timm", "reference"), help="default: all")  # fmt: skip
     engine.add_argument("words", nargs="*", metavar="key=value", help="changes of the recipe, for all engines")
     loader = commands.add_parser("loader", parents=[common, data], help="our loader against torchvision and PIL")
     loader.add_argument("--cases", nargs="+", help="decode three_augment repeated_augmentation evaluation shards_256")
@@ -53,12 +56,18 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="Markdown tables and plots of the JSONs in a folder")
     report.add_argument("--results", type=Path, default=RESULTS)
     report.add_argument("--out", type=Path, help="folder for report.md and the plots; default: the results'")
-    commands.add_parser("all", parents=[common, data], help="everything, the most important first, in a time budget")
+    commands.add_parser("gpu-tests", parents=[common], help="the tests marked gpu that import no DALI")
+    commands.add_parser("decode", parents=[common, data], help="pixels and speed of decoded JPEGs against PIL's")
+    day = commands.add_parser("day", parents=[data], help="everything, the most valuable first; again: it goes on")
+    day.add_argument("--device", choices=("cuda",), default="cuda")
+    day.add_argument("--minutes", type=float, default=7.0, help="it ends within so many; default: 7")
+    day.add_argument("--out", type=Path, default=RESULTS, help="folder of figures.jsonl, day.json and the JSONs")
+    day.add_argument("--rehearse", action="store_true", help="every part on the CPU with the smallest model")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. 0: success; 1: a part of `all` failed or a floor did not hold; 2: a user's mistake."""
+    """Runs one command. 0: success; 1: a test or a part of `day` failed, or a floor did not hold; 2: a mistake."""
     arguments = build_parser().parse_args(argv)
     if getattr(arguments, "models", None) and "words" in arguments:  # --models takes the words that follow it as well
         arguments.words += [each for each in arguments.models if "=" in each]
@@ -80,22 +89,24 @@ def _run(arguments: argparse.Namespace) -> int:
 
     on_cpu = arguments.command in ("floors", "traffic", "streaming", "growth")
     name = arguments.device or ("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
+    name = "cpu" if arguments.command == "day" and arguments.rehearse else name
     if on_cpu and name == "cuda":
         raise RunError(f"--device cuda: expected cpu, where {arguments.command} runs")
     if name == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: expected an NVIDIA GPU that torch can use, found none")
-    if arguments.command == "all":
-        from .suite import run_all
+    if arguments.command == "day":
+        from .day import run_day
 
-        return run_all(name, arguments.quick, arguments.out, arguments.minutes or 8.0, arguments.data)
+        return run_day(name, arguments.rehearse, arguments.out, arguments.minutes, arguments.data)
 
     from .measure import Session
 
     device = torch.device(name, 0) if name == "cuda" else torch.device(name)
     models = getattr(arguments, "models", None)
     session = Session(
-        arguments.command, device, arguments.quick, arguments.out / _file_name(arguments, name), arguments.minutes
-    )
+        arguments.command, device, arguments.quick, arguments.out / _file_name(arguments, name), arguments.minutes,
+        arguments.brief,
+    )  # fmt: skip
     held = True
     if arguments.command == "throughput":
         from . import throughput
@@ -107,7 +118,7 @@ def _run(arguments: argparse.Namespace) -> int:
     elif arguments.command == "engine":
         from . import engine
 
-        engine.run(session, models, arguments.batch, arguments.words)
+        engine.run(session, models, arguments.batch, arguments.words, arguments.against)
     elif arguments.command == "loader":
         from . import loader
 
@@ -116,6 +127,14 @@ def _run(arguments: argparse.Namespace) -> int:
         from . import optimizer
 
         optimizer.run(session, models)
+    elif arguments.command == "gpu-tests":
+        from . import gpu_tests
+
+        held = gpu_tests.run(session)
+    elif arguments.command == "decode":
+        from . import decoding
+
+        decoding.run(session, arguments.data)
     elif arguments.command == "order":
         from . import order
 
@@ -144,7 +163,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from . import end_to_end
 
         end_to_end.run(session, arguments.data, models, arguments.batch)
-    session.save()
+    session.save(ended=True)
     session.say(f"wrote {session.path}")
     return 0 if held else 1
 
@@ -153,6 +172,7 @@ def _file_name(arguments: argparse.Namespace, device: str) -> str:
     """One file per kind of figure, so that a later part adds to an earlier one and does not replace it."""
     parts = [arguments.command, getattr(arguments, "mode", ""), device]
     parts += [word.replace("@", "-") for word in getattr(arguments, "models", None) or []]
+    parts += getattr(arguments, "against", [])
     batch = getattr(arguments, "batch", None)
     parts += [f"batch-{batch}"] if batch else []
     return "-".join(filter(None, [*parts, "quick" if arguments.quick else ""])) + ".json"

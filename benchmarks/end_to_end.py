@@ -52,8 +52,8 @@ def _measure(session: Session, word: str, source: Any, batch: int) -> Row:
     session.say(f"{word}, batch {batch}")
     with tempfile.TemporaryDirectory(prefix="deit-fast-run-") as folder:
         job = plan_job(recipe, source, None, Path(folder), World(0, 1, device))
-        step = prepare(recipe, initial_state(recipe, job.world), job.world, job.dtype)
         loader, _ = build_loader(job, start=0)
+        step = prepare(recipe, initial_state(recipe, job.world), job.world, job.dtype, settle=loader.settle)
         build_batch, stream = BatchBuilder(recipe, device), iter(loader)
         waited = 0.0
 
@@ -93,8 +93,10 @@ def _measure(session: Session, word: str, source: Any, batch: int) -> Row:
                     synchronise(device)
                     seconds = time.perf_counter() - start
                     samples[name].append(seconds / steps)
+                    session.note(f"{word} {name}", batch / stats(samples[name])["median"], "images/s")
                     if name == "real":
                         waits.append(waited / seconds)
+                        session.note(f"{word} waiting for data", 100 * stats(waits)["median"], "%")
         finally:
             loader.close()
     rates = {name: rate(batch, stats(each)) for name, each in samples.items()}

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from deit_fast.infer.compile import wants_compile
+from deit_fast.models.build import drops_subset
+from deit_fast.models.stochastic_depth import keep_count
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Model
+from deit_fast.runtime.errors import one_line
 from deit_fast.runtime.profile import StepProfile
 from deit_fast.training.cuda_graph import EAGER_STEPS
 from deit_fast.zoo import find_architecture
@@ -47,6 +51,8 @@ MODELS = {"cuda": ["deit3_base_patch16@224", "deit3_small_patch16@224", "deit3_l
           "cpu": ["deit3_tiny_patch16@224", "deit3_small_patch16@224"]}  # fmt: skip
 _GPU_BATCH = {"deit3_tiny_patch16": 512, "deit3_small_patch16": 512, "deit3_medium_patch16": 512}
 _STEADY_STEPS = 100
+ENGINES = ("ours_dense", "ours_launched", "ours_autocast", "timm", "reference")
+"""What our step can be timed against."""
 
 
 def default_batch(word: str, device: torch.device, quick: bool) -> int:
@@ -58,8 +64,8 @@ def default_batch(word: str, device: torch.device, quick: bool) -> int:
     return batch // 4 if size >= 384 or quick else batch
 
 
-def run(session: Session, models: list[str] | None, batch: int | None, words: list[str]) -> None:
-    """One row per model."""
+def run(session: Session, models: list[str] | None, batch: int | None, words: list[str], against: list[str]) -> None:
+    """One row per model. against: names of ENGINES; all of them where it is empty."""
     device = session.device
     models = models or ([TINY] if session.quick and device.type == "cpu" else MODELS[device.type])
     session.settings = {
@@ -77,109 +83,153 @@ def run(session: Session, models: list[str] | None, batch: int | None, words: li
             session,
             word,
             batch or default_batch(word, device, session.quick),
-            lambda word, size: _measure(session, find_recipe(word, size, words), ceiling),
+            lambda word, size: _Comparison(session, find_recipe(word, size, words), ceiling).measure(against),
         )
 
 
-def _measure(session: Session, recipe: Recipe, ceiling: float) -> Row:
-    device, section, batch = session.device, recipe.model, recipe.run.global_batch
-    compiled = device.type == "cuda" or (not session.quick and shutil.which("g++") is not None)
-    session.say(f"{section.name} at {section.image_size} px, batch {batch}")
-    batches = synthetic_batches(recipe, device)
-    reference_batches = [ReferenceBatch.of(each, recipe.data) for each in batches]
-    timm_batches = [TimmBatch(each, recipe) for each in batches]
-    weights: dict[str, Tensor] = {}
-    train: dict[str, Callable[[], Any]] = {}
-    predict: dict[str, Callable[[], Any]] = {}
-    memory: dict[str, float | None] = {}
-    sections = {"ours": section, "reference": section, "timm": section}
-    errors: dict[str, str] = {}
-
-    def add_ours(name: str, variant: Recipe) -> None:
-        step = build_step(variant, device)
-        sections[name] = variant.model
-        weights.update({key: value.clone() for key, value in step.state.model.state_dict().items()})
-        predictor = step.predictor(step.state.model)
-
-        def evaluate(images: Tensor) -> Tensor:
-            step.state.model.eval()
-            with torch.no_grad():
-                return predictor(images)
-
-        train[name] = in_turn(lambda each: step([each], LR), batches)
-        predict[name] = in_turn(lambda each: evaluate(each.images), batches)
-
-    def add_reference() -> None:
-        engine = ReferenceEngine(recipe, device, weights)
-        train["reference"] = in_turn(lambda each: engine(each, LR), reference_batches)
-        predict["reference"] = in_turn(engine.predict, reference_batches)
-
-    def add_timm() -> None:
-        engine = TimmEngine(recipe, device, compiled, weights)
-        train["timm"] = in_turn(lambda each: engine(each, LR), timm_batches)
-        predict["timm"] = in_turn(engine.predict, timm_batches)
-
-    builders: dict[str, Callable[[], None]] = {"ours": lambda: add_ours("ours", recipe)}
-    if "drop_path_mode" in Model.model_fields and section.drop_path:
+def variants(recipe: Recipe, device: torch.device) -> dict[str, Recipe]:
+    """Our step and, beside it, our step without what the recipe asks for, where that is another step."""
+    section, batch = recipe.model, recipe.run.global_batch
+    found = {"ours": recipe}
+    if section.drop_path and drops_subset(section) and keep_count(batch, section.drop_path) < batch:
         # What stochastic depth by subsets gains over the same step with every sample computed: goal G2.
-        dense = recipe.override(["model.drop_path_mode=bernoulli"])
-        builders["ours_dense"] = lambda: add_ours("ours_dense", dense)
+        found["ours_dense"] = recipe.override(["model.drop_path_mode=bernoulli"])
     if recipe.run.cuda_graph:  # what the graph gains over a host that launches every kernel
-        launched = recipe.override(["run.cuda_graph=false"])
-        builders["ours_launched"] = lambda: add_ours("ours_launched", launched)
+        found["ours_launched"] = recipe.override(["run.cuda_graph=false"])
     if recipe.run.compute_copy:  # what the copy gains over casts by autocast
-        cast = recipe.override(["run.compute_copy=false"])
-        builders["ours_autocast"] = lambda: add_ours("ours_autocast", cast)
-    builders |= {"reference": add_reference, "timm": add_timm}
-    for name, build in builders.items():
-        before = torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
-        reset_peak_memory(device)
-        build()
-        session.say(f"first steps: {name}")
-        try:
-            for _ in range(EAGER_STEPS + 2 if recipe.run.cuda_graph else 2):  # until both graphs are recorded
-                train[name]()
-            memory[name] = peak_memory_mb(device) - before if device.type == "cuda" else None
-        except Exception as error:
-            if name == "ours":
-                raise
-            errors[name] = f"{type(error).__name__}: {error}"[:300]
-            session.say(f"{name} failed: {errors[name]}")
-            del train[name], predict[name]
-            free_memory()
+        found["ours_autocast"] = recipe.override(["run.compute_copy=false"])
+    return found
 
-    warmup = 1 if device.type == "cpu" else 20
-    seconds = 0.3 if session.quick else 2.0 if device.type == "cuda" else 1.0
-    options: dict[str, Any] = {"repeats": session.repeats, "warmup": warmup, "seconds": seconds}
-    trained, failed = interleave(train, device, session.say, **options)
-    evaluated, failed_too = interleave(predict, device, session.say, **options)
-    row: Row = {
-        "model": section.name,
-        "resolution": section.image_size,
-        "batch": batch,
-        "drop_path": section.drop_path,
-        "cuda_graph": recipe.run.cuda_graph,
-        "compute_copy": recipe.run.compute_copy,
-        "params_m": count_parameters(section) / 1e6,
-        "gmacs": forward_macs(section) / 1e9,
-        "timm_compiled": compiled,
-        "sdpa_backend": sdpa_backend(section, batch, device),
-        "train": {name: _speed(trained[name], batch, sections[name], ceiling, memory.get(name)) for name in trained},
-        "eval": {
-            name: {"images_per_second": rate(batch, timing.seconds), "step_ms": timing.seconds["median"] * 1e3}
-            for name, timing in evaluated.items()
-        },
-        "errors": errors | failed | failed_too,
-    }
-    row["ratios"] = {
-        f"{kind}_ours_over_{peer}": timings[peer].seconds["median"] / timings["ours"].seconds["median"]
-        for kind, timings in (("train", trained), ("eval", evaluated))
-        for peer in timings
-        if peer != "ours" and "ours" in timings
-    }
-    if device.type == "cuda":
-        row |= _steadiness(session, train["ours"], device)
-    return row
+
+class _Comparison:
+    """One model's engines: each is timed as soon as it is built, then all in turn. What is known is written at once."""
+
+    def __init__(self, session: Session, recipe: Recipe, ceiling: float) -> None:
+        self._session, self._recipe, self._ceiling, self._device = session, recipe, ceiling, session.device
+        can = not session.quick and shutil.which("g++") is not None
+        self._timm_compiled = session.device.type == "cuda" or can
+        self._word = f"{recipe.model.name}@{recipe.model.image_size}"
+        self._weights: dict[str, Tensor] = {}
+        self._sections: dict[str, Model] = {}
+        self._compiled: dict[str, bool] = {}
+        self._memory: dict[str, float | None] = {}
+        self._errors: dict[str, str] = {}
+        self._train: dict[str, Callable[[], Any]] = {}
+        self._predict: dict[str, Callable[[], Any]] = {}
+        self._timed: dict[str, dict[str, Timing]] = {"train": {}, "eval": {}}
+        self._batches = synthetic_batches(recipe, session.device)
+
+    def measure(self, against: list[str]) -> Row:
+        """The row, of our step and of those named in `against`, or of all."""
+        session, recipe, device = self._session, self._recipe, self._device
+        session.say(f"{self._word}, batch {recipe.run.global_batch}")
+        mine = variants(recipe, device)
+        names = [name for name in [*mine, "timm", "reference"] if name == "ours" or not against or name in against]
+        for name in names:
+            before = torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
+            reset_peak_memory(device)
+            session.say(f"first steps: {name}")
+            try:
+                self._build(name, mine)
+                for _ in range(EAGER_STEPS + 2 if recipe.run.cuda_graph else 2):  # until both graphs are recorded
+                    self._train[name]()
+                self._memory[name] = peak_memory_mb(device) - before if device.type == "cuda" else None
+            except Exception as error:
+                if name == "ours":
+                    raise
+                self._errors[name] = f"{type(error).__name__}: {one_line(error)}"[:300]
+                session.say(f"{name} failed: {self._errors[name]}")
+                self._train.pop(name, None)
+                self._predict.pop(name, None)
+                free_memory()
+                continue
+            self._time("train", {name: self._train[name]}, 1)
+        self._time("train", self._train, session.repeats)
+        self._time("eval", self._predict, session.repeats)
+        row = self._row()
+        if device.type == "cuda":
+            session.add(row)
+            row = row | _steadiness(session, self._train["ours"], device)
+        return row
+
+    def _build(self, name: str, mine: dict[str, Recipe]) -> None:
+        recipe, device, weights = self._recipe, self._device, self._weights
+        self._sections[name] = mine.get(name, recipe).model
+        if name == "reference":
+            reference = ReferenceEngine(recipe, device, weights)
+            inputs = [ReferenceBatch.of(each, recipe.data) for each in self._batches]
+            self._train[name] = in_turn(lambda each: reference(each, LR), inputs)
+            self._predict[name] = in_turn(reference.predict, inputs)
+        elif name == "timm":
+            engine = TimmEngine(recipe, device, self._timm_compiled, weights)
+            theirs = [TimmBatch(each, recipe) for each in self._batches]
+            self._train[name] = in_turn(lambda each: engine(each, LR), theirs)
+            self._predict[name] = in_turn(engine.predict, theirs)
+        else:
+            step = build_step(mine[name], device)
+            self._compiled[name] = step.compiled
+            if not step.compiled and wants_compile(recipe.run, device):
+                self._session.say(f"{name} IS NOT COMPILED: its figures are an eager step's")
+            weights.update({key: value.clone() for key, value in step.state.model.state_dict().items()})
+            predictor = step.predictor(step.state.model)
+
+            def evaluate(images: Tensor) -> Tensor:
+                step.state.model.eval()
+                with torch.no_grad():
+                    return predictor(images)
+
+            self._train[name] = in_turn(lambda each: step([each], LR), self._batches)
+            self._predict[name] = in_turn(lambda each: evaluate(each.images), self._batches)
+
+    def _time(self, kind: str, cases: dict[str, Callable[[], Any]], repeats: int) -> None:
+        session, batch = self._session, self._recipe.run.global_batch
+
+        def known(name: str, timing: Timing) -> None:
+            self._timed[kind][name] = timing
+            eager = (
+                "" if self._compiled.get(name, True) or not wants_compile(self._recipe.run, self._device) else ", eager"
+            )
+            session.note(f"{self._word} {kind} {name}{eager}", batch / timing.seconds["median"], "images/s")
+            if "ours" in self._timed["train"]:
+                session.add(self._row())
+
+        seconds = session.seconds(0.3, 2.0 if self._device.type == "cuda" else 1.0)
+        warmup = 1 if self._device.type == "cpu" else 5 if session.brief else 20
+        _, failed = interleave(
+            cases, self._device, session.say, repeats=repeats, warmup=warmup, seconds=seconds, known=known
+        )
+        self._errors |= failed
+
+    def _row(self) -> Row:
+        recipe, section, batch = self._recipe, self._recipe.model, self._recipe.run.global_batch
+        return {
+            "model": section.name,
+            "resolution": section.image_size,
+            "batch": batch,
+            "drop_path": section.drop_path,
+            "cuda_graph": recipe.run.cuda_graph,
+            "compute_copy": recipe.run.compute_copy,
+            "params_m": count_parameters(section) / 1e6,
+            "gmacs": forward_macs(section) / 1e9,
+            "compiled": self._compiled,
+            "timm_compiled": self._timm_compiled,
+            "sdpa_backend": sdpa_backend(section, batch, self._device),
+            "train": {
+                name: _speed(timing, batch, self._sections[name], self._ceiling, self._memory.get(name))
+                for name, timing in self._timed["train"].items()
+            },
+            "eval": {
+                name: {"images_per_second": rate(batch, timing.seconds), "step_ms": timing.seconds["median"] * 1e3}
+                for name, timing in self._timed["eval"].items()
+            },
+            "errors": self._errors,
+            "ratios": {
+                f"{kind}_ours_over_{peer}": timings[peer].seconds["median"] / timings["ours"].seconds["median"]
+                for kind, timings in self._timed.items()
+                for peer in timings
+                if peer != "ours" and "ours" in timings
+            },
+        }
 
 
 def _speed(timing: Timing, batch: int, section: Model, ceiling: float, memory: float | None) -> Row:

@@ -73,8 +73,10 @@ class LoaderBench:
         }
         calls, views = build[case]()
         timed, errors = interleave(
-            calls, self.device, self.session.say, repeats=self.session.repeats, warmup=1, seconds=0.0
-        )
+            calls, self.device, self.session.say, repeats=self.session.repeats, warmup=1, seconds=0.0,
+            known=lambda name, timing: self.session.note(
+                f"{case} {name}", views / timing.seconds["median"], "images/s"),
+        )  # fmt: skip
         row: Row = {"case": case, "views": views, "errors": errors}
         for name, timing in timed.items():
             row[name] = {

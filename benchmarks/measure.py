@@ -4,14 +4,11 @@ import contextlib
 import datetime
 import gc
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +16,16 @@ import torch
 
 from deit_fast.runtime.errors import one_line
 from deit_fast.runtime.files import write_json
-from deit_fast.runtime.hardware import cpu_threads, has_bf16
+from deit_fast.runtime.hardware import has_bf16
 
 from .cpu_time import cpu_seconds
+from .figures import write_figure
+from .machine import describe_machine, gpu_state, versions
 
 SCHEMA = 1
 REPEATS = 5
 Row = dict[str, Any]
 Stats = dict[str, float]
-_PACKAGES = ("torch", "timm", "torchvision", "numpy", "Pillow", "triton", "apex", "nvidia-dali-cuda120",
-             "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13", "nvidia-cudnn-cu12",
-             "nvidia-cudnn-cu13")  # fmt: skip
-_SMI = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu"
 
 
 def stats(values: Sequence[float]) -> Stats:
@@ -75,11 +70,13 @@ def interleave(
     repeats: int = REPEATS,
     warmup: int = 2,
     seconds: float = 0.5,
+    known: Callable[[str, Timing], object] = lambda name, timing: None,
 ) -> tuple[dict[str, Timing], dict[str, str]]:
     """Time of one call of each case, and one line for each that failed.
 
     Every case is warmed up by `warmup` calls and then called as often per repeat as fills about `seconds`. Repeats go
     round: a b c a b c ..., so that a machine that slows down slows all of them. Host clock between synchronisations.
+    known: called after each repeat of a case with its name and its timing so far.
     """
     calls: dict[str, int] = {}
     errors: dict[str, str] = {}
@@ -99,9 +96,12 @@ def interleave(
         say(f"repeat {repeat + 1} of {repeats}: {', '.join(calls)}")
         for name, count in calls.items():
             samples[name].append(_time(cases[name], count, device))
-    return {
-        name: Timing(*(stats(column) for column in zip(*rows, strict=True))) for name, rows in samples.items()
-    }, errors
+            known(name, _timing(samples[name]))
+    return {name: _timing(rows) for name, rows in samples.items()}, errors
+
+
+def _timing(samples: list[tuple[float, float]]) -> Timing:
+    return Timing(*(stats(column) for column in zip(*samples, strict=True)))
 
 
 def _time(case: Callable[[], object], calls: int, device: torch.device) -> tuple[float, float]:
@@ -169,54 +169,6 @@ def copy_case(device: torch.device, quick: bool) -> tuple[Callable[[], object], 
     return lambda: target.copy_(source), 2 * mega * 2**20
 
 
-def describe_machine(device: torch.device) -> Row:
-    """CPU and, where there is one, GPU; clocks and power as found, which this code never changes."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-        memory = next(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines())
-    except OSError:
-        model, memory = "", 0
-    machine: Row = {
-        "cpu": model or platform.processor() or platform.machine(),
-        "cores": cpu_threads(),
-        "memory_gib": round(memory / 2**20, 1),
-        "load_average": os.getloadavg()[0],
-        "threads": torch.get_num_threads(),
-    }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        machine |= {
-            "gpu": properties.name,
-            "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-            "gpu_state": gpu_state(device),
-        }
-    return machine
-
-
-def gpu_state(device: torch.device) -> Row:
-    """Driver, clocks (MHz), power (W) and temperature, as nvidia-smi has them; empty where it cannot be asked."""
-    try:
-        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-        command = ["nvidia-smi", f"--id={uuid}", f"--query-gpu={_SMI}", "--format=csv,noheader,nounits"]
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError, AttributeError):
-        return {}
-    return dict(zip(_SMI.split(","), map(str.strip, answer.strip().split(",")), strict=False))
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _silent(_: str) -> None:
     pass
 
@@ -230,6 +182,7 @@ class Session:
     quick: bool
     path: Path
     minutes: float | None = None
+    brief: bool = False
     settings: Row = field(default_factory=dict)
     ceilings: Row = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
@@ -243,7 +196,11 @@ class Session:
 
     @property
     def repeats(self) -> int:
-        return 3 if self.quick else REPEATS
+        return 3 if self.quick or self.brief else REPEATS
+
+    def seconds(self, quick: float, full: float) -> float:
+        """How long one repeat of a case takes, about."""
+        return quick if self.quick else 0.5 if self.brief else full
 
     def say(self, text: str) -> None:
         print(f"[{time.perf_counter() - self.start:6.1f} s] {self.benchmark}: {text}", file=sys.stderr, flush=True)
@@ -268,11 +225,26 @@ class Session:
         return self.ceilings["matmul"]["tflops"]["median"] * 1e12
 
     def add(self, row: Row) -> None:
+        """Adds a row, or puts it in the place of the last one where that is its beginning, and writes the JSON."""
+        if self.rows and self._identity(self.rows[-1]) == self._identity(row):
+            self.rows.pop()
         self.rows.append(row)
         self.save()
 
-    def save(self) -> None:
-        if self.device.type == "cuda":
+    @staticmethod
+    def _identity(row: Row) -> tuple[object, ...]:
+        return tuple(row.get(key) for key in ("case", "model", "resolution", "batch"))
+
+    def note(self, name: str, value: float, unit: str) -> None:
+        """Writes a figure to the folder's figures.jsonl at once; a later one of the same name counts instead."""
+        line = {"benchmark": self.path.stem, "name": name, "value": value, "unit": unit, "device": self.device.type,
+                "quick": self.quick, "at": time.perf_counter() - self.start}  # fmt: skip
+        write_figure(self.path.parent, line)
+        self.say(f"{name}: {value:.4g} {unit}")
+
+    def save(self, ended: bool = False) -> None:
+        """Writes the JSON, when the command has ended with the state of the machine then."""
+        if ended and self.device.type == "cuda":
             self.machine["gpu_state_after"] = gpu_state(self.device)
         self.machine["load_average_after"] = os.getloadavg()[0]
         content = {

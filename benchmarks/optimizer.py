@@ -48,7 +48,7 @@ def _measure(session: Session, word: str, copy_call: Callable[[], object], copie
     session.say(f"{word}: {count / 1e6:.1f} M parameters")
     step = build_step(recipe, device)
     cases = {"copy": copy_call, **_cases(step)}
-    timed, errors = _time(session, cases)
+    timed, errors = _time(session, cases, word)
     bandwidth = copied / timed["copy"].seconds["median"]
     floors = {name: 1e3 * size * count / bandwidth for name, size in FLOORS.items()}
     milliseconds = {
@@ -93,16 +93,18 @@ def _measure(session: Session, word: str, copy_call: Callable[[], object], copie
 def time_steps(session: Session, recipe: Recipe, peers: list[str]) -> dict[str, Timing]:
     """Time of our step, with and without its average, and of some of the peers'."""
     cases = _cases(build_step(recipe, session.device))
-    timed, errors = _time(session, {name: cases[name] for name in ("ours", "ours_without_ema", *peers)})
+    chosen = {name: cases[name] for name in ("ours", "ours_without_ema", *peers)}
+    timed, errors = _time(session, chosen, recipe.model.name)
     if errors:
         raise RuntimeError(str(errors))
     return timed
 
 
-def _time(session: Session, cases: dict[str, Callable[[], Any]]) -> tuple[dict[str, Timing], dict[str, str]]:
+def _time(session: Session, cases: dict[str, Callable[[], Any]], word: str) -> tuple[dict[str, Timing], dict[str, str]]:
     return interleave(
-        cases, session.device, session.say, repeats=session.repeats, warmup=3, seconds=0.1 if session.quick else 0.5
-    )
+        cases, session.device, session.say, repeats=session.repeats, warmup=3, seconds=session.seconds(0.1, 0.5),
+        known=lambda name, timing: session.note(f"{word} {name}", 1e3 * timing.seconds["median"], "ms"),
+    )  # fmt: skip
 
 
 def _cases(step: TrainStep) -> dict[str, Callable[[], Any]]:

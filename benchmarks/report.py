@@ -14,6 +14,8 @@ from .workload import ZOO
 
 MISSING = "not measured yet"
 DEVICES = ("cuda", "cpu")
+_SAME = ("case", "model", "resolution", "mode", "batch_chosen")
+_SAME_STEP = ("batch", "cuda_graph", "compute_copy")
 
 
 class Results:
@@ -29,8 +31,8 @@ class Results:
         for content in self.contents:
             if content["benchmark"] == benchmark and content["device"] == device:
                 for row in content["rows"]:
-                    key = tuple(row.get(k) for k in ("case", "model", "resolution", "mode", "batch_chosen"))
-                    newest[key] = row
+                    key = tuple(row.get(k) for k in (*_SAME, *(_SAME_STEP if benchmark == "engine" else ())))
+                    newest[key] = _joined(newest.get(key, {}), row)
         return list(newest.values())
 
     def machines(self) -> list[str]:
@@ -42,6 +44,13 @@ class Results:
             words = ", ".join(f"{name} {v[name]}" for name in ("torch", "timm", "torchvision") if name in v)
             dates[f"{gpu}{m['cpu']}, {m['cores']} cores; {words}"].append(content["date"][:10])
         return [f"{where}; {', '.join(sorted(set(days)))}" for where, days in dates.items()]
+
+
+def _joined(earlier: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """The row, with what only an earlier one compared with: a part of a day times our step against some engines."""
+    both = ((earlier.get(key), value) for key, value in row.items())
+    kept = [old if isinstance(old, dict) and isinstance(new, dict) else {} for old, new in both]
+    return {key: old | new if old else new for (key, new), old in zip(row.items(), kept, strict=True)}
 
 
 def write_report(results: Path, out: Path) -> Path:

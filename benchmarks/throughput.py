@@ -166,7 +166,8 @@ def _measure(session: Session, mode: Mode, word: str, batch: int, ceiling: float
         session.say,
         repeats=session.repeats,
         warmup=20 if device.type == "cuda" else 1,
-        seconds=0.3 if session.quick else 1.0,
+        seconds=session.seconds(0.3, 1.0),
+        known=lambda _, timing: session.note(f"{word} {mode}", batch / timing.seconds["median"], "images/s"),
     )
     if errors:
         raise RuntimeError(errors[word])

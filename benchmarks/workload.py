@@ -1,10 +1,12 @@
 """What is timed: recipes of the zoo's entries, their FLOPs, and synthetic batches as the loop hands them on."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from deit_fast.data.loader.batches import Batch
@@ -65,6 +67,7 @@ def find_recipe(word: str, batch: int, words: list[str] | None = None) -> Recipe
     )
 
 
+@cache
 def count_parameters(section: Model) -> int:
     with torch.device("meta"):
         return sum(p.numel() for p in build_model(section).parameters())
@@ -90,6 +93,7 @@ def _convolution_backward(grad: list[int], images: list[int], weight: list[int],
 _CONVOLUTION = {torch.ops.aten.convolution_backward: _convolution_backward}
 
 
+@cache
 def _count_flops(section: Model, batch: int, backward: bool) -> float:
     with torch.device("meta"):
         model = build_model(section).train(backward)
@@ -104,8 +108,15 @@ def _count_flops(section: Model, batch: int, backward: bool) -> float:
 def build_step(recipe: Recipe, device: torch.device) -> TrainStep:
     """The training step as a run of one process has it."""
     world = World(0, 1, device)
-    dtype = check_machine(recipe.run, world)
-    return prepare(recipe, initial_state(recipe, world), world, dtype)
+    dtype, before = check_machine(recipe.run, world), _graphs()
+    step = prepare(recipe, initial_state(recipe, world), world, dtype)
+    assert not step.compiled or _graphs() > before, "torch.compile made no graph of a step that says it is compiled"
+    return step
+
+
+def _graphs() -> int:
+    """Functions that torch.compile has compiled in this process; those that it went on with eagerly do not count."""
+    return int(counters["frames"]["ok"])
 
 
 def synthetic_batches(recipe: Recipe, device: torch.device, count: int = BATCHES) -> list[MicroBatch]:
@@ -139,11 +150,14 @@ def in_turn(function: Callable[..., Any], items: list[Any]) -> Callable[[], Any]
 def add_fitting_row(session: Session, word: str, batch: int, measure: Callable[[str, int], Row]) -> None:
     """Adds the row that `measure` makes of a model at `batch`, or at the first of its halves that fits in memory.
 
-    A model that no batch of it fits is recorded as skipped.
+    A model that no batch of it fits is recorded as skipped. Each try starts without the graphs of earlier models: of
+    more than torch keeps for one function it would run the next eagerly, which is an error here.
     """
     while batch >= 2:
+        torch._dynamo.reset()
         try:
-            session.add(measure(word, batch))
+            with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+                session.add(measure(word, batch))
             break
         except Exception as error:
             if not is_out_of_memory(error):

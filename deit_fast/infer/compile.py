@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from deit_fast.models.build import ImageModel, build_model
 from deit_fast.models.recompute import recompute
@@ -33,7 +34,7 @@ def compile_or_stay(module: nn.Module, attempt: Callable[[nn.Module], object], r
     compiled = cast(nn.Module, torch.compile(module))
     reason = ""
     try:
-        attempt(compiled)
+        _attempt_compiled(attempt, compiled)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # compilers and their tools raise what they like
@@ -47,6 +48,20 @@ def compile_or_stay(module: nn.Module, attempt: Callable[[nn.Module], object], r
     if world.is_main:
         print(f"torch.compile failed ({failed[0]}): running eagerly", flush=True)
     return module
+
+
+def _attempt_compiled(attempt: Callable[[nn.Module], object], compiled: nn.Module) -> None:
+    """One call of the compiled module, compiled: never the eager one that torch falls back to without an error.
+
+    Graphs belong to the code that they were traced from, so that models of one class in one process share a limit
+    (torch._dynamo.config.recompile_limit). Where this module meets it, the graphs of the earlier ones are dropped.
+    """
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        try:
+            attempt(compiled)
+        except FailOnRecompileLimitHit:
+            torch._dynamo.reset()
+            attempt(compiled)
 
 
 def compile_blocks(
@@ -78,11 +93,13 @@ def compile_blocks(
 
     if compile_or_stay(trial, attempt, recipe.run, world) is trial:
         return
+    # Training and evaluation, and each rate of stochastic depth, are graphs of their own. The limit is the process's:
+    # torch.compile takes one for a function since 2.12 only.
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 4 * sum(len(model.blocks) for model in models))
     for model in models:
         for block in model.blocks:
-            # Training and evaluation, and each rate of stochastic depth, are graphs of their own.
-            options: Any = {"fullgraph": True, "dynamic": False, "recompile_limit": 4 * len(model.blocks)}
-            block.forward = torch.compile(block.forward, **options)
+            block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
 
 
 def try_gradient(objective: nn.Module, batch: tuple[Any, ...], device: torch.device) -> None:

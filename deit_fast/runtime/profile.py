@@ -100,10 +100,10 @@ class StepProfile:
         for name, time_us in names.items():
             groups[_group(name)] += time_us
         total = sum(names.values()) or 1
-        counted = Counter(event.name for event in self._events if event.name in SYNCHRONISING)
+        counted = _synchronisations(self._events)
         reads = counted.pop("aten::_local_scalar_dense", 0)
-        # On a GPU the calls themselves are counted, of all threads, less the one that ends the window; a CPU has only
-        # the reads that would be such calls on a GPU.
+        # On a GPU the calls themselves are counted, less the one that ends the window; a CPU has only the reads that
+        # would be such calls on a GPU.
         waits = max(0, sum(counted.values()) - 1) if on_gpu else reads
         milli = 1e-3 / self.steps
         return {
@@ -198,6 +198,18 @@ def _write(watched: StepProfile, out: Path) -> None:
 def _group(name: str) -> str:
     lower = name.lower()
     return next((group for group, words in GROUPS.items() if any(word in lower for word in words)), "other")
+
+
+def _synchronisations(events: list[Any]) -> Counter[str]:
+    """How often each of SYNCHRONISING was called by a thread of the step.
+
+    The profiler records torch's operations on the thread that started it and on autograd's, but CUDA's calls on every
+    thread of the process: the loader's (DALI) wait for the GPU all the time, and hold no step up.
+    """
+    on_host = [event for event in events if event.device_type == DeviceType.CPU]
+    ours = {event.device_resource_id for event in on_host if "::" in event.name}
+    waits = [event for event in on_host if event.name in SYNCHRONISING]
+    return Counter(event.name for event in waits if event.device_resource_id in ours)
 
 
 def _idle_share(kernels: list[Any]) -> float:

@@ -21,9 +21,10 @@ from deit_fast.training.step import TrainStep
 EAGER_STEPS = 3  # before recording: libraries load, kernels compile and tables settle in the first
 
 
-def record_step(step: TrainStep) -> None:
+def record_step(step: TrainStep, settle: Callable[[], object] = lambda: None) -> None:
     """Puts graphs around both halves of a step of one process and one batch, in place.
 
+    settle: called before each recording, has to leave no other thread that synchronises the device, as the loader's.
     Forward and backward pass begin by dropping the gradients; recorded, those of the graph stay for good. The hooks
     that the optimizer calls before its step, as the wait for a checkpoint's copy, run before each replay of the update.
     """
@@ -33,8 +34,9 @@ def record_step(step: TrainStep) -> None:
         for hook in list(optimizer._optimizer_step_pre_hooks.values()):
             hook(optimizer, (), {})
 
-    step.forward_backward = Recorded(step.forward_backward, EAGER_STEPS)  # type: ignore[method-assign, assignment]
-    step.update = Recorded(step.update, EAGER_STEPS + 1, call_hooks)  # type: ignore[method-assign, assignment]
+    passes, update = Recorded(step.forward_backward, EAGER_STEPS), Recorded(step.update, EAGER_STEPS + 1, call_hooks)
+    passes.settle = update.settle = settle
+    step.forward_backward, step.update = passes, update  # type: ignore[method-assign, assignment]
 
 
 class Recorded:
@@ -49,6 +51,8 @@ class Recorded:
         self, function: Callable[[Any], Any], eager_calls: int, before: Callable[[], object] = lambda: None
     ) -> None:
         self._function, self._eager_calls, self._before = function, eager_calls, before
+        self.settle: Callable[[], object] = lambda: None
+        """Called ahead of the recording, which a thread that synchronises the device meanwhile would spoil."""
         self._input: Any = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: Any = None
@@ -63,6 +67,7 @@ class Recorded:
             self._eager_calls -= 1
             return self._function(self._input)
         if self._graph is None:
+            self.settle()
             self._graph = self._record()
         self._before()
         self._graph.replay()
@@ -71,7 +76,8 @@ class Recorded:
     def _record(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         try:
-            # Only this thread is held to what may be recorded: the loader's and the checkpoints' go on meanwhile.
+            # Only this thread is held to what may be recorded: the checkpoints' goes on meanwhile, and may wait for
+            # streams and events. To wait for the whole device, as DALI may, is an error in any thread: see settle.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._result = self._function(self._input)
         except torch.OutOfMemoryError:

@@ -40,7 +40,7 @@ def run_loop(
         stack.enter_context(closing(loader))
         log.say(*notes)
         metrics = TrainMetrics(job, state, log)
-        step = prepare(recipe, state, world, job.dtype, teacher)
+        step = prepare(recipe, state, world, job.dtype, teacher, loader.settle)
         evaluation = stack.enter_context(closing(Evaluation(job, state, step, log, watchdog, stop)))
         bad_images = BadImages(state.bad_images, job.source, recipe.data.max_bad, world, job.out)
         divergence = Divergence(job)

@@ -6,6 +6,7 @@ step -> CUDA graphs
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -82,13 +83,20 @@ def build_state(recipe: Recipe, model: ImageModel, mesh: DeviceMesh | None = Non
 
 
 def prepare(
-    recipe: Recipe, state: TrainState, world: World, dtype: torch.dtype, teacher: Teacher | None = None
+    recipe: Recipe,
+    state: TrainState,
+    world: World,
+    dtype: torch.dtype,
+    teacher: Teacher | None = None,
+    settle: Callable[[], object] = lambda: None,
 ) -> TrainStep:
     """The training step of a state whose weights are loaded, with all around it that the recipe asks for.
 
     All processes call it together. torch.compile works at a first call only, which needs a batch: it gets a blank one
     of the run's shapes. That trial leaves gradients, random state and running statistics as they were. dtype: of
-    `check_machine`. Raises RunError where run.compile is "on" and torch.compile fails.
+    `check_machine`. settle: the loader's, for `record_step`.
+
+    Raises RunError where run.compile is "on" and torch.compile fails.
     """
     run = recipe.run
     model = state.model if state.compute is None else state.compute
@@ -115,5 +123,5 @@ def prepare(
         return TrainStep(recipe, state, world, classifier, ddp, exchange, compiled)
     step = TrainStep(recipe, state, world, classifier, chosen, compiled=compiled)
     if run.cuda_graph:
-        record_step(step)
+        record_step(step, settle)
     return step

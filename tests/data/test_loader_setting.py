@@ -15,7 +15,7 @@ from deit_fast.data.loader.setting import choose_setting, time_loader
 from deit_fast.data.loader.tuning import LoaderSetting
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.open import open_source
-from deit_fast.recipe.sections import Augment
+from deit_fast.recipe.sections import Augment, Run
 from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.world import World
 
@@ -41,6 +41,8 @@ def never(*_: Any) -> Any:
 
 def test_cpus_and_given_loads_are_not_searched(source: Source) -> None:
     assert choose_setting("auto", source, World(0, 1, CPU), never) == LoaderSetting(cpu_threads(), 0.65)
+    default = Run(global_batch=4).hw_decoder_load  # a search could change pixels, so none runs unless it is asked for
+    assert choose_setting(default, source, World(0, 1, GPU), never) == LoaderSetting(cpu_threads(), 0.65)
     assert choose_setting(0.3, source, World(0, 1, GPU), never) == LoaderSetting(cpu_threads(), 0.3)
 
 

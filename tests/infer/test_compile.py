@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deit_fast.infer.compile import try_gradient
 from deit_fast.infer.precision import build_predictor
@@ -108,6 +108,24 @@ def test_the_attempt_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
             step([batch(seed)], 1e-2)
     assert compiled.compiled
     torch.testing.assert_close(weights(compiled), weights(eager), rtol=0, atol=1e-6)
+
+
+def test_each_model_of_a_process_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch keeps 8 graphs of a function, here 2, then runs it eagerly and says nothing. A backend sees all."""
+    graphs: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    with_backend(monkeypatch, count)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for classes in (5, 6, 7, 8):
+            before = len(graphs)
+            step = make("run.compile=on", f"model.num_classes={classes}")
+            assert step.compiled
+            assert len(graphs) == before + 1, f"the model of {classes} classes runs eagerly"
 
 
 def test_gradients_random_state_and_running_statistics_stay() -> None:

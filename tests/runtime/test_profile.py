@@ -4,11 +4,14 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import torch
+from torch.autograd import DeviceType
 
 from deit_fast.recipe.table import get_recipe
-from deit_fast.runtime.profile import _group, profiled
+from deit_fast.runtime.profile import StepProfile, _group, _synchronisations, profiled
 from deit_fast.runtime.world import World
 from deit_fast.training.run import train
 
@@ -50,6 +53,39 @@ def test_a_run_that_stops_midway_still_leaves_its_profile(tmp_path: Path) -> Non
             break
     steps.close()  # type: ignore[attr-defined]
     assert (tmp_path / "profile" / "summary.txt").exists()
+
+
+def test_waits_of_the_loaders_threads_are_not_the_steps() -> None:
+    """Events as the profiler gives them on a GPU: operations of the step's two threads, CUDA's calls of all."""
+    step, backward, loader = 101, 102, 999
+
+    def event(name: str, thread: int, device: DeviceType = DeviceType.CPU) -> SimpleNamespace:
+        return SimpleNamespace(name=name, device_resource_id=thread, device_type=device)
+
+    events = [
+        event("aten::mm", step), event("autograd::engine::evaluate_function: MmBackward0", backward),
+        event("cudaStreamSynchronize", step), event("cudaEventSynchronize", backward),
+        *[event("cudaStreamSynchronize", loader), event("cudaEventSynchronize", loader)] * 50,
+        event("aten::mm", loader, DeviceType.CUDA),  # a kernel on stream 999
+        event("cudaDeviceSynchronize", step),
+    ]  # fmt: skip
+    assert _synchronisations(events) == {
+        "cudaStreamSynchronize": 1, "cudaEventSynchronize": 1, "cudaDeviceSynchronize": 1
+    }  # fmt: skip
+
+
+def test_a_thread_of_another_kind_is_told_apart() -> None:
+    """The operations of the thread that profiles carry its number, another thread's are not recorded at all."""
+    other = Thread(target=lambda: torch.ones(4).sum().item())
+    watched = StepProfile(torch.device("cpu"))
+    watched.start()
+    torch.ones(4).sum().item()
+    other.start()
+    other.join()
+    watched.stop()
+    threads = {event.device_resource_id for event in watched._events if "::" in event.name}
+    assert len(threads) == 1
+    assert _synchronisations(watched._events) == {"aten::_local_scalar_dense": 1}
 
 
 def test_kinds_of_kernels() -> None:

@@ -166,6 +166,22 @@ def test_a_replayed_update_waits_for_the_checkpoints_copy(
         assert all(torch.equal(saved["ema"][name], value) for name, value in state["ema"].items()) == waits
 
 
+def test_nothing_else_synchronises_while_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader is settled right before each of the two recordings, and at no other step."""
+    happened: list[str] = []
+
+    def record(self: Recorded) -> Replayed:
+        happened.append("recorded")
+        return Replayed(self)
+
+    monkeypatch.setattr(Recorded, "_record", record)
+    _, step = make(RANDOM)
+    record_step(step, lambda: happened.append("settled"))
+    for index in range(EAGER_STEPS + 4):
+        step([batch(index, mixed=True)], 1e-2)
+    assert happened == ["settled", "recorded"] * 2
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

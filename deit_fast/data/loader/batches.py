@@ -55,6 +55,7 @@ class _Loader(ABC):
         self._source, self._device, self._patience, self._substitutes = source, device, patience, substitutes
         self._producer: Producer | None = None
         self._pipeline: Pipeline | None = None
+        self._running: Pipeline | None = None
 
     @abstractmethod
     def _plans(self) -> Iterator[Plan]: ...
@@ -73,6 +74,7 @@ class _Loader(ABC):
     def __iter__(self) -> Iterator[Batch]:
         self._stop()
         pipeline, self._pipeline = self._pipeline or self._build_pipeline(), None
+        self._running = pipeline
         made = self._plans(), self._substitutes, self._patience, self._window()
         producer = self._producer = Producer(self._source, *made)
         try:
@@ -85,19 +87,27 @@ class _Loader(ABC):
                     break
                 except RuntimeError as error:
                     producer.recover(error)
+                    self._running = None
                     del pipeline
-                    pipeline = self._build_pipeline()
+                    pipeline = self._running = self._build_pipeline()
                     continue
                 yield self._batch(producer.hand_over(), images)
             if producer.error is not None:
                 raise producer.error
         finally:
             producer.close()
+            if self._running is pipeline:
+                self._running = None
 
     def close(self) -> None:
         """End the open iteration, its threads and its pipeline. Iterating again starts afresh."""
         self._stop()
         self._pipeline = None
+
+    def settle(self) -> None:
+        """Waits until the open iteration's DALI threads are idle, which they stay until the next batch is asked for."""
+        if self._running is not None:
+            self._running.settle()
 
     def _stop(self) -> None:
         producer, self._producer = self._producer, None

@@ -4,6 +4,7 @@ CPU and GPU are one argument apart. DALI is imported here and nowhere earlier, w
 """
 
 import io
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -40,8 +41,8 @@ class Pipeline:
         prefetch: int = _PREFETCH,
     ) -> None:
         dali = import_dali()
-        self._on_gpu = device.type == "cuda"
-        self._device = device
+        self._on_gpu, self._device = device.type == "cuda", device
+        self._held: deque[torch.Tensor | RuntimeError] = deque()
 
         def definition() -> Any:
             encoded, *nodes = dali.fn.external_source(source=feed, num_outputs=1 + len(names), batch=True)
@@ -57,10 +58,26 @@ class Pipeline:
 
     def run(self) -> torch.Tensor:
         """uint8 [B, 3, S, S] in channels_last memory, DALI's own: it stays valid for as long as it is referenced."""
-        if self._on_gpu:  # naming the consumer's stream spares a wait for the GPU
-            (views,) = self._pipeline.run(torch.cuda.current_stream(self._device))
-        else:
-            (views,) = self._pipeline.run()
+        if self._held:
+            held = self._held.popleft()
+            if isinstance(held, RuntimeError):
+                raise held
+            return held
+        self._pipeline.schedule_run()  # not run(), beside which DALI refuses outputs()
+        return self._take(self._pipeline.outputs)
+
+    def settle(self) -> None:
+        """Waits until DALI's threads work on nothing. What they had begun comes with the next calls of `run`."""
+        while not self._pipeline.empty():
+            try:
+                self._held.append(self._take(self._pipeline.outputs))
+            except RuntimeError as error:
+                self._held.append(error)
+                return
+
+    def _take(self, give: Callable[..., Any]) -> torch.Tensor:
+        # Naming the consumer's stream spares a wait for the GPU.
+        (views,) = give(torch.cuda.current_stream(self._device)) if self._on_gpu else give()
         return torch.from_dlpack(views.as_tensor()).permute(0, 3, 1, 2)
 
     def reset(self) -> None:
@@ -73,6 +90,7 @@ def import_dali() -> Any:
     try:
         import nvidia.dali
         import nvidia.dali.fn
+        import nvidia.dali.math
     except ImportError as error:
         raise RunError(
             f"nvidia-dali is not installed: pip install 'deit_fast[cuda12]', or [cuda13] for CUDA 13 drivers ({error})"

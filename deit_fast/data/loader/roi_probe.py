@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import fn, types
-from nvidia.dali import math as dali_math
 from PIL import Image
 
-from deit_fast.data.loader.pipeline import Pipeline, decode_images, decode_window, named_window
+from deit_fast.data.loader.pipeline import Pipeline, decode_images, decode_window, import_dali, named_window
 
 _BATCH, _BATCHES = 64, 8
 _SECONDS = 300.0
@@ -61,11 +59,13 @@ def largest_difference(device: torch.device) -> float:
         return [encoded[batch], windows[batch]]
 
     def graph(images: Any, parameters: dict[str, Any]) -> Any:
+        dali = import_dali()
+        fn, types = dali.fn, dali.types
         on_gpu = device.type == "cuda"
         regions = decode_window(images, parameters["window"], on_gpu, region=True)
         cut = fn.slice(decode_images(images, on_gpu), **named_window(parameters["window"]))
         difference = fn.cast(cut, dtype=types.FLOAT) - regions
-        return fn.reductions.mean(dali_math.abs(difference), axes=[0, 1, 2], keep_dims=True)
+        return fn.reductions.mean(dali.math.abs(difference), axes=[0, 1, 2], keep_dims=True)
 
     pipeline = Pipeline(graph, ["window"], feed, _BATCH, device, threads=4)
     return max(float(pipeline.run().max()) for _ in range(_BATCHES))

@@ -61,10 +61,10 @@ class Run(Section):
     process's first step and first evaluation, which may compile, have half an hour more."""
     cache_gib: NonNegative = 0.0
     """Memory, GiB per process, for encoded training images: each that fits is read from its disk once. 0 is none."""
-    hw_decoder_load: Literal["auto"] | Fraction = "auto"
-    """Share of training's JPEGs that a GPU's decoding engines get; the others' pixels are rounded differently. auto:
-    found, with the number of CPU threads, by a short search at the first start on a machine; experimental: no GPU has
-    measured it yet. CPUs ignore it."""
+    hw_decoder_load: Literal["auto"] | Fraction = 0.65
+    """Share of training's JPEGs that a GPU's decoding engines get, as DALI's default; the others' pixels are rounded
+    differently. auto: found, with the number of CPU threads, by a short search at the first start on a machine, so that
+    pixels may differ between machines; experimental: no GPU has measured it yet. CPUs ignore it."""
     roi_decode: bool = False
     """On GPUs decode no more than a view's window, unless a trial in a process of its own fails. CPUs always do.
     Experimental: no GPU has measured it yet."""

@@ -1,0 +1,58 @@
+"""What the parts of a day cost on a GPU, reckoned from a rehearsal on a CPU and scaled by what is compiled.
+
+A part is: Python and imports; graphs to be compiled, whose time grows with the model's blocks; and timed repeats, whose
+length is fixed by the benchmark. The first two are measured in CPU seconds, which other programs on the machine do not
+stretch. That a block costs Triton what it costs g++ is an assumption, which the first GPU will correct.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deit_fast.runtime.files import write_json
+
+RECORDED = Path(__file__).with_name("day_costs.json")
+REHEARSED_GRAPHS, REHEARSED_BLOCKS = 2, 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a part does besides starting."""
+
+    graphs: int = 0
+    """Compiled passes: forward and backward of an engine's training step are one, its evaluation another."""
+    blocks: int = 0
+    """Of the model that is compiled."""
+    timed: float = 0.0
+    """Seconds of its timed repeats and their warm-ups."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Seconds of a part, and of what comes before its first figure."""
+
+    first: float
+    whole: float
+
+
+def expected_seconds(cost: Cost) -> Expected:
+    """By the recorded rehearsal."""
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
+    graph = recorded["graph_per_block"] * cost.blocks
+    start = float(recorded["start"])
+    return Expected(start + (graph if cost.graphs else 0.0), start + graph * cost.graphs + cost.timed)
+
+
+def record_costs(out: Path, outcomes: dict[str, dict[str, Any]]) -> None:
+    """Writes OUT/day_costs.json from a rehearsal's outcomes, where all of its parts ended well.
+
+    One engine part compiles: what it takes beyond a start counts as the cost of the smallest model's graphs.
+    """
+    spent = {words: each["cpu_seconds"] for words, each in outcomes.items() if each["outcome"] == "ok"}
+    compiled = [words for words in spent if "run.compile=on" in outcomes[words]["ran"]]
+    if not compiled:
+        return
+    start = min(spent.values())
+    per_block = (spent[compiled[0]] - start) / (REHEARSED_GRAPHS * REHEARSED_BLOCKS)
+    write_json(out / RECORDED.name, {"start": start, "graph_per_block": per_block})

@@ -1,0 +1,34 @@
+"""Does it run on this GPU at all: the tests marked gpu that import no DALI, each outcome written as it comes."""
+
+from pathlib import Path
+
+import pytest
+
+from deit_fast.runtime.errors import RunError
+
+from .measure import Session
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = ("tests/optim/test_lamb_cuda.py", "tests/optim/test_lamb_triton.py", "tests/optim/test_lamb_copy.py",
+         "tests/training/test_step.py", "tests/training/test_cuda_graph.py",
+         "tests/training/test_compute_copy.py")  # fmt: skip
+
+
+class _Outcomes:
+    """A plugin of pytest that notes 1 for a test that passed and 0 for one that failed."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed or (report.when == "call" and report.passed):
+            self._session.note(report.nodeid.removeprefix("tests/"), float(report.passed), "passed")
+
+
+def run(session: Session) -> bool:
+    """Whether all passed or, where there is no GPU, were skipped. Raises RunError outside a checkout."""
+    if not (ROOT / "tests").is_dir():
+        raise RunError(f"{ROOT}: expected a checkout with tests/, found none")
+    files = [str(ROOT / name) for name in FILES]
+    options = ["-m", "gpu", "-q", "-rfE", "-n", "0", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    return pytest.main([*options, *files], plugins=[_Outcomes(session)]) == pytest.ExitCode.OK
