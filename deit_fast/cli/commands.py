@@ -12,7 +12,7 @@ from deit_fast.runtime.errors import DataError, RecipeError, RunError, printable
 from deit_fast.runtime.exit_status import ExitStatus
 from deit_fast.runtime.files import json_text, write_json
 from deit_fast.runtime.object_store import is_remote, write_object
-from deit_fast.zoo import find_architecture, list_models
+from deit_fast.zoo import check_given, find_architecture, list_models
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -20,7 +20,11 @@ def run_train(arguments: argparse.Namespace) -> int:
     recipe = get_recipe(arguments.recipe, arguments.overrides)
     recipe.check_teacher(arguments.teacher)
     resume = arguments.resume if arguments.resume not in ("auto", "never") else None
-    _check_there(arguments.init if arguments.init != "none" else None, resume, arguments.teacher)
+    for given in (arguments.init if arguments.init != "none" else None, arguments.teacher):
+        if given is not None:
+            check_given(given)
+    if resume is not None and not is_remote(resume) and not Path(resume).exists():
+        raise RunError(f"{resume}: no such checkpoint")
     from deit_fast.training.run import train
 
     result = train(
@@ -34,7 +38,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """`deit-fast evaluate`: prints the scores as JSON on the main process; 0."""
-    _check_there(arguments.checkpoint)
+    check_given(arguments.checkpoint)
     from deit_fast.infer.evaluate import evaluate_checkpoint
 
     scores = evaluate_checkpoint(
@@ -54,13 +58,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     """`deit-fast convert`: writes a checkpoint in another format, and prints what changed; 0."""
-    _check_there(arguments.source)
+    check_given(arguments.source)
     from deit_fast.convert.export import export_checkpoint
     from deit_fast.convert.fit import format_changes
-    from deit_fast.convert.locate import fetch_weights
 
     written = export_checkpoint(
-        fetch_weights(arguments.source), arguments.destination, arguments.format, arguments.overrides, arguments.ema
+        arguments.source, arguments.destination, arguments.format, arguments.overrides, arguments.ema
     )
     for line in written.said:
         print(f"deit-fast: {line}", file=sys.stderr)
@@ -71,7 +74,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 def run_predict(arguments: argparse.Namespace) -> int:
     """`deit-fast predict`: prints the classes of images; INCOMPLETE where one could not be read."""
-    _check_there(arguments.checkpoint)
+    check_given(arguments.checkpoint)
     from deit_fast.infer.images import find_images
     from deit_fast.infer.precision import mirrored_notes
     from deit_fast.infer.predict import load_model, predict, print_predictions
@@ -205,13 +208,6 @@ def run_data_index(arguments: argparse.Namespace) -> int:
         sizes = [shard.bytes for shard in found[0].index.shards]  # of training, where there is some
         print("", *describe_plan(arguments.data, sizes, len(found[0].index.rows), arguments.plan), sep="\n", flush=True)
     return 0
-
-
-def _check_there(*checkpoints: str | Path | None) -> None:
-    """Raises RunError for one that is missing, before torch is imported; what it is, its reader says."""
-    for path in checkpoints:
-        if path is not None and not is_remote(path) and not Path(path).exists():
-            raise RunError(f"{path}: no such checkpoint")
 
 
 def complain(message: object) -> None:

@@ -14,6 +14,7 @@ from deit_fast.runtime.files import lacking_space
 from deit_fast.runtime.object_store import check_writable, is_remote
 
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
+WEIGHTS = "weights in any known format, the folder of a run, a URI, or a name of deit-fast zoo"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,8 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_labels(train, "validation ")
     train.add_argument("--out", required=True, help="run folder, which may be in an object store")
     train.add_argument(
-        "--init", metavar="PATH|none",
-        help="weights to start from (finetuning): a file of any known format, or a run's folder; none: random ones",
+        "--init", metavar="WEIGHTS|none",
+        help="weights to start from (finetuning): a file of any known format, a model's or run's folder, a URI, or a "
+        "name of deit-fast zoo; none: random ones",
     )  # fmt: skip
     train.add_argument(
         "--resume", default="auto", metavar="auto|never|PATH",
@@ -52,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="top-1 and top-5 of a checkpoint",
         epilog="Example: deit-fast evaluate runs/small/checkpoints/last.pt --data /imagenet --json scores.json",
     )
-    evaluate.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
+    evaluate.add_argument("checkpoint", help=WEIGHTS)
     evaluate.add_argument("--data", required=True, help="image folder, tar shards or their URI; its val split, if any")
     _add_labels(evaluate)
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
@@ -83,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="write a checkpoint in another format, and compare the logits",
         epilog="Example: deit-fast convert deit_3_base_224_1k.pth base.onnx",
     )
-    convert.add_argument("source", help="weights in any known format, or the folder of a run")
+    convert.add_argument("source", help=WEIGHTS)
     convert.add_argument("destination", type=_path, help="a folder, or a .safetensors (timm), .pth (facebookresearch/"
                          "deit), .msgpack (deit3-jax), .onnx or .pt2 file")  # fmt: skip
     convert.add_argument("--format", metavar="NAME", help="timm, facebook, deit3-jax, onnx or program")
@@ -96,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the most likely classes of images",
         epilog="Example: deit-fast predict runs/small/checkpoints/last.pt photos 'more/*.jpg' --top 3",
     )
-    predict.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
+    predict.add_argument("checkpoint", help=WEIGHTS)
     predict.add_argument(
         "images", nargs="+", metavar="IMAGE", help="images, folders of them, globs; in object stores too"
     )
@@ -125,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     zoo = subcommands.add_parser(
         "zoo",
-        help="list the models: size, published speed and accuracy, where the weights are",
+        help="list the models: size, published speed and accuracy, the weights by name and where they are",
         epilog="Example: deit-fast zoo 'deit3_*'",
     )
     zoo.add_argument("pattern", nargs="?", default="*", help="shell pattern of names, ours, timm's or the reference's")
