@@ -191,11 +191,11 @@ def _answer_model(store: Store, request: Request, repository: str, name: str) ->
     if not path.is_file():
         return Answer(404, headers={"X-Error-Code": "EntryNotFound", **commit})
     answer = answer_object(store, Request(request.method, f"/{repository}/{name}", {}, request.headers))
-    etag = {"ETag": f'"{_blob_hash(path)}"'}
+    described = {"ETag": f'"{_blob_hash(path)}"', **commit}
     if path.stat().st_size >= _LFS_BYTES:
-        etag = {"X-Linked-Etag": f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"', "ETag": '"x"',
-                "X-Linked-Size": str(path.stat().st_size)}  # fmt: skip
-    return Answer(answer.status, answer.body, answer.headers | etag | commit)
+        described["X-Linked-Etag"] = f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"'
+        described["X-Linked-Size"] = str(path.stat().st_size)
+    return Answer(answer.status, answer.body, answer.headers | described)
 
 
 def _hub_entry(root: Path, path: Path) -> dict[str, object]:

@@ -7,9 +7,11 @@ No file enters the cache before its hash, where one is published, and its conten
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from deit_fast.convert.detect import Weights, load_weights
 from deit_fast.convert.locate import CHECKPOINTS, CONFIG, RUN_FILES, WEIGHT_FILES, find_weights, newest_run
@@ -19,19 +21,21 @@ from deit_fast.runtime.files import cache_folder, hash_file
 from deit_fast.runtime.object_store import (
     HubPlace,
     MissingError,
-    Object,
     fetch,
     fetch_from_hub,
     find_object,
     hub_model,
     is_folder,
     is_remote,
+    is_web,
     list_objects,
     local_place,
     without_query,
 )
 from deit_fast.runtime.patience import UnreachableError, patiently
 from deit_fast.zoo import Published, check_given, published_hash, published_row
+
+T = TypeVar("T")
 
 WEIGHTS = "DEIT_FAST_WEIGHTS"
 """The environment variable with the URI below which published weights are to be had, or their folder."""
@@ -60,7 +64,12 @@ def fetch_weights(given: str | Path, any_model: bool = False) -> Path:
         return Path(given)
     uri = str(given).rstrip("/")
     if place := hub_model(uri):
-        return _fetch_repository(place, any_model)
+        try:
+            return _without_network_soon(lambda: _fetch_repository(place, any_model), uri)
+        except StorageError as error:
+            if not _no_network(error):
+                raise
+            raise StorageError(f"{uri}: not in the cache; no network ({error.__cause__}): give the path of a copy") from None  # fmt: skip  # noqa: E501
     if not is_folder(uri):
         return _fetch_single(uri, any_model)
     folder = uri
@@ -101,7 +110,7 @@ def _fetch_published(given: str, row: Published) -> Path:
         return _checked(kept)
     address = f"{mirror.rstrip('/')}/{file}" if mirror else str(row.weights)
     try:
-        found = _find(address)
+        found = _without_network_soon(lambda: find_object(address), address)
         return fetch(found, kept, file, lambda path: _accept(path, address, row))
     except RunError as error:
         if _no_network(error):
@@ -113,7 +122,7 @@ def _fetch_published(given: str, row: Published) -> Path:
 
 def _fetch_single(uri: str, any_model: bool) -> Path:
     try:
-        found = _find(uri)
+        found = _without_network_soon(lambda: find_object(uri), without_query(uri))
     except StorageError as error:
         if not _no_network(error):
             raise
@@ -124,7 +133,9 @@ def _fetch_single(uri: str, any_model: bool) -> Path:
         raise StorageError(
             f"{without_query(uri)}: not in the cache; no network ({error.__cause__}): give the path of a copy"
         ) from None
-    return fetch(found, None, found.name, lambda path: _accept(path, without_query(uri), any_model=any_model))
+    # A web server may answer with a page to log in; what is in a store, somebody put there.
+    unseen = any_model or not is_web(uri)
+    return fetch(found, None, found.name, lambda path: _accept(path, without_query(uri), any_model=unseen))
 
 
 def _fetch_repository(place: HubPlace, any_model: bool) -> Path:
@@ -133,7 +144,8 @@ def _fetch_repository(place: HubPlace, any_model: bool) -> Path:
         try:
             return fetch_from_hub(place)
         except MissingError:
-            pass  # a folder, perhaps
+            if Path(place.path).suffix:  # which folders have not
+                raise
     below = f"{place.path}/" if place.path else ""
     runs = [f"{name}" if place.path.endswith(CHECKPOINTS) else f"{CHECKPOINTS}/{name}" for name in RUN_FILES]
     described = False
@@ -149,14 +161,14 @@ def _fetch_repository(place: HubPlace, any_model: bool) -> Path:
     raise RunError(f"{place}: expected a file of weights, or a folder with {' or '.join(WEIGHT_FILES)}")
 
 
-def _find(uri: str) -> Object:
-    """The object at a URI. Without a network it takes seconds to say so, and not the minute of a store that is busy."""
+def _without_network_soon(action: Callable[[], T], name: str) -> T:
+    """The action's result. Without a network it takes seconds to say so, and not the minute of a store that is busy."""
     try:
-        return patiently(lambda: find_object(uri), without_query(uri), _CONNECT_SECONDS)
+        return patiently(action, name, _CONNECT_SECONDS)
     except StorageError as error:
         if _no_network(error):
             raise
-    return find_object(uri)
+    return action()
 
 
 def _no_network(error: RunError) -> bool:

@@ -71,24 +71,25 @@ def _translate(place: HubPlace, error: Exception) -> Exception:
     from huggingface_hub import constants, errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
+    whole = place._replace(path="")
     if isinstance(error, errors.LocalEntryNotFoundError):
         if constants.is_offline_mode():
-            return RunError(f"{place}: not in the cache of huggingface_hub, {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set")  # fmt: skip  # noqa: E501
+            return RunError(f"{place}: expected in {constants.HF_HUB_CACHE}, as HF_HUB_OFFLINE is set, and not there")
         cause = error.__cause__
         said = getattr(getattr(cause, "response", None), "status_code", None)
         if said is not None:
             return _refused(place, said)
-        return UnreachableError(f"not in the cache; no network ({one_line(cause or error)[:150]})")
+        return UnreachableError(f"no connection to the Hub: {one_line(cause or error)[:150]}")
     if isinstance(error, errors.GatedRepoError):
         return DeniedError(
-            f"{place}: access denied; its owner grants it, and HF_TOKEN or `hf auth login` holds a token"
+            f"{whole}: access denied; its owner grants it, and HF_TOKEN or `hf auth login` holds a token"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return RunError(
-            f"{place}: no such repository, or no right to it: a private one needs HF_TOKEN or `hf auth login`"
+            f"{whole}: no such repository, or no right to it: a private one needs HF_TOKEN or `hf auth login`"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return RunError(f"{place}: no such revision")
+        return RunError(f"{whole}: no such revision")
     if isinstance(error, errors.EntryNotFoundError):
         return MissingError(f"{place}: no such file")
     if status is not None:
