@@ -76,6 +76,8 @@ def train(
     init = None if from_random else init or None
     if init is not None:
         check_given(init)
+        if not may_go_on(out, resume):
+            fetch_weights(init)  # what cannot be had is said now, and not once the data are listed
     teacher = fetch_weights(teacher, any_model=True) if teacher else None
     resume = str(fetch_sealed(resume)) if is_remote(resume) else resume
     val_uri = val or find_validation(data)
@@ -112,6 +114,13 @@ def train(
             raise KeyboardInterrupt(f"{out}: interrupted, with a checkpoint, {done}")
         raise StoppedError(f"{out}: stopped by a signal {done}")
     return result
+
+
+def may_go_on(out: str | Path, resume: str) -> bool:
+    """Whether there may be a checkpoint to go on from, so that the weights of --init may not be needed."""
+    if resume == "auto":
+        return is_remote(out) or any(Path(out, "checkpoints").glob("*"))
+    return resume != "never"
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ def _translate(place: HubPlace, error: Exception) -> Exception:
         cause = error.__cause__
         said = getattr(getattr(cause, "response", None), "status_code", None)
         if said is not None:
-            return _refused(place, said)
+            return _refused(whole, said)
         return UnreachableError(f"no connection to the Hub: {one_line(cause or error)[:150]}")
     if isinstance(error, errors.GatedRepoError):
         return DeniedError(
@@ -93,7 +93,7 @@ def _translate(place: HubPlace, error: Exception) -> Exception:
     if isinstance(error, errors.EntryNotFoundError):
         return MissingError(f"{place}: no such file")
     if status is not None:
-        return _refused(place, status)
+        return _refused(whole, status)
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         kind = RunError if status_of(error) is ExitStatus.REFUSED else StorageError
         return kind(f"{error.filename}: cannot be written ({error.strerror})")
