@@ -35,7 +35,7 @@ def check_paths(where: Where, out: str, images: Mapping[str, str], files: Mappin
         try:
             published_row(given)
         except RecipeError as error:
-            refuse(f"{name}={given!r}: {error}")
+            refuse(f"{name}={given!r}: {str(error).removeprefix(f'{given}: ')}")
     if where.in_container:
         return
     if is_remote(out):

@@ -64,12 +64,7 @@ def fetch_weights(given: str | Path, any_model: bool = False) -> Path:
         return Path(given)
     uri = str(given).rstrip("/")
     if place := hub_model(uri):
-        try:
-            return _without_network_soon(lambda: _fetch_repository(place, any_model), uri)
-        except StorageError as error:
-            if not _no_network(error):
-                raise
-            raise StorageError(f"{uri}: not in the cache; no network ({error.__cause__}): give the path of a copy") from None  # fmt: skip  # noqa: E501
+        return _fetch_repository(place, any_model)
     if not is_folder(uri):
         return _fetch_single(uri, any_model)
     folder = uri

@@ -1,5 +1,6 @@
 """Published weights by name: the zoo's, timm's, mmpretrain's, or their address. The row says where they are."""
 
+import os
 import re
 from pathlib import Path
 
@@ -60,12 +61,12 @@ def published_row(given: str | Path) -> Published | None:
     Raises RecipeError as `find_weights_row`.
     """
     text = str(given).rstrip("/")
-    return None if not is_remote(text) and Path(given).exists() else find_weights_row(text)
+    return None if not is_remote(text) and os.path.exists(given) else find_weights_row(text)
 
 
 def check_given(given: str | Path) -> None:
     """Raises RunError or RecipeError, one line, for a checkpoint that is no path, no URI and no name of weights."""
-    if not is_remote(given) and not Path(given).exists() and published_row(given) is None:
+    if not is_remote(given) and not os.path.exists(given) and published_row(given) is None:
         raise RunError(f"{given}: no such checkpoint{_near(str(given))}")
 
 

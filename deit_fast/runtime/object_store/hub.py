@@ -1,5 +1,6 @@
 """Files of the Hub's model repositories by huggingface_hub, so that cache, token and offline mode are its own."""
 
+import logging
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from deit_fast.runtime.errors import RunError, StorageError, one_line
 from deit_fast.runtime.exit_status import ExitStatus, status_of
 from deit_fast.runtime.files import hash_file
 from deit_fast.runtime.object_store.uris import DeniedError, MissingError, ask
-from deit_fast.runtime.patience import BusyError, UnreachableError
+from deit_fast.runtime.patience import BusyError
 
 _MODEL = re.compile(r"hf://(?!(?:datasets|spaces|buckets)/)([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?", re.IGNORECASE)
 
@@ -53,6 +54,8 @@ def fetch_from_hub(place: HubPlace) -> Path:
         except Exception as error:  # of huggingface_hub, its HTTP library, and the disk
             raise _translate(place, error) from None
 
+    if not (logger := logging.getLogger("huggingface_hub.utils._http")).level:
+        logger.setLevel(logging.ERROR)  # it prints two lines for each attempt; ours is one
     try:
         before = try_to_load_from_cache(place.repository, place.path, revision=place.revision)
     except ValueError as error:
@@ -79,7 +82,8 @@ def _translate(place: HubPlace, error: Exception) -> Exception:
         said = getattr(getattr(cause, "response", None), "status_code", None)
         if said is not None:
             return _refused(whole, said)
-        return UnreachableError(f"no connection to the Hub: {one_line(cause or error)[:150]}")
+        reason = one_line(cause or error)[:150]  # huggingface_hub has tried for half a minute
+        return StorageError(f"{whole}: not in its cache; no network ({reason}): give the path of a copy")
     if isinstance(error, errors.GatedRepoError):
         return DeniedError(
             f"{whole}: access denied; its owner grants it, and HF_TOKEN or `hf auth login` holds a token"
