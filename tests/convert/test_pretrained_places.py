@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from deit_fast.convert.pretrained import fetch_weights, open_weights
 from deit_fast.runtime.errors import StorageError
 from deit_fast.runtime.object_store import MissingError, fetching
 from deit_fast.runtime.object_store.uris import DeniedError
+from deit_fast.training.start import _other_init
 from tests.conftest import ROOT
 from tests.published import PAGE, SMALL, bodies, kept, refused, serve_mirror
 
@@ -161,16 +163,24 @@ def test_a_run_remembers_and_goes_on_alone(
     shutil.rmtree(cache)
     store.requests.clear()
     (tmp_path / "a" / "result.json").unlink()
-    capsys.readouterr()
     assert main(words(folder_data, tmp_path / "a", "--init", "deit3@32")) == 0
-    assert "not read" not in capsys.readouterr().out
     assert json.loads((tmp_path / "a" / "result.json").read_text())["init"] == init
-    (tmp_path / "a" / "result.json").unlink()
-    assert main(words(folder_data, tmp_path / "a", "--init", f"{store.url}/mirror/x.pth?key=secret")) == 0
     assert not store.requests
     assert main(words(folder_data, tmp_path / "b", "--init", "deit3_smal_patch16")) == 2
     assert "deit3_smal_patch16: no such checkpoint (did you mean" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+def test_weights_that_a_run_did_not_begin_with_are_named(store: Store) -> None:
+    began = SimpleNamespace(init={"weights": "deit3@32:1k"})
+    other = f"{store.url}/mirror/x.pth"
+    assert _other_init(began, f"{other}?key=secret") == [
+        f"--init {other}: not read, since the run began with deit3@32:1k"
+    ]
+    for same in ("deit3", "deit3@32", str(SMALL.weights), None):
+        assert _other_init(began, same) == []
+    assert _other_init(SimpleNamespace(init=None), "deit3") == []  # of an older version's checkpoint nobody knows
+    assert not store.requests
 
 
 def test_commands_take_names(
