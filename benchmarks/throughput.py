@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from deit_fast.recipe.schema import Recipe
-from deit_fast.runtime.errors import RecipeError, one_line
+from deit_fast.runtime.errors import RecipeError, is_out_of_memory, one_line
 
 from .engine import LR, default_batch
 from .measure import (
@@ -17,7 +17,6 @@ from .measure import (
     Session,
     free_memory,
     interleave,
-    is_out_of_memory,
     peak_memory_mb,
     rate,
     reset_peak_memory,

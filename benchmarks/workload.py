@@ -14,13 +14,14 @@ from deit_fast.models.build import build_model
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Model
 from deit_fast.recipe.table import RECIPES
+from deit_fast.runtime.errors import is_out_of_memory
 from deit_fast.runtime.world import World
 from deit_fast.training.objective import BatchBuilder, MicroBatch
 from deit_fast.training.prepare import check_machine, initial_state, prepare
 from deit_fast.training.step import TrainStep
 from deit_fast.zoo import ARCHITECTURES, PUBLISHED, find_family, resolve_name
 
-from .measure import Row, Session, free_memory, is_out_of_memory
+from .measure import Row, Session, free_memory
 
 # Every entry but the demo's: first what DeiT III and DeiT published, then the other families, then the sizes without
 # weights. Where time is short, the last are left for another run.

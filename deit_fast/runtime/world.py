@@ -145,4 +145,4 @@ def leave_world(world: World) -> None:
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """A copy of a host array of any shape [...] on the device, same shape and type; a GPU's copy is not waited for."""
     host = torch.from_numpy(array)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

@@ -109,7 +109,7 @@ def prepare(
         compile_blocks(models, recipe, classifier.run, world)
         return TrainStep(recipe, state, world, classifier, objective, exchange_in_shards(state.model))
 
-    images = run.global_batch // (world.size * run.accumulation)  # Cosub's two passes over them come later
+    images = run.global_batch // (world.size * run.passes)  # Cosub's two passes over them come later
 
     def try_one_batch(module: nn.Module) -> None:
         try_gradient(module, blank_batch(recipe, images, world.device), world.device)

@@ -11,7 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks.figures import read_figures
 from benchmarks.goals import GOALS, NOT_TIMED
 from benchmarks.images import Sample, write_images
-from benchmarks.measure import SCHEMA, Session, interleave, is_out_of_memory, stats
+from benchmarks.measure import SCHEMA, Session, interleave, stats
 from benchmarks.peers import ReferenceBatch, ReferenceEngine, TimmBatch, TimmEngine
 from benchmarks.pil import decode_chain, evaluation_chain, pil_loader, three_augment_chain
 from benchmarks.report import MISSING, write_report
@@ -26,6 +26,7 @@ from benchmarks.workload import (
     synthetic_batches,
     training_flops,
 )
+from deit_fast.runtime.errors import is_out_of_memory
 from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.sections import Data
 from deit_fast.runtime.errors import RecipeError
