@@ -38,8 +38,8 @@ def settle_rate(content: dict[str, Any], base: Mapping[str, Any]) -> str:
     if before.get("name") != name:
         return f"optim.lr='auto': expected a number, because the recipe's is for optim.name={before.get('name')!r}"
     batch, wanted = base.get("run", {}).get("global_batch"), run.get("global_batch")
-    known = isinstance(batch, int) and isinstance(wanted, int) and wanted > 0
-    optim["lr"] = rate_for(name, before["lr"], batch, wanted) if known else before["lr"]
+    if isinstance(batch, int) and isinstance(wanted, int) and wanted > 0:
+        optim["lr"] = rate_for(name, before["lr"], batch, wanted)
     return ""
 
 
@@ -51,6 +51,6 @@ def describe_batch(optim: Optim, run: Run, base_optim: Optim, base_run: Run) -> 
     rate = rate_for(optim.name, optim.lr, base_run.global_batch, run.global_batch)
     how = "by the square root of the batch" if optim.name in _ROOT else "with the batch"
     return (
-        f"run.global_batch={run.global_batch}: the recipe's is {base_run.global_batch}, and optim.lr={optim.lr:g} is for "
-        f"that; optim.lr=auto makes it {rate:g}, {how}"
+        f"run.global_batch={run.global_batch}: the recipe's is {base_run.global_batch}, and optim.lr={optim.lr:g} is "
+        f"for that; optim.lr=auto makes it {rate:g}, {how}"
     )

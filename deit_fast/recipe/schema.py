@@ -87,6 +87,10 @@ class Recipe(Section):
         """
         return parse_with_words(self.model_dump(mode="json"), words)
 
+    def taken_over(self, words: Iterable[str]) -> "Recipe":
+        """As `override`, for a trained model that is used elsewhere: of run.device the words alone count."""
+        return self.derive(run={"device": "auto"}).override(words)
+
     def derive(self, **changes: "str | Section | dict[str, Any]") -> "Recipe":
         """A copy that differs by name, by description, or by section: in the fields of a dict, or as a whole.
 

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import timm
@@ -56,7 +57,9 @@ class StepMemory:
         return self.weights + self.moments + self.average
 
 
-def step_memory(recipe: Recipe, images: int, dtype: torch.dtype, processes: int = 1, on_gpu: bool = False) -> StepMemory:
+def step_memory(
+    recipe: Recipe, images: int, dtype: torch.dtype, processes: int = 1, on_gpu: bool = False
+) -> StepMemory:
     """The memory of a step of `recipe` whose passes are of `images` images in each of `processes` processes.
 
     dtype: of the forward pass. on_gpu: with a GPU's fused attention, which keeps no attention weights; a CPU's bf16
@@ -164,11 +167,11 @@ class _LiveBytes(TorchDispatchMode):
             storage = tensor.untyped_storage()
             key, size = storage._cdata, storage.nbytes()
             if key not in self._known:
-                self._known[key] = weakref.ref(storage, lambda _, key=key, size=size: self._forget(key, size))
+                self._known[key] = weakref.ref(storage, partial(self._forget, key, size))
                 self.now += size
                 self.peak = max(self.peak, self.now)
 
-    def _forget(self, key: int, size: int) -> None:
+    def _forget(self, key: int, size: int, _: object) -> None:
         del self._known[key]
         self.now -= size
 

@@ -26,10 +26,9 @@ from benchmarks.workload import (
     synthetic_batches,
     training_flops,
 )
-from deit_fast.runtime.errors import is_out_of_memory
 from deit_fast.data.sources.open import open_source
 from deit_fast.recipe.sections import Data
-from deit_fast.runtime.errors import RecipeError
+from deit_fast.runtime.errors import RecipeError, is_out_of_memory
 
 CPU = torch.device("cpu")
 TOP_KEYS = {"schema", "benchmark", "device", "quick", "date", "seconds", "machine", "versions", "settings",
