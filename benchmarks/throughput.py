@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from deit_fast.models.cost import count_parameters, forward_macs, training_flops
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RecipeError, is_out_of_memory, one_line
 
@@ -26,12 +27,9 @@ from .workload import (
     ZOO,
     add_fitting_row,
     build_step,
-    count_parameters,
     find_recipe,
-    forward_macs,
     in_turn,
     synthetic_batches,
-    training_flops,
 )
 
 Mode = Literal["inference", "train"]

@@ -1,4 +1,4 @@
-"""The command line: `deit-fast train | evaluate | predict | convert | data | show | zoo | manifest`."""
+"""The command line: `deit-fast train | evaluate | predict | convert | data | show | plan | zoo | manifest`."""
 
 import argparse
 import errno
@@ -8,7 +8,16 @@ from pathlib import Path
 
 from deit_fast.cli import commands
 from deit_fast.cli.commands import complain
-from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, too_little_memory
+from deit_fast.cli.plan import add_plan
+from deit_fast.runtime.errors import (
+    DataError,
+    RecipeError,
+    RunError,
+    StoppedError,
+    is_out_of_memory,
+    one_line,
+    too_little_memory,
+)
 from deit_fast.runtime.exit_status import ExitStatus, report_status, status_of
 from deit_fast.runtime.files import lacking_space
 from deit_fast.runtime.object_store import check_writable, is_remote
@@ -122,6 +131,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     show.set_defaults(run=commands.run_show)
+
+    add_plan(subcommands, OVERRIDES)
 
     zoo = subcommands.add_parser(
         "zoo",
@@ -249,10 +260,14 @@ def _run(argv: Sequence[str] | None) -> int:
         complain(f"{place}: {error.strerror or error}" + (f": {lacking}" if lacking else ""))
         return status_of(error)
     except (MemoryError, ImportError, RuntimeError) as error:
-        if not (limit := too_little_memory(error)):
+        if limit := too_little_memory(error):
+            complain(limit)
+            return ExitStatus.REFUSED
+        if not is_out_of_memory(error):
             raise
-        complain(limit)
-        return ExitStatus.REFUSED
+        fewer = f"; --batch {max(1, arguments.batch // 2)} takes less" if hasattr(arguments, "batch") else ""
+        complain(f"out of memory ({one_line(error)[:200] or type(error).__name__}){fewer}")
+        return ExitStatus.OUT_OF_MEMORY
     except KeyboardInterrupt as error:
         if os.environ.get("RANK", "0") == "0":
             complain(str(error) or "interrupted; run the same command again")

@@ -16,17 +16,9 @@ from benchmarks.peers import ReferenceBatch, ReferenceEngine, TimmBatch, TimmEng
 from benchmarks.pil import decode_chain, evaluation_chain, pil_loader, three_augment_chain
 from benchmarks.report import MISSING, write_report
 from benchmarks.throughput import find_batch
-from benchmarks.workload import (
-    TINY,
-    ZOO,
-    build_step,
-    count_parameters,
-    find_recipe,
-    forward_macs,
-    synthetic_batches,
-    training_flops,
-)
+from benchmarks.workload import TINY, ZOO, build_step, find_recipe, synthetic_batches
 from deit_fast.data.sources.open import open_source
+from deit_fast.models.cost import count_parameters, forward_macs, training_flops
 from deit_fast.recipe.sections import Data
 from deit_fast.runtime.errors import RecipeError, is_out_of_memory
 
