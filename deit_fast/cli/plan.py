@@ -104,9 +104,7 @@ def _time(plan: "RunPlan") -> str:
     hours, count = plan.hours, plan.machine.processes
     if hours is None:
         return "not known: nothing was measured or published of such a device; --gpus NxNAME names one"
-    kind = (
-        "measured" if hours.measured else "estimate, scaled to this device by its peak rate and to this model by FLOPs"
-    )
+    kind = "measured" if hours.measured else "estimate, by peak rates and FLOPs where it is of another device or size"
     span, spent = _span(hours.least, hours.most), _span(hours.least * count, hours.most * count)
     return "\n".join([f"{span} h, {spent} GPU-hours ({kind})", *(f"by {each}" for each in hours.sources)])
 

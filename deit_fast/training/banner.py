@@ -39,7 +39,7 @@ def describe_batch(recipe: Recipe, processes: int, reason: str) -> str:
 
 
 def _device(recipe: Recipe, world: World, dtype: torch.dtype) -> str:
-    cores = f", {_count(cpu_threads(), 'core')} each" if world.device.type == "cpu" else ""
+    cores = f" of {_count(cpu_threads(), 'core')}" if world.device.type == "cpu" else ""
     kernels = describe_attention(world.device, dtype) if find_family(recipe.model.name).has_attention else "none"
     compiled = "torch.compile" if wants_compile(recipe.run, world.device) else "eager"
     kind = "bf16" if dtype == torch.bfloat16 else "fp32"

@@ -24,7 +24,6 @@ from deit_fast.zoo.reference_results import find_curve
 
 GIB = 2**30
 _SAMPLED = 1000  # files whose sizes stand for all
-_NEW = 2  # sizes of a pass that are traced, from which others follow
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,9 @@ class RunPlan:
     memory: StepMemory
     """Of a process."""
     fits: bool
-    """Whether the step fits; if not, even the smallest pass is too large."""
+    """Whether the step fits into HEADROOM of the memory."""
+    reason: str
+    """Why it has that number of passes."""
     hours: Hours | None
     """None: nothing is known of such a device."""
     checkpoint: int
@@ -112,16 +113,19 @@ def plan_run(recipe: Recipe, images: Images, machine: Machine, results: Path | N
     per_epoch = steps_per_epoch(used, repeats, batch)
     if not per_epoch:
         raise RecipeError(f"run.global_batch={batch}: expected at most {epoch_views(used, repeats)}, an epoch's views")
+    given = recipe.run.accumulation != "auto"
     recipe, memory = fit_passes(recipe, machine)
+    fits = memory.peak <= HEADROOM * machine.memory
+    reason = "as given" if given else "the fewest that fit" if fits else "the most there can be"
     steps = total_steps(recipe.schedule, per_epoch)
     average = 1 if recipe.optim.ema_decay is not None else 0
     parameters = count_parameters(recipe.model)
-    moments = memory.moments // max(1, memory.gradients)
-    checkpoint = 4 * parameters * (2 + average + moments)  # the weights are in a .safetensors file too
+    moments = memory.moments / memory.weights  # of a weight; none where it is frozen
+    checkpoint = round(4 * parameters * (2 + average + moments))  # the weights are in a .safetensors file too
     curve = find_curve(recipe.name)
     return RunPlan(
         recipe, machine, images, parameters, forward_macs(recipe.model) / 1e9, per_epoch, steps, steps * batch, memory,
-        memory.peak <= HEADROOM * machine.memory,
+        fits, reason,
         training_hours(recipe, machine.device, machine.processes, steps * batch, results),
         checkpoint, checkpoint * (recipe.run.keep_checkpoints + 2),  # the best, and the one that is being written
         _cache(recipe, images), dict(curve.points) if curve is not None else {},
@@ -164,10 +168,11 @@ def named_images(recipe: Recipe) -> Images:
 def images_of(source: Source, val_source: Source | None) -> Images:
     """The images of a source. No image is read: sizes are of the shards, or of some files."""
     shards = source.shard_bytes
-    fetched = source.limit_cache(None) is not None and shards is not None
+    stored = _bytes_about(source) if shards is None else int(shards.sum())
+    fetched = shards is not None and source.limit_cache(None) is not None
     return Images(
-        len(source), len(source.classes), source.place, None if val_source is None else len(val_source),
-        int(sum(shards)) if shards is not None else _bytes_about(source), tuple(map(int, shards)) if fetched else None,
+        len(source), len(source.classes), source.place, None if val_source is None else len(val_source), stored,
+        tuple(shards.tolist()) if fetched and shards is not None else None,
     )  # fmt: skip
 
 
@@ -187,7 +192,6 @@ def _cache(recipe: Recipe, images: Images) -> int | None:
 def published_at(points: Mapping[float, float], count: int = 5) -> Sequence[tuple[float, float]]:
     """Some epochs of a published series, evenly, its last among them."""
     epochs = sorted(points)
-    chosen = (
-        sorted({epochs[round(share * (len(epochs) - 1) / count)] for share in range(1, count + 1)}) if epochs else []
-    )
-    return [(epoch, points[epoch]) for epoch in chosen]
+    last = len(epochs) - 1
+    chosen = sorted({round(share * last / count) for share in range(1, count + 1)}) if epochs else []
+    return [(epochs[at], points[epochs[at]]) for at in chosen]
