@@ -1,4 +1,4 @@
-"""The command line: `deit-fast train | evaluate | predict | convert | data | show | zoo | manifest`."""
+"""The command line: `deit-fast train | evaluate | predict | convert | data | show | plan | zoo | manifest`."""
 
 import argparse
 import errno
@@ -16,7 +16,17 @@ from deit_fast.cli.completion import add_completion_parser, complete
 from deit_fast.cli.data import add_data_parser
 from deit_fast.cli.evaluate import add_evaluate_parser
 from deit_fast.cli.other_tools import refuse_options_of_others
-from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, suggest, too_little_memory
+from deit_fast.cli.plan import add_plan
+from deit_fast.runtime.errors import (
+    DataError,
+    RecipeError,
+    RunError,
+    StoppedError,
+    is_out_of_memory,
+    one_line,
+    suggest,
+    too_little_memory,
+)
 from deit_fast.runtime.exit_status import ExitStatus, report_status, status_of
 from deit_fast.runtime.files import lacking_space
 
@@ -124,6 +134,8 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     show.set_defaults(run=commands.run_show)
 
+    add_plan(subcommands, OVERRIDES)
+
     zoo = subcommands.add_parser(
         "zoo",
         help="list the models: size, published speed and accuracy, where the weights are",
@@ -188,10 +200,14 @@ def _run(argv: Sequence[str] | None) -> int:
         complain(f"{place}: {error.strerror or error}" + (f": {lacking}" if lacking else ""))
         return status_of(error)
     except (MemoryError, ImportError, RuntimeError) as error:
-        if not (limit := too_little_memory(error)):
+        if limit := too_little_memory(error):
+            complain(limit)
+            return ExitStatus.REFUSED
+        if not is_out_of_memory(error):
             raise
-        complain(limit)
-        return ExitStatus.REFUSED
+        fewer = f"; --batch {max(1, arguments.batch // 2)} takes less" if hasattr(arguments, "batch") else ""
+        complain(f"out of memory ({one_line(error)[:200] or type(error).__name__}){fewer}")
+        return ExitStatus.OUT_OF_MEMORY
     except KeyboardInterrupt as error:
         if os.environ.get("RANK", "0") == "0":
             complain(str(error) or "interrupted; run the same command again")

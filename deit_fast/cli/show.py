@@ -91,7 +91,7 @@ def derive_facts(recipe: Recipe, num_images: int | None = None) -> dict[str, str
         "training images": f"{images:,}" + (f" ({data}; --images N for another number)" if num_images is None else ""),
         "epoch": f"{of}; {steps:,} steps of {run.global_batch:,} views",
         "run": f"{total:,} steps, {seen:,} views, {seen / repeats / images:,.1f} passes over the images",
-        f"{GPUS} GPUs": _share(run.global_batch, run.accumulation),
+        f"{GPUS} GPUs": _share(run.global_batch, run.passes),
         "patches": _patches(model),
         "evaluation": f"shorter side to {int(model.image_size / recipe.data.eval_crop_ratio)} px, "
         f"centre crop {model.image_size} px",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deit_fast.recipe.batch_rate import settle_rate
 from deit_fast.recipe.old_dumps import drop_unread
 from deit_fast.recipe.schema import SECTIONS, Recipe, merge, parse_recipe
 from deit_fast.runtime.errors import RecipeError, brief, one_line, suggest
@@ -27,7 +28,11 @@ def read_recipe_file(path: Path, table: Mapping[str, Recipe], above: tuple[Path,
     base = _load_base(path, word, table, (*above, path.resolve()))
     differing = [f"{name}.{key}" for name in SECTIONS if isinstance(part := content.get(name), dict) for key in part]
     description = f"As {word}" + (f" but for {', '.join(differing)}." if differing else ".")
-    return merge(base.model_dump(mode="json"), {"name": path.stem, "description": description, **content})
+    plain = base.model_dump(mode="json")
+    merged = merge(plain, {"name": path.stem, "description": description, **content})
+    if line := settle_rate(merged, plain):
+        raise RecipeError(f"{path}: {line}")
+    return merged
 
 
 def _load_base(path: Path, word: Any, table: Mapping[str, Recipe], above: tuple[Path, ...]) -> Recipe:

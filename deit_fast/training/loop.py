@@ -45,7 +45,7 @@ def run_loop(
         bad_images = BadImages(state.bad_images, job.source, recipe.data.max_bad, world, job.out)
         divergence = Divergence(job)
         build_batch = BatchBuilder(recipe, world.device)
-        batches_of_steps = batches_by_step(loader, recipe.run.accumulation, metrics)
+        batches_of_steps = batches_by_step(loader, recipe.run.passes, metrics)
         if recipe.run.profile:
             batches_of_steps = profiled(batches_of_steps, job.out, world)
 

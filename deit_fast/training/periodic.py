@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -180,8 +181,8 @@ class Checkpoints:
         """Starts to write one of the state's step, before that is evaluated: an evaluation may fail."""
         job, state = self._job, self._state
         if self._saver is not None:
-            beside = {"recipe": job.recipe.model_dump(mode="json"), "classes": job.source.classes}
-            beside["dtype"] = str(job.dtype)
+            beside: dict[str, Any] = {"recipe": job.recipe.model_dump(mode="json"), "classes": job.source.classes}
+            beside |= {"dtype": str(job.dtype), "processes": job.world.size}
             beside["data"] = {split: each.as_plain() for split, each in job.identities.items()}
             self._say(self._saver.save(beside))
         elif state.shards is not None:

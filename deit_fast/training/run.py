@@ -14,7 +14,7 @@ from deit_fast.data.sources.classes import match_classes, resolve_classes
 from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.data.sources.salvage import SalvagedShards
 from deit_fast.recipe.schema import Recipe
-from deit_fast.recipe.table import get_recipe
+from deit_fast.recipe.table import RECIPES, get_recipe
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, StorageError
 from deit_fast.runtime.files import write_json
 from deit_fast.runtime.hardware import peak_memory
@@ -24,12 +24,15 @@ from deit_fast.runtime.object_store import fetch_file, is_remote
 from deit_fast.runtime.stopping import StopSignal
 from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.runtime.world import join_world, leave_world
+from deit_fast.training.banner import describe_start
 from deit_fast.training.distill import load_teacher
 from deit_fast.training.job import Job, plan_job
 from deit_fast.training.loop import run_loop
+from deit_fast.training.out_of_memory import MemoryGuard
+from deit_fast.training.passes import settle_passes
 from deit_fast.training.periodic import draw_curves
 from deit_fast.training.prepare import initial_state
-from deit_fast.training.start import claim_folder, restore
+from deit_fast.training.start import claim_folder, find_start, restore
 
 FROM_RANDOM = "none"
 """The --init of a run that finetunes no weights, although its recipe is one of finetuning."""
@@ -65,10 +68,11 @@ def train(
     is kept below out/later-1 and so on, where the same `out` finds it from then on. Returns what result.json holds:
     accuracies in percent, minutes, images per second, peak memory in GiB. SIGTERM or SIGUSR1 end it after a checkpoint,
     with StoppedError; so does SIGINT, with KeyboardInterrupt. Raises RecipeError, DataError or RunError, each of one
-    line.
+    line; LacksMemoryError, one of the last, names the run.accumulation with which the same call goes on.
     """
     recipe = recipe.override(overrides) if isinstance(recipe, Recipe) else get_recipe(str(recipe), overrides)
     recipe.check_teacher(teacher)
+    rate = recipe.describe_batch(RECIPES.get(recipe.name, recipe))
     data, val, from_random = str(data), str(val) if val is not None else None, init == FROM_RANDOM
     sinks = chosen_sinks()
     init = fetch_weights(init) if init and not from_random else None
@@ -81,21 +85,27 @@ def train(
     val_source = open_source(val_uri, "val", recipe.data.category, labels=labels) if val_uri else None
     if val_source is not None:
         match_classes(val_source, source.classes, f"{data}'s classes")
-    world = join_world(recipe.run.hang_timeout)
+    world = join_world(recipe.run.hang_timeout, recipe.run.device)
     with ExitStack() as stack:
         folder, store, notes = claim_folder(out, resume, world, stack)
+        notes += [rate] if rate else []
         stop = stack.enter_context(StopSignal())
-        job = plan_job(recipe, source, val_source, folder, world, store)
+        guard = stack.enter_context(MemoryGuard(recipe, world))
+        found = find_start(folder, store, resume, world)
         loaded = load_teacher(recipe, teacher, world.device) if teacher else None
+        settled = settle_passes(recipe, world, found.kept, loaded)
+        guard.recipe = recipe = settled.recipe
+        job = plan_job(recipe, source, val_source, folder, world, store)
         state = initial_state(recipe, world)
-        notes += restore(job, state, init, resume, from_random)
+        notes += restore(job, state, found, init, resume, from_random)
+        guard.state = state
         notes += [f"validation images: {val_source.place}"] if val_source is not None else []
         notes += source.describe() if isinstance(source, SalvagedShards) else []
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
             result = find_result(job, state)
             if result is None:
                 with MetricsLog(folder, state.step, job.total_steps, sinks, speaks=world.is_main) as log:
-                    log.say(*notes)
+                    log.say(*describe_start(job, state, settled.reason), *notes)
                     finished = run_loop(job, state, loaded, log, watchdog, stop)
                 if finished:
                     watchdog.beat("the result", START_SECONDS)
