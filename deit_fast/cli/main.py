@@ -17,6 +17,7 @@ from deit_fast.cli.data import add_data_parser
 from deit_fast.cli.evaluate import add_evaluate_parser
 from deit_fast.cli.other_tools import refuse_options_of_others
 from deit_fast.cli.plan import add_plan
+from deit_fast.cli.report import add_report_parsers
 from deit_fast.runtime.errors import (
     DataError,
     RecipeError,
@@ -119,6 +120,8 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--batch", type=positive, default=64, metavar="B", help="images at a time; default: 64")
     predict.add_argument("--allow-urls", action="store_true", help="fetch http:// and https:// images")
     predict.set_defaults(run=commands.run_predict)
+
+    add_report_parsers(subcommands)
 
     show = subcommands.add_parser(
         "show",

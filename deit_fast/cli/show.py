@@ -1,13 +1,12 @@
 """What `deit-fast show` prints: the recipe table, one recipe with every value, and what these values amount to."""
 
-import json
 import math
 import re
 import textwrap
 from itertools import islice
-from typing import Any
 
 from deit_fast.data.loader.sampler import epoch_views, steps_per_epoch
+from deit_fast.recipe.differences import as_word, differences
 from deit_fast.recipe.schema import SECTIONS, Recipe
 from deit_fast.recipe.sections import Data, Model, Schedule
 from deit_fast.recipe.table import GROUPS, find_origin, training_images
@@ -19,7 +18,6 @@ WIDTH = 100
 GPUS = 8  # of the usual node, over which the batch is divided here
 _COMMENT = 44  # column where a value's meaning begins
 _FACT = 18
-_ABSENT = object()
 _CELLS = 4  # learning rates per line
 
 
@@ -44,7 +42,7 @@ def recipe_as_text(recipe: Recipe, num_images: int | None = None) -> str:
         section = getattr(recipe, name)
         fields = type(section).model_fields
         for key, value in section.model_dump(mode="json").items():
-            word = f"{name}.{key}={_as_word(value)}"
+            word = f"{name}.{key}={as_word(value)}"
             meaning = " ".join(str(fields[key].description).split())
             if key == "name" and len(base.kinds()) > 1:
                 meaning += f" Others: {', '.join(kind for kind in base.kinds() if kind != value)}."
@@ -60,18 +58,11 @@ def changes_as_text(recipe: Recipe, name: str) -> list[str]:
     """
     origin = find_origin(name)
     lines = []
-    for section in SECTIONS:
-        ours, theirs = (getattr(each, section).model_dump(mode="json") for each in (recipe, origin))
-        for key in dict.fromkeys([*ours, *theirs]):
-            if ours.get(key, _ABSENT) != theirs.get(key, _ABSENT):
-                word = f"{section}.{key}={_as_word(ours[key])}" if key in ours else f"{section}.{key}"
-                was = f"was {_as_word(theirs[key])}" if key in theirs else f"none in {origin.name}"
-                lines.append(f"{word:{_COMMENT}}  # {was}" + ("" if key in ours else ", gone"))
+    for key, ours, theirs in differences(recipe, origin):
+        word = key if ours is None else f"{key}={ours}"
+        was = f"none in {origin.name}" if theirs is None else f"was {theirs}"
+        lines.append(f"{word:{_COMMENT}}  # {was}" + (", gone" if ours is None else ""))
     return lines or [f"as {origin.name}"]
-
-
-def _as_word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def derive_facts(recipe: Recipe, num_images: int | None = None) -> dict[str, str]:

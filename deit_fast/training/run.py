@@ -19,8 +19,9 @@ from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedEr
 from deit_fast.runtime.files import write_json
 from deit_fast.runtime.hardware import peak_memory
 from deit_fast.runtime.log_sinks import chosen_sinks
-from deit_fast.runtime.metrics_log import MetricsLog
+from deit_fast.runtime.metrics_log import MetricsLog, told
 from deit_fast.runtime.object_store import fetch_file, is_remote
+from deit_fast.runtime.provenance import STARTS, note_start
 from deit_fast.runtime.stopping import StopSignal
 from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.runtime.world import join_world, leave_world
@@ -99,6 +100,10 @@ def train(
         state = initial_state(recipe, world)
         notes += restore(job, state, found, init, resume, from_random)
         guard.state = state
+        if world.is_main:
+            with told(STARTS):
+                given = {"data": data, "val": val, "labels": labels, "init": init}
+                note_start(folder, world.size, world.device, state.step, given)
         notes += [f"validation images: {val_source.place}"] if val_source is not None else []
         notes += source.describe() if isinstance(source, SalvagedShards) else []
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
