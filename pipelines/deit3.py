@@ -199,6 +199,7 @@ def build_parser(prog: str = "python -m pipelines.deit3") -> argparse.ArgumentPa
     parser.add_argument(
         "--watch", action="store_true", help="follow the jobs on Slurm, too, whose queue starts them without that"
     )
+    parser.add_argument("--quiet", action="store_true", help="do not follow the logs of the stages that run")
     parser.add_argument("--dry-run", action="store_true", help="print every job, start nothing, write nothing")
     parser.add_argument(
         "--manifests", metavar="FOLDER",
@@ -266,7 +267,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m pipelines.dei
                     print(f"=== {stage.name}" + (f", after {', '.join(stage.needs)}" if stage.needs else ""))
                     print(f"{pformat(asdict(get_app(job)), width=120)}\n{job}\n")
                 return 0
-            stream = sys.stderr if sys.stderr.isatty() else None
+            stream = None if options.quiet else sys.stderr
             poll_seconds = 1.0 if scheduler.local else 10.0
             status = run_stages(
                 stages, state, runner, options.scheduler, cfg, limit, poll_seconds, stream, options.watch

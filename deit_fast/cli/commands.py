@@ -16,11 +16,12 @@ from deit_fast.zoo import find_architecture, list_models
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """`deit-fast train`: trains, and prints the result as JSON on the main process; 0."""
+    """`deit-fast train`: trains, and tells the result on the main process; 0."""
     recipe = get_recipe(arguments.recipe, arguments.overrides)
     recipe.check_teacher(arguments.teacher)
     resume = arguments.resume if arguments.resume not in ("auto", "never") else None
     check_there(arguments.init if arguments.init != "none" else None, resume, arguments.teacher)
+    from deit_fast.cli.ending import describe_end
     from deit_fast.training.run import train
 
     result = train(
@@ -28,7 +29,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         arguments.labels,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
-        tell(json_text(result))
+        tell(*describe_end(result, arguments.out, arguments.data))
     return 0
 
 

@@ -125,6 +125,7 @@ class Evaluation:
         job, state, watchdog = self._job, self._state, self._watchdog
         if job.val_source is None:
             return
+        start = time.perf_counter()
         watchdog.beat("evaluation", START_SECONDS if self._loader is None else 0.0)
         if self._loader is None:
             self._loader = build_eval_loader(job.recipe, job.val_source, job.world)
@@ -141,6 +142,7 @@ class Evaluation:
                 self._log.say(f"{what} are not finite{', of the moving average' if prefix else ''}")
         state.scores, state.scored_step = scores, state.step
         self._log.record("eval", state.step, scores)
+        self._log.paused(time.perf_counter() - start)
         if found := standing(job.recipe, state.step / job.steps_per_epoch, scores.get("top1")):
             self._log.say(str(found))
         draw_curves(job)

@@ -15,6 +15,7 @@ from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.data.sources.salvage import SalvagedShards
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import RECIPES, get_recipe
+from deit_fast.runtime.console import Console, Pace
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, StorageError
 from deit_fast.runtime.files import write_json
 from deit_fast.runtime.hardware import peak_memory
@@ -28,7 +29,7 @@ from deit_fast.runtime.world import join_world, leave_world
 from deit_fast.training.banner import describe_start
 from deit_fast.training.distill import load_teacher
 from deit_fast.training.job import Job, plan_job
-from deit_fast.training.loop import run_loop
+from deit_fast.training.loop import evaluations_left, run_loop
 from deit_fast.training.out_of_memory import MemoryGuard
 from deit_fast.training.passes import settle_passes
 from deit_fast.training.periodic import draw_curves
@@ -75,7 +76,7 @@ def train(
     recipe.check_teacher(teacher)
     rate = recipe.describe_batch(RECIPES.get(recipe.name, recipe))
     data, val, from_random = str(data), str(val) if val is not None else None, init == FROM_RANDOM
-    sinks = chosen_sinks()
+    sinks = chosen_sinks(recipe.run.trackers)
     init = fetch_weights(init) if init and not from_random else None
     teacher = fetch_file(teacher) if teacher else None
     resume = str(fetch_sealed(resume)) if is_remote(resume) else resume
@@ -109,7 +110,10 @@ def train(
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
             result = find_result(job, state)
             if result is None:
-                with MetricsLog(folder, state.step, job.total_steps, sinks, speaks=world.is_main) as log:
+                pace = Pace(job.total_steps, lambda step: evaluations_left(job, step))
+                best = state.best_top1 if state.scores else None
+                console = Console(job.total_steps, recipe.schedule.epochs, state.step, pace, best)
+                with MetricsLog(folder, state.step, sinks, console, speaks=world.is_main) as log:
                     log.say(*describe_start(job, state, settled.reason), *notes)
                     finished = run_loop(job, state, loaded, log, watchdog, stop)
                 if finished:
@@ -163,6 +167,7 @@ def write_result(job: Job, state: TrainState) -> dict[str, Any]:
         "image_size": recipe.model.image_size,
         "step": state.step,
         **state.scores,
+        "val_images": len(job.val_source) if job.val_source is not None else None,
         "best_top1": state.best_top1 if state.scores else None,
         "images_per_second": state.steps_per_second * recipe.run.global_batch,
         "minutes": state.seconds / 60,

@@ -52,6 +52,8 @@ class Run(Section):
     has measured it yet."""
     log_every: Count = 50
     """Steps between lines of metrics.jsonl."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where the figures go beside metrics.jsonl: tensorboard, wandb (extra wandb), mlflow (extra mlflow)."""
     eval_every: Count = 1
     """Epochs between evaluations; the last step always evaluates."""
     checkpoint_every: Count | None = 1000

@@ -10,6 +10,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from deit_fast.runtime.log_sinks import LogSink, Sink
 
+_SCORES = "eval/top1", "eval/loss", "train/loss"  # figures beside the hyperparameters in TensorBoard's table
+
 
 class TensorBoard(Sink):
     """A TensorBoard event file in the run folder; steps after `step` are purged."""
@@ -42,4 +44,4 @@ def _quiet_writer() -> None:
     threading.excepthook = hook
 
 
-LOG_SINK = LogSink(TensorBoard, always=True)
+LOG_SINK = LogSink(TensorBoard)
