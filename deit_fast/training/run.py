@@ -24,6 +24,7 @@ from deit_fast.runtime.metrics_log import MetricsLog, told
 from deit_fast.runtime.object_store import fetch_file, is_remote
 from deit_fast.runtime.provenance import STARTS, note_start
 from deit_fast.runtime.stopping import StopSignal
+from deit_fast.runtime.waiting import share_cores
 from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.runtime.world import join_world, leave_world
 from deit_fast.training.banner import describe_start
@@ -89,6 +90,8 @@ def train(
         match_classes(val_source, source.classes, f"{data}'s classes")
     world = join_world(recipe.run.hang_timeout, recipe.run.device)
     with ExitStack() as stack:
+        if world.device.type == "cpu":
+            stack.enter_context(share_cores())
         folder, store, notes = claim_folder(out, resume, world, stack)
         notes += [rate] if rate else []
         stop = stack.enter_context(StopSignal())
