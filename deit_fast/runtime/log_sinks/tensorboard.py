@@ -44,9 +44,16 @@ class TensorBoard(Sink):
     def _board(self) -> Any:
         """torch's writer, whose import takes a third of a second: no run's first step waits for it."""
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         _quiet_writer()
-        return SummaryWriter(str(self._folder), purge_step=self._purge_step)
+        board = SummaryWriter(str(self._folder), purge_step=self._purge_step)
+        values = read_hyperparameters(self._folder.parent)
+        for summary in hparams(values, dict.fromkeys(_SCORES, 0.0)):
+            board.file_writer.add_summary(summary)
+        rows = ["| key | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in values.items())]
+        board.add_text("recipe", "\n".join(rows))
+        return board
 
 
 @functools.cache
