@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from deit_fast.runtime.log_sinks import LogSink, Sink
+from deit_fast.runtime.log_sinks.tracked import read_hyperparameters
 
 _SCORES = "eval/top1", "eval/loss", "train/loss"  # figures beside the hyperparameters in TensorBoard's table
 
@@ -47,7 +48,7 @@ class TensorBoard(Sink):
         from torch.utils.tensorboard.summary import hparams
 
         _quiet_writer()
-        board = SummaryWriter(str(self._folder), purge_step=self._purge_step)
+        board: Any = SummaryWriter(str(self._folder), purge_step=self._purge_step)
         values = read_hyperparameters(self._folder.parent)
         for summary in hparams(values, dict.fromkeys(_SCORES, 0.0)):
             board.file_writer.add_summary(summary)
