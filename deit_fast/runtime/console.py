@@ -130,7 +130,7 @@ _WORDS: dict[str, Callable[[float], str]] = {
     "loss": lambda value: f"loss {value:.3f}",
     "lr": lambda value: f"lr {value:.2e}",
     "images_per_second": _rate,
-    "data_wait": lambda value: f"wait {value:.0%}",
+    "data_wait": lambda value: f"wait {100 * value:.0f} %",
     "peak_memory_gib": lambda value: f"{value:.1f} GiB",
 }
 

@@ -1,7 +1,7 @@
 // Line charts of the figures' data-chart: {series: [{name, color, dashed, points: [[step, epoch, value], ...]}], unit, zero}.
 // A legend's entry hides its line; the pointer reads values; the page's choice sets what the x axis counts.
 (() => {
-  const W = 560, H = 250, LEFT = 52, RIGHT = 12, TOP = 8, BOTTOM = 26;
+  const W = 440, H = 230, LEFT = 48, RIGHT = 12, TOP = 8, BOTTOM = 26;
   const NS = "http://www.w3.org/2000/svg";
   const charts = [];
 
@@ -14,7 +14,7 @@
 
   function ticks(low, high, count) {
     const rough = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map(each => each * power).find(each => each >= rough);
+    const step = [1, 2, 5, 10].map(each => each * power).find(each => each >= rough * .7);
     const found = [];
     for (let tick = Math.ceil(low / step) * step; tick <= high + step * 1e-6; tick += step) found.push(tick);
     return found;
@@ -91,7 +91,7 @@
     const chart = {data: JSON.parse(figure.dataset.chart), hidden: new Set()};
     const legend = figure.appendChild(document.createElement("div"));
     legend.className = "legend";
-    chart.data.series.forEach((each, number) => {
+    (chart.data.series.length > 1 ? chart.data.series : []).forEach((each, number) => {
       const entry = legend.appendChild(document.createElement("button"));
       entry.setAttribute("aria-pressed", "true");
       const mark = entry.appendChild(document.createElement("i"));
@@ -104,9 +104,8 @@
         draw(chart);
       };
     });
-    chart.svg = node("svg", {viewBox: `0 0 ${W} ${H}`, preserveAspectRatio: "none", role: "img",
+    chart.svg = node("svg", {viewBox: `0 0 ${W} ${H}`, role: "img",
                              "aria-label": figure.querySelector("b").textContent}, figure);
-    chart.svg.setAttribute("preserveAspectRatio", "xMidYMid meet");
     chart.reading = figure.appendChild(document.createElement("div"));
     chart.reading.className = "reading";
     chart.svg.onpointermove = event => read(chart, event);

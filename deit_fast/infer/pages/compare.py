@@ -161,7 +161,7 @@ def speed_part(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
     for run, name in zip(runs, names, strict=True):
         trained = run.of_kind("train")
         medians = []
-        for key, shape in (("images_per_second", "{:,.0f}"), ("data_wait", "{:.0%}"), ("peak_memory_gib", "{:.1f}")):
+        for key, shape in (("images_per_second", "{:,.0f}"), ("data_wait", "{:.2f}"), ("peak_memory_gib", "{:.1f}")):
             found = [value for each in trained if (value := finite(each, key)) is not None]
             medians.append(shape.format(np.median(found)) if found else "")
         minutes = finite(run.result, "minutes") if run.result is not None else None
@@ -170,7 +170,7 @@ def speed_part(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
         rows.append(
             (name, *medians, f"{minutes:,.1f}" if minutes is not None else "", f"{start.get('processes', '')}", device)
         )
-    heads = ("run", "images/s", "data wait", "memory, GiB", "minutes", "processes", "device")
+    heads = ("run", "images/s", "data wait, share", "memory, GiB", "minutes", "processes", "device")
     return page.table(heads, rows, range(1, 6))
 
 

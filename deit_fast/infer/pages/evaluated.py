@@ -90,7 +90,7 @@ def mistakes(found: Evaluated, source: Source) -> str:
     for index in chosen:
         taken, label = found.classes[found.outcomes.predictions[index]], found.classes[found.labels[index]]
         caption = (
-            f"is {label}; {found.outcomes.confidences[index]:.0%} sure. {Path(printable(source.name(index))).name}"
+            f"is {label}; {100 * found.outcomes.confidences[index]:.0f} % sure. {Path(printable(source.name(index))).name}"
         )
         shown.append(page.picture([thumbnail(source, index)], caption, taken))
     return page.pictures(shown)

@@ -70,7 +70,7 @@ def headline(run: RunFolder) -> dict[str, tuple[str, str]]:
         rates = [rate for each in trained if (rate := finite(each, "images_per_second")) is not None]
         waits = [wait for each in trained if (wait := finite(each, "data_wait")) is not None]
         if rates:
-            waited = f"; {np.median(waits):.0%} of the time spent waiting for data" if waits else ""
+            waited = f"; {100 * np.median(waits):.0f} % of the time spent waiting for data" if waits else ""
             found["images per second"] = f"{np.median(rates):,.0f}", f"median{waited}"
         if (memory := finite(last, "peak_memory_gib")) is not None:
             found["peak memory"] = f"{memory:.1f} GiB", "of one process"

@@ -53,7 +53,7 @@ def training_samples(recipe: Recipe, source: Source, count: int = 24) -> list[Sa
         partners = names[::-1]
         for number, (share, pasted) in enumerate(zip(mixed.lam.tolist(), mixed.cutmix.tolist(), strict=True)):
             if share < 1:
-                names[number] = f"{names[number]} {share:.0%}, {partners[number]} {1 - share:.0%}"
+                names[number] = f"{names[number]} {100 * share:.0f} %, {partners[number]} {100 * (1 - share):.0f} %"
                 done[number].append("CutMix" if pasted else "mixup")
     pictures = (images * std + mean).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     return [(picture, name, ", ".join(words) or "cropped only")
