@@ -89,9 +89,8 @@ def mistakes(found: Evaluated, source: Source) -> str:
     shown = []
     for index in chosen:
         taken, label = found.classes[found.outcomes.predictions[index]], found.classes[found.labels[index]]
-        caption = (
-            f"is {label}; {100 * found.outcomes.confidences[index]:.0f} % sure. {Path(printable(source.name(index))).name}"
-        )
+        file, sure = Path(printable(source.name(index))).name, 100 * found.outcomes.confidences[index]
+        caption = f"is {label}; {sure:.0f} % sure. {file}"
         shown.append(page.picture([thumbnail(source, index)], caption, taken))
     return page.pictures(shown)
 
