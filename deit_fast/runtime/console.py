@@ -123,7 +123,7 @@ class Console:
 
 
 def _rate(value: float) -> str:
-    return f"{value:,.0f} images/s" if value >= 100 else f"{value:.3g} images/s"
+    return f"{value:,.0f} images/s" if value >= 100 else f"{value:.1f} images/s"
 
 
 _WORDS: dict[str, Callable[[float], str]] = {
@@ -156,6 +156,7 @@ def score_words(values: Mapping[str, float]) -> list[str]:
             if value is not None and (not prefix or key == "top1"):
                 words.append(f"{whose}{name} {value:.3f}" if not unit else f"{whose}{name} {value:.2f}{unit}")
     known = {f"{prefix}{key}" for prefix in ("", "ema_") for key in ("top1", "top5", "loss", "nonfinite")}
+    known |= {key for key in values if key.startswith("ema_")}
     others = {key: value for key, value in values.items() if key not in known and not math.isnan(value)}
     return words + [f"{key} {value:.4g}" for key, value in others.items()]
 

@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(401, {"error": "Invalid credentials"})
         elif path == "/api/repos/create":
             self.server.created.append(json.loads(body))
-            self.answer(200, {"url": "http://hub/me/model", "name": "me/model"})
+            self.answer(200, {"url": f"{huggingface_hub.constants.ENDPOINT}/me/model", "name": "me/model"})
         elif path == "/api/validate-yaml":
             self.answer(200, {"errors": [], "warnings": []})
         elif path.endswith("/preupload/main"):
@@ -52,7 +52,14 @@ class Handler(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self.answer(200, {"commitUrl": "http://hub/me/model/commit/1", "commitOid": "1" * 40, "success": True})
+            self.answer(
+                200,
+                {
+                    "commitUrl": f"{huggingface_hub.constants.ENDPOINT}/me/model/commit/{'1' * 40}",
+                    "commitOid": "1" * 40,
+                    "success": True,
+                },
+            )
         else:
             self.answer(404, {"error": path})
 

@@ -24,7 +24,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         torch.manual_seed(seed)
         content = {"model": build_model(recipe.model).state_dict(), "recipe": recipe.model_dump(mode="json")}
         save_checkpoint(folder / f"{seed}.pt", content | {"ema": None})
-    return sorted(folder.iterdir())
+    return sorted(folder.glob("*.pt"))
 
 
 def test_a_sentence(

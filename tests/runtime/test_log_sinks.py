@@ -72,7 +72,7 @@ def test_a_sink_on_a_full_disk_costs_a_line(tmp_path: Path, capsys: pytest.Captu
         log.record("train", 10, {"loss": 0.5})
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"kind": "train", "step": 10, "loss": 0.5}]
     assert capsys.readouterr().out == (
-        "step 10: not in full (No space left on device)\nepoch 1.00/10  step  10/100  loss 0.500\n"
+        "step 10: not in full (No space left on device)\nepoch  1.00/10  step  10/100  loss 0.500\n"
     )
 
 

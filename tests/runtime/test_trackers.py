@@ -1,7 +1,6 @@
 """W&B and MLflow through their own packages, offline: figures, hyperparameters, and one run over several starts."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from deit_fast.runtime.log_sinks import Sink, chosen_sinks
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "recipe.json").write_text(json.dumps(get_recipe("demo_pretrain").model_dump(mode="json")))
@@ -20,7 +19,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv(key, value)
     for key in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT"):
         monkeypatch.delenv(key, raising=False)
-    yield folder
+    return folder
 
 
 def opened(name: str, folder: Path, step: int) -> Sink:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class WeightsAndBiases(Sink):
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "deit_fast"), dir=str(folder), name=folder.resolve().name,
-                id=kept_id(folder, "wandb", wandb.util.generate_id), resume="allow",
+                id=kept_id(folder, "wandb", lambda: secrets.token_hex(4)), resume="allow",
                 config=read_hyperparameters(folder),
             )  # fmt: skip
         except (wandb.errors.Error, OSError) as error:
