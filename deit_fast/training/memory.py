@@ -30,6 +30,10 @@ from deit_fast.training.distill import Teacher
 from deit_fast.training.objective import Objective, blank_batch
 from deit_fast.zoo import find_architecture
 
+HEADROOM = 0.85
+"""Share of the memory that a step may take: the loader, the libraries, the exchange of gradients, the evaluation and
+what the allocator rounds up take the rest. How much that is on a GPU was not measured."""
+
 _CPU = torch.device("cpu")
 _MOMENTS = {"sgd": 1}
 """Tensors of an optimizer's state for each weight, where they are not two."""

@@ -16,8 +16,8 @@ from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import training_images
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.training.hours import Hours, training_hours
-from deit_fast.training.memory import StepMemory, step_memory
-from deit_fast.training.passes import HEADROOM, possible_passes, with_passes
+from deit_fast.training.memory import HEADROOM, StepMemory, step_memory
+from deit_fast.training.passes import possible_passes, with_passes
 from deit_fast.training.schedule import total_steps
 from deit_fast.zoo.devices import Device
 from deit_fast.zoo.reference_results import find_curve

@@ -22,7 +22,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
         found.append([env["WORLD_SIZE"], *command[4:]])
         return SimpleNamespace(returncode=0, stdout="the plan\n", stderr="")
 
-    monkeypatch.setattr(plans.subprocess, "run", run)
+    monkeypatch.setattr(plans, "subprocess", SimpleNamespace(run=run))
     return found
 
 
@@ -69,7 +69,7 @@ def test_a_stage_that_cannot_be_planned_is_named(
 ) -> None:
     (tmp_path / "digits" / "train").mkdir(parents=True)
     refused = SimpleNamespace(returncode=2, stdout="", stderr="noise\ndeit-fast: digits: expected images\n")
-    monkeypatch.setattr(plans.subprocess, "run", lambda *_, **__: refused)
+    monkeypatch.setattr(plans, "subprocess", SimpleNamespace(run=lambda *_, **__: refused))
     assert main(["--size", "demo", "--data", "digits", "--out", "out", "--dry-run"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "deit-fast: stage 'pretrain': digits: expected images"
 
