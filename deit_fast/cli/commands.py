@@ -8,7 +8,15 @@ from pathlib import Path
 from deit_fast.cli.show import list_as_text, recipe_as_text
 from deit_fast.cli.zoo_table import zoo_as_json, zoo_as_text
 from deit_fast.recipe.table import RECIPES, get_recipe
-from deit_fast.runtime.errors import DataError, RecipeError, RunError, printable
+from deit_fast.runtime.errors import (
+    DataError,
+    RecipeError,
+    RunError,
+    is_out_of_memory,
+    one_line,
+    printable,
+    too_little_memory,
+)
 from deit_fast.runtime.exit_status import ExitStatus
 from deit_fast.runtime.files import json_text, write_json
 from deit_fast.runtime.object_store import is_remote, write_object
@@ -219,6 +227,18 @@ def complain(message: object) -> None:
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     for line in str(message).split("\n"):
         print(f"deit-fast: {rank}{printable(line)}", file=sys.stderr)
+
+
+def complain_of_memory(error: BaseException, arguments: argparse.Namespace) -> ExitStatus | None:
+    """Says that a command had too little memory, and how it ends; None, and nothing said, of any other error."""
+    if limit := too_little_memory(error):
+        complain(limit)
+        return ExitStatus.REFUSED
+    if not is_out_of_memory(error):
+        return None
+    fewer = f"; --batch {max(1, arguments.batch // 2)} takes less" if hasattr(arguments, "batch") else ""
+    complain(f"out of memory ({one_line(error)[:200] or type(error).__name__}){fewer}")
+    return ExitStatus.OUT_OF_MEMORY
 
 
 def _print_page(text: str) -> int:

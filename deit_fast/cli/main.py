@@ -7,17 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deit_fast.cli import commands
-from deit_fast.cli.commands import complain
+from deit_fast.cli.commands import complain, complain_of_memory
 from deit_fast.cli.plan import add_plan
-from deit_fast.runtime.errors import (
-    DataError,
-    RecipeError,
-    RunError,
-    StoppedError,
-    is_out_of_memory,
-    one_line,
-    too_little_memory,
-)
+from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError
 from deit_fast.runtime.exit_status import ExitStatus, report_status, status_of
 from deit_fast.runtime.files import lacking_space
 from deit_fast.runtime.object_store import check_writable, is_remote
@@ -260,14 +252,10 @@ def _run(argv: Sequence[str] | None) -> int:
         complain(f"{place}: {error.strerror or error}" + (f": {lacking}" if lacking else ""))
         return status_of(error)
     except (MemoryError, ImportError, RuntimeError) as error:
-        if limit := too_little_memory(error):
-            complain(limit)
-            return ExitStatus.REFUSED
-        if not is_out_of_memory(error):
+        status = complain_of_memory(error, arguments)
+        if status is None:
             raise
-        fewer = f"; --batch {max(1, arguments.batch // 2)} takes less" if hasattr(arguments, "batch") else ""
-        complain(f"out of memory ({one_line(error)[:200] or type(error).__name__}){fewer}")
-        return ExitStatus.OUT_OF_MEMORY
+        return status
     except KeyboardInterrupt as error:
         if os.environ.get("RANK", "0") == "0":
             complain(str(error) or "interrupted; run the same command again")
