@@ -91,7 +91,7 @@ def test_the_text_names_sources(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpus", "3xh100"], "run.global_batch=2048: expected a multiple of 3 processes times run.accumulation=1"),
         (["--gpus", "1xh100", "model.num_classes=null"], "model.num_classes=null: expected --data, which says how many "
          "there are, or a number"),
-        (["--gpus", "1xh100", "run.global_batch=2000000"], "run.global_batch=2000000: expected at most 1281167, an "
+        (["--gpus", "1xh100", "run.global_batch=2000000"], "run.global_batch=2000000: expected at most 1281024, an "
          "epoch's views"),
         (["--data", "/nowhere"], "/nowhere"),
     ],
