@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
@@ -109,6 +107,8 @@ class _Traced:
 
 
 def _trace(recipe: Recipe, images: int, dtype: torch.dtype, passes: int, on_gpu: bool) -> _Traced:
+    from torch._subclasses.fake_tensor import FakeTensorMode  # a second of imports, which few starts need
+
     with torch.device("meta"):
         model = build_model(recipe.model, 0)
         teacher = None if recipe.distill.kind == "none" else _bare_teacher(recipe)
@@ -149,6 +149,8 @@ class _GpuClassifier(Classifier):
 
 
 def _bare_teacher(recipe: Recipe) -> nn.Module:
+    import timm
+
     model: nn.Module = timm.create_model(recipe.distill.teacher, num_classes=recipe.model.classes)
     return model.requires_grad_(False).eval()
 
