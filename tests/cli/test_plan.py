@@ -66,7 +66,7 @@ def test_a_gpu_of_less_memory_takes_more_passes(capsys: pytest.CaptureFixture[st
     # timm's figure for this model on this GPU, 987.86 images a second, is the closest of its file to the truth here.
     assert small["hours"]["least"] == pytest.approx(800 * 625 * 2048 / 987.86 / 3600, rel=0.05)
     tiny = plan(capsys, "demo_pretrain", "--gpus", "1", "--memory", "0.01", "model.drop_path=0")
-    assert (tiny["fits"], tiny["images_a_pass"]) == (False, 2)
+    assert (tiny["fits"], tiny["images_a_pass"]) == (False, 1)
 
 
 def test_the_text_names_sources(capsys: pytest.CaptureFixture[str]) -> None:
