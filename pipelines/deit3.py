@@ -29,6 +29,7 @@ try:
     from .dag import run_stages
     from .manifests import write_manifests
     from .options import component_defaults, scheduler_options
+    from .plans import describe_stages
     from .schedulers import find_scheduler
     from .stages import Stage, dryrun_stage, get_app, sort_stages
     from .state import PipelineError, read_result
@@ -200,7 +201,11 @@ def build_parser(prog: str = "python -m pipelines.deit3") -> argparse.ArgumentPa
         "--watch", action="store_true", help="follow the jobs on Slurm, too, whose queue starts them without that"
     )
     parser.add_argument("--quiet", action="store_true", help="do not follow the logs of the stages that run")
-    parser.add_argument("--dry-run", action="store_true", help="print every job, start nothing, write nothing")
+    parser.add_argument("--dry-run", action="store_const", const="plan", help="print what every stage takes, no more")
+    # An option of its own: with an optional value, the word that follows --dry-run would be taken for that.
+    parser.add_argument(
+        "--dry-run=full", dest="dry_run", action="store_const", const="full", help="print every job as TorchX has it"
+    )
     parser.add_argument(
         "--manifests", metavar="FOLDER",
         help="write the YAML of every job for kubectl, a file each, and start nothing; --cfg: "
@@ -262,8 +267,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m pipelines.dei
         with get_runner(component_defaults=component_defaults(COMPONENTS)) as runner:
             cfg = scheduler_options(runner, options.scheduler, options.cfg)
             if options.dry_run:
-                for stage in stages:
-                    job = dryrun_stage(stage, state, runner, options.scheduler, cfg)
+                jobs = [dryrun_stage(stage, state, runner, options.scheduler, cfg) for stage in stages]
+                if options.dry_run == "plan":
+                    print("\n".join(describe_stages(stages, given, scheduler.local)))
+                    return 0
+                for stage, job in zip(stages, jobs, strict=True):
                     print(f"=== {stage.name}" + (f", after {', '.join(stage.needs)}" if stage.needs else ""))
                     print(f"{pformat(asdict(get_app(job)), width=120)}\n{job}\n")
                 return 0

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from deit_fast.runtime.errors import RunError, printable, suggest
+from deit_fast.runtime.errors import RunError, is_out_of_memory, one_line, printable, suggest, too_little_memory
 from deit_fast.runtime.exit_status import ExitStatus
 from deit_fast.runtime.object_store import check_writable, is_remote
 
@@ -62,3 +62,15 @@ def complain(message: object) -> None:
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     for line in str(message).split("\n"):
         print(f"deit-fast: {rank}{printable(line)}", file=sys.stderr)
+
+
+def complain_of_memory(error: BaseException, arguments: argparse.Namespace) -> ExitStatus | None:
+    """Says that a command had too little memory, and how it ends; None, and nothing said, of any other error."""
+    if limit := too_little_memory(error):
+        complain(limit)
+        return ExitStatus.REFUSED
+    if not is_out_of_memory(error):
+        return None
+    fewer = f"; --batch {max(1, arguments.batch // 2)} takes less" if hasattr(arguments, "batch") else ""
+    complain(f"out of memory ({one_line(error)[:200] or type(error).__name__}){fewer}")
+    return ExitStatus.OUT_OF_MEMORY

@@ -11,23 +11,22 @@ from pathlib import Path
 
 import deit_fast
 from deit_fast.cli import commands
-from deit_fast.cli.arguments import OVERRIDES, Parser, add_labels, complain, local_path, positive
+from deit_fast.cli.arguments import (
+    OVERRIDES,
+    Parser,
+    add_labels,
+    complain,
+    complain_of_memory,
+    local_path,
+    positive,
+)
 from deit_fast.cli.completion import add_completion_parser, complete
 from deit_fast.cli.data import add_data_parser
 from deit_fast.cli.evaluate import add_evaluate_parser
 from deit_fast.cli.other_tools import refuse_options_of_others
 from deit_fast.cli.plan import add_plan
 from deit_fast.cli.report import add_report_parsers
-from deit_fast.runtime.errors import (
-    DataError,
-    RecipeError,
-    RunError,
-    StoppedError,
-    is_out_of_memory,
-    one_line,
-    suggest,
-    too_little_memory,
-)
+from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, suggest
 from deit_fast.runtime.exit_status import ExitStatus, report_status, status_of
 from deit_fast.runtime.files import lacking_space
 
@@ -174,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    arguments = argparse.Namespace()
     try:
         if argv and argv[0] in FORWARDED:
             return import_module(FORWARDED[argv[0]][0]).main(argv[1:], f"deit-fast {argv[0]}")
@@ -203,14 +203,10 @@ def _run(argv: Sequence[str] | None) -> int:
         complain(f"{place}: {error.strerror or error}" + (f": {lacking}" if lacking else ""))
         return status_of(error)
     except (MemoryError, ImportError, RuntimeError) as error:
-        if limit := too_little_memory(error):
-            complain(limit)
-            return ExitStatus.REFUSED
-        if not is_out_of_memory(error):
+        status = complain_of_memory(error, arguments)
+        if status is None:
             raise
-        fewer = f"; --batch {max(1, arguments.batch // 2)} takes less" if hasattr(arguments, "batch") else ""
-        complain(f"out of memory ({one_line(error)[:200] or type(error).__name__}){fewer}")
-        return ExitStatus.OUT_OF_MEMORY
+        return status
     except KeyboardInterrupt as error:
         if os.environ.get("RANK", "0") == "0":
             complain(str(error) or "interrupted; run the same command again")

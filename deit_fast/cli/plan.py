@@ -1,6 +1,7 @@
 """`deit-fast plan`: what a run takes, before it is started. torch is imported late."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -160,7 +161,9 @@ def _machine(recipe: Recipe, gpus: tuple[int | None, str] | None, memory: float 
     if gpus is None and not here and memory is None:
         dtype = choose_dtype(recipe.run, torch.device("cpu"))
         free = available_memory()
-        return Machine(1, None, float("inf") if free is None else free, on_gpu=False, dtype=dtype)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun would start them here
+        each = float("inf") if free is None else free / processes
+        return Machine(processes, None, each, on_gpu=False, dtype=dtype)
     count, name = gpus or (None, "")
     device: Device | None = DEVICES[name] if name else None
     gib = memory if memory is not None else device.memory_gib if device is not None else None

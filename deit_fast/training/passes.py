@@ -20,13 +20,11 @@ from deit_fast.runtime.host_memory import available_memory
 from deit_fast.runtime.remembered import read_remembered, remember
 from deit_fast.runtime.world import World
 from deit_fast.training.distill import Teacher
-from deit_fast.training.memory import step_memory, too_high
+from deit_fast.training.memory import HEADROOM, step_memory, too_high
 from deit_fast.training.prepare import check_machine
 from deit_fast.training.trial import StepTrial
 
 GIB = 2**30
-HEADROOM = 0.85
-"""Share of the memory that a step may take: the loader, the libraries and what is rounded up take the rest."""
 
 
 class Passes(NamedTuple):

@@ -99,8 +99,8 @@ def train(
         found = find_start(folder, store, resume, world)
         loaded = load_teacher(recipe, teacher, world.device) if teacher else None
         settled = settle_passes(recipe, world, found.kept, loaded)
-        guard.recipe = recipe = settled.recipe
-        job = plan_job(recipe, source, val_source, folder, world, store)
+        asked, guard.recipe, recipe = recipe, settled.recipe, settled.recipe
+        job = plan_job(recipe, source, val_source, folder, world, store, asked)
         state = initial_state(recipe, world)
         notes += restore(job, state, found, init, resume, from_random)
         guard.state = state

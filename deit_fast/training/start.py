@@ -123,7 +123,7 @@ def restore(
     if resume != "auto":
         notes += _make_room(job, state, path)
     if world.is_main:
-        write_json(job.out / "recipe.json", job.recipe.model_dump(mode="json"))
+        write_json(job.out / "recipe.json", job.asked.model_dump(mode="json"))
         here = step_path(folder, state.step)
         if path is not None and here.with_suffix(SEAL).exists():  # a crash came before its link, perhaps
             restore_link(here, folder / "last.pt")
@@ -151,7 +151,7 @@ def _make_room(job: Job, state: TrainState, path: Path | None) -> list[str]:
             if is_own and moved is not None and (moved / "metrics.jsonl").exists():
                 shutil.copyfile(moved / "metrics.jsonl", out / "metrics.jsonl")
             if job.store is not None:
-                job.store.begin(job.recipe.model_dump(mode="json"))
+                job.store.begin(job.asked.model_dump(mode="json"))
         except RunError as reason:
             error = reason
     if error := job.world.broadcast(error):
