@@ -32,7 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
     train.add_argument("--data", required=True, help="image folder, tar shards (train-{0000..0009}.tar) or their URI")
-    train.add_argument("--val", help="validation data; default: the val split beside the training split")
+    train.add_argument(
+        "--val", metavar="DATA|SHARE",
+        help="validation data, or the share of each class to hold out, as 0.1, listed in OUT/val.json; 0 is none; "
+        "default: the val split beside the training split, else the recipe's data.val_fraction",
+    )  # fmt: skip
     _add_labels(train, "validation ")
     train.add_argument("--out", required=True, help="run folder, which may be in an object store")
     train.add_argument(
@@ -53,7 +57,10 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast evaluate runs/small/checkpoints/last.pt --data /imagenet --json scores.json",
     )
     evaluate.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
-    evaluate.add_argument("--data", required=True, help="image folder, tar shards or their URI; its val split, if any")
+    evaluate.add_argument(
+        "--data", help="image folder, tar shards or their URI: its val split, or what the run held out of it; default: "
+        "what the run held out of its own",
+    )  # fmt: skip
     _add_labels(evaluate)
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
     evaluate.add_argument(

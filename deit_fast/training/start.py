@@ -87,8 +87,6 @@ def restore(job: Job, state: TrainState, init: Path | None, resume: str, from_ra
         )
     else:
         notes = []
-    if job.val_source is None:
-        notes.append("no validation data: pass --val to evaluate")
     world.barrier()  # what is moved aside may hold what the others read
     if resume != "auto":
         notes += _make_room(job, state, path)
