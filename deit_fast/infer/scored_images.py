@@ -77,7 +77,6 @@ def _open_held_out(
     if not len(images):
         return None
     part = Subset(copy.copy(whole), images)
-    part.place = f"{whole.place}, {words}"
     before, now = _trained_on(weights, "val"), identify(part)
     if before is None and listed is not None and not missing:
         return part, [f"validation images: {words}"]

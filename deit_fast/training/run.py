@@ -11,9 +11,9 @@ from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import fetch_sealed
 from deit_fast.convert.locate import fetch_weights
 from deit_fast.data.sources.classes import match_classes, resolve_classes
-from deit_fast.data.sources.held_out import read_fraction
 from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.data.sources.salvage import SalvagedShards
+from deit_fast.recipe.parse import read_val_fraction
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, StorageError
@@ -76,7 +76,7 @@ def train(
     """
     recipe = recipe.override(overrides) if isinstance(recipe, Recipe) else get_recipe(str(recipe), overrides)
     recipe.check_teacher(teacher)
-    fraction = read_fraction(val) if val is not None else None
+    fraction = read_val_fraction(val) if val is not None else None
     if fraction is not None:
         recipe = recipe.derive(data={"val_fraction": fraction})
     data, from_random = str(data), init == FROM_RANDOM

@@ -7,14 +7,12 @@ nothing for those of other classes, and next to nothing for those of its own.
 
 import zlib
 from collections.abc import Sequence
-from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.identity import encode_name, mix_bits
-from deit_fast.runtime.errors import RecipeError
 
 _PART = 2**20  # names that are put together at a time
 
@@ -57,21 +55,3 @@ def all_but(source: Source, images: NDArray[np.int64]) -> NDArray[np.int64]:
     others = np.ones(len(source), bool)
     others[images] = False
     return np.flatnonzero(others)
-
-
-def read_fraction(val: object) -> float | None:
-    """The share that --val says where it is a number, 0.1 say; None where it names validation data.
-
-    Raises RecipeError for a number that is no share.
-    """
-    try:
-        fraction = float(str(val))
-    except ValueError:
-        if str(val).strip().endswith("%"):
-            raise RecipeError(f"--val {val}: expected a share from 0 to below 1, such as 0.1, or data") from None
-        return None
-    if not (isfinite(fraction) and 0 <= fraction < 1):
-        raise RecipeError(
-            f"--val {val}: expected a share from 0 to below 1, such as 0.1, or data; a folder of that name is ./{val}"
-        )
-    return fraction
