@@ -22,7 +22,7 @@ try:
     from torchx.schedulers import get_scheduler_factories
     from torchx.schedulers.local_scheduler import SignalException
 
-    from deit_fast.runtime.errors import RunError
+    from deit_fast.runtime.errors import RecipeError, RunError
     from deit_fast.runtime.object_store import check_writable, is_remote, local_place
     from deit_fast.runtime.table import markdown_table
 
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = run_stages(
                 stages, state, runner, options.scheduler, cfg, limit, poll_seconds, stream, options.watch
             )
-    except RunError as error:
+    except (RunError, RecipeError) as error:
         print(f"deit-fast: {error}", file=sys.stderr)
         return error.status
     except (KeyboardInterrupt, SignalException):  # before the first job

@@ -118,7 +118,5 @@ def name_trainings(size: str | None, recipes: str, init: str) -> tuple[str, dict
         raise PipelineError(f"--recipe={recipes}: expected each recipe once")
     first = next(iter(named.values()))
     if get_recipe(first).run.start == "weights" and not init:
-        raise PipelineError(
-            f"--recipe {first}: expected --init with the weights that it finetunes; none for random ones"
-        )
+        raise PipelineError(f"--recipe {first}: expected --init with the weights that it finetunes, or none")
     return next(iter(named)), named

@@ -9,12 +9,13 @@ from deit_fast.data.sources.held_out import choose_held_out, find_listed
 from deit_fast.data.sources.identity import Identity, identify
 from deit_fast.data.sources.image_list import LIST_NAME, ImageList
 from deit_fast.data.sources.open import find_validation, open_source
+from deit_fast.data.sources.place import split_place
 from deit_fast.data.sources.splits import Split, split_of, split_of_shard
 from deit_fast.data.sources.subset import Subset
 from deit_fast.runtime.errors import DataError, RunError
 from deit_fast.runtime.object_store import MissingError
 
-_ALIKE = 0.5  # of the images held out, from which on a data set is the one they were held out of
+_MOST = 0.5  # of some images, from which on those of the same sizes are taken for the same
 
 
 def open_scored(
@@ -32,7 +33,7 @@ def open_scored(
             raise RunError(f"{checkpoint}: expected --data, as no list of validation images ({LIST_NAME}) is beside it")
         place, held = listed
         return held.open(open_source, place), [f"validation images: those that {place} lists, of {held.data}"]
-    if find_validation(data) is None:
+    if find_validation(data) is None and _split_in(data.rstrip("/")) not in ("val", "test"):
         found = _open_held_out(checkpoint, weights, data, category, labels, listed)
         if found is not None:
             return found
@@ -84,7 +85,7 @@ def _open_held_out(
         return None
     if now.digest == before.digest:
         return part, [f"validation images: {words}"]
-    if before.shares(now) >= _ALIKE:
+    if before.shares(now) >= _MOST and _overlap(weights, whole):
         raise DataError(
             f"{data}: expected the {sum(before.images)} validation images that {checkpoint} held out: "
             f"{', '.join(now.changes_from(before)[:3])}; restore them, or name other images"
@@ -94,22 +95,35 @@ def _open_held_out(
 
 def _warn(weights: Weights, data: str, source: Source) -> list[str]:
     """A line where the place has no validation split, which says whether the images are those trained on."""
-    name = source.place.rstrip("/").rpartition("/")[2]
-    split: str | None = split_of(name) or split_of_shard(name)
+    split = _split_in(source.place)
     if find_validation(data) is not None and split != "train":
         return []
     before = _trained_on(weights, "train")
-    if before is not None:
-        now = identify(source)
-        if now.digest == before.digest:
-            return [
-                f"{source.place}: these {len(source)} images are those that it was trained on: no score of new ones"
-            ]
-        if now.shares(before) > 0:
-            return [f"{source.place}: it was trained on some of these {len(source)} images, which are all scored"]
+    if before is not None and identify(source).digest == before.digest:
+        return [f"{source.place}: it was trained on these {len(source)} images: no score of new ones"]
+    if _overlap(weights, source):
+        return [f"{source.place}: it was trained on some of these {len(source)} images, which are all scored"]
     if split in ("val", "test"):
         return []
     return [f"{source.place} has no validation split: all of its {len(source)} images are scored"]
+
+
+def _split_in(place: str) -> str | None:
+    """The split that the name of a place says, of /data/imagenet/val "val"."""
+    name = split_place(place)[1]
+    return split_of(name) or split_of_shard(name)
+
+
+def _overlap(weights: Weights, source: Source) -> bool:
+    """Whether the checkpoint was trained on some of these images, as far as their names and sizes tell.
+
+    Images of shards have no names there: a size that two have says nothing.
+    """
+    before = _trained_on(weights, "train")
+    if before is None:
+        return False
+    now = identify(source)
+    return now.shares(before) > (0 if now.key == "names" else _MOST)
 
 
 def _trained_on(weights: Weights, split: Split) -> Identity | None:

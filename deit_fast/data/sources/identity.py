@@ -86,7 +86,8 @@ class Identity:
     def shares(self, other: "Identity") -> float:
         """Which part of these images another data set has too, about, from 0 to 1; of many images it is no measure."""
         filled = [bucket for bucket, count in enumerate(self.images) if count]
-        same = [bucket for bucket in filled if self.contents[bucket] == other.contents[bucket]]
+        pairs = (self.contents, other.contents), (self.labels, other.labels)
+        same = [bucket for bucket in filled if all(ours[bucket] == theirs[bucket] for ours, theirs in pairs)]
         return len(same) / len(filled) if filled and self.key == other.key else 0.0
 
     def _compare_sizes(self, before: "Identity") -> list[str]:
