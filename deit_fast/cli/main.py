@@ -21,7 +21,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="deit-fast",
         description="Train DeiT III vision transformers.",
-        epilog="Example: deit-fast data demo digits && deit-fast train demo_pretrain --data digits --out runs/digits",
+        epilog="Example: deit-fast data demo runs/digits && "
+        "deit-fast train demo_pretrain --data runs/digits --out runs/demo/pretrain",
     )
     subcommands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
 
@@ -54,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = subcommands.add_parser(
         "evaluate",
         help="top-1 and top-5 of a checkpoint",
-        epilog="Example: deit-fast evaluate runs/small/checkpoints/last.pt --data /imagenet --json scores.json",
+        epilog="Example: deit-fast evaluate runs/small --data /imagenet --json scores.json",
     )
     evaluate.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
     evaluate.add_argument(
@@ -101,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict = subcommands.add_parser(
         "predict",
         help="the most likely classes of images",
-        epilog="Example: deit-fast predict runs/small/checkpoints/last.pt photos 'more/*.jpg' --top 3",
+        epilog="Example: deit-fast predict runs/small photos 'more/*.jpg' --top 3",
     )
     predict.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
     predict.add_argument(
@@ -152,13 +153,13 @@ def build_parser() -> argparse.ArgumentParser:
     data = subcommands.add_parser(
         "data",
         help="make the demo data, check, shard or index a data set, look at augmented images",
-        epilog="Example: deit-fast data demo digits",
+        epilog="Example: deit-fast data demo runs/digits",
     )
     kinds = data.add_subparsers(dest="kind", required=True, parser_class=_Parser)
     demo = kinds.add_parser(
         "demo",
         help="write 1,797 handwritten digits as an image folder with train/ and val/",
-        epilog="Example: deit-fast data demo digits",
+        epilog="Example: deit-fast data demo runs/digits",
     )
     demo.add_argument("folder", type=_path)
     demo.set_defaults(run=commands.run_data_demo)
