@@ -23,6 +23,7 @@ from deit_fast.data.sources.subset import Subset
 from deit_fast.recipe.sections import Data
 from deit_fast.runtime.errors import DataError, RunError, printable
 from deit_fast.runtime.files import atomic_path
+from deit_fast.runtime.metrics_log import told
 from deit_fast.runtime.object_store import MissingError, is_remote
 from deit_fast.runtime.world import World
 
@@ -39,11 +40,12 @@ class HeldOut:
         self.list = chosen
 
     def write(self, folder: Path) -> None:
-        """Writes the list to the run folder, by the main process. Raises OSError."""
+        """Writes the list to the run folder, by the main process; a full disk costs a line."""
         text, path = self.list.as_text(), folder / LIST_NAME
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            with atomic_path(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        with told(LIST_NAME):
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                with atomic_path(path) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
 
 
 def hold_out(

@@ -95,19 +95,18 @@ def train(
     with ExitStack() as stack:
         folder, store, notes = claim_folder(out, resume, world, stack)
         stop = stack.enter_context(StopSignal())
-        notes += source.describe() if isinstance(source, SalvagedShards) else []
-        held = None
+        held, salvaged = None, source.describe() if isinstance(source, SalvagedShards) else []
         if val_source is None and recipe.data.val_fraction:
             held, lines = hold_out(recipe.data, source, labels, list_of_run(folder, store, resume), world)
             source, val_source = held.train, held.val
         else:
             lines = [f"validation images: {val_source.place}"] if val_source is not None else [NO_VALIDATION]
         recipe, fitted = fit_batch(recipe, len(source), world.size)
-        notes += lines + fitted
         job = plan_job(recipe, source, val_source, folder, world, store)
         loaded = load_teacher(recipe, teacher, world.device) if teacher else None
         state = initial_state(recipe, world)
         notes += restore(job, state, init, resume, from_random)
+        notes += [*lines, *salvaged, *fitted]
         if held is not None and world.is_main:
             held.write(folder)
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):

@@ -12,7 +12,7 @@ from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import AdamWOptim, Augment, Data, Loss, Mix, Model, Run, Schedule
 
 _DATA = Data(val_fraction=0.1, max_bad=0.05)
-_RUN = Run(global_batch=64, log_every=10, eval_every=5, keep_checkpoints=1)
+_RUN = Run(global_batch=64, start="weights", log_every=10, eval_every=5, keep_checkpoints=1)
 _COMMON = """\
 The number of classes is the data's, a tenth of each class is held out where there is no validation split, and a batch \
 is smaller than 64 where there are fewer images."""
@@ -24,12 +24,12 @@ images: layer decay 0.75, no Mixup, CutMix or erasing, crops of at least 35 % of
 clipped at 1, no moving average, whose memory would be longer than the run.
 The published weights' own finetuning (deit3_{{size}}_1k_{{resolution}}_ft: 1e-5 per 512 views) is of the classes that \
 they know already.
-Start: deit3_{{size}}_patch16 or any other weights of the architecture. {_COMMON}"""
+Start: deit3_{{start}}, the published deit3_{{size}}_patch16, or any other weights of the architecture. {_COMMON}"""
 
 _SMALL = Recipe(
     name="finetune_small",
     description="Own images: ViT-S/16 at 224 px, 50 epochs of finetuning\n"
-    + _FINETUNE.format(size="small", resolution=384),
+    + _FINETUNE.format(size="small", resolution=384, start="small_1k_224"),
     model=Model(name="deit3_small_patch16", image_size=224, num_classes=None, drop_path=0.1),
     data=_DATA,
     augment=Augment(scale=(0.35, 1.0)),
@@ -37,7 +37,7 @@ _SMALL = Recipe(
     loss=Loss(name="cross_entropy", smoothing=0.1),
     optim=AdamWOptim(lr=5e-4, weight_decay=0.05, layer_decay=0.75, ema_decay=None),
     schedule=Schedule(epochs=50, warmup_epochs=5, min_lr=1e-6),
-    run=_RUN.model_copy(update={"start": "weights"}),
+    run=_RUN,
 )
 
 ROWS = (
@@ -45,16 +45,17 @@ ROWS = (
     _SMALL.derive(
         name="finetune_base",
         description="Own images: ViT-B/16 at 224 px, 50 epochs of finetuning\n"
-        + _FINETUNE.format(size="base", resolution=224),
+        + _FINETUNE.format(size="base", resolution=224, start="base_1k_192"),
         model={"name": "deit3_base_patch16"},
     ),
     _SMALL.derive(
         name="probe",
-        description="Own images: a linear probe on the frozen features of ViT-S/16 at 224 px, 50 epochs\n"
+        description="Own images: a linear probe of ViT-S/16 at 224 px, 50 epochs\n"
         "Source: linear evaluation as of DINO (facebookresearch/dino, eval_linear.py: random crops and flips, no "
         "weight decay), with AdamW. The head alone is trained; the model runs as in evaluation, without stochastic "
         "depth.\n"
-        f"Start: deit3_small_patch16 or any other weights of the architecture. {_COMMON}",
+        "Start: deit3_small_1k_224, the published deit3_small_patch16, or any other weights of the architecture. "
+        f"{_COMMON}",
         model={"drop_path": 0.0, "train_mode": False},
         augment={"policy": "none", "color_jitter": 0.0},
         loss={"smoothing": 0.0},
