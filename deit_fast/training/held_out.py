@@ -49,17 +49,23 @@ class HeldOut:
 
 
 def hold_out(
-    data: Data, source: Source, labels: str | Path | None, earlier: str | None, world: World
+    data: Data,
+    source: Source,
+    labels: str | Path | None,
+    earlier: str | None,
+    world: World,
+    required: bool = False,
 ) -> tuple[HeldOut, list[str]]:
     """Parts a source as `data` says, and lines on it; all processes together.
 
     labels: the source's file of labels, if one was named. earlier: where the list of the run that goes on may be, path
-    or URI; None for a run that starts. Raises DataError or RunError, on every process, where that cannot be read.
+    or URI; None for a run that starts. required: whether all that it lists has to be there, as where a user named it.
+    Raises DataError or RunError, on every process, where it cannot be used.
     """
     images, lines, error = np.empty(0, np.int64), list[str](), None
     if world.is_main:
         try:
-            images, lines = _find(data, source, earlier)
+            images, lines = _find(data, source, earlier, required)
         except (DataError, RunError) as reason:
             error = reason
     images, lines, error = world.broadcast((images, lines, error))
@@ -81,11 +87,16 @@ def list_of_run(folder: Path, store: RunStore | None, resume: str) -> str | None
     return f"{store.uri}/{LIST_NAME}" if store is not None else str(folder / LIST_NAME)
 
 
-def _find(data: Data, source: Source, earlier: str | None) -> tuple[NDArray[np.int64], list[str]]:
+def _find(data: Data, source: Source, earlier: str | None, required: bool) -> tuple[NDArray[np.int64], list[str]]:
     """The images to hold out, int64 [n], and lines on them."""
-    known = _read_earlier(earlier) if earlier is not None else None
+    known = None if earlier is None else read_list(earlier) if required else _read_earlier(earlier)
     if known is not None and (known.fraction, known.seed) == (data.val_fraction, data.val_seed):
         images, missing = find_listed(source, known.images)
+        if missing and required:
+            raise DataError(
+                f"--val {earlier}: expected its {len(known.images)} images in {source.uri}, {len(missing)} are not "
+                f"there, {printable(missing[0])} first; --data names the data that they were held out of"
+            )
         lines = [f"{earlier}: {len(missing)} of its images are gone, {printable(missing[0])} first"] if missing else []
     else:
         images, unfit = _choose(data, source)
@@ -93,13 +104,23 @@ def _find(data: Data, source: Source, earlier: str | None) -> tuple[NDArray[np.i
     return images, [*lines, _describe(data, source, images)]
 
 
-def _read_earlier(place: str) -> ImageList | None:
+def read_list(place: str) -> ImageList:
+    """The list at a path or URI. Raises DataError where it is none, RunError where it cannot be read."""
     try:
         return ImageList.read(place)
-    except (FileNotFoundError, NotADirectoryError, MissingError):
-        return None
     except OSError as error:
-        raise RunError(f"{place}: expected a readable list of validation images ({error.strerror})") from None
+        raise RunError(f"{place}: expected a readable list of validation images ({error.strerror})") from error
+
+
+def _read_earlier(place: str) -> ImageList | None:
+    try:
+        return read_list(place)
+    except MissingError:
+        return None
+    except RunError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
 
 
 def _describe(data: Data, source: Source, images: NDArray[np.int64]) -> str:

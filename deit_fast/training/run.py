@@ -11,6 +11,7 @@ from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import fetch_sealed
 from deit_fast.convert.locate import fetch_weights
 from deit_fast.data.sources.classes import match_classes, resolve_classes
+from deit_fast.data.sources.image_list import is_list
 from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.data.sources.salvage import SalvagedShards
 from deit_fast.recipe.parse import read_val_fraction
@@ -27,7 +28,7 @@ from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.runtime.world import join_world, leave_world
 from deit_fast.training.distill import load_teacher
 from deit_fast.training.fit_batch import fit_batch
-from deit_fast.training.held_out import hold_out, list_of_run
+from deit_fast.training.held_out import hold_out, list_of_run, read_list
 from deit_fast.training.job import Job, plan_job
 from deit_fast.training.loop import run_loop
 from deit_fast.training.periodic import draw_curves
@@ -53,7 +54,8 @@ def train(
     """Trains `recipe` on `data` into the folder `out`, evaluating on `val` or the validation split beside `data`.
 
     val: data, or a share of each class, 0.1 say, that is held out of training and listed in out/val.json, as
-    data.val_fraction says by itself where there is no validation split; 0 for no evaluation.
+    data.val_fraction says by itself where there is no validation split; 0 for no evaluation. The list of another run
+    holds the same images out.
 
     recipe: a Recipe, or the name of one in the recipe table, or a .toml or .json file; overrides: section.key=value
     words that change it. Example: `train("demo_pretrain", "digits", "runs/digits", overrides=["optim.lr=1e-3"])`.
@@ -77,14 +79,17 @@ def train(
     recipe = recipe.override(overrides) if isinstance(recipe, Recipe) else get_recipe(str(recipe), overrides)
     recipe.check_teacher(teacher)
     fraction = read_val_fraction(val) if val is not None else None
+    listed = str(val) if fraction is None and val and is_list(str(val)) else None
     if fraction is not None:
         recipe = recipe.derive(data={"val_fraction": fraction})
+    elif listed is not None:
+        recipe = recipe.derive(data=read_list(listed).choice)
     data, from_random = str(data), init == FROM_RANDOM
     sinks = chosen_sinks()
     init = fetch_weights(init) if init and not from_random else None
     teacher = fetch_file(teacher) if teacher else None
     resume = str(fetch_sealed(resume)) if is_remote(resume) else resume
-    val_uri = None if fraction is not None else str(val) if val else find_validation(data)
+    val_uri = None if fraction is not None or listed else str(val) if val else find_validation(data)
     train_labels = labels if val_uri is None else None
     source = open_source(data, "train", recipe.data.category, SalvagedShards, train_labels)
     recipe = resolve_classes(recipe, source)
@@ -97,7 +102,8 @@ def train(
         stop = stack.enter_context(StopSignal())
         held, salvaged = None, source.describe() if isinstance(source, SalvagedShards) else []
         if val_source is None and recipe.data.val_fraction:
-            held, lines = hold_out(recipe.data, source, labels, list_of_run(folder, store, resume), world)
+            earlier = listed or list_of_run(folder, store, resume)
+            held, lines = hold_out(recipe.data, source, labels, earlier, world, required=listed is not None)
             source, val_source = held.train, held.val
         else:
             lines = [f"validation images: {val_source.place}"] if val_source is not None else [NO_VALIDATION]

@@ -16,7 +16,7 @@ from deit_fast.infer.evaluate import evaluate_checkpoint
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import RECIPES, get_recipe
 from deit_fast.recipe.table.small_data import ROWS
-from deit_fast.runtime.errors import DataError, RecipeError
+from deit_fast.runtime.errors import DataError, RecipeError, RunError
 from deit_fast.runtime.log_sinks.json_lines import read_metrics
 from deit_fast.training.fit_batch import fit_batch
 from deit_fast.training.run import train
@@ -136,6 +136,21 @@ def test_a_run_that_goes_on_keeps_its_validation_images(run: Path, photos: Path,
     assert listed(out) == listed(run)
     train("finetune_small", grown, tmp_path / "afresh", init="none", val=0.2, overrides=WORDS)
     assert len(listed(tmp_path / "afresh")) > len(listed(run))
+
+
+def test_the_list_of_another_run_holds_the_same_images_out(run: Path, photos: Path, tmp_path: Path) -> None:
+    grown = shutil.copytree(photos, tmp_path / "photos")
+    for number in range(20):
+        shutil.copyfile(grown / "class0" / "000.jpg", grown / "class0" / f"new{number}.jpg")
+    train("finetune_small", grown, tmp_path / "run", init="none", val=run / LIST_NAME, overrides=WORDS)
+    assert listed(tmp_path / "run") == listed(run)
+    content = json.loads((tmp_path / "run" / LIST_NAME).read_text())
+    assert (content["data"], content["fraction"]) == (str(grown), 0.2)
+    (grown / listed(run)[0]).unlink()
+    with pytest.raises(DataError, match=f"expected its 4 images in {grown}, 1 are not there, {listed(run)[0]} first"):
+        train("finetune_small", grown, tmp_path / "other", init="none", val=run / LIST_NAME, overrides=WORDS)
+    with pytest.raises(RunError, match=r"nowhere/val\.json: expected a readable list"):
+        train("finetune_small", grown, tmp_path / "other", init="none", val="nowhere/val.json", overrides=WORDS)
 
 
 def test_several_processes_and_a_resume_train_as_one(photos: Path, tmp_path: Path) -> None:

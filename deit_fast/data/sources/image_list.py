@@ -39,6 +39,11 @@ class ImageList:
     images: list[str]
     """Names, in the data set's order."""
 
+    @property
+    def choice(self) -> dict[str, float | int]:
+        """How they were chosen, as a recipe's section `data` has it."""
+        return {"val_fraction": self.fraction} | ({"val_seed": self.seed} if self.fraction else {})
+
     def as_text(self) -> str:
         """For a file, which `read` takes."""
         return json.dumps(asdict(self), indent=1) + "\n"
