@@ -1,9 +1,12 @@
 """Which images an evaluation scores, and what is to be said of them: never silently those that were trained on."""
 
 import copy
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from deit_fast.convert.detect import Weights
+from deit_fast.convert.locate import newest_run
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.held_out import choose_held_out, find_listed
 from deit_fast.data.sources.identity import Identity, identify
@@ -13,7 +16,7 @@ from deit_fast.data.sources.place import split_place
 from deit_fast.data.sources.splits import Split, split_of, split_of_shard
 from deit_fast.data.sources.subset import Subset
 from deit_fast.runtime.errors import DataError, RunError
-from deit_fast.runtime.object_store import MissingError
+from deit_fast.runtime.object_store import MissingError, check_writable, is_remote, list_objects
 
 _MOST = 0.5  # of some images, from which on those of the same sizes are taken for the same
 
@@ -27,14 +30,14 @@ def open_scored(
     images of the place. Without `data` the images that the run held out, of its own data. checkpoint: as the user named
     it, the folder of a run or a file. Raises DataError, RunError.
     """
-    listed = _find_list(checkpoint)
     if data is None:
+        listed = _find_list(checkpoint)
         if listed is None:
             raise RunError(f"{checkpoint}: expected --data, as no list of validation images ({LIST_NAME}) is beside it")
         place, held = listed
         return held.open(open_source, place), [f"validation images: those that {place} lists, of {held.data}"]
     if find_validation(data) is None and _split_in(data.rstrip("/")) not in ("val", "test"):
-        found = _open_held_out(checkpoint, weights, data, category, labels, listed)
+        found = _open_held_out(checkpoint, weights, data, category, labels)
         if found is not None:
             return found
     source = open_source(data, "val", category, labels=labels)
@@ -43,14 +46,28 @@ def open_scored(
 
 def _find_list(checkpoint: str) -> tuple[str, ImageList] | None:
     """Place and content of the list of the run that a checkpoint is of; None where there is none."""
-    run = checkpoint.rstrip("/")
-    for _ in range(3):  # the run's folder, its checkpoints/, a file in there
-        try:
-            place = f"{run}/{LIST_NAME}"
-            return place, ImageList.read(place)
-        except (OSError, MissingError):
-            run = run.rpartition("/")[0] or "."
-    return None
+    run = _run_of(checkpoint)
+    try:
+        return (place := f"{run}/{LIST_NAME}"), ImageList.read(place)
+    except (FileNotFoundError, NotADirectoryError, MissingError):
+        return None
+    except OSError as error:
+        raise RunError(f"{place}: expected a readable list of validation images ({error.strerror})") from None
+
+
+def _run_of(checkpoint: str) -> str:
+    """The folder of the run that a checkpoint is of: what is named, or what has the checkpoints/ that it is in."""
+    place = checkpoint.rstrip("/") if is_remote(checkpoint) else os.path.abspath(checkpoint)
+    folder, name = split_place(place)
+    above, inner = split_place(folder)
+    if "checkpoints" in (name, inner):
+        return folder if name == "checkpoints" else above
+    if not is_remote(place):
+        return checkpoint
+    with suppress(RunError):
+        check_writable(place)  # where no run can be, nothing is asked for
+        return newest_run(place, list_objects(place)[0])
+    return os.devnull
 
 
 def _open_held_out(
@@ -59,13 +76,12 @@ def _open_held_out(
     data: str,
     category: str,
     labels: str | Path | None,
-    listed: tuple[str, ImageList] | None,
 ) -> tuple[Source, list[str]] | None:
     """The images of `data` that the checkpoint's run held out; None where it held none out, or of other data.
 
     Raises DataError where only some of them are as they were.
     """
-    chosen = weights.recipe.data
+    chosen, listed = weights.recipe.data, _find_list(checkpoint)
     if listed is None and not chosen.val_fraction:
         return None
     whole = open_source(data, "train", category, labels=labels)
