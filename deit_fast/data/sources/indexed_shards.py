@@ -5,37 +5,17 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.identity import Identity, identify_rows
+from deit_fast.data.sources.lazy_names import LazyNames
 from deit_fast.data.sources.place import split_place
 from deit_fast.data.sources.shard_index import LARGEST, LOST, ShardIndex, digest_rows
 from deit_fast.data.sources.tar_reader import BLOCK, DamagedError, TarReader, whole_blocks
 from deit_fast.runtime.errors import DataError, RunError, printable
-
-
-class _NumberedNames(Sequence[str]):
-    """Names of N images, made when they are asked for: their shard's, and their number in it."""
-
-    def __init__(self, shards: Sequence[str], edges: Sequence[int]) -> None:
-        self._shards, self._edges = shards, edges
-
-    def __len__(self) -> int:
-        return self._edges[-1]
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        shard = bisect_right(self._edges, range(len(self))[index]) - 1
-        return f"{self._shards[shard]}:{index - self._edges[shard]}"
 
 
 class IndexedShards(Source):
@@ -92,7 +72,13 @@ class IndexedShards(Source):
         one name."""
         paths = [shard.name for shard in self.index.shards]
         files = [split_place(path)[1] for path in paths]
-        return _NumberedNames(paths if len(set(files)) < len(files) else files, self._edges)
+        shards = paths if len(set(files)) < len(files) else files
+
+        def make(index: int) -> str:
+            shard = self.shard_of(index)
+            return f"{shards[shard]}:{index - self._edges[shard]}"
+
+        return LazyNames(len(self), make)
 
     def shard_of(self, index: int) -> int:
         """The number of the shard that holds image `index`."""

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.headers import Header
 from deit_fast.data.sources.identity import Identity
+from deit_fast.data.sources.lazy_names import LazyNames
 
 
 class Subset(Source):
@@ -47,10 +47,10 @@ class Subset(Source):
         return self._source.limit_cache(limit)
 
     def relative_names(self) -> Sequence[str]:
-        return _Picked(self._source.relative_names(), self.kept)
+        return self._pick(self._source.relative_names())
 
     def listed_names(self) -> Sequence[str]:
-        return _Picked(self._source.listed_names(), self.kept)
+        return self._pick(self._source.listed_names())
 
     def identity(self) -> Identity | None:
         return self._source.identity_of(self.kept.astype(np.int64), self.labels, self.classes)
@@ -59,26 +59,10 @@ class Subset(Source):
         kept = self.kept if images is None else self.kept[images]
         return self._source.fingerprints(kept.astype(np.int64))
 
+    def _pick(self, names: Sequence[str]) -> Sequence[str]:
+        return LazyNames(len(self), lambda index: names[int(self.kept[index])])
+
     def outline(self) -> str:
         """A digest of the source's and of which images are kept."""
         own = f"{self._source.outline()} {super().outline()} {hashlib.sha256(self.kept.data).hexdigest()}"
         return hashlib.sha256(own.encode()).hexdigest()
-
-
-class _Picked(Sequence[str]):
-    """Some of many names, made when they are asked for."""
-
-    def __init__(self, names: Sequence[str], kept: NDArray[np.uint32]) -> None:
-        self._names, self._kept = names, kept
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self._names[each] for each in self._kept[index].tolist()]
-        return self._names[int(self._kept[index])]
