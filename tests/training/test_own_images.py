@@ -153,6 +153,26 @@ def test_the_list_of_another_run_holds_the_same_images_out(run: Path, photos: Pa
         train("finetune_small", grown, tmp_path / "other", init="none", val="nowhere/val.json", overrides=WORDS)
 
 
+def test_a_share_that_is_named_leaves_the_validation_split_alone(folder_data: Path, tmp_path: Path) -> None:
+    words = [*WORDS, "schedule.epochs=1", "schedule.warmup_epochs=0"]
+    train("finetune_small", folder_data, tmp_path / "own", init="none", overrides=words)
+    train("finetune_small", folder_data, tmp_path / "held", init="none", val="0.25", overrides=words)
+    assert not (tmp_path / "own" / LIST_NAME).exists()
+    assert len(listed(tmp_path / "held")) == 3 * 8
+    assert evaluate_checkpoint(tmp_path / "held", folder_data)["images"] == 33
+    assert evaluate_checkpoint(tmp_path / "held")["images"] == 24
+
+
+def test_three_images_of_three_classes_train(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for label in range(3):
+        (tmp_path / "few" / f"class{label}").mkdir(parents=True)
+        shutil.copyfile(photos / "class0" / "000.jpg", tmp_path / "few" / f"class{label}" / "a.jpg")
+    result = train("finetune_small", tmp_path / "few", tmp_path / "run", init="none", overrides=WORDS)
+    assert result["best_top1"] is None
+    assert f"no validation images: no class of {tmp_path}/few has two" in capfd.readouterr().out
+    assert evaluate_checkpoint(tmp_path / "run", tmp_path / "few")["images"] == 3
+
+
 def test_several_processes_and_a_resume_train_as_one(photos: Path, tmp_path: Path) -> None:
     """The weights are those of a run on the same images in folders of their own, train/ and val/."""
     photos = shutil.copytree(photos, tmp_path / "photos")

@@ -30,7 +30,9 @@ _SMALL = Recipe(
     name="finetune_small",
     description="Own images: ViT-S/16 at 224 px, 50 epochs of finetuning\n"
     + _FINETUNE.format(size="small", resolution=384, start="small_1k_224"),
-    model=Model(name="deit3_small_patch16", image_size=224, num_classes=None, drop_path=0.1),
+    model=Model(
+        name="deit3_small_patch16", image_size=224, num_classes=None, drop_path=0.1, drop_path_mode="bernoulli"
+    ),
     data=_DATA,
     augment=Augment(scale=(0.35, 1.0)),
     mix=Mix(mixup=0.0, cutmix=0.0),
