@@ -28,8 +28,9 @@ def add_evaluate_parser(subcommands: "argparse._SubParsersAction[Parser]") -> No
         "checkpoints", nargs="+", metavar="checkpoint", help="weights in any known format, or the folder of a run"
     )
     evaluate.add_argument(
-        "--data", required=True, action="append",
-        help="image folder, tar shards or their URI; its val split, if any; given several times, each is scored",
+        "--data", action="append",
+        help="image folder, tar shards or their URI: its val split, or what the run held out of it; given several "
+        "times, each is scored; default: what the run held out of its own",
     )  # fmt: skip
     add_labels(evaluate)
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
@@ -68,7 +69,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     given = [*arguments.checkpoints, *arguments.overrides]
     words = [each for each in given if _OVERRIDE.match(each) and not Path(each).exists()]
     checkpoints, report = [each for each in given if each not in words], arguments.report
-    pairs = [(checkpoint, data) for checkpoint in checkpoints for data in arguments.data]
+    pairs = [(checkpoint, data) for checkpoint in checkpoints for data in arguments.data or [None]]
     if not checkpoints:
         raise RunError(f"{words[0]}: expected a checkpoint before the words that change its recipe")
     if report is not None and len(pairs) > 1:

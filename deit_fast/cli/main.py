@@ -42,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="deit-fast",
         description="Train DeiT III vision transformers.",
-        epilog="Example: deit-fast data demo digits && deit-fast train demo_pretrain --data digits --out runs/digits",
+        epilog="Example: deit-fast data demo runs/digits && "
+        "deit-fast train demo_pretrain --data runs/digits --out runs/demo/pretrain",
     )
     parser.add_argument("--version", action="version", version=f"deit-fast {deit_fast.__version__}")
     subcommands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
@@ -54,7 +55,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
     train.add_argument("--data", required=True, help="image folder, tar shards (train-{0000..0009}.tar) or their URI")
-    train.add_argument("--val", help="validation data; default: the val split beside the training split")
+    train.add_argument(
+        "--val", metavar="DATA|SHARE",
+        help="validation data, or the share of each class to hold out, as 0.1, listed in OUT/val.json; 0 is none; "
+        "default: the val split beside the training split, else the recipe's data.val_fraction",
+    )  # fmt: skip
     add_labels(train, "validation ")
     train.add_argument("--out", required=True, help="run folder, which may be in an object store")
     train.add_argument(
@@ -104,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict = subcommands.add_parser(
         "predict",
         help="the most likely classes of images",
-        epilog="Example: deit-fast predict runs/small/checkpoints/last.pt photos 'more/*.jpg' --top 3",
+        epilog="Example: deit-fast predict runs/small photos 'more/*.jpg' --top 3",
     )
     predict.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
     predict.add_argument(

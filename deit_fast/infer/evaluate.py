@@ -19,11 +19,11 @@ from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.loader.streaming_plan import disk_limit
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.class_subset import CLASS_CHOICES, ClassChoice, choose_classes
-from deit_fast.data.sources.open import open_source
 from deit_fast.infer.metrics import Metric, Predicted, Totals, build_metrics, find_metrics
 from deit_fast.infer.outcomes import outcome_rows, read_outcomes
 from deit_fast.infer.precision import average_mirrored, build_predictor, choose_dtype, mirrored_notes
 from deit_fast.infer.report import wilson_interval, write_report
+from deit_fast.infer.scored_images import open_scored
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RecipeError, RunError, StoppedError, printable
 from deit_fast.runtime.hardware import cpu_threads
@@ -104,7 +104,7 @@ def evaluate(
 
 def evaluate_checkpoint(
     checkpoint: str | Path,
-    data: str | Path,
+    data: str | Path | None = None,
     overrides: Iterable[str] = (),
     ema: bool = False,
     flip: bool = False,
@@ -114,6 +114,9 @@ def evaluate_checkpoint(
     classes: ClassChoice | None = None,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on a data set, with its own recipe or one changed by section.key=value words.
+
+    The images are those of the data's validation split. Where it has none, they are those that the checkpoint's run
+    held out of it, which are also the ones without `data`, or else all: `notes` say so.
 
     Any format that load_weights reads; a foreign file's recipe has the published crop ratio of its family. The data's
     classes have to be the checkpoint's, or ImageNet-1k's of a checkpoint of ImageNet-21k (model.num_classes=1000), or
@@ -130,7 +133,7 @@ def evaluate_checkpoint(
     finite. Example: `evaluate("runs/digits", "digits")["top1"]`, by its name in deit_fast.
     """
     start = time.perf_counter()
-    data, report = str(data), Path(report) if report is not None else None
+    report = Path(report) if report is not None else None
     if classes is not None and classes not in CLASS_CHOICES:
         raise RunError(f"classes={classes!r}: expected {' or '.join(map(repr, CLASS_CHOICES))}")
     weights = load_weights(fetch_weights(checkpoint), ema)
@@ -140,7 +143,8 @@ def evaluate_checkpoint(
     maps = asked is not None and maps_to_1k(own, asked)
     if asked not in (own, None) and not maps:
         raise RecipeError(f"model.num_classes={asked}: expected {own}, which {checkpoint} knows")
-    source = open_source(data, "val", recipe.data.category, labels=labels)
+    place = str(data) if data is not None else None
+    source, which = open_scored(str(checkpoint), weights, place, recipe.data.category, labels)
     columns = choose_classes(source, _class_names(weights, asked or own, source), classes, str(checkpoint))
     if asked is None:
         recipe = recipe.derive(model={"num_classes": own})
@@ -186,7 +190,7 @@ def evaluate_checkpoint(
         "top5_interval": list(wilson_interval(int(outcomes.in_top5.sum()), len(source))),
         "minutes": (time.perf_counter() - start) / 60,
         "changes": [str(change) for change in changes],
-        "notes": [*weights.said, *mirrored_notes(weights.recipe, flip)],
+        "notes": [*which, *weights.said, *mirrored_notes(weights.recipe, flip)],
     }
     if report is not None and world.is_main:
         write_report(report, source, outcomes, result)

@@ -41,7 +41,7 @@ def distillation_trains_its_head(optim: Optim, distill: Distill) -> str | None:
     if optim.trainable == "all" or distill.kind == "none":
         return None
     return (
-        f"optim.trainable='attention': expected 'all' with distill.kind={distill.kind!r}, "
+        f"optim.trainable={optim.trainable!r}: expected 'all' with distill.kind={distill.kind!r}, "
         "whose distillation head would stay as it is"
     )
 
@@ -87,7 +87,7 @@ def _lacks_attention(model: Model) -> bool:
 
 @rule
 def trained_attention_exists(model: Model, optim: Optim) -> str | None:
-    if optim.trainable == "all" or not _lacks_attention(model):
+    if optim.trainable != "attention" or not _lacks_attention(model):
         return None
     return (
         f"optim.trainable='attention': expected 'all' with model.name={model.name!r}, whose blocks have no "

@@ -11,8 +11,10 @@ from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import fetch_sealed
 from deit_fast.convert.locate import fetch_weights
 from deit_fast.data.sources.classes import match_classes, resolve_classes
+from deit_fast.data.sources.image_list import is_list
 from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.data.sources.salvage import SalvagedShards
+from deit_fast.recipe.parse import read_val_fraction
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import RECIPES, get_recipe
 from deit_fast.runtime.console import Console, Pace
@@ -29,6 +31,8 @@ from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.runtime.world import join_world, leave_world
 from deit_fast.training.banner import describe_start
 from deit_fast.training.distill import load_teacher
+from deit_fast.training.fit_batch import fit_batch
+from deit_fast.training.held_out import hold_out, list_of_run, read_list
 from deit_fast.training.job import Job, plan_job
 from deit_fast.training.loop import evaluations_left, run_loop
 from deit_fast.training.out_of_memory import MemoryGuard
@@ -37,6 +41,7 @@ from deit_fast.training.periodic import draw_curves
 from deit_fast.training.prepare import initial_state
 from deit_fast.training.start import claim_folder, find_start, restore
 
+NO_VALIDATION = "no validation images: --val 0.1 holds a tenth of each class out, --val PATH names some"
 FROM_RANDOM = "none"
 """The --init of a run that finetunes no weights, although its recipe is one of finetuning."""
 
@@ -45,7 +50,7 @@ def train(
     recipe: Recipe | str | Path,
     data: str | Path,
     out: str | Path,
-    val: str | Path | None = None,
+    val: str | Path | float | None = None,
     init: str | Path | None = None,
     resume: str = "auto",
     teacher: str | Path | None = None,
@@ -53,6 +58,10 @@ def train(
     overrides: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Trains `recipe` on `data` into the folder `out`, evaluating on `val` or the validation split beside `data`.
+
+    val: data, or a share of each class, 0.1 say, that is held out of training and listed in out/val.json, as
+    data.val_fraction says by itself where there is no validation split; 0 for no evaluation. The list of another run
+    holds the same images out.
 
     recipe: a Recipe, or the name of one in the recipe table, or a .toml or .json file; overrides: section.key=value
     words that change it. Example: `train("demo_pretrain", "digits", "runs/digits", overrides=["optim.lr=1e-3"])`.
@@ -76,12 +85,18 @@ def train(
     recipe = recipe.override(overrides) if isinstance(recipe, Recipe) else get_recipe(str(recipe), overrides)
     recipe.check_teacher(teacher)
     rate = recipe.describe_batch(RECIPES.get(recipe.name, recipe))
-    data, val, from_random = str(data), str(val) if val is not None else None, init == FROM_RANDOM
+    fraction = read_val_fraction(val) if val is not None else None
+    listed = str(val) if fraction is None and val and is_list(str(val)) else None
+    if fraction is not None:
+        recipe = recipe.derive(data={"val_fraction": fraction})
+    elif listed is not None:
+        recipe = recipe.derive(data=read_list(listed).choice)
+    data, from_random = str(data), init == FROM_RANDOM
     sinks = chosen_sinks(recipe.run.trackers)
     init = fetch_weights(init) if init and not from_random else None
     teacher = fetch_file(teacher) if teacher else None
     resume = str(fetch_sealed(resume)) if is_remote(resume) else resume
-    val_uri = val or find_validation(data)
+    val_uri = None if fraction is not None or listed else str(val) if val else find_validation(data)
     train_labels = labels if val_uri is None else None
     source = open_source(data, "train", recipe.data.category, SalvagedShards, train_labels)
     recipe = resolve_classes(recipe, source)
@@ -95,6 +110,14 @@ def train(
         folder, store, notes = claim_folder(out, resume, world, stack)
         notes += [rate] if rate else []
         stop = stack.enter_context(StopSignal())
+        held, salvaged = None, source.describe() if isinstance(source, SalvagedShards) else []
+        if val_source is None and recipe.data.val_fraction:
+            earlier = listed or list_of_run(folder, store, resume)
+            held, lines = hold_out(recipe.data, source, labels, earlier, world, required=listed is not None)
+            source, val_source = held.train, held.val
+        else:
+            lines = [f"validation images: {val_source.place}"] if val_source is not None else [NO_VALIDATION]
+        recipe, fitted = fit_batch(recipe, len(source), world.size)
         guard = stack.enter_context(MemoryGuard(recipe, world))
         found = find_start(folder, store, resume, world)
         loaded = load_teacher(recipe, teacher, world.device) if teacher else None
@@ -104,12 +127,13 @@ def train(
         state = initial_state(recipe, world)
         notes += restore(job, state, found, init, resume, from_random)
         guard.state = state
+        notes += [*lines, *salvaged, *fitted]
+        if held is not None and world.is_main:
+            held.write(folder)
         if world.is_main:
             with told(STARTS):
                 given = {"data": data, "val": val, "labels": labels, "init": init}
                 note_start(folder, world.size, world.device, state.step, given)
-        notes += [f"validation images: {val_source.place}"] if val_source is not None else []
-        notes += source.describe() if isinstance(source, SalvagedShards) else []
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
             result = find_result(job, state)
             if result is None:

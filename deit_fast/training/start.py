@@ -117,8 +117,6 @@ def restore(
         )
     else:
         notes = []
-    if job.val_source is None:
-        notes.append("no validation data: pass --val to evaluate")
     world.barrier()  # what is moved aside may hold what the others read
     if resume != "auto":
         notes += _make_room(job, state, path)
