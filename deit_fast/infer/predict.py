@@ -92,18 +92,18 @@ class Prediction:
 def load_model(checkpoint: str | Path, ema: bool = False, overrides: Sequence[str] = ()) -> LoadedModel:
     """The model of a checkpoint, on the GPU if there is one; `overrides` are section.key=value words for its recipe.
 
-    Any format that load_weights reads, by path, by URI or by the name of published weights, or the folder of a run,
-    whose best checkpoint is taken, else its last. ema: its moving average. model.image_size=384 resamples position
-    embeddings. A file that does not name its classes is taken to have ImageNet's, where the number of them is that of a
-    list known (`class_names.default_classes`): the WordNet ids of ImageNet-1k for 1,000.
+    What open_weights takes, such as the folder of a run, whose best checkpoint is taken, else its last. ema: its
+    moving average. model.image_size=384 resamples position embeddings. A file that does not name its classes is taken
+    to have ImageNet's, where the number of them is that of a list known (`class_names.default_classes`): the WordNet
+    ids of ImageNet-1k for 1,000.
 
     No process group is joined: in a program that torchrun started each process has a model of its own, on the GPU of
     its LOCAL_RANK. Raises RecipeError or RunError.
     """
     weights = open_weights(checkpoint, ema)
-    recipe = weights.recipe.override(overrides)
+    recipe = weights.recipe.taken_over(overrides)
     need_head(weights, recipe)
-    device = choose_device()
+    device = choose_device(recipe.run.device)
     model, changes = build_initialised(recipe.model, weights)
     count = recipe.model.classes
     classes = weights.classes if weights.classes and len(weights.classes) == count else default_classes(count)

@@ -152,3 +152,15 @@ def test_an_empty_class_folder_is_left_to_the_job(call, tmp_path: Path, folder_d
     shutil.copytree(folder_data, tmp_path / "data")
     (tmp_path / "data" / "train" / "class3").mkdir()
     assert call(data=str(tmp_path / "data"))  # it says which class has no images
+
+
+def test_a_share_to_hold_out_is_no_path(call) -> None:
+    assert "--val 0.1 " in call(val="0.1") + " "
+    with pytest.raises(Refused, match="--val 10: expected a share from 0 to below 1"):
+        call(val="10")
+
+
+def test_a_recipe_that_finetunes_needs_weights(call) -> None:
+    with pytest.raises(Refused, match="recipe='probe': expected the component finetune, with --init"):
+        call("model.num_classes=3", recipe="probe")
+    assert "--init none" in call("model.num_classes=3", component=deit.finetune, recipe="probe", init="none")
