@@ -117,8 +117,7 @@ def _evaluated_parts(run: "RunFolder", evaluated: "Evaluated", source: "Source")
 
 def _evaluate(run: "RunFolder", val: str) -> "tuple[Evaluated, Source] | None":
     """The outcomes of the run's best weights on its validation images, and these; kept beside the run."""
-    from deit_fast.convert.detect import load_weights
-    from deit_fast.convert.locate import fetch_weights
+    from deit_fast.convert.pretrained import open_weights
     from deit_fast.infer.evaluate import evaluate_checkpoint
     from deit_fast.infer.pages.evaluated import read_evaluated
     from deit_fast.infer.scored_images import open_scored
@@ -126,7 +125,7 @@ def _evaluate(run: "RunFolder", val: str) -> "tuple[Evaluated, Source] | None":
     folder = run.path / EVALUATION
     try:
         evaluate_checkpoint(run.path, val, report=folder)
-        weights = load_weights(fetch_weights(run.path))
+        weights = open_weights(run.path)
         source, _ = open_scored(str(run.path), weights, val, run.recipe.data.category, None)
     except (DataError, RunError, RecipeError) as error:
         _say(f"confusions, mistakes and attention are not shown: {error}")

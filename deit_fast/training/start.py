@@ -15,9 +15,10 @@ from deit_fast.checkpoint.resume import agree_on_checkpoint, find_checkpoints, s
 from deit_fast.checkpoint.save import step_path
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import RunStore, pull_everywhere
-from deit_fast.convert.detect import Weights, load_weights
+from deit_fast.convert.detect import Weights
 from deit_fast.convert.fit import build_initialised, format_changes
 from deit_fast.convert.own_format import ADVICE
+from deit_fast.convert.pretrained import describe_origin, name_origin, open_weights
 from deit_fast.data.loader.batches import TrainLoader
 from deit_fast.data.loader.setting import choose_setting, decodes_regions
 from deit_fast.data.loader.tuning import LoaderSetting
@@ -93,13 +94,13 @@ def find_start(out: Path, store: RunStore | None, resume: str, world: World) -> 
 
 
 def restore(
-    job: Job, state: TrainState, found: Found, init: Path | None, resume: str, from_random: bool = False
+    job: Job, state: TrainState, found: Found, init: str | Path | None, resume: str, from_random: bool = False
 ) -> list[str]:
     """Brings a state of step 0 to where the run starts, and returns lines that say so; all processes together.
 
     The first that applies:
     1. `found` is a checkpoint: it has to be of the same recipe;
-    2. init is a path: that file's weights, position embeddings and head adapted to this recipe;
+    2. init, if given: those weights, by path, URI or name, position embeddings and head adapted to this recipe;
     3. the seed's own initialisation, which the state has; with run.start="weights" only if `from_random` asks for it.
 
     Only the main process writes. Raises RecipeError for a checkpoint of another recipe and for finetuning without
@@ -107,7 +108,7 @@ def restore(
     """
     world, folder, path = job.world, job.out / "checkpoints", found.path
     if path is not None:
-        notes = [*found.lines, *_load(job, state, path)]
+        notes = [*found.lines, *_load(job, state, path), *_other_init(state, init)]
     elif init is not None:
         notes = _initialise_from(job, state, init)
     elif job.recipe.run.start == "weights" and not from_random:
@@ -187,15 +188,37 @@ def _load(job: Job, state: TrainState, path: Path) -> list[str]:
     return notes
 
 
-def _initialise_from(job: Job, state: TrainState, init: Path) -> list[str]:
-    weights = load_weights(init)
+def _other_init(state: TrainState, init: str | Path | None) -> list[str]:
+    """A line where a run that goes on is given other weights than it began with; of old checkpoints nobody knows."""
+    began, given = state.init and state.init["weights"], init and name_origin(init)
+    return [f"--init {given}: not read, since the run began with {began}"] if began and given and began != given else []
+
+
+def _initialise_from(job: Job, state: TrainState, init: str | Path) -> list[str]:
+    weights = _open_everywhere(init, job.world)
+    if job.world.is_main:
+        state.init = describe_origin(init, weights)
     model, changes = build_initialised(job.recipe.model, weights, job.recipe.run.seed_of("init"))
     state.load_weights(model.state_dict(), model.state_dict())
     return [f"{init}: weights of {weights.source} loaded", *weights.say(), *_other_pixels(job, weights, init),
             *format_changes(changes)]  # fmt: skip
 
 
-def _other_pixels(job: Job, weights: Weights, init: Path) -> list[str]:
+def _open_everywhere(init: str | Path, world: World) -> Weights:
+    """The weights, on every process; what one of them meets, a network that one node lacks, ends all of them."""
+    weights: Weights | None = None
+    error: Exception | None = None
+    try:
+        weights = open_weights(init)
+    except (RecipeError, RunError) as reason:
+        error = reason
+    if error := next(filter(None, world.gather(error)), None):
+        raise error
+    assert weights is not None
+    return weights
+
+
+def _other_pixels(job: Job, weights: Weights, init: str | Path) -> list[str]:
     """Lines where the weights were trained on pixels that were normalised otherwise: the recipe's normalise them."""
     theirs, mine = weights.recipe.data, job.recipe.data
     pairs = [(key, getattr(theirs, key), getattr(mine, key)) for key in ("mean", "std")]
