@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     engine = commands.add_parser("engine", parents=[common, models], help="our step against engines R and T")
     engine.add_argument("--batch", type=int)
     engine.add_argument("--against", nargs="+", default=[], choices=(
-        "ours_dense", "ours_launched", "ours_autocast", "timm", "reference"), help="default: all")  # fmt: skip
+        "ours_dense", "ours_autocast", "timm", "reference"), help="default: all")  # fmt: skip
     engine.add_argument("words", nargs="*", metavar="key=value", help="changes of the recipe, for all engines")
     loader = commands.add_parser("loader", parents=[common, data], help="our loader against torchvision and PIL")
     loader.add_argument("--cases", nargs="+", help="decode three_augment repeated_augmentation evaluation shards_256")

@@ -56,7 +56,6 @@ PARTS = [
          rehearsed=f"end-to-end --models {TINY}"),
     _engine(f"{L}@192", "timm", 24),
     _engine(f"{B}@224", "ours_dense reference", 12, rehearsed=f"{_REHEARSED} ours_dense reference"),
-    _engine(f"{S}@224", "ours_launched", 12, "--batch 256 -- run.cuda_graph=true"),
     _engine(f"{B}@224", "ours_autocast", 12, "-- run.compute_copy=true"),
     _engine(f"{H}@160", "timm", 32),
     Part("throughput --mode inference", Cost(graphs=1, blocks=12, timed=10), rehearsed="throughput --mode inference "
