@@ -9,8 +9,14 @@ from deit_fast.runtime.errors import RunError
 from .measure import Session
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("tests/optim/test_lamb_cuda.py", "tests/optim/test_lamb_triton.py", "tests/optim/test_lamb_copy.py",
-         "tests/training/test_step.py", "tests/training/test_compute_copy.py")  # fmt: skip
+FILES = (
+    "tests/optim/test_lamb_cuda.py",
+    "tests/optim/test_lamb_triton.py",
+    "tests/optim/test_lamb_copy.py",
+    "tests/models/test_block.py",
+    "tests/training/test_step.py",
+    "tests/training/test_compute_copy.py",
+)
 
 
 class _Outcomes:
