@@ -4,7 +4,6 @@ CPU and GPU are one argument apart. DALI is imported here and nowhere earlier, w
 """
 
 import io
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -16,7 +15,6 @@ from PIL import Image
 
 from deit_fast.data.augment.policies import POLICIES, operation_names
 from deit_fast.data.augment.view_params import ViewParams
-from deit_fast.data.loader.tuning import HW_DECODER_LOAD
 from deit_fast.recipe.sections import Augment
 from deit_fast.runtime.errors import RunError
 
@@ -24,6 +22,8 @@ Feed = Callable[[], list[Any]]
 """Gives one batch of inputs per call: a list of encoded images, then one array [B, ...] per parameter. Raises
 StopIteration at the end."""
 
+HW_DECODER_LOAD = 0.65
+"""DALI's default share of the JPEGs that a GPU's decoding engines get; CPU threads and CUDA cores decode the rest."""
 _PREFETCH = 2  # batches in flight inside DALI: one being decoded while the other is handed over
 
 
@@ -39,7 +39,6 @@ class Pipeline:
     ) -> None:  # fmt: skip
         dali = import_dali()
         self._on_gpu, self._device = device.type == "cuda", device
-        self._held: deque[torch.Tensor | RuntimeError] = deque()
 
         def definition() -> Any:
             encoded, *nodes = dali.fn.external_source(source=feed, num_outputs=1 + len(names), batch=True)
@@ -55,26 +54,10 @@ class Pipeline:
 
     def run(self) -> torch.Tensor:
         """uint8 [B, 3, S, S] in channels_last memory, DALI's own: it stays valid for as long as it is referenced."""
-        if self._held:
-            held = self._held.popleft()
-            if isinstance(held, RuntimeError):
-                raise held
-            return held
-        self._pipeline.schedule_run()  # not run(), beside which DALI refuses outputs()
-        return self._take(self._pipeline.outputs)
-
-    def settle(self) -> None:
-        """Waits until DALI's threads work on nothing. What they had begun comes with the next calls of `run`."""
-        while not self._pipeline.empty():
-            try:
-                self._held.append(self._take(self._pipeline.outputs))
-            except RuntimeError as error:
-                self._held.append(error)
-                return
-
-    def _take(self, give: Callable[..., Any]) -> torch.Tensor:
-        # Naming the consumer's stream spares a wait for the GPU.
-        (views,) = give(torch.cuda.current_stream(self._device)) if self._on_gpu else give()
+        if self._on_gpu:  # naming the consumer's stream spares a wait for the GPU
+            (views,) = self._pipeline.run(torch.cuda.current_stream(self._device))
+        else:
+            (views,) = self._pipeline.run()
         return torch.from_dlpack(views.as_tensor()).permute(0, 3, 1, 2)
 
     def reset(self) -> None:
@@ -87,7 +70,6 @@ def import_dali() -> Any:
     try:
         import nvidia.dali
         import nvidia.dali.fn
-        import nvidia.dali.math
     except ImportError as error:
         raise RunError(
             f"nvidia-dali is not installed: pip install 'deit_fast[cuda12]', or [cuda13] for CUDA 13 drivers ({error})"
@@ -104,13 +86,11 @@ def train_pipeline(
     threads: int,
     decode_once: bool = False,
     hw_decoder_load: float = HW_DECODER_LOAD,
-    roi_decode: bool = False,
 ) -> Pipeline:
     """Augmented views, uint8 [B, 3, S, S]; `feed` gives what `train_inputs` returns, of exactly `batch` views.
 
     decode_once: an image with several views in the batch is decoded for the first of them.
     hw_decoder_load: share of the images that a GPU's decoding engines get.
-    roi_decode: on GPUs decode no more than a view's window, as CPUs do.
     Raises RunError where DALI is missing, RecipeError for an operation of augment.rand_extra that is not there.
     """
     import_dali()
@@ -136,7 +116,7 @@ def train_pipeline(
         if augment.interpolation == "random":
             kernel = parameters["kernel"]
         if decodes_windows(augment, decode_once):
-            windows = decode_window(encoded, geometry, on_gpu, hw_decoder_load, roi_decode)
+            windows = decode_window(encoded, geometry, on_gpu, hw_decoder_load)
             views = resize(windows, [image_size, image_size], kernel)
         elif crops_first(augment):
             views = resize(_window(decode(encoded, parameters), geometry), [image_size, image_size], kernel)
@@ -265,14 +245,12 @@ def decode_images(encoded: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODE
     return import_dali().fn.decoders.image(encoded, **_decoder_arguments(on_gpu, hw_decoder_load))
 
 
-def decode_window(
-    encoded: Any, geometry: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD, region: bool = False
-) -> Any:
+def decode_window(encoded: Any, geometry: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD) -> Any:
     """The window geometry (top, left, height, width; int32 [4], px) of the image, uint8 [height, width, 3].
 
-    region: on GPUs, decode no more than that. It crashes in some versions of nvImageCodec (its issue 55): `roi_probe`.
+    CPUs decode no more than that; nvImageCodec 0.9.0 crashes where a GPU does (its issue 55).
     """
-    if on_gpu and not region:
+    if on_gpu:
         return _window(decode_images(encoded, on_gpu, hw_decoder_load), geometry)
     return import_dali().fn.decoders.image_slice(
         encoded, **_decoder_arguments(on_gpu, hw_decoder_load), **named_window(geometry)
