@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deit_fast.data.loader.pipeline import import_dali, train_inputs, train_pipeline
+from deit_fast.data.loader.dali import import_dali
+from deit_fast.data.loader.pipeline import train_inputs, train_pipeline
 from deit_fast.recipe.sections import Augment
 from tests.oracles import three_augment as oracle
 from tests.views import (

@@ -8,8 +8,9 @@ import torch
 
 from deit_fast.data.loader import setting as loader_setting
 from deit_fast.data.loader.batches import TrainLoader
+from deit_fast.data.loader.dali import import_dali
 from deit_fast.data.loader.order import FullOrder
-from deit_fast.data.loader.pipeline import import_dali, train_pipeline
+from deit_fast.data.loader.pipeline import train_pipeline
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.loader.setting import choose_setting, time_loader
 from deit_fast.data.loader.tuning import LoaderSetting

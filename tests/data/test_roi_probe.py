@@ -9,7 +9,8 @@ import torch
 
 from deit_fast.data.loader import roi_probe
 from deit_fast.data.loader import setting as loader_setting
-from deit_fast.data.loader.pipeline import import_dali, train_pipeline
+from deit_fast.data.loader.dali import import_dali
+from deit_fast.data.loader.pipeline import train_pipeline
 from deit_fast.data.loader.roi_probe import exits_well
 from deit_fast.data.loader.setting import decodes_regions
 from deit_fast.recipe.sections import Augment

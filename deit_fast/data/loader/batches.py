@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from deit_fast.data.augment.erase import EraseParams, draw_erasing
 from deit_fast.data.augment.view_params import draw_views, eval_geometry
+from deit_fast.data.loader.dali import Pipeline
 from deit_fast.data.loader.order import StoredOrder
-from deit_fast.data.loader.pipeline import Pipeline, decodes_windows, eval_pipeline, train_inputs, train_pipeline
+from deit_fast.data.loader.pipeline import decodes_windows, eval_pipeline, train_inputs, train_pipeline
 from deit_fast.data.loader.producer import Plan, Prepared, Producer
 from deit_fast.data.loader.sampler import StepIndices, TrainSampler, eval_indices
 from deit_fast.data.loader.substitute import Substitutes

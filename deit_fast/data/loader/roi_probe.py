@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deit_fast.data.loader.pipeline import Pipeline, decode_images, decode_window, import_dali, named_window
+from deit_fast.data.loader.dali import Pipeline, decode_images, decode_window, import_dali, named_window
 
 _BATCH, _BATCHES = 64, 8
 _SECONDS = 300.0

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from deit_fast.data.loader.batches import TrainLoader
-from deit_fast.data.loader.pipeline import import_dali
+from deit_fast.data.loader.dali import import_dali
 from deit_fast.data.loader.roi_probe import is_sound
 from deit_fast.data.loader.tuning import (
     HW_DECODER_LOAD,
