@@ -22,10 +22,11 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="the package wa
 
 NONE = -1
 _WARPED = {"Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"}
-Views = list[NDArray[np.uint8]]
 
 
-def apply(images: list[Image.Image], policy: tuple[NDArray, NDArray] | None = None, **given: object) -> Views:
+def apply(
+    images: list[Image.Image], policy: tuple[NDArray, NDArray] | None = None, **given: object
+) -> NDArray[np.uint8]:
     """Each image as a view of itself, S x S, after the operations: `given` are fields of native.VIEW."""
     pixels = [np.asarray(image) for image in images]
     rows = np.zeros(len(pixels), native.VIEW)
@@ -57,7 +58,7 @@ def tiny(size: int) -> list[Image.Image]:
 @pytest.mark.parametrize("operation", [NONE, GREYSCALE, SOLARISE])
 @pytest.mark.parametrize("images", [squares(6), tiny(1), tiny(5)], ids=["photographs", "1 px", "5 px"])
 def test_jitter_in_all_orders_is_pils(images: list[Image.Image], operation: int) -> None:
-    orders = np.int32(list(permutations(range(3))))
+    orders = np.array([*permutations(range(3))], np.int32)
     factors = np.random.default_rng(0).uniform(0.4, 1.6, (6, 3)).astype(np.float32)
     views = apply(images, operation=operation, order=orders, factors=np.take_along_axis(factors, orders, 1))
     done = images if operation == NONE else [three_augment.three_augment(each, operation, 1.0) for each in images]
@@ -113,7 +114,9 @@ def test_one_operation_on_a_few_pixels(name: str, size: int) -> None:
     images = tiny(size)
     signs = np.tile(np.float32([[1], [-1]]), (3, 1))
     views = apply(images, policy([[name]] * 6, np.full((6, 1), 7.3), signs, size))
-    expected = [oracle.apply(image, name, float(np.float32(7.3)), float(s)) for image, (s,) in zip(images, signs)]
+    expected = [
+        oracle.apply(image, name, float(np.float32(7.3)), float(s)) for image, (s,) in zip(images, signs, strict=True)
+    ]
     assert difference(views, expected)[2] <= (1 if name in _WARPED else 0)
 
 
@@ -146,7 +149,10 @@ def test_pairs_in_a_row_and_skipping() -> None:
         assert p99 <= (4 if _WARPED & {*pair} else 0), pair
     functions[:, 0] = 0
     views = apply(images, (functions, arguments))
-    expected = [oracle.apply(i, pair[1], float(np.float32(9.2)), row[1]) for i, pair, row in zip(images, pairs, signs)]
+    expected = [
+        oracle.apply(i, pair[1], float(np.float32(9.2)), row[1])
+        for i, pair, row in zip(images, pairs, signs, strict=True)
+    ]
     assert difference(views, expected)[0] < 0.01
 
 
@@ -159,7 +165,7 @@ def test_dalis_graph_makes_the_same(name: str) -> None:
     levels, signs = np.full((count, 2), 8.7, np.float32), np.where(rng.random((count, 2)) < 0.5, -1, 1)
     given = {"policy_op": ids, "policy_level": levels, "policy_sign": signs.astype(np.float32)}
     if name == "three_augment":
-        order = np.int32(list(permutations(range(3))) * 2)
+        order = np.array([*permutations(range(3))] * 2, np.int32)
         given = {"operation": np.arange(count, dtype=np.int32) % 3, "order": order}
         given |= {"sigma": rng.uniform(0.1, 2, count).astype(np.float32)}
         given |= {"jitter": rng.uniform(0.7, 1.3, (count, 3)).astype(np.float32)}
