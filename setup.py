@@ -11,7 +11,7 @@ setup(
         Extension(
             "deit_fast.data.native._views",
             sources=sorted(str(path) for path in NATIVE.glob("*.c")),
-            depends=[str(NATIVE / "views.h")],
+            depends=sorted(str(path) for path in NATIVE.glob("*.h")),
             extra_compile_args=["-O3", "-std=gnu11", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"],
             extra_link_args=["-pthread"],
             libraries=["m"],

@@ -9,6 +9,7 @@ from nvidia.dali.data_node import DataNode
 
 from deit_fast.data.augment.operations import Operation
 from deit_fast.data.augment.policies import RAND_OPERATIONS
+from deit_fast.data.native import OPERATIONS
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import RecipeError
 
@@ -51,6 +52,17 @@ def apply_operations(
         branch, arguments = parameters["policy_branch"][step], parameters["policy_arguments"][step]
         images = _choose(images, branch, arguments, image_size, branches, 0)
     return images
+
+
+def native_functions(names: tuple[str, ...]) -> list[int]:
+    """The native path's function of each policy_branch that `operation_arguments` gives: numbers of native.OPERATIONS.
+
+    Empty where one of these operations has none. Raises as `find_operations`.
+    """
+    found: dict[_Branch, str | None] = {_skip: "skip"}
+    found |= {operation.apply: operation.native for operation in find_operations(names)}
+    numbers = [OPERATIONS.index(native) for native in found.values() if native]
+    return numbers if len(numbers) == len(found) else []
 
 
 @cache

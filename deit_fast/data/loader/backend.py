@@ -3,7 +3,7 @@
 import torch
 
 from deit_fast.data import native
-from deit_fast.data.augment.policies import POLICIES
+from deit_fast.data.augment.policies import POLICIES, operation_names
 from deit_fast.recipe.sections import Augment
 from deit_fast.runtime.errors import RunError
 
@@ -26,5 +26,8 @@ def _lacking(augment: Augment | None) -> str:
     if native.library() is None:
         return "expected the package to be built with a C compiler"
     if augment is not None and augment.policy in POLICIES:
-        return "not yet"
+        from deit_fast.data.augment.policy_graph import native_functions
+
+        if not native_functions(operation_names(augment)):
+            return "expected only operations that have a native function, got augment.rand_extra's"
     return ""

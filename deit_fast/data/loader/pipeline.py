@@ -71,9 +71,10 @@ _Graph = Callable[[Any, dict[str, Any]], Any]
 
 def _native_graph(augment: Augment, image_size: int, kernel: Any) -> _Graph:
     from deit_fast.data.augment.native_graph import native_views
+    from deit_fast.data.augment.policy_graph import native_functions
 
     border = WINDOW_FIRST if crops_first(augment) else BLACK if augment.crop == "pad" else REFLECTED
-    functions: list[int] = []
+    functions = native_functions(operation_names(augment)) if augment.policy in POLICIES else []
     return lambda images, parameters: native_views(images, parameters, border, image_size, kernel, functions)
 
 

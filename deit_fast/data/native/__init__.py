@@ -32,6 +32,10 @@ VIEW = np.dtype(
 """`struct view` of views.h: what was drawn for a view, and the place of its image in the batch."""
 
 
+OPERATIONS = ("skip", "auto_contrast", "equalize", "change_values", "enhance", "sharpen", "warp")
+"""A policy's functions by their numbers, operations.c's enum."""
+
+
 class _Image(ctypes.Structure):
     _fields_ = [("pixels", ctypes.c_void_p), ("height", ctypes.c_int32), ("width", ctypes.c_int32)]
 

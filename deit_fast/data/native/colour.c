@@ -48,19 +48,19 @@ INLINE void find_luma(struct block *block, int count) {
     }
 }
 
-INLINE uint8_t truncate(float value) {
+INLINE uint8_t truncated(float value) {
     value = value < 0.0f ? 0.0f : value;
     return (uint8_t)(int32_t)(value > 255.0f ? 255.0f : value);
 }
 
 INLINE void blend_with(float degenerate, uint8_t *values, float factor, int count) {
     for (int each = 0; each < count; each++)
-        values[each] = truncate(degenerate + factor * ((float)values[each] - degenerate));
+        values[each] = truncated(degenerate + factor * ((float)values[each] - degenerate));
 }
 
 INLINE void blend_with_luma(const float *restrict luma, uint8_t *restrict values, float factor, int count) {
     for (int each = 0; each < count; each++)
-        values[each] = truncate(luma[each] + factor * ((float)values[each] - luma[each]));
+        values[each] = truncated(luma[each] + factor * ((float)values[each] - luma[each]));
 }
 
 /* The sum of the luma of the result, if it is asked for. */

@@ -55,3 +55,6 @@ class Operation:
     Operations with the same function share a branch of the graph, which is cheaper than a branch each."""
     arguments: Arguments = no_arguments
     """Its arguments by level and sign; `apply` gets them, and zeros after them."""
+    native: str | None = None
+    """The function of the native path that does the same with the same arguments, a name of native.OPERATIONS. Views of
+    a policy that may draw an operation without one are made by DALI's graph."""

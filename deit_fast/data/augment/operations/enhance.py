@@ -51,11 +51,11 @@ def _by(factor: _Factor, *kind: int) -> Arguments:
 
 
 OPERATIONS = (
-    Operation("Color", enhance_colours, _by(_rising, SATURATION)),
-    Operation("ColorIncreasing", enhance_colours, _by(_increasing, SATURATION)),
-    Operation("Contrast", enhance_colours, _by(_rising, CONTRAST)),
-    Operation("ContrastIncreasing", enhance_colours, _by(_increasing, CONTRAST)),
-    Operation("BrightnessIncreasing", enhance_colours, _by(_increasing, BRIGHTNESS)),
-    Operation("Sharpness", sharpen, _by(_rising)),
-    Operation("SharpnessIncreasing", sharpen, _by(_increasing)),
+    Operation("Color", enhance_colours, _by(_rising, SATURATION), "enhance"),
+    Operation("ColorIncreasing", enhance_colours, _by(_increasing, SATURATION), "enhance"),
+    Operation("Contrast", enhance_colours, _by(_rising, CONTRAST), "enhance"),
+    Operation("ContrastIncreasing", enhance_colours, _by(_increasing, CONTRAST), "enhance"),
+    Operation("BrightnessIncreasing", enhance_colours, _by(_increasing, BRIGHTNESS), "enhance"),
+    Operation("Sharpness", sharpen, _by(_rising), "sharpen"),
+    Operation("SharpnessIncreasing", sharpen, _by(_increasing), "sharpen"),
 )

@@ -27,11 +27,11 @@ _TAPS = np.arange(4) - 1.5
 def slide(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
     """Shears and translations of uint8 [S, S, 3], which move pixels along one axis: bicubic from four taps along it.
 
-    arguments: float32, the row [3] of the coordinate that moves, then the maps of the taps [4, 2, 3]. The other
-    coordinate stays on the pixels.
+    arguments: float32, the map [2, 3], its row [3] of the coordinate that moves, then the maps of the taps [4, 2, 3].
+    The other coordinate stays on the pixels.
     """
-    source = _source_coordinates(images, fn.reshape(arguments[0:3], shape=[1, 3]), image_size)
-    taps = _taps(images, fn.reshape(arguments[3:27], shape=[4, 2, 3]), 4)
+    source = _source_coordinates(images, fn.reshape(arguments[6:9], shape=[1, 3]), image_size)
+    taps = _taps(images, fn.reshape(arguments[9:33], shape=[4, 2, 3]), 4)
     return _fill(fn.reductions.sum(taps * _cubic_weights(source), axes=[0]), source, image_size)
 
 
@@ -66,7 +66,7 @@ def _sliding(axis: int, column: int, most: Callable[[int], float]) -> Arguments:
         matrix[:, axis, column] = most(image_size) * (level / 10 * sign)
         taps = np.repeat(matrix[:, None], 4, axis=1)
         taps[:, :, axis, 2] += _TAPS
-        return np.concatenate([matrix[:, axis], taps.reshape(len(level), 24)], axis=1)
+        return np.concatenate([matrix.reshape(-1, 6), matrix[:, axis], taps.reshape(-1, 24)], axis=1)
 
     return arguments
 
@@ -101,9 +101,9 @@ def _fill(values: DataNode, source: DataNode, image_size: int) -> DataNode:
 
 
 OPERATIONS = (
-    Operation("Rotate", rotate, _rotation),
-    Operation("ShearX", slide, _sliding(axis=0, column=1, most=lambda size: 0.3)),
-    Operation("ShearY", slide, _sliding(axis=1, column=0, most=lambda size: 0.3)),
-    Operation("TranslateXRel", slide, _sliding(axis=0, column=2, most=lambda size: 0.45 * size)),
-    Operation("TranslateYRel", slide, _sliding(axis=1, column=2, most=lambda size: 0.45 * size)),
+    Operation("Rotate", rotate, _rotation, "warp"),
+    Operation("ShearX", slide, _sliding(axis=0, column=1, most=lambda size: 0.3), "warp"),
+    Operation("ShearY", slide, _sliding(axis=1, column=0, most=lambda size: 0.3), "warp"),
+    Operation("TranslateXRel", slide, _sliding(axis=0, column=2, most=lambda size: 0.45 * size), "warp"),
+    Operation("TranslateYRel", slide, _sliding(axis=1, column=2, most=lambda size: 0.45 * size), "warp"),
 )

@@ -32,4 +32,7 @@ def equalize(images: DataNode, arguments: DataNode, image_size: int) -> DataNode
     return truncate(~fn.equalize(~images) * scale + 0.5 * changes + images * (1.0 - changes))
 
 
-OPERATIONS = (Operation("AutoContrast", auto_contrast), Operation("Equalize", equalize))
+OPERATIONS = (
+    Operation("AutoContrast", auto_contrast, native="auto_contrast"),
+    Operation("Equalize", equalize, native="equalize"),
+)
