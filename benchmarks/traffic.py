@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.files import write_json
+from deit_fast.runtime.hardware import cpu_threads
 
 from .fake_gpu import environment
 from .measure import Row, Session
@@ -45,16 +47,20 @@ def run(session: Session, models: list[str] | None, words: list[str], record: bo
     cases = [(model, *words) for model in models] if models else [(*case, *words) for case in CASES]
     held = {} if record else read_record()
     session.settings = {"batch": BATCH, "recorded": bool(held)}
-    with tempfile.TemporaryDirectory() as folder:
+    chosen = cases[:1] if session.quick else cases
+    # Each is a process of one thread.
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(min(len(chosen), cpu_threads())) as pool:
         variables = environment(Path(folder))
-        for model, *changes in cases[:1] if session.quick else cases:
-            session.say(f"compiling {' '.join([model, *changes])}")
+        session.say(f"compiling {', '.join(map(' '.join, chosen))}")
+        counts = [pool.submit(_count, model, changes, variables, held, assemble) for model, *changes in chosen]
+        for case, each in zip(chosen, counts, strict=True):
             try:
-                session.add(_count(model, changes, variables, held, assemble))
+                session.add(each.result())
             except RunError as error:
                 if held or record or models:
+                    pool.shutdown(cancel_futures=True)
                     raise
-                session.skip(" ".join([model, *changes]), str(error))  # of another torch, whose compiler has changed
+                session.skip(" ".join(case), str(error))  # of another torch, whose compiler has changed
     if record:
         sums = {row["case"]: {key: row[key] for key in ("products", "others")} for row in session.rows}
         write_json(RECORD, {"torch": torch.__version__, "gigabytes": sums})

@@ -1,18 +1,18 @@
 """DALI: imported here and nowhere earlier, a pipeline around a graph, and the decoders that all graphs begin with."""
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from deit_fast.data.loader.tuning import HW_DECODER_LOAD
 from deit_fast.runtime.errors import RunError
 
 Feed = Callable[[], list[Any]]
 """Gives one batch of inputs per call: a list of encoded images, then one array [B, ...] per parameter. Raises
 StopIteration at the end."""
 
+HW_DECODER_LOAD = 0.65
+"""DALI's default share of the JPEGs that a GPU's decoding engines get; CPU threads and CUDA cores decode the rest."""
 _PREFETCH = 2  # batches in flight inside DALI: one being decoded while the other is handed over
 
 
@@ -31,7 +31,6 @@ class Pipeline:
     ) -> None:
         dali = import_dali()
         self._on_gpu, self._device = device.type == "cuda", device
-        self._held: deque[torch.Tensor | RuntimeError] = deque()
 
         def definition() -> Any:
             encoded, *nodes = dali.fn.external_source(source=feed, num_outputs=1 + len(names), batch=True)
@@ -47,26 +46,10 @@ class Pipeline:
 
     def run(self) -> torch.Tensor:
         """uint8 [B, 3, S, S] in channels_last memory, DALI's own: it stays valid for as long as it is referenced."""
-        if self._held:
-            held = self._held.popleft()
-            if isinstance(held, RuntimeError):
-                raise held
-            return held
-        self._pipeline.schedule_run()  # not run(), beside which DALI refuses outputs()
-        return self._take(self._pipeline.outputs)
-
-    def settle(self) -> None:
-        """Waits until DALI's threads work on nothing. What they had begun comes with the next calls of `run`."""
-        while not self._pipeline.empty():
-            try:
-                self._held.append(self._take(self._pipeline.outputs))
-            except RuntimeError as error:
-                self._held.append(error)
-                return
-
-    def _take(self, give: Callable[..., Any]) -> torch.Tensor:
-        # Naming the consumer's stream spares a wait for the GPU.
-        (views,) = give(torch.cuda.current_stream(self._device)) if self._on_gpu else give()
+        if self._on_gpu:  # naming the consumer's stream spares a wait for the GPU
+            (views,) = self._pipeline.run(torch.cuda.current_stream(self._device))
+        else:
+            (views,) = self._pipeline.run()
         return torch.from_dlpack(views.as_tensor()).permute(0, 3, 1, 2)
 
     def reset(self) -> None:
@@ -79,7 +62,6 @@ def import_dali() -> Any:
     try:
         import nvidia.dali
         import nvidia.dali.fn
-        import nvidia.dali.math
     except ImportError as error:
         raise RunError(
             f"nvidia-dali is not installed: pip install 'deit_fast[cuda12]', or [cuda13] for CUDA 13 drivers ({error})"
@@ -92,14 +74,12 @@ def decode_images(encoded: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODE
     return import_dali().fn.decoders.image(encoded, **_decoder_arguments(on_gpu, hw_decoder_load))
 
 
-def decode_window(
-    encoded: Any, geometry: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD, region: bool = False
-) -> Any:
+def decode_window(encoded: Any, geometry: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD) -> Any:
     """The window geometry (top, left, height, width; int32 [4], px) of the image, uint8 [height, width, 3].
 
-    region: on GPUs, decode no more than that. It crashes in some versions of nvImageCodec (its issue 55): `roi_probe`.
+    CPUs decode no more than that; nvImageCodec 0.9.0 crashes where a GPU does (its issue 55).
     """
-    if on_gpu and not region:
+    if on_gpu:
         return window(decode_images(encoded, on_gpu, hw_decoder_load), geometry)
     return import_dali().fn.decoders.image_slice(
         encoded, **_decoder_arguments(on_gpu, hw_decoder_load), **named_window(geometry)

@@ -16,8 +16,15 @@ from PIL import Image
 from deit_fast.data.augment.policies import POLICIES, operation_names
 from deit_fast.data.augment.view_params import ViewParams
 from deit_fast.data.loader.backend import choose_backend
-from deit_fast.data.loader.dali import Feed, Pipeline, decode_images, decode_window, import_dali, window
-from deit_fast.data.loader.tuning import HW_DECODER_LOAD
+from deit_fast.data.loader.dali import (
+    HW_DECODER_LOAD,
+    Feed,
+    Pipeline,
+    decode_images,
+    decode_window,
+    import_dali,
+    window,
+)
 from deit_fast.data.native import BLACK, REFLECTED, WINDOW_FIRST
 from deit_fast.recipe.sections import Augment
 
@@ -31,14 +38,12 @@ def train_pipeline(
     threads: int,
     decode_once: bool = False,
     hw_decoder_load: float = HW_DECODER_LOAD,
-    roi_decode: bool = False,
     backend: str = "auto",
 ) -> Pipeline:
     """Augmented views, uint8 [B, 3, S, S]; `feed` gives what `train_inputs` returns, of exactly `batch` views.
 
     decode_once: an image with several views in the batch is decoded for the first of them.
     hw_decoder_load: share of the images that a GPU's decoding engines get.
-    roi_decode: on GPUs decode no more than a view's window, as CPUs do.
     backend: what makes the views of decoded images, as `choose_backend` takes it.
     Raises RunError where DALI is missing, RecipeError for an operation of augment.rand_extra that is not there.
     """
@@ -52,7 +57,7 @@ def train_pipeline(
     def graph(encoded: Any, parameters: dict[str, Any]) -> Any:
         if decodes_windows(augment, decode_once):
             geometry = parameters.pop("geometry")
-            images = decode_window(encoded, geometry, on_gpu, hw_decoder_load, roi_decode)
+            images = decode_window(encoded, geometry, on_gpu, hw_decoder_load)
         else:
             images = decode_images(encoded, on_gpu, hw_decoder_load)
         return make(images, parameters)

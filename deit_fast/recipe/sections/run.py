@@ -29,10 +29,6 @@ class Run(Section):
     """auto: bf16 autocast on GPUs and CPUs that have it in hardware, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of the training step. auto: on GPUs, and where the compiler fails the run goes on without it."""
-    cuda_graph: bool = False
-    """Record the training step as CUDA graphs and replay them, for steps so short that the host holds the GPU up. One
-    process, run.accumulation=1 and LAMB; the memory of a step stays taken during evaluation. Experimental: no GPU has
-    measured it yet."""
     compute_copy: bool = False
     """Compute with a bf16 copy of the matrices, which LAMB writes beside the fp32 weights, where autocast would round
     them at every pass. LAMB and run.accumulation=1; several processes have to average gradients in bf16. Experimental:
@@ -61,13 +57,9 @@ class Run(Section):
     process's first step and first evaluation, which may compile, have half an hour more."""
     cache_gib: NonNegative = 0.0
     """Memory, GiB per process, for encoded training images: each that fits is read from its disk once. 0 is none."""
-    hw_decoder_load: Literal["auto"] | Fraction = 0.65
+    hw_decoder_load: Fraction = 0.65
     """Share of training's JPEGs that a GPU's decoding engines get, as DALI's default; the others' pixels are rounded
-    differently. auto: found, with the number of CPU threads, by a short search at the first start on a machine, so that
-    pixels may differ between machines; experimental: no GPU has measured it yet. CPUs ignore it."""
-    roi_decode: bool = False
-    """On GPUs decode no more than a view's window, unless a trial in a process of its own fails. CPUs always do.
-    Experimental: no GPU has measured it yet."""
+    differently. CPUs ignore it."""
     profile: bool = False
     """Profile some steps after the warm-up: a trace and a one-page summary in the run folder's profile/."""
 
