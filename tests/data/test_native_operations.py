@@ -1,6 +1,10 @@
 """The native path's operations against PIL, timm and DALI's graph. Differences are of uint8 values, 0 to 255."""
 
+import ctypes
+import shutil
+import subprocess
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,3 +189,27 @@ def test_an_operation_without_a_native_function_leaves_it_to_dali(monkeypatch: p
     other = Operation("Other", lambda images, arguments, image_size: images)
     monkeypatch.setattr("deit_fast.data.augment.policy_graph.find_operations", lambda names: [*known, other])
     assert native_functions((*OPERATIONS, "Other")) == []
+
+
+def test_every_processor_makes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a build without the variants for newer processors, optimised otherwise."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    plain = tmp_path / "plain.so"
+    options = ["-O1", "-std=gnu11", "-ffp-contract=off", "-DDEIT_FAST_PLAIN", "-shared", "-fPIC", "-pthread", "-w"]
+    sources = sorted(Path(native.__file__).parent.glob("*.c"))
+    subprocess.run([compiler, *options, *sources, "-lm", "-o", plain], check=True)
+    count = len(OPERATIONS)
+    images = [photograph(seed, SIZE, SIZE) for seed in range(count)]
+    rng = np.random.default_rng(0)
+    given = {"operation": np.arange(count) % 4 - 1, "sigma": rng.uniform(0.1, 2, count)}
+    given |= {
+        "order": np.stack([rng.permutation(3) for _ in range(count)]),
+        "factors": rng.uniform(0.6, 1.4, (count, 3)),
+    }
+    drawn = policy([[name] for name in OPERATIONS], np.full((count, 1), 6.3), np.ones((count, 1)), SIZE)
+    views = [apply(images, drawn, **given)]
+    monkeypatch.setattr(native, "library", lambda: ctypes.CDLL(str(plain)))
+    views.append(apply(images, drawn, **given))
+    np.testing.assert_array_equal(*views)
