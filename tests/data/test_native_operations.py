@@ -17,10 +17,12 @@ from deit_fast.data.augment.operations import Operation
 from deit_fast.data.augment.policies import OPERATIONS
 from deit_fast.data.augment.policy_graph import find_operations, native_functions, operation_arguments
 from deit_fast.data.augment.view_params import BLUR, GREYSCALE, SOLARISE
+from deit_fast.data.loader.backend import choose_backend
 from deit_fast.recipe.sections import Augment
+from deit_fast.runtime.errors import RunError
 from tests.oracles import operations as oracle
 from tests.oracles import three_augment
-from tests.views import SIZE, difference, photograph, run_on_pixels, squares
+from tests.views import CPU, SIZE, difference, photograph, run_on_pixels, squares
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the package was built without a C compiler")
 
@@ -183,12 +185,15 @@ def test_dalis_graph_makes_the_same(name: str) -> None:
 
 
 def test_an_operation_without_a_native_function_leaves_it_to_dali(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = find_operations(OPERATIONS)
-    numbers = native_functions(OPERATIONS)
-    assert set(numbers) == set(range(len(native.OPERATIONS)))
+    rand = Augment(policy="rand_augment", color_jitter=0.0)
+    assert [choose_backend(wanted, CPU, rand) for wanted in ("auto", "native", "dali")] == ["native", "native", "dali"]
     other = Operation("Other", lambda images, arguments, image_size: images)
+    known = find_operations(OPERATIONS)
     monkeypatch.setattr("deit_fast.data.augment.policy_graph.find_operations", lambda names: [*known, other])
-    assert native_functions((*OPERATIONS, "Other")) == []
+    assert choose_backend("auto", CPU, rand) == "dali"
+    message = "run.image_backend='native': expected operations that have a native function, got Other; "
+    with pytest.raises(RunError, match=f"^{message}"):
+        choose_backend("native", CPU, rand)
 
 
 def test_every_processor_makes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,25 +57,28 @@ def apply_operations(
 def native_functions(names: tuple[str, ...]) -> list[int]:
     """The native path's function of each policy_branch that `operation_arguments` gives: numbers of native.OPERATIONS.
 
-    Empty where one of these operations has none. Raises as `find_operations`.
+    Each of the operations has one. Raises as `find_operations`.
     """
-    found: dict[_Branch, str | None] = {_skip: "skip"}
-    found |= {operation.apply: operation.native for operation in find_operations(names)}
-    numbers = [OPERATIONS.index(native) for native in found.values() if native]
-    return numbers if len(numbers) == len(found) else []
+    natives = {operation.apply: operation.native or "" for operation in find_operations(names)}
+    return [OPERATIONS.index(native) for native in ("skip", *natives.values())]
 
 
 @cache
 def find_operations(names: tuple[str, ...]) -> list[Operation]:
     """The operations of these names, in their order, from operations/.
 
-    Raises RecipeError for a name of augment.rand_extra that is none, TypeError for two operations of one name.
+    Raises RecipeError for a name of augment.rand_extra that is none, TypeError for two operations of one name and for a
+    native function that is none.
     """
     found: dict[str, Operation] = {}
     for module, operations in discover("deit_fast.data.augment.operations", "OPERATIONS", tuple).items():
         for operation in operations:
             if operation.name in found:
                 raise TypeError(f"operations/{module}.py: expected a new name, {operation.name!r} is another module's")
+            if operation.native not in (None, *OPERATIONS):
+                raise TypeError(
+                    f"operations/{module}.py: expected one of {OPERATIONS}, got native={operation.native!r}"
+                )
             found[operation.name] = operation
     for name in names:
         if name not in found or (name in RAND_OPERATIONS and names.count(name) > 1):
