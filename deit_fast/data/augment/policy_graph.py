@@ -76,9 +76,8 @@ def find_operations(names: tuple[str, ...]) -> list[Operation]:
             if operation.name in found:
                 raise TypeError(f"operations/{module}.py: expected a new name, {operation.name!r} is another module's")
             if operation.native not in (None, *OPERATIONS):
-                raise TypeError(
-                    f"operations/{module}.py: expected one of {OPERATIONS}, got native={operation.native!r}"
-                )
+                others = ", ".join(OPERATIONS)
+                raise TypeError(f"operations/{module}.py: expected native of {others}, got {operation.native!r}")
             found[operation.name] = operation
     for name in names:
         if name not in found or (name in RAND_OPERATIONS and names.count(name) > 1):
