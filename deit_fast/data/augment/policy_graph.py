@@ -50,7 +50,7 @@ def apply_operations(
     branches = _branches(find_operations(names))
     for step in range(count):
         branch, arguments = parameters["policy_branch"][step], parameters["policy_arguments"][step]
-        images = _choose(images, branch, arguments, image_size, branches, 0)
+        images = _choose(images, branch, arguments, image_size, branches)
     return images
 
 
@@ -96,22 +96,14 @@ def _skip(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
 
 
 def _choose(
-    images: DataNode,
-    branch: DataNode,
-    arguments: DataNode,
-    image_size: int,
-    branches: Sequence[_Branch],
-    first: int,
+    images: DataNode, branch: DataNode, arguments: DataNode, image_size: int, branches: Sequence[_Branch]
 ) -> DataNode:
-    """The branch of the number `branch` among those numbered from `first` on.
+    """The branch of the number `branch`.
 
-    A tree and one parameter for all, because every branch splits each batch that it uses: an operator each, per batch.
+    One condition after the other: a condition inside another one splits each batch and each constant that it uses once
+    more, an operator each, per batch.
     """
-    middle = len(branches) // 2
-    if not middle:
-        images = branches[0](images, arguments, image_size)
-    elif branch < first + middle:
-        images = _choose(images, branch, arguments, image_size, branches[:middle], first)
-    else:
-        images = _choose(images, branch, arguments, image_size, branches[middle:], first + middle)
+    for number in range(1, len(branches)):
+        if branch == number:
+            images = branches[number](images, arguments, image_size)
     return images
