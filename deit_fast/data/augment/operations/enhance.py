@@ -30,8 +30,8 @@ def enhance_colours(images: DataNode, arguments: DataNode, image_size: int) -> D
 
 
 def sharpen(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """uint8 [S, S, 3] blended with PIL's SMOOTH by arguments, float32 [2 or more]: the factor, 1 changes nothing, and the
-    share of the smoothed image, 1 less the factor.
+    """uint8 [S, S, 3] blended with PIL's SMOOTH by arguments, float32 [2 or more]: the factor, 1 changes nothing, and
+    the share of the smoothed image, 1 less the factor.
 
     PIL copies the outermost pixels, so they keep the factor 1.
     """
