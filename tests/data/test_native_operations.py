@@ -1,6 +1,10 @@
 """The native path's operations against PIL, timm and DALI's graph. Differences are of uint8 values, 0 to 255."""
 
+import ctypes
+import shutil
+import subprocess
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,19 +17,22 @@ from deit_fast.data.augment.operations import Operation
 from deit_fast.data.augment.policies import OPERATIONS
 from deit_fast.data.augment.policy_graph import find_operations, native_functions, operation_arguments
 from deit_fast.data.augment.view_params import BLUR, GREYSCALE, SOLARISE
+from deit_fast.data.loader.backend import choose_backend
 from deit_fast.recipe.sections import Augment
+from deit_fast.runtime.errors import RunError
 from tests.oracles import operations as oracle
 from tests.oracles import three_augment
-from tests.views import SIZE, difference, photograph, run_on_pixels, squares
+from tests.views import CPU, SIZE, difference, photograph, run_on_pixels, squares
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the package was built without a C compiler")
 
 NONE = -1
 _WARPED = {"Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"}
-Views = list[NDArray[np.uint8]]
 
 
-def apply(images: list[Image.Image], policy: tuple[NDArray, NDArray] | None = None, **given: object) -> Views:
+def apply(
+    images: list[Image.Image], policy: tuple[NDArray, NDArray] | None = None, **given: object
+) -> NDArray[np.uint8]:
     """Each image as a view of itself, S x S, after the operations: `given` are fields of native.VIEW."""
     pixels = [np.asarray(image) for image in images]
     rows = np.zeros(len(pixels), native.VIEW)
@@ -57,7 +64,7 @@ def tiny(size: int) -> list[Image.Image]:
 @pytest.mark.parametrize("operation", [NONE, GREYSCALE, SOLARISE])
 @pytest.mark.parametrize("images", [squares(6), tiny(1), tiny(5)], ids=["photographs", "1 px", "5 px"])
 def test_jitter_in_all_orders_is_pils(images: list[Image.Image], operation: int) -> None:
-    orders = np.int32(list(permutations(range(3))))
+    orders = np.array([*permutations(range(3))], np.int32)
     factors = np.random.default_rng(0).uniform(0.4, 1.6, (6, 3)).astype(np.float32)
     views = apply(images, operation=operation, order=orders, factors=np.take_along_axis(factors, orders, 1))
     done = images if operation == NONE else [three_augment.three_augment(each, operation, 1.0) for each in images]
@@ -113,7 +120,9 @@ def test_one_operation_on_a_few_pixels(name: str, size: int) -> None:
     images = tiny(size)
     signs = np.tile(np.float32([[1], [-1]]), (3, 1))
     views = apply(images, policy([[name]] * 6, np.full((6, 1), 7.3), signs, size))
-    expected = [oracle.apply(image, name, float(np.float32(7.3)), float(s)) for image, (s,) in zip(images, signs)]
+    expected = [
+        oracle.apply(image, name, float(np.float32(7.3)), float(s)) for image, (s,) in zip(images, signs, strict=True)
+    ]
     assert difference(views, expected)[2] <= (1 if name in _WARPED else 0)
 
 
@@ -146,7 +155,10 @@ def test_pairs_in_a_row_and_skipping() -> None:
         assert p99 <= (4 if _WARPED & {*pair} else 0), pair
     functions[:, 0] = 0
     views = apply(images, (functions, arguments))
-    expected = [oracle.apply(i, pair[1], float(np.float32(9.2)), row[1]) for i, pair, row in zip(images, pairs, signs)]
+    expected = [
+        oracle.apply(i, pair[1], float(np.float32(9.2)), row[1])
+        for i, pair, row in zip(images, pairs, signs, strict=True)
+    ]
     assert difference(views, expected)[0] < 0.01
 
 
@@ -159,7 +171,7 @@ def test_dalis_graph_makes_the_same(name: str) -> None:
     levels, signs = np.full((count, 2), 8.7, np.float32), np.where(rng.random((count, 2)) < 0.5, -1, 1)
     given = {"policy_op": ids, "policy_level": levels, "policy_sign": signs.astype(np.float32)}
     if name == "three_augment":
-        order = np.int32(list(permutations(range(3))) * 2)
+        order = np.array([*permutations(range(3))] * 2, np.int32)
         given = {"operation": np.arange(count, dtype=np.int32) % 3, "order": order}
         given |= {"sigma": rng.uniform(0.1, 2, count).astype(np.float32)}
         given |= {"jitter": rng.uniform(0.7, 1.3, (count, 3)).astype(np.float32)}
@@ -173,9 +185,36 @@ def test_dalis_graph_makes_the_same(name: str) -> None:
 
 
 def test_an_operation_without_a_native_function_leaves_it_to_dali(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = find_operations(OPERATIONS)
-    numbers = native_functions(OPERATIONS)
-    assert set(numbers) == set(range(len(native.OPERATIONS)))
+    rand = Augment(policy="rand_augment", color_jitter=0.0)
+    assert [choose_backend(wanted, CPU, rand) for wanted in ("auto", "native", "dali")] == ["native", "native", "dali"]
     other = Operation("Other", lambda images, arguments, image_size: images)
+    known = find_operations(OPERATIONS)
     monkeypatch.setattr("deit_fast.data.augment.policy_graph.find_operations", lambda names: [*known, other])
-    assert native_functions((*OPERATIONS, "Other")) == []
+    assert choose_backend("auto", CPU, rand) == "dali"
+    message = "run.image_backend='native': expected operations that have a native function, got Other; "
+    with pytest.raises(RunError, match=f"^{message}"):
+        choose_backend("native", CPU, rand)
+
+
+def test_every_processor_makes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a build without the variants for newer processors, optimised otherwise."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    plain = tmp_path / "plain.so"
+    options = ["-O1", "-std=gnu11", "-ffp-contract=off", "-DDEIT_FAST_PLAIN", "-shared", "-fPIC", "-pthread", "-w"]
+    sources = sorted(Path(native.__file__).parent.glob("*.c"))
+    subprocess.run([compiler, *options, *sources, "-lm", "-o", plain], check=True)
+    count = len(OPERATIONS)
+    images = [photograph(seed, SIZE, SIZE) for seed in range(count)]
+    rng = np.random.default_rng(0)
+    given = {"operation": np.arange(count) % 4 - 1, "sigma": rng.uniform(0.1, 2, count)}
+    given |= {
+        "order": np.stack([rng.permutation(3) for _ in range(count)]),
+        "factors": rng.uniform(0.6, 1.4, (count, 3)),
+    }
+    drawn = policy([[name] for name in OPERATIONS], np.full((count, 1), 6.3), np.ones((count, 1)), SIZE)
+    views = [apply(images, drawn, **given)]
+    monkeypatch.setattr(native, "library", lambda: ctypes.CDLL(str(plain)))
+    views.append(apply(images, drawn, **given))
+    np.testing.assert_array_equal(*views)

@@ -26,8 +26,9 @@ def _lacking(augment: Augment | None) -> str:
     if native.library() is None:
         return "expected the package to be built with a C compiler"
     if augment is not None and augment.policy in POLICIES:
-        from deit_fast.data.augment.policy_graph import native_functions
+        from deit_fast.data.augment.policy_graph import find_operations
 
-        if not native_functions(operation_names(augment)):
-            return "expected only operations that have a native function, got augment.rand_extra's"
+        without = [each.name for each in find_operations(operation_names(augment)) if each.native is None]
+        if without:
+            return f"expected operations that have a native function, got {', '.join(without)}"
     return ""

@@ -76,7 +76,7 @@ def make_views(
     `policy_graph` computes them. The number of threads changes no pixel. Raises MemoryError.
     """
     held = [np.ascontiguousarray(image) for image in images]
-    table = (_Image * len(held))(*(_Image(image.ctypes.data, *image.shape[:2]) for image in held))
+    table = (_Image * len(held))(*[_Image(image.ctypes.data, *image.shape[:2]) for image in held])
     policy = _Policy()
     if operations is not None and arguments is not None:
         operations, arguments = np.ascontiguousarray(operations), np.ascontiguousarray(arguments)

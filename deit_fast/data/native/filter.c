@@ -97,9 +97,9 @@ SIMD void blur(uint8_t *view, int side, float sigma, void *scratch) {
 INLINE void sharpen_row(const uint8_t *restrict above, const uint8_t *restrict here, const uint8_t *restrict below,
                         float factor, int values, uint8_t *restrict to) {
     for (int each = 3; each < values - 3; each++) {
-        int sum = above[each - 3] + above[each] + above[each + 3] + here[each - 3] + 5 * here[each] + here[each + 3]
-                  + below[each - 3] + below[each] + below[each + 3];
-        float smooth = (float)(int)(((uint32_t)sum + 6) * 5042 >> 16); /* by 13 */
+        uint16_t sum = above[each - 3] + above[each] + above[each + 3] + here[each - 3] + 5 * here[each] + here[each + 3]
+                       + below[each - 3] + below[each] + below[each + 3] + 6;
+        float smooth = (uint16_t)((uint32_t)sum * 5042 >> 16); /* by 13 */
         float value = smooth + factor * ((float)here[each] - smooth);
         value = value < 0.0f ? 0.0f : value;
         to[each] = (uint8_t)(int32_t)(value > 255.0f ? 255.0f : value);

@@ -30,7 +30,8 @@ SIMD static void copy_with_edges(const uint8_t *view, int side, float *copy) {
         const uint8_t *restrict from = view + (size_t)y * side * 3;
         float *restrict to = copy + (size_t)(y + EDGE) * width;
         for (int x = 0; x < side; x++)
-            for (int channel = 0; channel < 3; channel++) to[CELL * (x + EDGE) + channel] = from[3 * x + channel];
+            for (int channel = 0; channel < CELL; channel++)
+                to[CELL * (x + EDGE) + channel] = channel < 3 ? from[3 * x + channel] : 0.0f;
         for (int edge = 0; edge < EDGE; edge++) {
             memcpy(to + CELL * edge, to + CELL * EDGE, CELL * sizeof(float));
             memcpy(to + CELL * (side + EDGE + edge), to + CELL * (side + EDGE - 1), CELL * sizeof(float));
