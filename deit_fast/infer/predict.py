@@ -6,11 +6,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2 as transforms
 
 from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import Change, build_initialised, need_head
@@ -28,6 +27,9 @@ from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.world import choose_device
 from deit_fast.zoo import find_architecture
 from deit_fast.zoo.class_names import class_names, default_classes
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2 as transforms
 
 BATCH = 64
 
@@ -53,9 +55,11 @@ class LoadedModel(Classifier):
         self.eval()
 
     @property
-    def transform(self) -> transforms.Compose:
+    def transform(self) -> "transforms.Compose":
         """PIL image -> normalised float32 [3, S, S], for loaders of one's own: torchvision's form of the evaluation."""
         size, data = self.recipe.model.image_size, self.recipe.data
+        from torchvision.transforms import v2 as transforms  # which brings the compiler along
+
         return transforms.Compose(
             [
                 as_rgb,

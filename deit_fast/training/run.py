@@ -22,6 +22,7 @@ from deit_fast.runtime.log_sinks import chosen_sinks
 from deit_fast.runtime.metrics_log import MetricsLog
 from deit_fast.runtime.object_store import fetch_file, is_remote
 from deit_fast.runtime.stopping import StopSignal
+from deit_fast.runtime.waiting import share_cores
 from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.runtime.world import join_world, leave_world
 from deit_fast.training.distill import load_teacher
@@ -83,6 +84,8 @@ def train(
         match_classes(val_source, source.classes, f"{data}'s classes")
     world = join_world(recipe.run.hang_timeout)
     with ExitStack() as stack:
+        if world.device.type == "cpu":
+            stack.enter_context(share_cores())
         folder, store, notes = claim_folder(out, resume, world, stack)
         stop = stack.enter_context(StopSignal())
         job = plan_job(recipe, source, val_source, folder, world, store)

@@ -7,13 +7,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import timm
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deit_fast.convert.formats import Export
 from deit_fast.convert.formats.timm_folder import timm_config
 from deit_fast.convert.names import Codebase, TimmWeights
+from deit_fast.models import timm
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.files import atomic_path, write_json
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.data_node import DataNode
-from nvidia.dali.pipeline import do_not_convert
 
 from deit_fast.data.augment.view_params import BICUBIC, BILINEAR
 from deit_fast.data.native import VIEW, make_views
@@ -43,7 +42,6 @@ def native_views(
     return fn.python_function(images, *nodes, function=make, batch_processing=True, output_layouts=["HWC"])
 
 
-@do_not_convert  # DALI would rewrite the function for its conditionals
 def _maker(
     names: Sequence[str], border: int, image_size: int, kernel: int, functions: NDArray[np.int32], threads: int
 ) -> Callable[..., list[NDArray[np.uint8]]]:

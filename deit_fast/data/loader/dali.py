@@ -17,7 +17,10 @@ _PREFETCH = 2  # batches in flight inside DALI: one being decoded while the othe
 
 
 class Pipeline:
-    """A built DALI pipeline. `run` gives the next batch; it raises StopIteration after the feed's last one."""
+    """A built DALI pipeline. `run` gives the next batch; it raises StopIteration after the feed's last one.
+
+    conditionals: whether `graph` has an `if` about a node, for which DALI rewrites its functions: half a second's work.
+    """
 
     def __init__(
         self,
@@ -28,6 +31,7 @@ class Pipeline:
         device: torch.device,
         threads: int,
         prefetch: int = _PREFETCH,
+        conditionals: bool = False,
     ) -> None:
         dali = import_dali()
         self._on_gpu, self._device = device.type == "cuda", device
@@ -36,7 +40,7 @@ class Pipeline:
             encoded, *nodes = dali.fn.external_source(source=feed, num_outputs=1 + len(names), batch=True)
             return graph(encoded, {name: nodes[place] for place, name in enumerate(names)})
 
-        self._pipeline = dali.pipeline_def(definition, enable_conditionals=True)(
+        self._pipeline = dali.pipeline_def(definition, enable_conditionals=conditionals)(
             batch_size=batch,
             num_threads=threads,
             device_id=_device_index(device) if self._on_gpu else None,

@@ -62,7 +62,9 @@ def train_pipeline(
             images = decode_images(encoded, on_gpu, hw_decoder_load)
         return make(images, parameters)
 
-    return Pipeline(graph, _train_names(augment, decode_once), feed, batch, device, threads)
+    names = _train_names(augment, decode_once)
+    chooses = not native and (augment.policy != "none" or augment.color_jitter > 0)
+    return Pipeline(graph, names, feed, batch, device, threads, conditionals=chooses)
 
 
 _Graph = Callable[[Any, dict[str, Any]], Any]

@@ -15,6 +15,10 @@
 #define ALIGN 64
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
+typedef uint8_t bytes8 __attribute__((vector_size(8)));
+typedef uint16_t shorts8 __attribute__((vector_size(16)));
+typedef uint16_t shorts16 __attribute__((vector_size(32)));
+typedef int32_t ints8 __attribute__((vector_size(32)));
 
 /* Weights of one side of the view: for each of its pixels the first input pixel, how many, and their weights. */
 struct weights {
@@ -87,12 +91,40 @@ static void weigh(const struct side *side, int kernel, int border, int length, s
     }
 }
 
-INLINE uint8_t clip(int32_t value) {
-    value >>= BITS;
-    return value < 0 ? 0 : value > 255 ? 255 : value;
+/* A sum of weighed values, half added, as a value. */
+INLINE uint8_t clip(int32_t sum) {
+    sum >>= BITS;
+    return sum < 0 ? 0 : sum > 255 ? 255 : sum;
 }
 
-INLINE void turn_block(const uint8_t *const *rows, size_t at, uint8_t *turned, size_t gap) {
+#define LANES 8
+
+/* The same of 8 sums. */
+INLINE void clip8(ints8 sum, uint8_t *to) {
+    sum >>= BITS;
+    sum &= ~(sum >> 31);      /* below 0 all bits are set there */
+    sum |= (255 - sum) >> 31; /* and here above 255 */
+    bytes8 values = __builtin_convertvector(__builtin_convertvector(sum & 255, shorts8), bytes8);
+    memcpy(to, &values, sizeof values);
+}
+
+INLINE ints8 widen8(const uint16_t *from) {
+    shorts8 values;
+    memcpy(&values, from, sizeof values);
+    return __builtin_convertvector(values, ints8);
+}
+
+/* The weighed sums of `count` rows of 48 values, `gap` apart, as values. */
+INLINE void weigh48(const uint16_t *from, size_t gap, const int32_t *weight, int count, uint8_t *to) {
+    ints8 sum[GROUP / LANES];
+    for (int part = 0; part < GROUP / LANES; part++) sum[part] = (ints8){0} + (1 << (BITS - 1));
+    for (int tap = 0; tap < count; tap++, from += gap)
+        for (int part = 0; part < GROUP / LANES; part++) sum[part] += widen8(from + part * LANES) * weight[tap];
+    for (int part = 0; part < GROUP / LANES; part++) clip8(sum[part], to + part * LANES);
+}
+
+/* 16 rows of 16 values, turned on their side and widened, `gap` values apart. */
+INLINE void turn_block(const uint8_t *const *rows, size_t at, uint16_t *turned, size_t gap) {
     const bytes16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
     const bytes16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     bytes16 now[16], next[16];
@@ -104,11 +136,14 @@ INLINE void turn_block(const uint8_t *const *rows, size_t at, uint8_t *turned, s
         }
         memcpy(now, next, sizeof now);
     }
-    for (int row = 0; row < 16; row++) memcpy(turned + row * gap, &now[row], 16);
+    for (int row = 0; row < 16; row++) {
+        shorts16 wide = __builtin_convertvector(now[row], shorts16);
+        memcpy(turned + row * gap, &wide, sizeof wide);
+    }
 }
 
 /* 16 rows of `length` values each -> [length, 16]. */
-INLINE void turn(const uint8_t *const *rows, int length, uint8_t *turned) {
+INLINE void turn(const uint8_t *const *rows, int length, uint16_t *turned) {
     if (length < 16) {
         for (int value = 0; value < length; value++)
             for (int row = 0; row < ROWS; row++) turned[value * ROWS + row] = rows[row][value];
@@ -121,7 +156,7 @@ INLINE void turn(const uint8_t *const *rows, int length, uint8_t *turned) {
 }
 
 /* [length, 16] -> 16 rows of `length` values, `gap` bytes apart. */
-INLINE void turn_back(const uint8_t *turned, int length, uint8_t *rows, size_t gap) {
+INLINE void turn_back(const uint8_t *turned, int length, uint16_t *rows, size_t gap) {
     if (length < 16) {
         for (int value = 0; value < length; value++)
             for (int row = 0; row < ROWS; row++) rows[row * gap + value] = turned[value * ROWS + row];
@@ -137,8 +172,8 @@ INLINE void turn_back(const uint8_t *turned, int length, uint8_t *rows, size_t g
 
 /* Rows of an image, from `low` on -> rows of the view's width, `height` of them rounded up to 16. */
 SIMD static void weigh_columns(
-    const uint8_t *pixels, size_t gap, int height, const struct weights *across, int side, uint8_t *turned,
-    uint8_t *weighed, uint8_t *out
+    const uint8_t *pixels, size_t gap, int height, const struct weights *across, int side, uint16_t *turned,
+    uint8_t *weighed, uint16_t *out
 ) {
     const uint8_t *rows[ROWS];
     int width = across->high - across->low;
@@ -150,37 +185,25 @@ SIMD static void weigh_columns(
         turn(rows, width * 3, turned);
         for (int column = 0; column < side; column++) {
             const int32_t *weight = across->weight + (size_t)column * across->most;
-            const uint8_t *from = turned + (size_t)(across->first[column] - across->low) * GROUP;
-            int32_t sum[GROUP];
-            int count = across->count[column];
-            for (int each = 0; each < GROUP; each++) sum[each] = count ? 1 << (BITS - 1) : 0;
-            for (int tap = 0; tap < count; tap++)
-                for (int each = 0; each < GROUP; each++) sum[each] += weight[tap] * from[tap * GROUP + each];
-            for (int each = 0; each < GROUP; each++) weighed[column * GROUP + each] = clip(sum[each]);
+            const uint16_t *from = turned + (size_t)(across->first[column] - across->low) * GROUP;
+            if (across->count[column]) weigh48(from, GROUP, weight, across->count[column], weighed + column * GROUP);
+            else memset(weighed + column * GROUP, 0, GROUP);
         }
         turn_back(weighed, side * 3, out + (size_t)top * side * 3, (size_t)side * 3);
     }
 }
 
-#define STRIP 64
-
-SIMD static void weigh_rows(const uint8_t *rows, const struct weights *down, int side, uint8_t *view) {
+SIMD static void weigh_rows(const uint16_t *rows, const struct weights *down, int side, uint8_t *view) {
     int length = side * 3;
     for (int row = 0; row < side; row++, view += length) {
         const int32_t *weight = down->weight + (size_t)row * down->most;
-        const uint8_t *from = rows + (size_t)(down->first[row] - down->low) * length;
+        const uint16_t *from = rows + (size_t)(down->first[row] - down->low) * length;
         int count = down->count[row], at = 0;
         if (!count) {
             memset(view, 0, length);
             continue;
         }
-        for (; at + STRIP <= length; at += STRIP) {
-            int32_t sum[STRIP];
-            for (int each = 0; each < STRIP; each++) sum[each] = 1 << (BITS - 1);
-            for (int tap = 0; tap < count; tap++)
-                for (int each = 0; each < STRIP; each++) sum[each] += weight[tap] * from[(size_t)tap * length + at + each];
-            for (int each = 0; each < STRIP; each++) view[at + each] = clip(sum[each]);
-        }
+        for (; at + GROUP <= length; at += GROUP) weigh48(from + at, length, weight, count, view + at);
         for (; at < length; at++) {
             int32_t sum = 1 << (BITS - 1);
             for (int tap = 0; tap < count; tap++) sum += weight[tap] * from[(size_t)tap * length + at];
@@ -210,7 +233,8 @@ static uint8_t *take(uint8_t **scratch, size_t bytes) {
 /* Where everything lies in the scratch; its size is what the end is past the start. */
 struct room {
     struct weights down, across;
-    uint8_t *turned, *weighed, *rows, *end;
+    uint16_t *turned, *rows;
+    uint8_t *weighed, *end;
 };
 
 static void furnish(const struct side *down, const struct side *across, int kernel, int side, uint8_t *at, struct room *room) {
@@ -222,9 +246,9 @@ static void furnish(const struct side *down, const struct side *across, int kern
         each[which]->count = (int32_t *)take(&at, sizeof(int32_t) * side);
         each[which]->weight = (int32_t *)take(&at, sizeof(int32_t) * side * each[which]->most);
     }
-    room->turned = take(&at, (size_t)across->from * GROUP);
+    room->turned = (uint16_t *)take(&at, sizeof(uint16_t) * across->from * GROUP);
     room->weighed = take(&at, (size_t)side * GROUP);
-    room->rows = take(&at, (size_t)(down->from + ROWS) * side * 3);
+    room->rows = (uint16_t *)take(&at, sizeof(uint16_t) * (down->from + ROWS) * side * 3);
     room->end = at;
 }
 

@@ -4,9 +4,9 @@ import functools
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from deit_fast.runtime.log_sinks import LogSink, Sink
 
@@ -15,19 +15,36 @@ class TensorBoard(Sink):
     """A TensorBoard event file in the run folder; steps after `step` are purged."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        _quiet_writer()
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else 0)
+        self._folder, self._purge_step = folder / "tensorboard", step + 1 if step else 0
+        self._pictures: list[tuple[str, Tensor, int]] = []
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         for key, value in values.items():
             self._board.add_scalar(f"{kind}/{key}", value, step)
+        self._add_pictures()
 
     def image(self, name: str, grid: Tensor, step: int) -> None:
-        """Adds a picture, uint8 [3, H, W], at the step."""
-        self._board.add_image(name, grid, step)
+        """Adds a picture, uint8 [3, H, W], at the step; those before the first figures with these."""
+        self._pictures.append((name, grid, step))
+        if "_board" in vars(self):
+            self._add_pictures()
 
     def close(self) -> None:
-        self._board.close()
+        if self._pictures or "_board" in vars(self):
+            self._add_pictures()
+            self._board.close()
+
+    def _add_pictures(self) -> None:
+        while self._pictures:
+            self._board.add_image(*self._pictures.pop(0))
+
+    @functools.cached_property
+    def _board(self) -> Any:
+        """torch's writer, whose import takes a third of a second: no run's first step waits for it."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        _quiet_writer()
+        return SummaryWriter(str(self._folder), purge_step=self._purge_step)
 
 
 @functools.cache
