@@ -41,7 +41,7 @@ def warp(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
     frames = fn.reinterpret(images + fn.slice(nothing, start=[0], shape=count, axes=[0]), layout="FHWC")
     taps = fn.warp_affine(frames, matrix=fn.per_frame(maps), interp_type=types.INTERP_NN)  # edges are repeated
     values = truncate(fn.reinterpret(fn.reductions.sum(taps * both, axes=[0]), layout="HWC"))
-    # A square image of 255 has its inside where its mirror image on the diagonal has it.
+    # Which coordinate comes first does not matter: inside is where both are, and the image is square.
     white = images | types.Constant(255).uint8()
     inside = fn.warp_affine(white, matrix=matrix, fill_value=0.0, interp_type=types.INTERP_NN)
     fill = beside(fn.cast(arguments[12:15], dtype=types.UINT8), images)
