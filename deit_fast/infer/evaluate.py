@@ -49,16 +49,17 @@ class Scores:
     """Over all processes; the first of several batches is not timed."""
 
 
-def build_eval_loader(recipe: Recipe, source: Source, world: World) -> EvalLoader:
+def build_eval_loader(recipe: Recipe, source: Source, world: World, backend: str | None = None) -> EvalLoader:
     """This process's share of the source in batches of EVAL_BATCH, or fewer where there are fewer images.
 
-    Shards of a store are told what they may take of the disk.
+    Shards of a store are told what they may take of the disk. backend: what makes the pixels, run.image_backend if none
+    is given.
     """
     source.limit_cache(disk_limit(recipe.data))
     batch = min(EVAL_BATCH, -(-len(source) // world.size))
     return EvalLoader(
         source, recipe.data, recipe.model.image_size, batch, world.device, cpu_threads(), world.rank, world.size,
-        patience(recipe.run.hang_timeout), world.node_ranks,
+        patience(recipe.run.hang_timeout), world.node_ranks, backend or recipe.run.image_backend,
     )  # fmt: skip
 
 

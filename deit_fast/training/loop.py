@@ -36,7 +36,7 @@ def run_loop(
     recipe, world, finished = job.recipe, job.world, False
     with ExitStack() as stack:
         checkpoints = stack.enter_context(closing(Checkpoints(job, state, log)))
-        loader = stack.enter_context(closing(build_loader(job, state.step)))
+        loader = stack.enter_context(closing(build_loader(job, state.step, state.image_backend)))
         metrics = TrainMetrics(job, state, log)
         step = prepare(recipe, state, world, job.dtype, teacher)
         evaluation = stack.enter_context(closing(Evaluation(job, state, step, log, watchdog, stop)))

@@ -29,6 +29,7 @@ from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.object_store import is_remote
 from deit_fast.runtime.patience import patience
 from deit_fast.runtime.world import World
+from deit_fast.training.backend import settle_backend
 from deit_fast.training.job import Job
 from deit_fast.training.passes import Kept
 from deit_fast.training.same_data import check_same_data, forget_what_changed
@@ -117,6 +118,7 @@ def restore(
         )
     else:
         notes = []
+    notes += settle_backend(job.recipe, state, world, resumed=path is not None)
     world.barrier()  # what is moved aside may hold what the others read
     if resume != "auto":
         notes += _make_room(job, state, path)
@@ -228,11 +230,12 @@ def _other_pixels(job: Job, weights: Weights, init: str | Path) -> list[str]:
     ]
 
 
-def build_loader(job: Job, start: int) -> TrainLoader:
-    """The batches from step `start` to the last."""
+def build_loader(job: Job, start: int, backend: str = "auto") -> TrainLoader:
+    """The batches from step `start` to the last, whose pixels `backend` makes."""
     recipe, run = job.recipe, job.recipe.run
     return TrainLoader(
         keep_in_memory(job.source, run.cache_gib), recipe.augment, recipe.model.image_size, job.samplers, run.seed,
         job.world.device, cpu_threads(), start_step=start, stop_step=job.total_steps,
         decode_once=recipe.data.decode_once, hw_decoder_load=run.hw_decoder_load, patience=patience(run.hang_timeout),
+        backend=backend,
     )  # fmt: skip

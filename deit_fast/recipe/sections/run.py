@@ -66,6 +66,10 @@ class Run(Section):
     hw_decoder_load: Fraction = 0.65
     """Share of training's JPEGs that a GPU's decoding engines get, as DALI's default; the others' pixels are rounded
     differently. CPUs ignore it."""
+    image_backend: Literal["auto", "native", "dali"] = "auto"
+    """What makes views of decoded images on CPUs: this package's C code, or DALI's graph, whose values differ by a few
+    of 255. auto: native where the package was built with it and it has the policy's operations; a run that goes on
+    keeps to what its checkpoint was trained with. GPUs have DALI's graph alone."""
     profile: bool = False
     """Profile some steps after the warm-up: a trace and a one-page summary in the run folder's profile/."""
 
