@@ -9,7 +9,6 @@ from pathlib import Path
 from deit_fast.runtime.errors import RunError, is_out_of_memory, one_line, printable, suggest, too_little_memory
 from deit_fast.runtime.exit_status import ExitStatus
 from deit_fast.runtime.object_store import check_writable, is_remote
-from deit_fast.zoo import check_given
 
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
 WEIGHTS = "weights in any known format, the folder of a run, a URI, or a name of deit-fast zoo"
@@ -50,13 +49,6 @@ def positive(text: str) -> int:
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
     return int(text)
-
-
-def check_there(*checkpoints: str | Path | None) -> None:
-    """Raises RunError or RecipeError for one that is no path, URI or name of weights, before torch is imported."""
-    for given in checkpoints:
-        if given is not None:
-            check_given(given)
 
 
 def complain(message: object) -> None:

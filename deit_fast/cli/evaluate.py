@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deit_fast.cli.arguments import OVERRIDES, WEIGHTS, Parser, add_labels, check_there, complain, local_path, writable
+from deit_fast.cli.arguments import OVERRIDES, WEIGHTS, Parser, add_labels, complain, local_path, writable
 from deit_fast.runtime.errors import DataError, RecipeError, RunError
 from deit_fast.runtime.files import json_text, write_json
 from deit_fast.runtime.object_store import is_remote, write_object
 from deit_fast.runtime.stdout import tell
+from deit_fast.zoo import check_given
 
 _OVERRIDE = re.compile(r"[a-z_]+\.[a-z0-9_]+=")
 _WEIGHTS = (".pt", ".pth", ".safetensors", ".msgpack", ".bin")
@@ -76,7 +77,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         arguments.json.endswith(_WEIGHTS) or (not is_remote(arguments.json) and Path(arguments.json).is_dir())
     ):
         raise RunError(f"--json {arguments.json}: expected a file for the scores; to print them, put --json last")
-    check_there(*checkpoints)
+    for checkpoint in checkpoints:
+        check_given(checkpoint)
     from deit_fast.infer.evaluate import evaluate_checkpoint
     from deit_fast.infer.score_table import describe_scores, score_lines, write_scores
 

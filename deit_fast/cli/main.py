@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="upload a checkpoint to the Hugging Face Hub, in timm's layout, with a model card",
         epilog="Example: deit-fast push runs/photos me/photos-vit --private",
     )
-    push.add_argument("source", type=local_path, help=WEIGHTS)
+    push.add_argument("source", help=WEIGHTS)
     push.add_argument("repository", metavar="OWNER/NAME", help="made where it is missing")
     push.add_argument("--private", action="store_true", help="make it private, where it is made")
     push.add_argument("--ema", action="store_true", help="take the moving average of the weights")
@@ -147,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     zoo = subcommands.add_parser(
         "zoo",
-        help="list the models: size, published speed and accuracy, where the weights are",
+        help="list the models: size, published speed and accuracy, the weights by name and where they are",
         epilog="Example: deit-fast zoo 'deit3_*'",
     )
     zoo.add_argument("pattern", nargs="?", default="*", help="shell pattern of names, ours, timm's or the reference's")

@@ -49,16 +49,17 @@ class Scores:
     """Over all processes; the first of several batches is not timed."""
 
 
-def build_eval_loader(recipe: Recipe, source: Source, world: World) -> EvalLoader:
+def build_eval_loader(recipe: Recipe, source: Source, world: World, backend: str | None = None) -> EvalLoader:
     """This process's share of the source in batches of EVAL_BATCH, or fewer where there are fewer images.
 
-    Shards of a store are told what they may take of the disk.
+    Shards of a store are told what they may take of the disk. backend: what makes the pixels, run.image_backend if none
+    is given.
     """
     source.limit_cache(disk_limit(recipe.data))
     batch = min(EVAL_BATCH, -(-len(source) // world.size))
     return EvalLoader(
         source, recipe.data, recipe.model.image_size, batch, world.device, cpu_threads(), world.rank, world.size,
-        patience(recipe.run.hang_timeout), world.node_ranks,
+        patience(recipe.run.hang_timeout), world.node_ranks, backend or recipe.run.image_backend,
     )  # fmt: skip
 
 
@@ -118,14 +119,14 @@ def evaluate_checkpoint(
     The images are those of the data's validation split. Where it has none, they are those that the checkpoint's run
     held out of it, which are also the ones without `data`, or else all: `notes` say so.
 
-    Anything that open_weights takes; a foreign file's recipe has the published crop ratio of its family. The data's
-    classes have to be the checkpoint's, or ImageNet-1k's of a checkpoint of ImageNet-21k (model.num_classes=1000), or
-    some of them by name: then `classes` says whether predictions are chosen among the "data"'s or among "all". Another
-    model.image_size resamples position embeddings. flip: the logits are the mean of those of an image and of its mirror
-    image. metrics: NAME=VALUE words for those of `infer.metrics` that have to be asked for, as real=real.json. report:
-    a folder for `write_report`. labels: the file of labels of images without class folders, where it is not beside
-    them. Of the folder of a run the best checkpoint is taken, else the last. In a program that torchrun started all
-    processes have to call it: each evaluates its share of the images.
+    Any format that load_weights reads, by path, URI or name of published weights; a foreign file's recipe has the
+    published crop ratio of its family. The data's classes have to be the checkpoint's, or ImageNet-1k's of a checkpoint
+    of ImageNet-21k (model.num_classes=1000), or some of them by name: then `classes` says whether predictions are
+    chosen among the "data"'s or among "all". Another model.image_size resamples position embeddings. flip: the logits
+    are the mean of those of an image and of its mirror image. metrics: NAME=VALUE words for those of `infer.metrics`
+    that have to be asked for, as real=real.json. report: a folder for `write_report`. labels: the file of labels of
+    images without class folders, where it is not beside them. Of the folder of a run the best checkpoint is taken, else
+    the last. In a program that torchrun started all processes have to call it: each evaluates its share of the images.
 
     Returns the metrics' values, top-1 and top-5 with 95 % confidence intervals, the number of classes chosen among,
     the checkpoint, its format, the images taken, the resolution, minutes, `changes` at loading and `notes` on what was

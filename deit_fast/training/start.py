@@ -20,16 +20,16 @@ from deit_fast.convert.fit import build_initialised, format_changes
 from deit_fast.convert.own_format import ADVICE
 from deit_fast.convert.pretrained import describe_origin, name_origin, open_weights
 from deit_fast.data.loader.batches import TrainLoader
-from deit_fast.data.loader.setting import choose_setting, decodes_regions
-from deit_fast.data.loader.tuning import LoaderSetting
 from deit_fast.data.sources.memory_cache import keep_in_memory
 from deit_fast.data.sources.splits import Split
 from deit_fast.recipe.schema import parse_recipe
 from deit_fast.runtime.errors import RecipeError, RunError, one_line
 from deit_fast.runtime.files import locked, write_json
+from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.object_store import is_remote
 from deit_fast.runtime.patience import patience
 from deit_fast.runtime.world import World
+from deit_fast.training.backend import settle_backend
 from deit_fast.training.job import Job
 from deit_fast.training.passes import Kept
 from deit_fast.training.same_data import check_same_data, forget_what_changed
@@ -118,6 +118,7 @@ def restore(
         )
     else:
         notes = []
+    notes += settle_backend(job.recipe, state, world, resumed=path is not None)
     world.barrier()  # what is moved aside may hold what the others read
     if resume != "auto":
         notes += _make_room(job, state, path)
@@ -229,25 +230,12 @@ def _other_pixels(job: Job, weights: Weights, init: str | Path) -> list[str]:
     ]
 
 
-def build_loader(job: Job, start: int) -> tuple[TrainLoader, list[str]]:
-    """The batches from step `start` to the last, and lines on how they are read; all processes together.
-
-    On GPUs the first loader on a machine is preceded by a search for its setting.
-    """
-    recipe, run, world, notes = job.recipe, job.recipe.run, job.world, list[str]()
-    source = keep_in_memory(job.source, run.cache_gib)
-    regions = run.roi_decode and decodes_regions(world)
-    if run.roi_decode and not regions:
-        notes.append("run.roi_decode: this machine fails the trial, or has no GPU; it stays off")
-
-    def build(setting: LoaderSetting, first: int, stop: int) -> TrainLoader:
-        return TrainLoader(
-            source, recipe.augment, recipe.model.image_size, job.samplers, run.seed, world.device, setting.threads,
-            start_step=first, stop_step=stop, decode_once=recipe.data.decode_once,
-            hw_decoder_load=setting.hw_decoder_load, roi_decode=regions, patience=patience(run.hang_timeout),
-        )  # fmt: skip
-
-    setting = choose_setting(run.hw_decoder_load, source, world, build)
-    if world.device.type == "cuda":
-        notes.append(f"loader: {setting.threads} threads, hw_decoder_load {setting.hw_decoder_load:g}")
-    return build(setting, start, job.total_steps), notes
+def build_loader(job: Job, start: int, backend: str = "auto") -> TrainLoader:
+    """The batches from step `start` to the last, whose pixels `backend` makes."""
+    recipe, run = job.recipe, job.recipe.run
+    return TrainLoader(
+        keep_in_memory(job.source, run.cache_gib), recipe.augment, recipe.model.image_size, job.samplers, run.seed,
+        job.world.device, cpu_threads(), start_step=start, stop_step=job.total_steps,
+        decode_once=recipe.data.decode_once, hw_decoder_load=run.hw_decoder_load, patience=patience(run.hang_timeout),
+        backend=backend,
+    )  # fmt: skip
