@@ -9,7 +9,7 @@ from typing import Any
 
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import fetch_sealed
-from deit_fast.convert.pretrained import fetch_weights
+from deit_fast.convert.pretrained import fetch_weights, name_origin
 from deit_fast.data.sources.classes import match_classes, resolve_classes
 from deit_fast.data.sources.image_list import is_list
 from deit_fast.data.sources.open import find_validation, open_source
@@ -138,7 +138,8 @@ def train(
             held.write(folder)
         if world.is_main:
             with told(STARTS):
-                given = {"data": data, "val": val, "labels": labels, "init": init}
+                given = {"data": data, "val": val and str(val), "labels": labels and str(labels)}
+                given["init"] = init and name_origin(init)  # without a signature
                 note_start(folder, world.size, world.device, state.step, given)
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
             result = find_result(job, state)
