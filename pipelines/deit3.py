@@ -29,6 +29,7 @@ try:
     from .dag import run_stages
     from .manifests import write_manifests
     from .options import component_defaults, scheduler_options
+    from .plans import describe_stages
     from .schedulers import find_scheduler
     from .stages import Stage, dryrun_stage, get_app, sort_stages
     from .state import PipelineError, read_result
@@ -77,11 +78,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"deit-fast: {message} (see --help)\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(prog: str = "python -m pipelines.deit3") -> argparse.ArgumentParser:
     parser = _Parser(
+        prog=prog,
         add_help=False,  # -h is a component's argument
         description="Pretrain, finetune and evaluate a DeiT III model; run again with the same --out, it continues.",
-        epilog="Example: python -m pipelines.deit3 --size small --data /data/imagenet --out runs/small -j 1x8. Stages: "
+        epilog=f"Example: {prog} --size small --data /data/imagenet --out runs/small -j 1x8. Stages: "
         + "; ".join(f"{size}: {', '.join(names)}" for size, names in PIPELINES.items())
         + "; and "
         "evaluate_STAGE of each.",
@@ -121,7 +123,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--watch", action="store_true", help="follow the jobs on Slurm, too, whose queue starts them without that"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print every job, start nothing, write nothing")
+    parser.add_argument("--quiet", action="store_true", help="do not follow the logs of the stages that run")
+    parser.add_argument("--dry-run", action="store_const", const="plan", help="print what every stage takes, no more")
+    # An option of its own: with an optional value, the word that follows --dry-run would be taken for that.
+    parser.add_argument(
+        "--dry-run=full", dest="dry_run", action="store_const", const="full", help="print every job as TorchX has it"
+    )
     parser.add_argument(
         "--manifests", metavar="FOLDER",
         help="write the YAML of every job for kubectl, a file each, and start nothing; --cfg: "
@@ -141,10 +148,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m pipelines.deit3") -> int:
     """Runs the command line; 0 all done, 1 a stage failed, 2 a bad value before anything started, 130 interrupted."""
     try:
-        options = build_parser().parse_intermixed_args(argv)
+        options = build_parser(prog).parse_intermixed_args(argv)
         logging.getLogger("torchx").setLevel(logging.ERROR)  # its hints repeat with every dry run
         warnings.filterwarnings("ignore", r"\s*Role \w+ configured with restarts")  # of a bug in Volcano 1.4
         out = options.out.rstrip("/") if is_remote(options.out) else os.path.abspath(options.out)
@@ -184,12 +191,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         with get_runner(component_defaults=component_defaults(COMPONENTS)) as runner:
             cfg = scheduler_options(runner, options.scheduler, options.cfg)
             if options.dry_run:
-                for stage in stages:
-                    job = dryrun_stage(stage, state, runner, options.scheduler, cfg)
+                jobs = [dryrun_stage(stage, state, runner, options.scheduler, cfg) for stage in stages]
+                if options.dry_run == "plan":
+                    print("\n".join(describe_stages(stages, given, scheduler.local)))
+                    return 0
+                for stage, job in zip(stages, jobs, strict=True):
                     print(f"=== {stage.name}" + (f", after {', '.join(stage.needs)}" if stage.needs else ""))
                     print(f"{pformat(asdict(get_app(job)), width=120)}\n{job}\n")
                 return 0
-            stream = sys.stderr if sys.stderr.isatty() else None
+            stream = None if options.quiet else sys.stderr
             poll_seconds = 1.0 if scheduler.local else 10.0
             status = run_stages(
                 stages, state, runner, options.scheduler, cfg, limit, poll_seconds, stream, options.watch

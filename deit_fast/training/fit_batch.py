@@ -13,7 +13,7 @@ def fit_batch(recipe: Recipe, images: int, processes: int) -> tuple[Recipe, list
     run, views = recipe.run, epoch_views(images // recipe.data.lanes * recipe.data.lanes, recipe.data.repeats)
     if views >= run.global_batch:
         return recipe, []
-    unit = processes * run.accumulation * (2 if recipe.mix.active else 1)
+    unit = processes * run.passes * (2 if recipe.mix.active else 1)
     if recipe.data.lanes > 1:
         unit *= recipe.mix.group * recipe.data.lanes
     batch = views // unit * unit

@@ -131,7 +131,7 @@ def test_bad_values_are_one_line_and_status_2(
 
 
 def test_dry_run_prints_every_job_and_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(demo("--dry-run", "-j", "1x2", "run.seed=5", "--gpu", "2")) == 0
+    assert main(demo("--dry-run=full", "-j", "1x2", "run.seed=5", "--gpu", "2")) == 0
     printed = capfd.readouterr().out
     assert [line.split(",")[0] for line in printed.splitlines() if line.startswith("===")] == [
         f"=== {name}" for name in ("pretrain", "evaluate_pretrain", "finetune", "evaluate_finetune")
@@ -142,7 +142,19 @@ def test_dry_run_prints_every_job_and_writes_nothing(tmp_path: Path, capfd: pyte
 
 
 def test_slurm_jobs_can_be_dry_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["--size", "base", "--data", "d", "--out", "o", "--scheduler", "slurm", "--cfg", "time=60", "--dry-run"]
+    words = [
+        "--size",
+        "base",
+        "--data",
+        "d",
+        "--out",
+        "o",
+        "--scheduler",
+        "slurm",
+        "--cfg",
+        "time=60",
+        "--dry-run=full",
+    ]
     assert main([*words, "-j", "2x8", "--gpu", "8"]) == 0
     printed = capfd.readouterr().out
     assert printed.count("#SBATCH hetjob") == 6
@@ -160,7 +172,7 @@ def test_every_option_arrives_as_it_was_typed(capfd: pytest.CaptureFixture[str])
         "--scheduler",
         "slurm",
     ]
-    assert main(demo("--dry-run", *words)) == 0
+    assert main(demo("--dry-run=full", *words)) == 0
     printed = capfd.readouterr().out
     assert printed.count("--comment==a=b ") >= 4
     assert printed.count("--partition=c") == 4
@@ -172,7 +184,7 @@ def test_kubernetes_jobs_can_be_dry_run_without_a_cluster(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
-    words = ["--scheduler", "kubernetes", "--cfg", "queue=q", "--dry-run", "--max_retries", "3"]
+    words = ["--scheduler", "kubernetes", "--cfg", "queue=q", "--dry-run=full", "--max_retries", "3"]
     assert main(demo(*words)) == 0
     assert capfd.readouterr().out.count("queue: q") == 4
 
@@ -183,7 +195,7 @@ def test_torchxconfig_gives_component_defaults(
     config = tmp_path / "config"
     config.write_text("[component:deit.finetune]\nmax_retries = 17\n")
     monkeypatch.setenv("TORCHXCONFIG", str(config))
-    assert main(demo("--dry-run")) == 0
+    assert main(demo("--dry-run=full")) == 0
     assert capfd.readouterr().out.count("'max_retries': 17") == 1
 
 
