@@ -103,7 +103,7 @@ def finetune(
     Args:
         overrides: what is learned differently: section.key=value words, last on the line
         recipe: name in the recipe table, or a .toml or .json file
-        init: checkpoint whose weights to start from
+        init: checkpoint whose weights to start from: a path, a URI, or a name that deit-fast zoo lists
         data: training images: an image folder or shards, or the URI of shards
         out: run folder, on storage every node shares or in an object store
         val: validation images, or the share of each class to hold out (0.1); empty takes those beside the training's
@@ -158,7 +158,7 @@ def evaluate(
 
     Args:
         overrides: what the checkpoint's recipe gets different: section.key=value words, last on the line
-        checkpoint: checkpoint to evaluate
+        checkpoint: checkpoint to evaluate: a path, a URI, or a name that deit-fast zoo lists
         data: an image folder or shards, or the URI of shards: its validation split, or what the run held out of it
         out: JSON file for the result, which may be in an object store; empty only prints it
         ema: true or false: evaluate the moving average of the weights

@@ -11,6 +11,7 @@ from deit_fast.runtime.exit_status import ExitStatus
 from deit_fast.runtime.object_store import check_writable, is_remote
 
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
+WEIGHTS = "weights in any known format, the folder of a run, a URI, or a name of deit-fast zoo"
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,13 +49,6 @@ def positive(text: str) -> int:
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
     return int(text)
-
-
-def check_there(*checkpoints: str | Path | None) -> None:
-    """Raises RunError for one that is missing, before torch is imported; what it is, its reader says."""
-    for path in checkpoints:
-        if path is not None and not is_remote(path) and not Path(path).exists():
-            raise RunError(f"{path}: no such checkpoint")
 
 
 def complain(message: object) -> None:

@@ -13,6 +13,7 @@ import deit_fast
 from deit_fast.cli import commands
 from deit_fast.cli.arguments import (
     OVERRIDES,
+    WEIGHTS,
     Parser,
     add_labels,
     complain,
@@ -63,8 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_labels(train, "validation ")
     train.add_argument("--out", required=True, help="run folder, which may be in an object store")
     train.add_argument(
-        "--init", metavar="PATH|none",
-        help="weights to start from (finetuning): a file of any known format, or a run's folder; none: random ones",
+        "--init", metavar="WEIGHTS|none",
+        help="weights to start from (finetuning): a file of any known format, a model's or run's folder, a URI, or a "
+        "name of deit-fast zoo; none: random ones",
     )  # fmt: skip
     train.add_argument(
         "--resume", default="auto", metavar="auto|never|PATH",
@@ -81,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="write a checkpoint in another format, and compare the logits",
         epilog="Example: deit-fast convert deit_3_base_224_1k.pth base.onnx",
     )
-    convert.add_argument("source", help="weights in any known format, or the folder of a run")
+    convert.add_argument("source", help=WEIGHTS)
     convert.add_argument(
         "destination", type=local_path,
         help="a folder, or a .safetensors (timm), .pth (facebookresearch/deit), .msgpack (deit3-jax), .onnx, .pt2 or "
@@ -100,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="upload a checkpoint to the Hugging Face Hub, in timm's layout, with a model card",
         epilog="Example: deit-fast push runs/photos me/photos-vit --private",
     )
-    push.add_argument("source", type=local_path, help="weights in any known format, or the folder of a run")
+    push.add_argument("source", help=WEIGHTS)
     push.add_argument("repository", metavar="OWNER/NAME", help="made where it is missing")
     push.add_argument("--private", action="store_true", help="make it private, where it is made")
     push.add_argument("--ema", action="store_true", help="take the moving average of the weights")
@@ -111,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the most likely classes of images",
         epilog="Example: deit-fast predict runs/small photos 'more/*.jpg' --top 3",
     )
-    predict.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
+    predict.add_argument("checkpoint", help=WEIGHTS)
     predict.add_argument(
         "images", nargs="+", metavar="IMAGE", help="images, folders of them, globs; in object stores too"
     )
@@ -145,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     zoo = subcommands.add_parser(
         "zoo",
-        help="list the models: size, published speed and accuracy, where the weights are",
+        help="list the models: size, published speed and accuracy, the weights by name and where they are",
         epilog="Example: deit-fast zoo 'deit3_*'",
     )
     zoo.add_argument("pattern", nargs="?", default="*", help="shell pattern of names, ours, timm's or the reference's")

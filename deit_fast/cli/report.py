@@ -84,7 +84,8 @@ def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[st
         _say(f"{run.path}: nothing says which images it has: expected --data")
         return []
     listed = run.path / LIST_NAME
-    held_out = str(val or (listed if listed.is_file() else given.get("val") or data))
+    named = val or (listed if listed.is_file() else given.get("val"))
+    held_out = data if named is None or read_val_fraction(str(named)) is not None else str(named)
     parts, shown = [], []
     try:
         source = open_source(data, "train", run.recipe.data.category)
@@ -94,7 +95,7 @@ def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[st
         parts.append(page.section("Inputs of the network", shown_samples))
     except (DataError, RunError, RecipeError) as error:
         _say(f"training images are not shown: {error}")
-    found = _evaluate(run, held_out) if read_val_fraction(held_out) is None else None  # of --val 0
+    found = _evaluate(run, held_out)
     if found is not None:
         evaluated, source = found
         shown.append(data_part(source, "validation"))
@@ -118,14 +119,16 @@ def _evaluated_parts(run: "RunFolder", evaluated: "Evaluated", source: "Source")
 
 def _evaluate(run: "RunFolder", val: str) -> "tuple[Evaluated, Source] | None":
     """The outcomes of the run's best weights on its validation images, and these; kept beside the run."""
-    from deit_fast.data.sources.open import open_source
+    from deit_fast.convert.pretrained import open_weights
     from deit_fast.infer.evaluate import evaluate_checkpoint
     from deit_fast.infer.pages.evaluated import read_evaluated
+    from deit_fast.infer.scored_images import open_scored
 
     folder = run.path / EVALUATION
     try:
         evaluate_checkpoint(run.path, val, report=folder)
-        source = open_source(val, "val", run.recipe.data.category)
+        weights = open_weights(run.path)
+        source, _ = open_scored(str(run.path), weights, val, run.recipe.data.category, None)
     except (DataError, RunError, RecipeError) as error:
         _say(f"confusions, mistakes and attention are not shown: {error}")
         return None

@@ -137,20 +137,6 @@ def the_warmup_rises(schedule: Schedule, optim: Optim) -> str | None:
 
 
 @rule
-def graphs_hold_one_pass(run: Run) -> str | None:
-    if not run.cuda_graph or run.passes == 1:
-        return None
-    return f"run.cuda_graph=true: expected run.accumulation=1, got {run.accumulation}"
-
-
-@rule
-def graphs_hold_lamb(run: Run, optim: Optim) -> str | None:
-    if not run.cuda_graph or optim.name == "lamb":
-        return None
-    return f"run.cuda_graph=true: expected optim.name='lamb', got {optim.name!r}"
-
-
-@rule
 def copies_are_bf16(run: Run) -> str | None:
     if not run.compute_copy or run.precision != "fp32":
         return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import fetch_sealed
-from deit_fast.convert.locate import fetch_weights
+from deit_fast.convert.pretrained import fetch_weights
 from deit_fast.data.sources.classes import match_classes, resolve_classes
 from deit_fast.data.sources.image_list import is_list
 from deit_fast.data.sources.open import find_validation, open_source
@@ -23,7 +23,7 @@ from deit_fast.runtime.files import write_json
 from deit_fast.runtime.hardware import peak_memory
 from deit_fast.runtime.log_sinks import chosen_sinks
 from deit_fast.runtime.metrics_log import MetricsLog, told
-from deit_fast.runtime.object_store import fetch_file, is_remote
+from deit_fast.runtime.object_store import is_remote
 from deit_fast.runtime.provenance import STARTS, note_start
 from deit_fast.runtime.stopping import StopSignal
 from deit_fast.runtime.waiting import share_cores
@@ -40,6 +40,7 @@ from deit_fast.training.passes import settle_passes
 from deit_fast.training.periodic import draw_curves
 from deit_fast.training.prepare import initial_state
 from deit_fast.training.start import claim_folder, find_start, restore
+from deit_fast.zoo import check_given
 
 NO_VALIDATION = "no validation images: --val 0.1 holds a tenth of each class out, --val PATH names some"
 FROM_RANDOM = "none"
@@ -69,7 +70,8 @@ def train(
     Where it starts, the first that applies:
     1. resume is a path: that checkpoint, of the same recipe;
     2. resume is "auto": the newest whole checkpoint in out/checkpoints; a finished run returns its result at once;
-    3. init is a path: the weights of that file, model's folder or run's folder, fitted to this recipe;
+    3. init is a path, a URI or the name of published weights: those weights, or those of a model's or run's folder,
+       fitted to this recipe; what is not on this machine is fetched only here, so that a run that goes on asks nobody;
     4. the seed's own initialisation; a recipe that finetunes, run.start="weights", is refused unless init is "none".
     teacher is the file of the teacher's weights, which no checkpoint holds: a run with distillation needs it each time.
     labels is the file of labels of validation images that come without class folders, where it is not beside them; of
@@ -84,17 +86,21 @@ def train(
     """
     recipe = recipe.override(overrides) if isinstance(recipe, Recipe) else get_recipe(str(recipe), overrides)
     recipe.check_teacher(teacher)
+    rate = recipe.describe_batch(RECIPES.get(recipe.name, recipe))
     fraction = read_val_fraction(val) if val is not None else None
     listed = str(val) if fraction is None and val and is_list(str(val)) else None
     if fraction is not None:
         recipe = recipe.derive(data={"val_fraction": fraction})
     elif listed is not None:
         recipe = recipe.derive(data=read_list(listed).choice)
-    rate = recipe.describe_batch(RECIPES.get(recipe.name, recipe))
     data, from_random = str(data), init == FROM_RANDOM
     sinks = chosen_sinks(recipe.run.trackers)
-    init = fetch_weights(init) if init and not from_random else None
-    teacher = fetch_file(teacher) if teacher else None
+    init = None if from_random else init or None
+    if init is not None:
+        check_given(init)
+        if not may_go_on(out, resume):
+            fetch_weights(init)  # what cannot be had is said now, and not once the data are listed
+    teacher = fetch_weights(teacher, any_model=True) if teacher else None
     resume = str(fetch_sealed(resume)) if is_remote(resume) else resume
     val_uri = None if fraction is not None or listed else str(val) if val else find_validation(data)
     train_labels = labels if val_uri is None else None
@@ -127,13 +133,13 @@ def train(
         state = initial_state(recipe, world)
         notes += restore(job, state, found, init, resume, from_random)
         guard.state = state
+        notes += [*lines, *salvaged, *fitted]
+        if held is not None and world.is_main:
+            held.write(folder)
         if world.is_main:
             with told(STARTS):
                 given = {"data": data, "val": None if val is None else str(val), "labels": labels, "init": init}
                 note_start(folder, world.size, world.device, state.step, given)
-            if held is not None:
-                held.write(folder)
-        notes += [*lines, *salvaged, *fitted]
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
             result = find_result(job, state)
             if result is None:
@@ -154,6 +160,13 @@ def train(
             raise KeyboardInterrupt(f"{out}: interrupted, with a checkpoint, {done}")
         raise StoppedError(f"{out}: stopped by a signal {done}")
     return result
+
+
+def may_go_on(out: str | Path, resume: str) -> bool:
+    """Whether there may be a checkpoint to go on from, so that the weights of --init may not be needed."""
+    if resume == "auto":
+        return is_remote(out) or any(Path(out, "checkpoints").glob("*"))
+    return resume != "never"
 
 
 @contextlib.contextmanager
@@ -201,6 +214,7 @@ def write_result(job: Job, state: TrainState) -> dict[str, Any]:
         "peak_memory_gib": peak_memory(world.device),
         "skipped": state.skipped,
         "bad_images": len(state.bad_images),
+        "init": state.init,
         "checkpoint": f"{store.uri if store is not None else out}/checkpoints/last.pt",
     }
     failure = ""
