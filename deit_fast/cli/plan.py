@@ -47,10 +47,14 @@ def add_plan(subcommands: Any, overrides: str) -> None:
 def run_plan(arguments: argparse.Namespace) -> int:
     """Prints the plan; 0."""
     recipe = get_recipe(arguments.recipe, arguments.overrides)
+    from deit_fast.training.fit_batch import fit_batch
     from deit_fast.training.plan import plan_run
 
     recipe, images = _open(recipe, arguments)
-    plan = plan_run(recipe, images, _machine(recipe, arguments.gpus, arguments.memory))
+    machine = _machine(recipe, arguments.gpus, arguments.memory)
+    if arguments.data is not None:
+        recipe, _ = fit_batch(recipe, images.count, machine.processes)
+    plan = plan_run(recipe, images, machine)
     if arguments.json:
         print(json_text(plan.as_plain()))
         return 0

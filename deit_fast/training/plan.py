@@ -15,7 +15,6 @@ from deit_fast.models.cost import count_parameters, forward_macs
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import training_images
 from deit_fast.runtime.errors import RecipeError
-from deit_fast.training.fit_batch import fit_batch
 from deit_fast.training.hours import Hours, training_hours
 from deit_fast.training.memory import HEADROOM, StepMemory, step_memory
 from deit_fast.training.passes import possible_passes, with_passes
@@ -109,7 +108,6 @@ def plan_run(recipe: Recipe, images: Images, machine: Machine, results: Path | N
 
     Raises RecipeError for a batch that the processes cannot divide, and for one that is larger than an epoch.
     """
-    recipe, _ = fit_batch(recipe, images.count, machine.processes)
     used = images.count // recipe.data.lanes * recipe.data.lanes
     repeats, batch = recipe.data.repeats, recipe.run.global_batch
     per_epoch = steps_per_epoch(used, repeats, batch)
