@@ -138,7 +138,7 @@ def train(
             held.write(folder)
         if world.is_main:
             with told(STARTS):
-                given = {"data": data, "val": val and str(val), "labels": labels and str(labels)}
+                given = {"data": data, "val": None if val is None else str(val), "labels": labels and str(labels)}
                 given["init"] = init and name_origin(init)  # without a signature
                 note_start(folder, world.size, world.device, state.step, given)
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
