@@ -5,6 +5,7 @@ Linux process, and neither instruction sets nor cuDNN.
 """
 
 import os
+import platform
 import resource
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def describe_cpu() -> str:
+    """The CPU's name, as the kernel has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.processor() or platform.machine()
 
 
 def describe_hidden_gpu(proc: Path = Path("/proc/driver/nvidia/gpus"), devices: Path = Path("/dev")) -> str:

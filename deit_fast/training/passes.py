@@ -185,7 +185,7 @@ class PassMemory:
 def _key(recipe: Recipe, world: World) -> str:
     """The machine, the model at its resolution, and a digest of whatever else a step's memory depends on."""
     content, model = recipe.model_dump(mode="json"), recipe.model
-    run = {key: content["run"][key] for key in ("precision", "compile", "compute_copy", "cuda_graph", "parallel",
+    run = {key: content["run"][key] for key in ("precision", "compile", "compute_copy", "parallel",
                                                 "reduce_dtype", "grad_checkpointing")}  # fmt: skip
     rest: list[Any] = [content["model"], run, recipe.optim.name, recipe.optim.ema_decay is None, recipe.optim.trainable,
                        recipe.mix.active, recipe.loss.cosub, content["distill"], recipe.augment.erase > 0,
