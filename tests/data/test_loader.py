@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deit_fast.data.loader.batches import Batch, EvalLoader, TrainLoader
+from deit_fast.data.loader.dali import Pipeline
 from deit_fast.data.loader.order import FullOrder
-from deit_fast.data.loader.pipeline import Pipeline
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.open import open_source

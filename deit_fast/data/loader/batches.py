@@ -11,15 +11,9 @@ from numpy.typing import NDArray
 
 from deit_fast.data.augment.erase import EraseParams, draw_erasing
 from deit_fast.data.augment.view_params import draw_views, eval_geometry
+from deit_fast.data.loader.dali import HW_DECODER_LOAD, Pipeline
 from deit_fast.data.loader.order import StoredOrder
-from deit_fast.data.loader.pipeline import (
-    HW_DECODER_LOAD,
-    Pipeline,
-    decodes_windows,
-    eval_pipeline,
-    train_inputs,
-    train_pipeline,
-)
+from deit_fast.data.loader.pipeline import decodes_windows, eval_pipeline, train_inputs, train_pipeline
 from deit_fast.data.loader.producer import Plan, Prepared, Producer
 from deit_fast.data.loader.sampler import StepIndices, TrainSampler, eval_indices
 from deit_fast.data.loader.substitute import Substitutes
@@ -140,7 +134,8 @@ class TrainLoader(_Loader):
     decode_once: decode an image for all of its views in a batch. It costs an image with one view the decoding of what
     its crop leaves out, on CPUs; the pixels are the same.
 
-    threads: DALI's CPU threads. hw_decoder_load: share of the images that a GPU's decoding engines get.
+    threads: that decode, and that make views on CPUs. hw_decoder_load: share of the images that a GPU's decoding
+    engines get. backend: what makes the views, as `choose_backend` takes it.
 
     patience: seconds for which a read is tried again where the storage fails (runtime/patience.py).
 
@@ -163,12 +158,13 @@ class TrainLoader(_Loader):
         decode_once: bool = False,
         hw_decoder_load: float = HW_DECODER_LOAD,
         patience: float = PATIENCE_SECONDS,
+        backend: str = "auto",
     ) -> None:
         windows = decodes_windows(augment, decode_once)
         super().__init__(source, device, patience, Substitutes(len(source), seed, device, windows))
         self._decode_once, self._hw_decoder_load = decode_once, hw_decoder_load
         self._augment, self._image_size, self._samplers, self._seed = augment, image_size, samplers, seed
-        self._threads, self._steps = threads, range(start_step, stop_step)
+        self._threads, self._steps, self._backend = threads, range(start_step, stop_step), backend
 
     def _plans(self) -> Iterator[Plan]:
         for step in self._steps:
@@ -203,7 +199,7 @@ class TrainLoader(_Loader):
         batch = len(self._samplers[0])
         return train_pipeline(
             self._augment, self._image_size, self._feed, batch, self._device, self._threads, self._decode_once,
-            self._hw_decoder_load,
+            self._hw_decoder_load, self._backend,
         )  # fmt: skip
 
 
@@ -227,9 +223,11 @@ class EvalLoader(_Loader):
         world_size: int = 1,
         patience: float = PATIENCE_SECONDS,
         node: range | None = None,
+        backend: str = "auto",
     ) -> None:
         super().__init__(source, device, patience)
         self._data, self._image_size, self._size, self._threads = data, image_size, batch, threads
+        self._backend = backend
         self._indices = eval_indices(len(source), rank, world_size, batch)
         self._node, self._world_size = node or range(rank, rank + 1), world_size
 
@@ -255,5 +253,6 @@ class EvalLoader(_Loader):
 
     def _build_pipeline(self) -> Pipeline:
         return eval_pipeline(
-            self._image_size, self._feed, self._size, self._device, self._threads, self._data.eval_interpolation
-        )
+            self._image_size, self._feed, self._size, self._device, self._threads, self._data.eval_interpolation,
+            self._backend,
+        )  # fmt: skip
