@@ -4,7 +4,9 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from deit_fast.checkpoint.resume import kept_steps
@@ -180,8 +182,10 @@ class Checkpoints:
         """Starts to write one of the state's step, before that is evaluated: an evaluation may fail."""
         job, state = self._job, self._state
         if self._saver is not None:
-            beside = {"recipe": job.recipe.model_dump(mode="json"), "classes": job.source.classes}
+            beside: dict[str, Any] = {"recipe": job.recipe.model_dump(mode="json"), "classes": job.source.classes}
             beside["dtype"] = str(job.dtype)
+            if job.world.device.type == "cpu":
+                beside["threads"] = torch.get_num_threads()
             beside["data"] = {split: each.as_plain() for split, each in job.identities.items()}
             self._say(self._saver.save(beside))
         elif state.shards is not None:

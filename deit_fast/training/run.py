@@ -84,8 +84,7 @@ def train(
         match_classes(val_source, source.classes, f"{data}'s classes")
     world = join_world(recipe.run.hang_timeout)
     with ExitStack() as stack:
-        if world.device.type == "cpu":
-            stack.enter_context(share_cores())
+        stack.enter_context(share_cores(world.device))
         folder, store, notes = claim_folder(out, resume, world, stack)
         stop = stack.enter_context(StopSignal())
         job = plan_job(recipe, source, val_source, folder, world, store)
