@@ -111,8 +111,7 @@ def train(
         match_classes(val_source, source.classes, f"{data}'s classes")
     world = join_world(recipe.run.hang_timeout, recipe.run.device)
     with ExitStack() as stack:
-        if world.device.type == "cpu":
-            stack.enter_context(share_cores())
+        stack.enter_context(share_cores(world.device))
         folder, store, notes = claim_folder(out, resume, world, stack)
         notes += [rate] if rate else []
         stop = stack.enter_context(StopSignal())
