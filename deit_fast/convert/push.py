@@ -13,7 +13,9 @@ from deit_fast.runtime.errors import RunError, one_line
 HUB = "hf://"
 
 
-def push_checkpoint(source: str | Path, repository: str, ema: bool = False, private: bool = False) -> tuple[str, Exported]:
+def push_checkpoint(
+    source: str | Path, repository: str, ema: bool = False, private: bool = False
+) -> tuple[str, Exported]:
     """Uploads model.safetensors, config.json and README.md; returns the page's address and what was written.
 
     source: what `open_weights` takes, or a run's folder, whose scores then stand in the model card. repository:
