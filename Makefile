@@ -9,7 +9,7 @@ DALI ?= cuda12
 RUNS ?= runs
 MINUTES ?= 7
 BIN := $(VENV)/bin
-PACKAGES := '.[$(DALI),demo,export,cloud,test]'
+PACKAGES := '.[$(DALI),demo,export,cloud,wandb,mlflow,test]'
 FLOORS := $(VENV)-floors
 # The nightly the tests last passed with. It lies beside the stable TorchX, whose import name it shares, and in front.
 NIGHTLY := torchx-nightly==2026.10.26
@@ -45,7 +45,7 @@ $(NIGHTLY_PATH): | install
 nightly: export PYTHONPATH := $(NIGHTLY_PATH)
 nightly: torchx-nightly
 	$(BIN)/python -c "import torchx; assert 'torchx-nightly==' + torchx.__version__ == '$(NIGHTLY)', torchx"
-	$(BIN)/python -m pytest tests/components tests/pipelines tests/kubernetes/test_kueue.py
+	$(BIN)/python -m pytest -n 2 tests/components tests/pipelines tests/kubernetes/test_kueue.py
 	$(BIN)/python -m pytest -m slurm tests/slurm/test_pipeline.py
 
 gpu: install

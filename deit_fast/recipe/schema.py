@@ -3,12 +3,13 @@
 Where and on how many is not in here. Nothing in this module imports torch.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from pydantic import SerializeAsAny
 
-from deit_fast.recipe.old_dumps import drop_unread
+from deit_fast.recipe.batch_rate import describe_batch, settle_rate
+from deit_fast.recipe.old_dumps import drop_removed, drop_unread
 from deit_fast.recipe.parse import all_fields, merge_section, parse_section, read_word, unknown_key
 from deit_fast.recipe.rules import broken_rules
 from deit_fast.recipe.sections import Augment, Data, Distill, Loss, Mix, Model, Optim, Run, Schedule, Section
@@ -45,13 +46,17 @@ class Recipe(Section):
         """The lines of the rules between sections that are broken."""
         yield from broken_rules({name: getattr(self, name) for name in SECTIONS})
 
+    def describe_batch(self, base: "Recipe") -> str:
+        """A line where the batch is another than in `base`, of which the learning rate is; else nothing."""
+        return describe_batch(self.optim, self.run, base.optim, base.run)
+
     def pass_size(self, processes: int) -> int:
         """Images in one forward pass of one of `processes` processes; Cosub's passes count twice."""
-        return self.run.global_batch // (processes * self.run.accumulation) * (2 if self.loss.cosub else 1)
+        return self.run.global_batch // (processes * self.run.passes) * (2 if self.loss.cosub else 1)
 
     def check_processes(self, count: int) -> None:
         """Raises RecipeError where the batch cannot be divided over `count` processes."""
-        batch, passes = self.run.global_batch, self.run.accumulation
+        batch, passes = self.run.global_batch, self.run.passes
         per_pass, rest = divmod(batch, count * passes)
         if rest:
             raise RecipeError(
@@ -82,12 +87,17 @@ class Recipe(Section):
         """
         return parse_with_words(self.model_dump(mode="json"), words)
 
+    def taken_over(self, words: Iterable[str]) -> "Recipe":
+        """As `override`, for a trained model that is used elsewhere: of run.device the words alone count."""
+        return self.derive(run={"device": "auto"}).override(words)
+
     def derive(self, **changes: "str | Section | dict[str, Any]") -> "Recipe":
         """A copy that differs by name, by description, or by section: in the fields of a dict, or as a whole.
 
         Raises RecipeError, as `override` does.
         """
         content: dict[str, Any] = dict(self)
+        typed = [f"{name}.{key}" for name, each in changes.items() if isinstance(each, dict) for key in each]
         for name, each in changes.items():
             if isinstance(each, Section):
                 content[name] = each.model_dump(mode="json")
@@ -95,7 +105,7 @@ class Recipe(Section):
                 content[name] = merge_section(SECTIONS[name], content[name].model_dump(mode="json"), each)
             else:
                 content[name] = each
-        return parse_recipe(content)
+        return parse_recipe(content, typed=typed)
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -135,11 +145,14 @@ def parse_with_words(content: dict[str, Any], words: Iterable[str], source: str 
             field = all_fields(SECTIONS[section]).get(key)  # an unknown key is refused with the rest
             changes.setdefault(section, {})[key] = read_word(text, field)
     typed = [f"{brief(section)}.{brief(key)}" for section, values in changes.items() for key in values]
-    return parse_recipe(merge(content, changes), source, lines, typed)
+    merged = merge(content, changes)
+    if line := settle_rate(merged, content):
+        lines.append(line)
+    return parse_recipe(merged, source, lines, typed)
 
 
 def parse_recipe(
-    content: dict[str, Any], source: str = "", mistakes: Iterable[str] = (), typed: Iterable[str] = ()
+    content: dict[str, Any], source: str = "", mistakes: Iterable[str] = (), typed: Collection[str] = ()
 ) -> Recipe:
     """A Recipe from plain data, or sections. Raises RecipeError with a line for everything that is wrong.
 
@@ -151,7 +164,7 @@ def parse_recipe(
     lines = [unknown_key(key, key, fields) for key in content if key not in fields]
     texts = {"name": content.get("name"), "description": content.get("description", "")}
     lines += [f"{key}={brief(repr(text))}: expected a text" for key, text in texts.items() if not isinstance(text, str)]
-    content = drop_unread(content, SECTIONS)
+    content = drop_unread(drop_removed(content, typed), SECTIONS)
     sections: dict[str, Section] = {}
     for name, base in SECTIONS.items():
         if name in content:

@@ -69,7 +69,7 @@ def replicate(objective: nn.Module, run: Run) -> tuple[nn.Module, Exchange]:
     ddp = DistributedDataParallel(
         objective,
         gradient_as_bucket_view=True,
-        static_graph=run.accumulation == 1,  # a static graph does not allow no_sync
+        static_graph=run.passes == 1,  # a static graph does not allow no_sync
     )
     if run.reduce_dtype == "bf16":
         ddp.register_comm_hook(None, bf16_compress_hook)

@@ -17,20 +17,21 @@ from tests.oracles.published import published_numbers
 
 PUBLISHED = published_numbers()
 DEMO = {"demo_pretrain", "demo_finetune"}
+OWN = {"finetune_small", "finetune_base", "probe", "scratch_small"}
 
 
 def test_every_row_has_published_numbers_and_the_other_way_round() -> None:
-    assert set(RECIPES) == PUBLISHED.keys() | DEMO
+    assert set(RECIPES) == PUBLISHED.keys() | DEMO | OWN
     assert len(RECIPES) == sum(len(rows) for rows in GROUPS.values()) == len(list_recipes())
-    # 1.1 to 1.4 and the older command; 1.5; 1.6; PASSL's and mmpretrain's three each; the demo's two.
-    assert [len(rows) for rows in GROUPS.values()] == [19, 9, 33, 3, 3, 2]
+    # 1.1 to 1.4 and the older command; 1.5; 1.6; PASSL's and mmpretrain's three each; own images' four; the demo's two.
+    assert [len(rows) for rows in GROUPS.values()] == [19, 9, 33, 3, 3, 4, 2]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_numbers(name: str) -> None:
     recipe = get_recipe(name)
     content = recipe.model_dump(mode="json")
-    actual: dict[str, Any] = {"layer_scale": recipe.model.initial_layer_scale}
+    actual: dict[str, Any] = {"layer_scale": recipe.model.initial_layer_scale, "run.passes": recipe.run.passes}
     for key in PUBLISHED[name].keys() - actual.keys():
         section, _, field = key.partition(".")
         # Only LAMB has a trust ratio to split.
@@ -57,8 +58,8 @@ def test_what_every_source_has(name: str) -> None:
     assert (recipe.distill.teacher, recipe.distill.alpha, recipe.distill.tau) == ("regnety_160", 0.5, 1.0)
     assert (recipe.model.dropout, recipe.model.position, recipe.model.pool) == (0.0, "learned", "token")
     assert (recipe.optim.layer_decay, recipe.optim.trainable, recipe.loss.cosub) == (None, "all", False)
-    assert recipe.run.global_batch % (8 * recipe.run.accumulation) == 0
-    assert recipe.run.global_batch // recipe.run.accumulation % recipe.mix.group == 0
+    assert recipe.run.global_batch % (8 * recipe.run.passes) == 0
+    assert recipe.run.global_batch // recipe.run.passes % recipe.mix.group == 0
 
 
 def test_descriptions_say_source_result_and_budget() -> None:
@@ -100,7 +101,7 @@ def _expand(pattern: str) -> list[str]:
 @pytest.mark.parametrize("name", list_recipes())
 def test_names_say_what_the_row_is(name: str) -> None:
     model = RECIPES[name].model
-    if name in DEMO:
+    if name in DEMO | OWN:
         return
     assert f"_{model.image_size}" in name
     assert find_architecture(model.name).distilled == ("distilled" in name)
@@ -113,6 +114,7 @@ def test_names_say_what_the_row_is(name: str) -> None:
 
 def test_training_images_of_the_others() -> None:
     assert training_images(RECIPES["demo_finetune"]) == ("the demo's digits", 1_437)
+    assert training_images(RECIPES["finetune_small"]) == ("an example of own images", 1_000)
     assert training_images(RECIPES["demo_pretrain"].derive(name="mine")) == ("ImageNet-1k", 1_281_167)
 
 

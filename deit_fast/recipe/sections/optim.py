@@ -17,14 +17,16 @@ class Optim(Section):
     name: str = Field("lamb", validate_default=True)
     """The optimizer: a module of deit_fast.recipe.sections.optimizers, and of deit_fast.optim."""
     lr: Positive
-    """Peak learning rate at run.global_batch; it is not rescaled."""
+    """Peak learning rate at run.global_batch, which it does not follow; the word auto scales the recipe's to the batch:
+    by its square root for LAMB, in proportion for AdamW and SGD."""
     weight_decay: NonNegative = 0.05
     """Weight decay; not on norms, biases, LayerScale, class token and position embedding. sgd couples it."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """Layer-wise decay: the learning rate shrinks by this factor per block from the head down; null is none. timm's:
     the last block has the factor once. deit3-jax's is one power off, with 1 in the last block."""
-    trainable: Literal["all", "attention"] = "all"
-    """attention: only attention, position embedding and head (Three things everyone should know about ViTs)."""
+    trainable: Literal["all", "attention", "head"] = "all"
+    """attention: only attention, position embedding and head (Three things everyone should know about ViTs). head: the
+    classifier alone, on features that stay as they are (a linear probe)."""
     max_grad_norm: Positive | None = 1.0
     """Clip of the global gradient norm; null is none. apex FusedLAMB always clips to 1."""
     ema_decay: DecayRate | None = 0.99996

@@ -9,6 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from deit_fast.runtime.log_sinks import LogSink, Sink
+from deit_fast.runtime.log_sinks.tracked import read_hyperparameters
+
+_SCORES = "eval/top1", "eval/loss", "train/loss"  # figures beside the hyperparameters in TensorBoard's table
 
 
 class TensorBoard(Sink):
@@ -42,9 +45,16 @@ class TensorBoard(Sink):
     def _board(self) -> Any:
         """torch's writer, whose import takes a third of a second: no run's first step waits for it."""
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         _quiet_writer()
-        return SummaryWriter(str(self._folder), purge_step=self._purge_step)
+        board: Any = SummaryWriter(str(self._folder), purge_step=self._purge_step)
+        values = read_hyperparameters(self._folder.parent)
+        for summary in hparams(values, dict.fromkeys(_SCORES, 0.0)):
+            board.file_writer.add_summary(summary)
+        rows = ["| key | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in values.items())]
+        board.add_text("recipe", "\n".join(rows))
+        return board
 
 
 @functools.cache
@@ -59,4 +69,4 @@ def _quiet_writer() -> None:
     threading.excepthook = hook
 
 
-LOG_SINK = LogSink(TensorBoard, always=True)
+LOG_SINK = LogSink(TensorBoard)
