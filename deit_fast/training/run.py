@@ -138,7 +138,8 @@ def train(
             held.write(folder)
         if world.is_main:
             with told(STARTS):
-                given = {"data": data, "val": None if val is None else str(val), "labels": labels, "init": init}
+                places = {"data": data, "val": val, "labels": labels, "init": init}
+                given = {name: None if place is None else str(place) for name, place in places.items()}
                 note_start(folder, world.size, world.device, state.step, given)
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
             result = find_result(job, state)
