@@ -13,14 +13,7 @@ setup(
             "deit_fast.data.native._views",
             sources=sorted(str(path) for path in NATIVE.glob("*.c")),
             depends=sorted(str(path) for path in NATIVE.glob("*.h")),
-            extra_compile_args=[
-                "-O3",
-                "-std=gnu11",
-                "-ffp-contract=off",
-                "-fvisibility=hidden",
-                "-pthread",
-                "-Wno-psabi",
-            ],
+            extra_compile_args=FLAGS,
             extra_link_args=["-pthread"],
             libraries=["m"],
             py_limited_api=True,  # it has no Python in it: one file for all versions

@@ -117,8 +117,14 @@ def test_a_damaged_or_forbidden_file_costs_a_trial(content: str, on_gpu: Path, m
 
 def test_nothing_fits(on_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit_images(monkeypatch, 0)
-    with pytest.raises(LacksMemoryError, match=r"not even 2 images a pass fit \(CUDA out of memory"):
-        settle_passes(get_recipe("demo_pretrain", [*SHORT, "model.drop_path=0"]), ALONE)
+    recipe = get_recipe("demo_pretrain", [*SHORT, "model.drop_path=0"])
+    for _ in range(2):  # what did not fit at all is tried again: something else may have had the memory
+        with pytest.raises(LacksMemoryError, match=r"not even 2 images a pass fit \(CUDA out of memory"):
+            settle_passes(recipe, ALONE)
+    monkeypatch.undo()
+    monkeypatch.setattr(passes, "tries_steps", lambda recipe, world: True)
+    monkeypatch.setenv("DEIT_FAST_CACHE", str(on_gpu.parent))
+    assert settle_passes(recipe, ALONE).reason == "found by a trial"
 
 
 def test_a_checkpoints_number_is_kept_by_as_many_processes(on_gpu: Path) -> None:
