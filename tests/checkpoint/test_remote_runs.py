@@ -284,7 +284,7 @@ def test_the_list_of_held_out_images_is_in_the_store(
     monkeypatch.setenv("DEIT_FAST_CACHE", str(tmp_path / "another"))
     for checkpoint in (OUT, f"{OUT}/checkpoints/last.pt"):
         capsys.readouterr()
-        assert cli.main(["evaluate", checkpoint, "--data", str(photos)]) == 0
+        assert cli.main(["evaluate", checkpoint, "--data", str(photos), "--json", "-"]) == 0
         printed = capsys.readouterr()
         assert json.loads(printed.out)["images"] == len(listed)
         assert f"validation images: those that {OUT}/val.json lists" in printed.err
