@@ -1,8 +1,9 @@
 """Whole trainings of real images from the command line, ours and timm's train.py: accuracy, time, memory, by seed.
 
-Each is a process of its own, one after the other, on the same image files. The JSON is written after each, and a
-command that is given again goes on with what is missing. What is timed is the whole command: start, training, the
-evaluation after the last epoch. Load lengthens the wall time of a run, CPU seconds a little, and accuracy not at all.
+Each is a process of its own, one after the other, on the same image files. The JSON is written after each, and the
+command given again goes on with what is missing. What is timed is the whole command: its start, the training, the
+evaluation after the last epoch. Other work on the machine lengthens the seconds, the CPU seconds a little, and changes
+no accuracy.
 """
 
 import csv
@@ -12,18 +13,15 @@ import os
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
-from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.open import open_source
 from deit_fast.runtime.errors import RunError
 
-from .accuracy_cases import Case, Cut, Ours, Timm, cases
+from .accuracy_cases import PRETRAINING, PRETRAINING_CUT, Case, Ours, Timm, cases
+from .accuracy_images import write_images
 from .measure import Row, Session
-from .timed_command import time_command
+from .timed_command import Cost, time_command
 
 _MEASURED = ("top1", "seconds", "cpu_seconds", "peak_pss_mb", "images_per_second", "images_per_cpu_second")
 
@@ -31,7 +29,7 @@ _MEASURED = ("top1", "seconds", "cpu_seconds", "peak_pss_mb", "images_per_second
 def run(
     session: Session, data: str, timm: Path | None, names: Sequence[str], seeds: Sequence[int], per_class: int | None
 ) -> None:
-    """A row for each case. timm: a checkout of its repository; without one its trainings are left out.
+    """A row for each case. data: URI of CIFAR-10 or the like. timm: a checkout; without one its runs are left out.
 
     Raises RunError for an unknown case, a checkout without train.py and a training that failed, DataError for data that
     cannot be read.
@@ -40,96 +38,85 @@ def run(
     if unknown := [name for name in names if name not in known]:
         raise RunError(f"--cases {unknown[0]}: expected some of {', '.join(known)}")
     if timm is not None and not (timm / "train.py").is_file():
-        raise RunError(f"--timm {timm}: expected a checkout of timm's repository, which has train.py; PyPI's has none")
-    chosen = [known[name] for name in names or known]
-    session.settings = {"data": Path(data).name, "timm": _timm_version(timm)}
-    session.rows = _earlier(session.path)
+        raise RunError(f"--timm {timm}: expected a checkout of huggingface/pytorch-image-models with its train.py, "
+                       "which no package of timm has")  # fmt: skip
+    session.settings = {"data": Path(data).name, "timm": None if timm is None else _version_of(timm)}
+    if session.path.exists():
+        session.rows = json.loads(session.path.read_text(encoding="utf-8"))["rows"]
     with tempfile.TemporaryDirectory(prefix="deit-fast-accuracy-") as folder:
-        for seed, case in itertools.product(seeds, chosen):
-            _run_case(session, case, seed, data, timm, Path(folder))
+        trainings = _Trainings(session, data, timm, Path(folder))
+        for seed, name in itertools.product(seeds, names or known):
+            trainings.run(known[name], seed)
 
 
-def _run_case(session: Session, case: Case, seed: int, data: str, timm: Path | None, folder: Path) -> None:
-    row = _row_of(session.rows, case)
-    done = {(each["contender"], each["seed"]) for each in row["runs"]}
-    for name, contender in case.contenders.items():
-        what = f"{case.name}, {name}, seed {seed}"
-        if (name, seed) in done or session.out_of_time(what):
-            continue
-        if isinstance(contender, Timm) and timm is None:
-            session.skip(what, "no --timm")
-            continue
-        images = folder / "-".join(f"{value}" for value in asdict(case.cut).values())
-        counts = write_cut(data, case.cut, images)
-        session.say(f"{what}: {counts['train']} images, {case.epochs} epochs")
-        row |= {"images": counts["train"], "validation_images": counts["val"]}
-        row["runs"].append(_train(contender, name, case, seed, images, counts["train"], timm, folder))
-        row["contenders"] = {each: _spread(row["runs"], each) for each in case.contenders}
-        row["ratios"] = _ratios(row["contenders"])
-        session.save()
+@dataclass
+class _Trainings:
+    session: Session
+    data: str
+    timm: Path | None
+    folder: Path
+    """Where images and runs are, while the command lasts."""
 
+    def run(self, case: Case, seed: int) -> None:
+        """Each contender of the case, but for those that the JSON has."""
+        row = self._row_of(case)
+        done = {(each["contender"], each["seed"]) for each in row["runs"]}
+        for name, contender in case.contenders.items():
+            what = f"{case.name}, {name}, seed {seed}"
+            if (name, seed) in done or self.session.out_of_time(what):
+                continue
+            if isinstance(contender, Timm) and self.timm is None:
+                self.session.skip(what, "no --timm")
+                continue
+            images = self.folder / case.name
+            row["images"] = write_images(self.data, case.images, images)
+            weights = self._pretrained(seed) if contender.starts else None
+            self.session.say(f"{what}: {row['images']} images, {case.epochs} epochs")
+            load = os.getloadavg()[0]
+            top1, cost = self._train(contender, images, self.folder / f"{case.name}-{name}-{seed}", seed, weights)
+            row["runs"].append({"contender": name, "seed": seed, "top1": top1, **asdict(cost),
+                                **_rates(case.epochs * row["images"], cost),
+                                "load_average": load, "load_average_after": os.getloadavg()[0]})  # fmt: skip
+            row["contenders"] = {each: _spread(row["runs"], each) for each in case.contenders}
+            row["ratios"] = _ratios(row["contenders"])
+            self.session.save()
 
-def _train(
-    contender: Ours | Timm, name: str, case: Case, seed: int, images: Path, count: int, timm: Path | None, folder: Path
-) -> Row:
-    out = folder / f"{case.name}-{name}-{seed}"
-    load = os.getloadavg()[0]
-    if isinstance(contender, Ours):
-        cost = time_command(contender.command(images, out, seed, None), folder / "log.txt")
-        top1 = json.loads((out / "result.json").read_text(encoding="utf-8"))["top1"]
-    else:
-        assert timm is not None
-        cost = time_command(contender.command(timm / "train.py", images, out, seed, None), folder / "log.txt")
+    def _train(
+        self, contender: Ours | Timm, images: Path, out: Path, seed: int, weights: Path | None
+    ) -> tuple[float, Cost]:
+        """Top-1 after the last epoch, in percent, and what the command took."""
+        log = self.folder / "log.txt"
+        if isinstance(contender, Ours):
+            cost = time_command(contender.command(images, out, seed, weights), log)
+            return json.loads((out / "result.json").read_text(encoding="utf-8"))["top1"], cost
+        assert self.timm is not None
+        cost = time_command(contender.command(self.timm / "train.py", images, out, seed, weights), log)
         with (out / "summary.csv").open(encoding="utf-8", newline="") as lines:
-            top1 = float(list(csv.DictReader(lines))[-1]["eval_top1"])
-    views = case.epochs * count
-    return {"contender": name, "seed": seed, "top1": top1, **asdict(cost), "images_per_second": views / cost.seconds,
-            "images_per_cpu_second": views / cost.cpu_seconds, "load_average": load,
-            "load_average_after": os.getloadavg()[0]}  # fmt: skip
+            return float(list(csv.DictReader(lines))[-1]["eval_top1"]), cost
+
+    def _pretrained(self, seed: int) -> Path:
+        """Weights, in timm's names, of the model trained with this seed on the classes that the cuts leave out."""
+        out = self.folder / f"pretrained-{seed}"
+        if not out.exists():
+            images = self.folder / "pretraining"
+            write_images(self.data, PRETRAINING_CUT, images)
+            self.session.say(f"pretraining, seed {seed}")
+            top1, _ = self._train(PRETRAINING, images, out, seed, None)
+            self.session.settings[f"pretrained_top1_{seed}"] = top1
+        return out / "checkpoints" / "last.safetensors"
+
+    def _row_of(self, case: Case) -> Row:
+        cut = None if case.images is None else asdict(case.images)
+        for row in self.session.rows:
+            if (row["case"], row["cut"]) == (case.name, cut):
+                return row
+        row = {"case": case.name, "cut": cut, "epochs": case.epochs, "runs": []}
+        self.session.rows.append(row)
+        return row
 
 
-def write_cut(data: str, cut: Cut, folder: Path) -> dict[str, int]:
-    """An image folder of the cut's images, with a train and a val split, unless it is there. Returns their numbers.
-
-    Of the training images the first `per_class` of each class are taken, of the others all.
-    """
-    counts = {}
-    for split in ("train", "val"):
-        source = open_source(data, split)  # type: ignore[arg-type]
-        chosen = _chosen(source, cut, cut.per_class if split == "train" else None)
-        counts[split] = len(chosen)
-        if (folder / split).exists():
-            continue
-        for index in chosen:
-            path = folder / split / source.classes[source.labels[index]] / f"{index:06}{_suffix(source, index)}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(source.read(index).tobytes())
-    return counts
-
-
-def _chosen(source: Source, cut: Cut, per_class: int | None) -> list[int]:
-    taken = [np.flatnonzero(source.labels == label)[:per_class]
-             for label in range(cut.first, len(source.classes), cut.step)]  # fmt: skip
-    return sorted(np.concatenate(taken).tolist())
-
-
-def _suffix(source: Source, index: int) -> str:
-    return Path(source.name(index)).suffix
-
-
-def _earlier(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return rows
-
-
-def _row_of(rows: list[Row], case: Case) -> Row:
-    for row in rows:
-        if (row["case"], row["per_class"]) == (case.name, case.cut.per_class):
-            return row
-    rows.append({"case": case.name, "per_class": case.cut.per_class, "epochs": case.epochs, "runs": []})
-    return rows[-1]
+def _rates(views: int, cost: Cost) -> Row:
+    return {"images_per_second": views / cost.seconds, "images_per_cpu_second": views / cost.cpu_seconds}
 
 
 def _spread(runs: list[Row], contender: str) -> Row:
@@ -144,16 +131,14 @@ def _spread(runs: list[Row], contender: str) -> Row:
 
 
 def _ratios(contenders: dict[str, Row]) -> Row:
-    """The second contender's costs over the first's, and what the first's top-1 has more, in points."""
+    """What the first contender's top-1 has more than the second's, in points, and the second's costs over the first's."""
     first, second = list(contenders.values())[:2]
     if not (first["seeds"] and second["seeds"]):
         return {}
-    return {"top1_difference": first["top1"]["mean"] - second["top1"]["mean"]} | {
-        key: second[key]["mean"] / first[key]["mean"] for key in ("seconds", "cpu_seconds", "peak_pss_mb")
-    }
+    costs = ("seconds", "cpu_seconds", "peak_pss_mb")
+    return {"top1_difference": first["top1"]["mean"] - second["top1"]["mean"],
+            **{key: second[key]["mean"] / first[key]["mean"] for key in costs}}  # fmt: skip
 
 
-def _timm_version(timm: Path | None) -> str | None:
-    if timm is None:
-        return None
+def _version_of(timm: Path) -> str:
     return (timm / "timm" / "version.py").read_text(encoding="utf-8").partition("=")[2].strip(" '\"\n")
