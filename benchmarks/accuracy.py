@@ -131,7 +131,7 @@ def _spread(runs: list[Row], contender: str) -> Row:
 
 
 def _ratios(contenders: dict[str, Row]) -> Row:
-    """What the first contender's top-1 has more than the second's, in points, and the second's costs over the first's."""
+    """How much better the first contender's top-1 is, in points, and the second's costs over the first's."""
     first, second = list(contenders.values())[:2]
     if not (first["seeds"] and second["seeds"]):
         return {}
