@@ -10,6 +10,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -17,12 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.files import atomic_path
 
 from .accuracy_cases import PRETRAINING, PRETRAINING_CUT, Case, Ours, Timm, cases
 from .accuracy_images import write_images
 from .measure import Row, Session
 from .timed_command import Cost, time_command
 
+WEIGHTS = "accuracy-pretrained.safetensors"
+"""What the cases of finetuning start from, beside the JSON: one training, so that their seeds vary only their own."""
 _MEASURED = ("top1", "seconds", "cpu_seconds", "peak_pss_mb", "images_per_second", "images_per_cpu_second")
 
 
@@ -70,7 +74,7 @@ class _Trainings:
                 continue
             images = self.folder / case.name
             row["images"] = write_images(self.data, case.images, images)
-            weights = self._pretrained(seed) if contender.starts else None
+            weights = self._pretrained() if contender.starts else None
             self.session.say(f"{what}: {row['images']} images, {case.epochs} epochs")
             load = os.getloadavg()[0]
             top1, cost = self._train(contender, images, self.folder / f"{case.name}-{name}-{seed}", seed, weights)
@@ -94,16 +98,18 @@ class _Trainings:
         with (out / "summary.csv").open(encoding="utf-8", newline="") as lines:
             return float(list(csv.DictReader(lines))[-1]["eval_top1"]), cost
 
-    def _pretrained(self, seed: int) -> Path:
-        """Weights, in timm's names, of the model trained with this seed on the classes that the cuts leave out."""
-        out = self.folder / f"pretrained-{seed}"
-        if not out.exists():
-            images = self.folder / "pretraining"
+    def _pretrained(self) -> Path:
+        """Weights, in timm's names, of the model trained on the classes that the cuts leave out; they are kept."""
+        kept = self.session.path.parent / WEIGHTS
+        if not kept.exists():
+            images, out = self.folder / "pretraining", self.folder / "pretrained"
             write_images(self.data, PRETRAINING_CUT, images)
-            self.session.say(f"pretraining, seed {seed}")
-            top1, _ = self._train(PRETRAINING, images, out, seed, None)
-            self.session.settings[f"pretrained_top1_{seed}"] = top1
-        return out / "checkpoints" / "last.safetensors"
+            self.session.say("pretraining on the classes that the cuts leave out")
+            top1, _ = self._train(PRETRAINING, images, out, 0, None)
+            self.session.say(f"pretrained: top-1 {top1:.2f} of those classes")
+            with atomic_path(kept) as temporary:
+                shutil.copyfile(out / "checkpoints" / "last.safetensors", temporary)
+        return kept
 
     def _row_of(self, case: Case) -> Row:
         cut = None if case.images is None else asdict(case.images)

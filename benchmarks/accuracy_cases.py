@@ -90,8 +90,9 @@ _TIMM_SCRATCH: Words = (
 """The same in timm's words."""
 
 PRETRAINING_CUT = Cut(per_class=2000, first=1, step=2)
-PRETRAINING = Ours("deit3_small_1k_224", (*_PLAIN, "augment.scale=[0.3,1.0]", "schedule.epochs=20",
-                                          "schedule.warmup_epochs=2", "run.eval_every=20"))  # fmt: skip
+PRETRAINING = Ours("deit3_small_1k_224", (*_PLAIN, "augment.policy=three_augment", "augment.color_jitter=0.3",
+                                          "augment.scale=[0.3,1.0]", "schedule.epochs=20", "schedule.warmup_epochs=2",
+                                          "run.eval_every=20"))  # fmt: skip
 """Learns the classes that the cuts for small data leave out."""
 _SMALL = {10: 300, 50: 300, 500: 100}
 """Images of a class of the cuts for small data, and epochs from scratch. Finetuning has 50."""
