@@ -9,7 +9,7 @@ DALI ?= cuda12
 RUNS ?= runs
 MINUTES ?= 7
 BIN := $(VENV)/bin
-PACKAGES := '.[$(DALI),demo,export,cloud,test]'
+PACKAGES := '.[$(DALI),demo,export,cloud,wandb,mlflow,test]'
 FLOORS := $(VENV)-floors
 # The nightly the tests last passed with. It lies beside the stable TorchX, whose import name it shares, and in front.
 NIGHTLY := torchx-nightly==2026.10.26

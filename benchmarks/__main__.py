@@ -10,7 +10,7 @@ from deit_fast.runtime.errors import DataError, RecipeError, RunError
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(prog: str = "python -m benchmarks") -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     common.add_argument("--quick", action="store_true", help="small and under a minute: does it run at all")
@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     models.add_argument("--models", nargs="+", metavar="NAME[@SIZE]", help="zoo entries, for example "
                         "deit3_base_patch16@192")  # fmt: skip
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     throughput = commands.add_parser("throughput", parents=[common, models], help="the model table")
     throughput.add_argument("--mode", choices=("inference", "train"), default="inference")
@@ -72,9 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m benchmarks") -> int:
     """Runs one command. 0: success; 1: a test or a part of `day` failed, or a floor did not hold; 2: a mistake."""
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser(prog).parse_args(argv)
     if getattr(arguments, "models", None) and "words" in arguments:  # --models takes the words that follow it as well
         arguments.words += [each for each in arguments.models if "=" in each]
         arguments.models = [each for each in arguments.models if "=" not in each] or None

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend
 
 from deit_fast.infer.compile import wants_compile
 from deit_fast.models.build import drops_subset
+from deit_fast.models.cost import count_parameters, forward_macs, training_flops
 from deit_fast.models.stochastic_depth import keep_count
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Model
@@ -36,13 +37,10 @@ from .workload import (
     TINY,
     add_fitting_row,
     build_step,
-    count_parameters,
     find_recipe,
-    forward_macs,
     in_turn,
     parse_model,
     synthetic_batches,
-    training_flops,
 )
 
 LR = 1e-3

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from deit_fast.data.sources.base import Source
+from deit_fast.models.cost import training_flops
 from deit_fast.runtime.files import write_json
 from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.training.step import TrainStep
@@ -25,7 +26,7 @@ from . import loader, optimizer
 from .engine import LR
 from .images import open_images
 from .measure import Row, Session, interleave
-from .workload import build_step, find_recipe, in_turn, synthetic_batches, training_flops
+from .workload import build_step, find_recipe, in_turn, synthetic_batches
 
 RECORD = Path(__file__).with_name("floors.json")
 MODEL = "deit3_small_patch16@160"  # half the work of 224 px

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from deit_fast.runtime.hardware import cpu_threads
+from deit_fast.runtime.hardware import cpu_threads, describe_cpu
 
 _PACKAGES = ("torch", "timm", "torchvision", "numpy", "Pillow", "triton", "apex", "nvidia-dali-cuda120",
              "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13", "nvidia-cudnn-cu12",
@@ -20,13 +20,11 @@ _SMI = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """CPU and, where there is one, GPU; clocks and power as found, which this code never changes."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
         memory = next(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines())
     except OSError:
-        model, memory = "", 0
+        memory = 0
     machine: dict[str, Any] = {
-        "cpu": model or platform.processor() or platform.machine(),
+        "cpu": describe_cpu(),
         "cores": cpu_threads(),
         "memory_gib": round(memory / 2**20, 1),
         "load_average": os.getloadavg()[0],

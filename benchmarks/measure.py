@@ -114,11 +114,6 @@ def _time(case: Callable[[], object], calls: int, device: torch.device) -> tuple
     return (time.perf_counter() - start) / calls, (cpu_seconds() - cpu) / calls
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    texts = ("allocate memory", "out of memory", "OutOfMemoryError")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
-
-
 def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():

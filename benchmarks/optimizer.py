@@ -8,6 +8,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from deit_fast.models.cost import count_parameters
 from deit_fast.optim.build import build_optimizer
 from deit_fast.optim.compute_copy import copy_to_compute
 from deit_fast.recipe.schema import Recipe
@@ -15,7 +16,7 @@ from deit_fast.training.step import TrainStep
 
 from .measure import Row, Session, Timing, copy_case, free_memory, interleave
 from .peers import timm_lamb
-from .workload import TINY, build_step, count_parameters, find_recipe
+from .workload import TINY, build_step, find_recipe
 
 MODELS = {"cuda": ["deit3_small_patch16", "deit3_base_patch16", "deit3_large_patch16", "deit3_huge_patch14"],
           "cpu": ["deit3_small_patch16"]}  # fmt: skip

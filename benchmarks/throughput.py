@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import torch
 
+from deit_fast.models.cost import count_parameters, forward_macs, training_flops
 from deit_fast.recipe.schema import Recipe
-from deit_fast.runtime.errors import RecipeError, one_line
+from deit_fast.runtime.errors import RecipeError, is_out_of_memory, one_line
 
 from .engine import LR, default_batch
 from .measure import (
@@ -17,7 +18,6 @@ from .measure import (
     Session,
     free_memory,
     interleave,
-    is_out_of_memory,
     peak_memory_mb,
     rate,
     reset_peak_memory,
@@ -27,12 +27,9 @@ from .workload import (
     ZOO,
     add_fitting_row,
     build_step,
-    count_parameters,
     find_recipe,
-    forward_macs,
     in_turn,
     synthetic_batches,
-    training_flops,
 )
 
 Mode = Literal["inference", "train"]

@@ -1,26 +1,23 @@
 """What is timed: recipes of the zoo's entries, their FLOPs, and synthetic batches as the loop hands them on."""
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch._dynamo.utils import counters
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from deit_fast.data.loader.batches import Batch
-from deit_fast.models.build import build_model
 from deit_fast.recipe.schema import Recipe
-from deit_fast.recipe.sections import Model
 from deit_fast.recipe.table import RECIPES
+from deit_fast.runtime.errors import is_out_of_memory
 from deit_fast.runtime.world import World
 from deit_fast.training.objective import BatchBuilder, MicroBatch
 from deit_fast.training.prepare import check_machine, initial_state, prepare
 from deit_fast.training.step import TrainStep
 from deit_fast.zoo import ARCHITECTURES, PUBLISHED, find_family, resolve_name
 
-from .measure import Row, Session, free_memory, is_out_of_memory
+from .measure import Row, Session, free_memory
 
 # Every entry but the demo's: first what DeiT III and DeiT published, then the other families, then the sizes without
 # weights. Where time is short, the last are left for another run.
@@ -65,44 +62,6 @@ def find_recipe(word: str, batch: int, words: list[str] | None = None) -> Recipe
             *(words or []),
         ]
     )
-
-
-@cache
-def count_parameters(section: Model) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in build_model(section).parameters())
-
-
-def forward_macs(section: Model) -> float:
-    """Multiply-accumulates of one image's forward pass, of matrix products and convolutions; no memory is used."""
-    return _count_flops(section, 1, backward=False) / 2
-
-
-def training_flops(section: Model, batch: int) -> float:
-    """FLOPs per image that a forward and a backward pass execute: what stochastic depth skips is not in them."""
-    return _count_flops(section, batch, backward=True) / batch
-
-
-def _convolution_backward(grad: list[int], images: list[int], weight: list[int], *others: Any, **_: Any) -> int:
-    """FLOPs of a convolution's gradients: torch's own count takes no notice of groups, and PatchConvNet's have one
-    channel each."""
-    transposed, output_mask = others[4], others[7]
-    return conv_flop_count(images, weight, grad, transposed) * sum(output_mask[:2])
-
-
-_CONVOLUTION = {torch.ops.aten.convolution_backward: _convolution_backward}
-
-
-@cache
-def _count_flops(section: Model, batch: int, backward: bool) -> float:
-    with torch.device("meta"):
-        model = build_model(section).train(backward)
-        images = torch.empty(batch, 3, section.image_size, section.image_size)
-        with FlopCounterMode(display=False, custom_mapping=_CONVOLUTION) as counter:
-            outputs = model(images)  # of both heads, in a distilled model's training
-            if backward:
-                sum(each.sum() for each in (outputs if isinstance(outputs, tuple) else [outputs])).backward()
-    return float(counter.get_total_flops())
 
 
 def build_step(recipe: Recipe, device: torch.device) -> TrainStep:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from deit_fast.training.run import train
     from deit_fast.zoo import list_models
 
+__version__ = "0.1.0"
+
 __all__ = [
     "LoadedModel",
     "Prediction",

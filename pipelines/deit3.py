@@ -162,11 +162,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"deit-fast: {message} (see --help)\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(prog: str = "python -m pipelines.deit3") -> argparse.ArgumentParser:
     parser = _Parser(
+        prog=prog,
         add_help=False,  # -h is a component's argument
         description="Pretrain, finetune and evaluate a DeiT III model; run again with the same --out, it continues.",
-        epilog="Example: python -m pipelines.deit3 --size small --data /data/imagenet --out runs/small -j 1x8. Stages: "
+        epilog=f"Example: {prog} --size small --data /data/imagenet --out runs/small -j 1x8. Stages: "
         + "; ".join(f"{size}: {', '.join(names)}" for size, names in PIPELINES.items())
         + "; and "
         "evaluate_STAGE of each.",
@@ -198,6 +199,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--watch", action="store_true", help="follow the jobs on Slurm, too, whose queue starts them without that"
     )
+    parser.add_argument("--quiet", action="store_true", help="do not follow the logs of the stages that run")
     parser.add_argument("--dry-run", action="store_true", help="print every job, start nothing, write nothing")
     parser.add_argument(
         "--manifests", metavar="FOLDER",
@@ -218,10 +220,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m pipelines.deit3") -> int:
     """Runs the command line; 0 all done, 1 a stage failed, 2 a bad value before anything started, 130 interrupted."""
     try:
-        options = build_parser().parse_intermixed_args(argv)
+        options = build_parser(prog).parse_intermixed_args(argv)
         logging.getLogger("torchx").setLevel(logging.ERROR)  # its hints repeat with every dry run
         warnings.filterwarnings("ignore", r"\s*Role \w+ configured with restarts")  # of a bug in Volcano 1.4
         out = options.out.rstrip("/") if is_remote(options.out) else os.path.abspath(options.out)
@@ -265,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     print(f"=== {stage.name}" + (f", after {', '.join(stage.needs)}" if stage.needs else ""))
                     print(f"{pformat(asdict(get_app(job)), width=120)}\n{job}\n")
                 return 0
-            stream = sys.stderr if sys.stderr.isatty() else None
+            stream = None if options.quiet else sys.stderr
             poll_seconds = 1.0 if scheduler.local else 10.0
             status = run_stages(
                 stages, state, runner, options.scheduler, cfg, limit, poll_seconds, stream, options.watch

@@ -21,7 +21,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # What an installed user finds under deit_fast although the repository keeps it beside it.
 MAPPED = {"components", "pipelines", "benchmarks"}
 # What of it a room may use: the command line prints a component's job.
-BESIDE = {"cli": {"components"}}
+BESIDE = {"cli": {"components"}}  # pipelines and benchmarks are whole commands, run by their names
 
 
 def imported_modules(path: Path) -> set[str]:

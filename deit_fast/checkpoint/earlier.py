@@ -22,7 +22,8 @@ from deit_fast.runtime.object_store import list_objects, read_object
 _CHECKPOINTS = "checkpoints"
 # What a run, its evaluations and its log sinks write.
 _OWN = ("recipe.json", "result.json", "metrics.*", "tensorboard", _CHECKPOINTS, "curves.png", "samples.png", "profile",
-        "bad_files.txt", "nonfinite.txt", "hang-*.txt", "evaluation.json", "report")  # fmt: skip
+        "bad_files.txt", "nonfinite.txt", "hang-*.txt", "evaluation.json", "report",
+        "report.html", "evaluation", "starts.jsonl", "trackers.json", "wandb", "mlflow.db")  # fmt: skip
 _PART = ".earlier-*.part"  # an earlier run that is being moved
 # What may stand beside a run and stays where it is: its script and log, locks, what file systems and editors keep.
 _BESIDE = (".lock", ".stored", ".pull.lock", ".writable", ".*.tmp", "earlier-*", _PART, "later-*", "*.log",

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from deit_fast.checkpoint.format import SEAL, SUFFIXES, link_checkpoint, read_digests, seal_checkpoint, write_checkpoint
 from deit_fast.checkpoint.state import TrainState
+from deit_fast.optim.sharding import is_sharded
 from deit_fast.runtime.errors import RunError
 
 
@@ -49,8 +49,8 @@ class Snapshot:
                 return type(value)(visit(each) for each in value)
             if not isinstance(value, Tensor):
                 return value
-            sharded = isinstance(value, DTensor)
-            if isinstance(value, DTensor):
+            sharded = is_sharded(value)
+            if is_sharded(value):
                 value = value.full_tensor()
             buffer = next(before, None)
             if buffer is None or (buffer.shape, buffer.dtype, buffer.stride()) != (

@@ -1,29 +1,52 @@
-"""The command line: `deit-fast train | evaluate | predict | convert | data | show | zoo | manifest`."""
+"""The command line: `deit-fast train | evaluate | predict | convert | data | show | plan | zoo | manifest`."""
 
 import argparse
 import errno
 import os
+import re
+import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
+import deit_fast
 from deit_fast.cli import commands
-from deit_fast.cli.commands import complain
-from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, too_little_memory
+from deit_fast.cli.arguments import OVERRIDES, Parser, add_labels, complain, local_path, positive
+from deit_fast.cli.completion import add_completion_parser, complete
+from deit_fast.cli.data import add_data_parser
+from deit_fast.cli.evaluate import add_evaluate_parser
+from deit_fast.cli.other_tools import refuse_options_of_others
+from deit_fast.cli.plan import add_plan
+from deit_fast.cli.report import add_report_parsers
+from deit_fast.runtime.errors import (
+    DataError,
+    RecipeError,
+    RunError,
+    StoppedError,
+    is_out_of_memory,
+    one_line,
+    suggest,
+    too_little_memory,
+)
 from deit_fast.runtime.exit_status import ExitStatus, report_status, status_of
 from deit_fast.runtime.files import lacking_space
-from deit_fast.runtime.object_store import check_writable, is_remote
 
-OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
+FORWARDED = {
+    "pipeline": ("deit_fast.pipelines.deit3", "pretrain, finetune and evaluate as jobs (deit-fast pipeline --help)"),
+    "benchmark": ("deit_fast.benchmarks.__main__", "speed, memory and accuracy (deit-fast benchmark --help)"),
+}
+"""Commands whose words another module's `main` reads: the module, and what it does."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands. The function of a command is the `run` of its parsed arguments."""
-    parser = _Parser(
+    parser = Parser(
         prog="deit-fast",
         description="Train DeiT III vision transformers.",
         epilog="Example: deit-fast data demo digits && deit-fast train demo_pretrain --data digits --out runs/digits",
     )
-    subcommands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    parser.add_argument("--version", action="version", version=f"deit-fast {deit_fast.__version__}")
+    subcommands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
 
     train = subcommands.add_parser(
         "train",
@@ -33,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
     train.add_argument("--data", required=True, help="image folder, tar shards (train-{0000..0009}.tar) or their URI")
     train.add_argument("--val", help="validation data; default: the val split beside the training split")
-    _add_labels(train, "validation ")
+    add_labels(train, "validation ")
     train.add_argument("--out", required=True, help="run folder, which may be in an object store")
     train.add_argument(
         "--init", metavar="PATH|none",
@@ -47,36 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     train.set_defaults(run=commands.run_train)
 
-    evaluate = subcommands.add_parser(
-        "evaluate",
-        help="top-1 and top-5 of a checkpoint",
-        epilog="Example: deit-fast evaluate runs/small/checkpoints/last.pt --data /imagenet --json scores.json",
-    )
-    evaluate.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
-    evaluate.add_argument("--data", required=True, help="image folder, tar shards or their URI; its val split, if any")
-    _add_labels(evaluate)
-    evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
-    evaluate.add_argument(
-        "--classes", choices=("data", "all"),
-        help="for data with some of the model's classes, by name: choose among the data's alone, or among all",
-    )  # fmt: skip
-    evaluate.add_argument("--flip", action="store_true", help="average the logits of each image and its mirror image")
-    evaluate.add_argument(
-        "--metric", dest="metrics", action="append", default=[], metavar="NAME=VALUE",
-        help="a metric to ask for: real=FILE; accuracy and loss are always on",
-    )  # fmt: skip
-    evaluate.add_argument(
-        "--real", dest="metrics", action="append", type=lambda text: f"real={_path(text)}", metavar="real.json",
-        help="score by the labels of ImageNet-ReaL too, as --metric real=real.json does",
-    )  # fmt: skip
-    evaluate.add_argument(
-        "--report", type=_path, metavar="FOLDER", help="write accuracy per class, confusion matrix and worst mistakes"
-    )
-    evaluate.add_argument(
-        "--json", type=_writable, metavar="FILE", help="write the scores to a file too, which may be in an object store"
-    )
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
-    evaluate.set_defaults(run=commands.run_evaluate)
+    add_evaluate_parser(subcommands)
 
     convert = subcommands.add_parser(
         "convert",
@@ -84,12 +78,29 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Example: deit-fast convert deit_3_base_224_1k.pth base.onnx",
     )
     convert.add_argument("source", help="weights in any known format, or the folder of a run")
-    convert.add_argument("destination", type=_path, help="a folder, or a .safetensors (timm), .pth (facebookresearch/"
-                         "deit), .msgpack (deit3-jax), .onnx or .pt2 file")  # fmt: skip
-    convert.add_argument("--format", metavar="NAME", help="timm, facebook, deit3-jax, onnx or program")
+    convert.add_argument(
+        "destination", type=local_path,
+        help="a folder, or a .safetensors (timm), .pth (facebookresearch/deit), .msgpack (deit3-jax), .onnx, .pt2 or "
+        ".torchscript file",
+    )  # fmt: skip
+    convert.add_argument(
+        "--to", "--format", dest="format", metavar="NAME",
+        help="timm, facebook, deit3-jax, onnx, program or torchscript; default: by the destination's ending",
+    )  # fmt: skip
     convert.add_argument("--ema", action="store_true", help="take the moving average of the weights")
     convert.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     convert.set_defaults(run=commands.run_convert)
+
+    push = subcommands.add_parser(
+        "push",
+        help="upload a checkpoint to the Hugging Face Hub, in timm's layout, with a model card",
+        epilog="Example: deit-fast push runs/photos me/photos-vit --private",
+    )
+    push.add_argument("source", type=local_path, help="weights in any known format, or the folder of a run")
+    push.add_argument("repository", metavar="OWNER/NAME", help="made where it is missing")
+    push.add_argument("--private", action="store_true", help="make it private, where it is made")
+    push.add_argument("--ema", action="store_true", help="take the moving average of the weights")
+    push.set_defaults(run=commands.run_push)
 
     predict = subcommands.add_parser(
         "predict",
@@ -100,15 +111,17 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "images", nargs="+", metavar="IMAGE", help="images, folders of them, globs; in object stores too"
     )
-    predict.add_argument("--top", type=_positive, default=5, metavar="K", help="classes for each image; default: 5")
+    predict.add_argument("--top", type=positive, default=5, metavar="K", help="classes for each image; default: 5")
     kind = predict.add_mutually_exclusive_group()
     kind.add_argument("--json", dest="kind", action="store_const", const="json", help="print JSON")
     kind.add_argument("--csv", dest="kind", action="store_const", const="csv", help="print CSV, a line for each class")
     predict.add_argument("--ema", action="store_true", help="use the moving average of the weights")
     predict.add_argument("--flip", action="store_true", help="average each image with its mirror image")
-    predict.add_argument("--batch", type=_positive, default=64, metavar="B", help="images at a time; default: 64")
+    predict.add_argument("--batch", type=positive, default=64, metavar="B", help="images at a time; default: 64")
     predict.add_argument("--allow-urls", action="store_true", help="fetch http:// and https:// images")
     predict.set_defaults(run=commands.run_predict)
+
+    add_report_parsers(subcommands)
 
     show = subcommands.add_parser(
         "show",
@@ -117,11 +130,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     show.add_argument("recipe", nargs="?", help="name in the recipe table, or a .toml or .json file")
     show.add_argument("--json", action="store_true", help="as JSON, which deit-fast train also takes")
+    show.add_argument("--changed", action="store_true", help="only the values that the recipe's origin has otherwise")
     show.add_argument(
-        "--images", type=_positive, metavar="N", help="training images to count steps for; default: the named data's"
+        "--images", type=positive, metavar="N", help="training images to count steps for; default: the named data's"
     )
     show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     show.set_defaults(run=commands.run_show)
+
+    add_plan(subcommands, OVERRIDES)
 
     zoo = subcommands.add_parser(
         "zoo",
@@ -142,86 +158,11 @@ def build_parser() -> argparse.ArgumentParser:
     manifest.add_argument("words", nargs=argparse.REMAINDER, help="where it runs, and the component's arguments")
     manifest.set_defaults(run=commands.run_manifest)
 
-    data = subcommands.add_parser(
-        "data",
-        help="make the demo data, check, shard or index a data set, look at augmented images",
-        epilog="Example: deit-fast data demo digits",
-    )
-    kinds = data.add_subparsers(dest="kind", required=True, parser_class=_Parser)
-    demo = kinds.add_parser(
-        "demo",
-        help="write 1,797 handwritten digits as an image folder with train/ and val/",
-        epilog="Example: deit-fast data demo digits",
-    )
-    demo.add_argument("folder", type=_path)
-    demo.set_defaults(run=commands.run_data_demo)
-    preview = kinds.add_parser(
-        "preview",
-        help="a picture of what a recipe's augmentation does",
-        epilog="Example: deit-fast data preview deit3_small_1k_224 --data /imagenet --out views.png",
-    )
-    preview.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
-    preview.add_argument("--data", required=True, help="image folder, tar shards or their URI")
-    preview.add_argument("--out", required=True, type=_path, metavar="FILE.png")
-    preview.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
-    preview.set_defaults(run=commands.run_data_preview)
-    check = kinds.add_parser(
-        "check",
-        help="read and decode every image; status 1 where some cannot be used",
-        epilog="Example: deit-fast data check /imagenet --out bad.txt",
-    )
-    check.add_argument("data", help="image folder, tar shards or their URI; both splits, if it has train/ and val/")
-    _add_labels(check, "validation ")
-    check.add_argument("--out", type=_path, metavar="FILE", help="write the names and reasons, separated by a tab")
-    check.add_argument("--threads", type=_positive, default=os.cpu_count(), metavar="N", help="default: the cores")
-    check.set_defaults(run=commands.run_data_check)
-    shard = kinds.add_parser(
-        "shard",
-        help="write a data set as tar shards, smaller ones if asked for; run again, it goes on",
-        epilog="Example: deit-fast data shard /imagenet /fast/imagenet-256 --size 256",
-    )
-    shard.add_argument("source", help="image folder, tar shards or their URI; both splits, if it has train/ and val/")
-    shard.add_argument("folder", type=_path)
-    _add_labels(shard, "validation ")
-    shard.add_argument(
-        "--size", type=_positive, metavar="PX", help="shorter side of larger images; default: as they are"
-    )
-    shard.add_argument(
-        "--per-shard", type=_positive, metavar="N", help="images in a shard; default: as many as make 128 MB"
-    )
-    shard.add_argument(
-        "--workers", type=_positive, default=os.cpu_count(), metavar="N", help="processes; default: the cores"
-    )
-    shard.set_defaults(run=commands.run_data_shard)
-    index = kinds.add_parser(
-        "index",
-        help="make the index of tar shards, on this machine or in a store; a start with one reads no shard",
-        epilog="Example: deit-fast data index s3://bucket/imagenet --out imagenet-index",
-    )
-    index.add_argument("data", metavar="URI", help="tar shards; both splits, if it has train-*.tar and val-*.tar")
-    index.add_argument(
-        "--out", type=_path, metavar="FOLDER", help="where to write it, as a data set; default: beside the shards"
-    )
-    index.add_argument(
-        "--plan", type=_positive, nargs="?", const=1000, metavar="MB/S",
-        help="tell what training from a store needs: disk by data.block, and time at so many MB/s; default: 1000",
-    )  # fmt: skip
-    index.set_defaults(run=commands.run_data_index)
+    add_data_parser(subcommands)
+    for name, (_, meaning) in FORWARDED.items():
+        subcommands.add_parser(name, add_help=False, help=meaning)
+    add_completion_parser(subcommands)
     return parser
-
-
-def _add_labels(parser: argparse.ArgumentParser, which: str = "") -> None:
-    parser.add_argument(
-        "--labels", type=_path, metavar="FILE",
-        help=f"labels of {which}images without class folders; default: a file of a published name beside them",
-    )  # fmt: skip
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with one line on a usage error."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.exit(ExitStatus.REFUSED, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -232,13 +173,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    arguments, words = build_parser().parse_known_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     try:
+        if argv and argv[0] in FORWARDED:
+            return import_module(FORWARDED[argv[0]][0]).main(argv[1:], f"deit-fast {argv[0]}")
+        parser = build_parser()
+        if "_ARGCOMPLETE" in os.environ:
+            complete(parser)
+        refuse_options_of_others(argv)
+        arguments, words = parser.parse_known_args(argv)
         # argparse takes positional words only in one place; key=value words may stand anywhere.
-        for word in words:
-            if word.startswith("-") or not hasattr(arguments, "overrides"):
-                raise RecipeError(f"{word}: no such option of this command (see --help)")
-            arguments.overrides.append(word)
+        unknown = [word for word in words if word.startswith("-") or not hasattr(arguments, "overrides")]
+        if unknown:
+            raise RecipeError(
+                "\n".join(
+                    f"{word}: no such option of this command{suggest(word, _options(parser, argv[0]))} (see --help)"
+                    for word in unknown
+                )
+            )
+        if words:
+            arguments.overrides += words
         return arguments.run(arguments)
     except (RecipeError, DataError, RunError, StoppedError) as error:
         complain(error)
@@ -249,32 +203,22 @@ def _run(argv: Sequence[str] | None) -> int:
         complain(f"{place}: {error.strerror or error}" + (f": {lacking}" if lacking else ""))
         return status_of(error)
     except (MemoryError, ImportError, RuntimeError) as error:
-        if not (limit := too_little_memory(error)):
+        if limit := too_little_memory(error):
+            complain(limit)
+            return ExitStatus.REFUSED
+        if not is_out_of_memory(error):
             raise
-        complain(limit)
-        return ExitStatus.REFUSED
+        fewer = f"; --batch {max(1, arguments.batch // 2)} takes less" if hasattr(arguments, "batch") else ""
+        complain(f"out of memory ({one_line(error)[:200] or type(error).__name__}){fewer}")
+        return ExitStatus.OUT_OF_MEMORY
     except KeyboardInterrupt as error:
         if os.environ.get("RANK", "0") == "0":
             complain(str(error) or "interrupted; run the same command again")
         return ExitStatus.INTERRUPTED
 
 
-def _path(text: str) -> Path:
-    if is_remote(text):
-        raise argparse.ArgumentTypeError(f"expected a path on this machine, got {text}")
-    return Path(text)
-
-
-def _writable(text: str) -> str:
-    if is_remote(text):
-        try:
-            check_writable(text)
-        except RunError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
-    return int(text)
+def _options(parser: argparse.ArgumentParser, command: str) -> list[str]:
+    """The command's options, as its usage lists them: argparse has no public list."""
+    usage = next((each.choices[command].format_usage() for each in parser._actions
+                  if isinstance(each, argparse._SubParsersAction) and command in each.choices), "")  # fmt: skip
+    return re.findall(r"--[\w-]+", usage)

@@ -1,15 +1,15 @@
 """What `deit-fast show` prints: the recipe table, one recipe with every value, and what these values amount to."""
 
-import json
 import math
 import re
 import textwrap
 from itertools import islice
 
 from deit_fast.data.loader.sampler import epoch_views, steps_per_epoch
+from deit_fast.recipe.differences import as_word, differences
 from deit_fast.recipe.schema import SECTIONS, Recipe
 from deit_fast.recipe.sections import Data, Model, Schedule
-from deit_fast.recipe.table import GROUPS, training_images
+from deit_fast.recipe.table import GROUPS, find_origin, training_images
 from deit_fast.runtime.table import plain_table
 from deit_fast.training.schedule import learning_rate, total_steps
 from deit_fast.zoo import find_architecture
@@ -42,12 +42,27 @@ def recipe_as_text(recipe: Recipe, num_images: int | None = None) -> str:
         section = getattr(recipe, name)
         fields = type(section).model_fields
         for key, value in section.model_dump(mode="json").items():
-            word = f"{name}.{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+            word = f"{name}.{key}={as_word(value)}"
             meaning = " ".join(str(fields[key].description).split())
             if key == "name" and len(base.kinds()) > 1:
                 meaning += f" Others: {', '.join(kind for kind in base.kinds() if kind != value)}."
             lines += _wrap(meaning, f"{word:{_COMMENT}}  # ", f"{'':{_COMMENT}}  # ")
     return "\n".join(lines)
+
+
+def changes_as_text(recipe: Recipe, name: str) -> list[str]:
+    """A line for each value of the recipe that its origin has otherwise: `section.key=value  # was VALUE`.
+
+    The origin is the row of the table, or the base of a recipe's file, or the row that a run's recipe.json names.
+    Raises RecipeError for a file that has neither.
+    """
+    origin = find_origin(name)
+    lines = []
+    for key, ours, theirs in differences(recipe, origin):
+        word = key if ours is None else f"{key}={ours}"
+        was = f"none in {origin.name}" if theirs is None else f"was {theirs}"
+        lines.append(f"{word:{_COMMENT}}  # {was}" + (", gone" if ours is None else ""))
+    return lines or [f"as {origin.name}"]
 
 
 def derive_facts(recipe: Recipe, num_images: int | None = None) -> dict[str, str]:
@@ -67,7 +82,7 @@ def derive_facts(recipe: Recipe, num_images: int | None = None) -> dict[str, str
         "training images": f"{images:,}" + (f" ({data}; --images N for another number)" if num_images is None else ""),
         "epoch": f"{of}; {steps:,} steps of {run.global_batch:,} views",
         "run": f"{total:,} steps, {seen:,} views, {seen / repeats / images:,.1f} passes over the images",
-        f"{GPUS} GPUs": _share(run.global_batch, run.accumulation),
+        f"{GPUS} GPUs": _share(run.global_batch, run.passes),
         "patches": _patches(model),
         "evaluation": f"shorter side to {int(model.image_size / recipe.data.eval_crop_ratio)} px, "
         f"centre crop {model.image_size} px",

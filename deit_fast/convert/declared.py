@@ -7,12 +7,12 @@ module. Two models with the same weights can differ in what has none: activation
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
 from deit_fast.convert.config import Notes
 from deit_fast.convert.formats.lazy_tensor import BadFileError
+from deit_fast.models import timm
 from deit_fast.models.build import TimmModel, family_of
 from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import one_line

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from deit_fast.models.build import ImageModel, build_model
 from deit_fast.models.recompute import recompute
@@ -56,6 +55,8 @@ def _attempt_compiled(attempt: Callable[[nn.Module], object], compiled: nn.Modul
     Graphs belong to the code that they were traced from, so that models of one class in one process share a limit
     (torch._dynamo.config.recompile_limit). Where this module meets it, the graphs of the earlier ones are dropped.
     """
+    from torch._dynamo.exc import FailOnRecompileLimitHit  # the compiler takes a second that others do not need
+
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         try:
             attempt(compiled)

@@ -134,7 +134,7 @@ def evaluate_checkpoint(
     if classes is not None and classes not in CLASS_CHOICES:
         raise RunError(f"classes={classes!r}: expected {' or '.join(map(repr, CLASS_CHOICES))}")
     weights = load_weights(fetch_weights(checkpoint), ema)
-    recipe = weights.recipe.override(overrides)
+    recipe = weights.recipe.taken_over(overrides)
     need_head(weights, recipe)
     own, asked = weights.recipe.model.num_classes or recipe.model.classes, recipe.model.num_classes
     maps = asked is not None and maps_to_1k(own, asked)
@@ -145,7 +145,7 @@ def evaluate_checkpoint(
     if asked is None:
         recipe = recipe.derive(model={"num_classes": own})
     asked_for = build_metrics(metrics, source)
-    world = join_world()
+    world = join_world(wanted=recipe.run.device)
     if report is not None and world.is_main:
         report.mkdir(parents=True, exist_ok=True)  # fails now rather than after the evaluation
     dtype = choose_dtype(recipe.run, world.device)
@@ -172,9 +172,13 @@ def evaluate_checkpoint(
         "format": weights.source,
         "recipe": recipe.name,
         "weights": "ema" if ema else "model",
+        "parameters": sum(each.numel() for each in model.parameters()),
         "image_size": recipe.model.image_size,
+        "crop_ratio": recipe.data.eval_crop_ratio,
+        "interpolation": recipe.data.eval_interpolation,
         "flip": flip,
         "classes": len(source.classes),
+        "metrics": list(scores.values),
         **scores.values,
         "images": scores.images,
         "images_per_second": scores.images_per_second,

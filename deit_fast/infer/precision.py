@@ -85,3 +85,13 @@ def mirrored_notes(recipe: Recipe, flip: bool) -> list[str]:
     if not flip or recipe.augment.flip:
         return []
     return ["--flip averages mirror images, which this model was trained without (augment.flip=0): expect lower scores"]
+
+
+def describe_attention(device: torch.device, dtype: torch.dtype) -> str:
+    """The kernels of attention that torch may choose among in training."""
+    if device.type == "cpu":
+        return "unfused" if dtype == torch.bfloat16 else "fused"
+    cuda = torch.backends.cuda
+    found = {"cuDNN": cuda.cudnn_sdp_enabled(), "flash": cuda.flash_sdp_enabled(),
+             "memory-efficient": cuda.mem_efficient_sdp_enabled()}  # fmt: skip
+    return " or ".join(name for name, enabled in found.items() if enabled) or "unfused"

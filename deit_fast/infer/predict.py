@@ -102,9 +102,9 @@ def load_model(checkpoint: str | Path, ema: bool = False, overrides: Sequence[st
     its LOCAL_RANK. Raises RecipeError or RunError.
     """
     weights = load_weights(fetch_weights(checkpoint), ema)
-    recipe = weights.recipe.override(overrides)
+    recipe = weights.recipe.taken_over(overrides)
     need_head(weights, recipe)
-    device = choose_device()
+    device = choose_device(recipe.run.device)
     model, changes = build_initialised(recipe.model, weights)
     count = recipe.model.classes
     classes = weights.classes if weights.classes and len(weights.classes) == count else default_classes(count)

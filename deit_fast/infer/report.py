@@ -15,6 +15,7 @@ from deit_fast.runtime.files import atomic_path, write_json
 MISTAKES = 200
 PICTURE_CLASSES = 100
 """Most classes whose confusion matrix is a table and a picture; those of more are kept sparse."""
+OUTCOMES = "outcomes.npz"
 _NAMED_TICKS = 40
 
 
@@ -44,6 +45,8 @@ def confusion_matrix(
 def write_report(folder: Path, source: Source, outcomes: Outcomes, scores: dict[str, Any]) -> None:
     """Writes scores.json, per_class.csv, mistakes.csv and the confusion matrix into `folder`, which is made.
 
+    outcomes.npz has what became of each image: labels, predictions, confidences, in_top5 [N], and the classes' names.
+
     Of up to 100 classes the matrix is confusion.csv and confusion.png, of more confusion.npz, in the form that
     scipy.sparse.load_npz reads. mistakes.csv has the 200 most confident ones. Raises OSError.
     """
@@ -57,6 +60,10 @@ def write_report(folder: Path, source: Source, outcomes: Outcomes, scores: dict[
         _draw_confusion(folder / "confusion.png", matrix, source.classes)
     else:
         _write_sparse(folder / "confusion.npz", source.labels, outcomes.predictions, num_classes)
+    with atomic_path(folder / OUTCOMES) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, labels=source.labels.astype(np.int64), classes=np.array(source.classes, dtype=str),
+                            predictions=outcomes.predictions, confidences=outcomes.confidences,
+                            in_top5=outcomes.in_top5)  # fmt: skip
     write_json(folder / "scores.json", scores)
 
 

@@ -6,3 +6,7 @@ resmlp.py, patchconvnet.py. They share stochastic_depth.py, stem.py, recompute.p
 initialise.py draws the weights of all. block.py is the transformers' block, block_ops.py and block_kernels.py what its
 training runs on a GPU.
 """
+
+from deit_fast.models.import_timm import timm
+
+__all__ = ["timm"]

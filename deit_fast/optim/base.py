@@ -1,5 +1,6 @@
 """What all optimizers share: the class `RecipeOptimizer`, the weights' moving average, fused updates and norms."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,13 @@ class RecipeOptimizer(torch.optim.Optimizer, ABC):
     changed. Both are fp32 on the parameters' device, and the next step may overwrite them. The step may scale the
     gradients. The learning rate of each group is a tensor [] that may change between steps.
     """
+
+    # torch's own, without its decorator: that imports the compiler, to exclude them from what is compiled. These calls
+    # are in no compiled region.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
     def __init__(self, *params: Any, **options: Any) -> None:
         super().__init__(*params, **options)

@@ -4,16 +4,28 @@ Every process holds a share of each tensor's rows (torch.chunk's, so the last sh
 gradient, moments and average; a block's weights are whole only while the block computes.
 """
 
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
-def cut(whole: Tensor, like: DTensor) -> DTensor:
+def is_sharded(value: Any) -> "TypeGuard[DTensor]":
+    """Whether this is a tensor cut over the processes.
+
+    The module of such tensors takes half a second to import: a run without any does not.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
+def cut(whole: Tensor, like: "DTensor") -> "DTensor":
     """A whole tensor [R, ...], in host memory or a mapped file, cut as `like` [R, ...] is: no other row is read.
 
     Not distribute_tensor(src_data_rank=None), which moves the whole tensor to the device first and cuts it there: on a
@@ -29,7 +41,7 @@ def cut_weights(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
     """Whole tensors [R, ...] as the model's load_state_dict takes them: each cut as the model's own, or as it is."""
     own = model.state_dict()
     return {
-        name: cut(value, like) if isinstance(like := own.get(name), DTensor) and like.shape == value.shape else value
+        name: cut(value, like) if is_sharded(like := own.get(name)) and like.shape == value.shape else value
         for name, value in weights.items()
     }
 
@@ -37,7 +49,7 @@ def cut_weights(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor [R, ...]: its rows [r, ...] of a sharded one, else the whole."""
     with torch.no_grad():
-        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def gather(content: Any) -> None:
@@ -45,7 +57,7 @@ def gather(content: Any) -> None:
 
     content: the same nested dicts and lists of tensors as there.
     """
-    if isinstance(content, DTensor):
+    if is_sharded(content):
         content.full_tensor()
     elif isinstance(content, dict | list | tuple):
         for value in content.values() if isinstance(content, dict) else content:
@@ -64,18 +76,18 @@ class Shards:
         self._leaves: dict[DTensor, nn.Parameter] = {
             param: nn.Parameter(param.to_local(), requires_grad=param.requires_grad)
             for param in model.parameters()
-            if isinstance(param, DTensor)
+            if is_sharded(param)
         }
         self._whole: dict[Tensor, DTensor] = {leaf: param for param, leaf in self._leaves.items()}
 
     def leaf(self, param: Tensor) -> nn.Parameter:
         """The rows [r, ...] of the model's `param` [R, ...] that this process has, as the optimizer's parameter."""
-        assert isinstance(param, DTensor)
+        assert is_sharded(param)
         return self._leaves[param]
 
     def parts(self, param: Tensor, count: int) -> list[int]:
         """How many rows of each of `count` equal parts of `param` [R, ...] this process has, in order."""
-        assert isinstance(param, DTensor)
+        assert is_sharded(param)
         start, stop = _own_rows(param)
         size = len(param) // count
         return [max(0, min(stop, end) - max(start, end - size)) for end in range(size, len(param) + 1, size)]
@@ -84,7 +96,7 @@ class Shards:
     def take_gradients(self) -> None:
         """Moves the gradients from the model's parameters to the optimizer's."""
         for param, leaf in self._leaves.items():
-            leaf.grad = param.grad.to_local() if isinstance(param.grad, DTensor) else None
+            leaf.grad = param.grad.to_local() if is_sharded(param.grad) else None
             param.grad = None
 
     @staticmethod
@@ -133,13 +145,15 @@ def _map_state(
     return {**content, "state": state}
 
 
-def _own_rows(tensor: DTensor) -> tuple[int, int]:
+def _own_rows(tensor: "DTensor") -> tuple[int, int]:
     """First row of this process's share, and the one after its last."""
     size = -(-len(tensor) // tensor.device_mesh.size())
     start = min(len(tensor), size * tensor.device_mesh.get_local_rank())
     return start, min(len(tensor), start + size)
 
 
-def _join(rows: Tensor, like: DTensor) -> DTensor:
+def _join(rows: Tensor, like: "DTensor") -> "DTensor":
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(rows, like.device_mesh, like.placements, run_check=False, shape=like.shape,
                               stride=like.stride())  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deit_fast.recipe.batch_rate import settle_rate
 from deit_fast.recipe.old_dumps import drop_unread
 from deit_fast.recipe.schema import SECTIONS, Recipe, merge, parse_recipe
 from deit_fast.runtime.errors import RecipeError, brief, one_line, suggest
@@ -20,14 +21,18 @@ def read_recipe_file(path: Path, table: Mapping[str, Recipe], above: tuple[Path,
     than what differs. above: the files whose bases lead here. Raises RecipeError for a file that cannot be read, and
     for a base that is no recipe.
     """
-    content = drop_unread(_read(path), SECTIONS)
+    content = drop_unread(read_content(path), SECTIONS)
     if "base" not in content:
         return {"name": path.stem, **content}
     word = content.pop("base")
     base = _load_base(path, word, table, (*above, path.resolve()))
     differing = [f"{name}.{key}" for name in SECTIONS if isinstance(part := content.get(name), dict) for key in part]
     description = f"As {word}" + (f" but for {', '.join(differing)}." if differing else ".")
-    return merge(base.model_dump(mode="json"), {"name": path.stem, "description": description, **content})
+    plain = base.model_dump(mode="json")
+    merged = merge(plain, {"name": path.stem, "description": description, **content})
+    if line := settle_rate(merged, plain):
+        raise RecipeError(f"{path}: {line}")
+    return merged
 
 
 def _load_base(path: Path, word: Any, table: Mapping[str, Recipe], above: tuple[Path, ...]) -> Recipe:
@@ -43,7 +48,8 @@ def _load_base(path: Path, word: Any, table: Mapping[str, Recipe], above: tuple[
     return parse_recipe(read_recipe_file(file, table, above), source=str(file))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> dict[str, Any]:
+    """What the file itself says, without its base. Raises RecipeError."""
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)

@@ -31,10 +31,11 @@ def parse_section(name: str, base: type[Section], content: Any) -> tuple[Section
     try:
         section = kind.model_validate_json(json.dumps(known, default=str))
     except ValidationError as error:
-        for each in error.errors():
+        found = error.errors()
+        for each in found:
             key = str(each["loc"][0]) if each["loc"] else ""
             if not key or key not in wrong:  # a union or a tuple has several to say about one value
-                lines += _explain(name, kind, each)
+                lines += _explain(name, kind, each, found)
             wrong.add(key)
     refused = [_refuse(name, base, kind, key, content, wrong) for key in content if key not in known]
     lines = [line for line in refused if line] + lines
@@ -114,8 +115,11 @@ def _refuse(
     )
 
 
-def _explain(name: str, kind: type[Section], error: ErrorDetails) -> list[str]:
-    """One pydantic error as `key=value: expected ...`; several lines of a section's own rules."""
+def _explain(name: str, kind: type[Section], error: ErrorDetails, others: Iterable[ErrorDetails]) -> list[str]:
+    """One pydantic error as `key=value: expected ...`; several lines of a section's own rules.
+
+    others: all errors of the section, among which each member of a union has one about the same value.
+    """
     if error["type"] == "value_error":  # our own messages name their key already
         return [brief(line, 1000) for line in str(error["ctx"]["error"]).splitlines()]
     if not error["loc"]:
@@ -125,6 +129,9 @@ def _explain(name: str, kind: type[Section], error: ErrorDetails) -> list[str]:
     key = ".".join([name, parts[0], *(part for part in parts[1:] if part.isdecimal())])
     if error["type"] == "missing":
         return [f"{key}: missing, and it has no default"]
-    expected = one_line(error["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    place = error["loc"][: len(parts) - (len(parts) > 1 and not parts[-1].isdecimal())]
+    alike = [each for each in others if each["loc"][: len(place)] == place and each["loc"] != place] or [error]
+    said = (one_line(each["msg"]).removeprefix("Input should be ").removeprefix("a valid ") for each in alike)
+    expected = " or ".join(dict.fromkeys(said))
     nullable = type(None) in get_args(kind.model_fields[parts[0]].annotation)
     return [f"{key}={brief(repr(error['input']))}: expected {expected}{' or null' if nullable else ''}"]

@@ -138,7 +138,7 @@ def the_warmup_rises(schedule: Schedule, optim: Optim) -> str | None:
 
 @rule
 def graphs_hold_one_pass(run: Run) -> str | None:
-    if not run.cuda_graph or run.accumulation == 1:
+    if not run.cuda_graph or run.passes == 1:
         return None
     return f"run.cuda_graph=true: expected run.accumulation=1, got {run.accumulation}"
 
@@ -159,7 +159,7 @@ def copies_are_bf16(run: Run) -> str | None:
 
 @rule
 def copies_have_one_pass(run: Run) -> str | None:
-    if not run.compute_copy or run.accumulation == 1:  # a sum in bf16 would lose bits
+    if not run.compute_copy or run.passes == 1:  # a sum in bf16 would lose bits
         return None
     return f"run.compute_copy=true: expected run.accumulation=1, got {run.accumulation}"
 
@@ -180,7 +180,7 @@ def copies_are_written_by_lamb(run: Run, optim: Optim) -> str | None:
 
 @rule
 def passes_divide_the_batch(run: Run) -> str | None:
-    if run.global_batch % run.accumulation == 0:
+    if run.global_batch % run.passes == 0:
         return None
     return f"run.accumulation={run.accumulation}: expected a divisor of run.global_batch={run.global_batch}"
 
@@ -199,10 +199,10 @@ def lanes_divide_the_groups(data: Data, run: Run, mix: Mix) -> str | None:
 
 @rule
 def mixed_passes_are_even(run: Run, mix: Mix) -> str | None:
-    passes, rest = divmod(run.global_batch, run.accumulation)
-    if not mix.active or rest or passes % 2 == 0:
+    size, rest = divmod(run.global_batch, run.passes)
+    if not mix.active or rest or size % 2 == 0:
         return None
     return (
         f"run.global_batch={run.global_batch}: expected an even batch for each of run.accumulation="
-        f"{run.accumulation} passes, which mix.mixup and mix.cutmix pair up"
+        f"{run.passes} passes, which mix.mixup and mix.cutmix pair up"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import SerializeAsAny
 
+from deit_fast.recipe.batch_rate import describe_batch, settle_rate
 from deit_fast.recipe.old_dumps import drop_unread
 from deit_fast.recipe.parse import all_fields, merge_section, parse_section, read_word, unknown_key
 from deit_fast.recipe.rules import broken_rules
@@ -45,13 +46,17 @@ class Recipe(Section):
         """The lines of the rules between sections that are broken."""
         yield from broken_rules({name: getattr(self, name) for name in SECTIONS})
 
+    def describe_batch(self, base: "Recipe") -> str:
+        """A line where the batch is another than in `base`, of which the learning rate is; else nothing."""
+        return describe_batch(self.optim, self.run, base.optim, base.run)
+
     def pass_size(self, processes: int) -> int:
         """Images in one forward pass of one of `processes` processes; Cosub's passes count twice."""
-        return self.run.global_batch // (processes * self.run.accumulation) * (2 if self.loss.cosub else 1)
+        return self.run.global_batch // (processes * self.run.passes) * (2 if self.loss.cosub else 1)
 
     def check_processes(self, count: int) -> None:
         """Raises RecipeError where the batch cannot be divided over `count` processes."""
-        batch, passes = self.run.global_batch, self.run.accumulation
+        batch, passes = self.run.global_batch, self.run.passes
         per_pass, rest = divmod(batch, count * passes)
         if rest:
             raise RecipeError(
@@ -81,6 +86,10 @@ class Recipe(Section):
         key, each wrong type or choice and each combination that cannot work.
         """
         return parse_with_words(self.model_dump(mode="json"), words)
+
+    def taken_over(self, words: Iterable[str]) -> "Recipe":
+        """As `override`, for a trained model that is used elsewhere: of run.device the words alone count."""
+        return self.derive(run={"device": "auto"}).override(words)
 
     def derive(self, **changes: "str | Section | dict[str, Any]") -> "Recipe":
         """A copy that differs by name, by description, or by section: in the fields of a dict, or as a whole.
@@ -135,7 +144,10 @@ def parse_with_words(content: dict[str, Any], words: Iterable[str], source: str 
             field = all_fields(SECTIONS[section]).get(key)  # an unknown key is refused with the rest
             changes.setdefault(section, {})[key] = read_word(text, field)
     typed = [f"{brief(section)}.{brief(key)}" for section, values in changes.items() for key in values]
-    return parse_recipe(merge(content, changes), source, lines, typed)
+    merged = merge(content, changes)
+    if line := settle_rate(merged, content):
+        lines.append(line)
+    return parse_recipe(merged, source, lines, typed)
 
 
 def parse_recipe(

@@ -4,6 +4,7 @@ A RecipeError has a line for each mistake. `status` is what a command that ends 
 """
 
 import difflib
+import errno
 import resource
 from collections.abc import Iterable
 
@@ -11,6 +12,11 @@ from deit_fast.runtime.exit_status import ExitStatus
 
 _NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't allocate memory", "not enough memory",
               "can't start new thread", "bad_alloc")  # fmt: skip
+
+
+# torch's CPU allocator, cuBLAS and cuDNN, NCCL, DALI and the driver.
+_FULL = ("defaultcpuallocator", "can't allocate memory", "alloc_failed", "out of memory", "bad_alloc",
+         "cudaerrormemoryallocation", "memory allocation failed", "could not allocate")  # fmt: skip
 
 
 class RecipeError(ValueError):
@@ -43,6 +49,12 @@ class DivergedError(RunError):
     status = ExitStatus.DIVERGED
 
 
+class LacksMemoryError(RunError):
+    """Too little memory, of a GPU or of the machine, for what is held at once."""
+
+    status = ExitStatus.OUT_OF_MEMORY
+
+
 class StorageError(RunError):
     """A disk, a mount or an object store that failed and went on failing; started again, the run goes on."""
 
@@ -68,6 +80,20 @@ def too_little_memory(error: BaseException) -> str:
         return ""
     known = isinstance(error, MemoryError) or any(words in str(error).lower() for words in _NO_MEMORY)
     return f"ulimit -v {limit // 1024}: expected more memory, or unlimited ({one_line(error)[:200]})" if known else ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU or the machine had no memory left: torch's, its libraries', DALI's or Python's.
+
+    torch's class is known by its name: this module does without torch.
+    """
+    if isinstance(error, RunError | ValueError):  # of ours, which say more, or a mistake
+        return isinstance(error, LacksMemoryError)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _FULL)
 
 
 def one_line(text: object) -> str:

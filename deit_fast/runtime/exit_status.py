@@ -26,6 +26,8 @@ class ExitStatus(IntEnum):
     """EX_DATAERR: too many images whose bytes cannot be used."""
     HUNG = 70
     """EX_SOFTWARE: no sign of life for run.hang_timeout seconds, or nodes that did not meet."""
+    OUT_OF_MEMORY = 71
+    """EX_OSERR: a GPU or the machine had too little memory for what the command held at once; it would end so again."""
     STORAGE_FAILED = 74
     """EX_IOERR: a disk, a mount or an object store failed, and went on failing."""
     STOPPED = 75
@@ -42,7 +44,8 @@ class ExitStatus(IntEnum):
         return self in _FINAL
 
 
-_FINAL = {ExitStatus.REFUSED, ExitStatus.DIVERGED, ExitStatus.BAD_DATA, ExitStatus.INTERRUPTED}
+_FINAL = {ExitStatus.REFUSED, ExitStatus.DIVERGED, ExitStatus.BAD_DATA, ExitStatus.OUT_OF_MEMORY,
+          ExitStatus.INTERRUPTED}  # fmt: skip
 
 # What a wrong path or a missing right gives, and a socket in a file's place. No space, a stale handle, a time-out and
 # all else are the machine's.

@@ -5,7 +5,9 @@ Linux process, and neither instruction sets nor cuDNN.
 """
 
 import os
+import platform
 import resource
+from pathlib import Path
 
 import torch
 
@@ -34,6 +36,37 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def describe_cpu() -> str:
+    """The CPU's name, as the kernel has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.processor() or platform.machine()
+
+
+def describe_hidden_gpu(proc: Path = Path("/proc/driver/nvidia/gpus"), devices: Path = Path("/dev")) -> str:
+    """What keeps torch from an NVIDIA GPU that this machine has, where it sees none; empty where it has none."""
+    found = next(
+        (path for folder, names in ((proc, "*"), (devices, "nvidia[0-9]*")) for path in folder.glob(names)), ""
+    )
+    if not found:
+        return ""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if torch.version.cuda is None:
+        reason = f"torch {torch.__version__} is built without CUDA"
+    elif hidden is not None and not hidden.replace("-1", "").strip(" ,"):
+        reason = f"CUDA_VISIBLE_DEVICES={hidden!r} hides it"
+    else:
+        try:
+            torch.cuda.init()
+            reason = "torch.cuda.is_available() says no"
+        except Exception as error:  # an old driver, a broken one, a device that may not be opened
+            reason = " ".join(str(error).split())[:200]
+    return f"this machine has an NVIDIA GPU ({found}) that torch does not see: {reason}"
 
 
 def describe_cudnn(version: int | None) -> str:

@@ -1,7 +1,6 @@
-"""The metrics of a run: recorded to every log sink that is on; a progress bar; curves.png at the end."""
+"""The metrics of a run: recorded to every log sink that is on, and shown on the console; curves.png."""
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
@@ -9,23 +8,25 @@ from typing import Self
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from deit_fast.runtime.console import Console
 from deit_fast.runtime.log_sinks import LogSink
 from deit_fast.runtime.log_sinks.json_lines import read_metrics
-from deit_fast.runtime.progress import Progress, say
+from deit_fast.runtime.progress import say
 
 
 class MetricsLog:
-    """The metrics of one run folder, from `step` on, of `total` steps; what a crash left behind beyond it is dropped.
+    """The metrics of one run folder, from `step` on; what a crash left behind beyond it is dropped.
 
-    sinks: those that are on, of `chosen_sinks`, by name. speaks: whether this is the run's main process; the log of any
-    other one is mute.
+    sinks: those that are on, of `chosen_sinks`, by name. console: what shows the figures to a person. speaks: whether
+    this is the run's main process; the log of any other one is mute.
     """
 
-    def __init__(self, folder: Path, step: int, total: int, sinks: Mapping[str, LogSink], speaks: bool = True) -> None:
+    def __init__(
+        self, folder: Path, step: int, sinks: Mapping[str, LogSink], console: Console, speaks: bool = True
+    ) -> None:
         self._speaks = speaks
         self._sinks = {name: sink.open(folder, step) for name, sink in sinks.items()} if speaks else {}
-        on_terminal = speaks and sys.stderr.isatty()  # elsewhere lines are enough, and a step has nothing to count
-        self._bar = Progress(total, "", step, unit="step", lines=False, leave=True) if on_terminal else None
+        self._console = console if speaks else None
 
     def __enter__(self) -> Self:
         return self
@@ -41,6 +42,8 @@ class MetricsLog:
         for name, sink in self._sinks.items():
             with told(f"step {step}", name):
                 sink.record(kind, step, values)
+        if self._console is not None:
+            self._console.record(kind, step, values)
 
     def images(self, name: str, images: Tensor, step: int) -> None:
         """Hands every sink a picture of images, uint8 [B, 3, H, W], eight in a row."""
@@ -58,16 +61,21 @@ class MetricsLog:
 
     def advance(self) -> None:
         """One step is done."""
-        if self._bar is not None:
-            self._bar.update()
+        if self._console is not None:
+            self._console.advance()
+
+    def paused(self, evaluated: float | None = None) -> None:
+        """What came since the last step was none; `evaluated` seconds of it were an evaluation."""
+        if self._console is not None:
+            self._console.paused(evaluated)
 
     def close(self) -> None:
         """Ends every sink and the bar."""
         for sink in self._sinks.values():
             with contextlib.suppress(OSError):  # what `record` said already
                 sink.close()
-        if self._bar is not None:
-            self._bar.close()
+        if self._console is not None:
+            self._console.close()
 
 
 @contextlib.contextmanager

@@ -11,14 +11,17 @@ from typing import Self, TypeVar
 
 from tqdm import tqdm
 
+from deit_fast.runtime.stdout import outlive_reader
+
 Item = TypeVar("Item")
 LINE_SECONDS = 10.0
 
 
 def say(line: str) -> None:
-    """Prints a line to stdout at once, above the bars that a terminal shows."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+    """Prints a line to stdout at once, above the bars that a terminal shows. A run outlives the reader of its lines."""
+    with outlive_reader():
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
 
 
 class Progress:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from deit_fast.runtime.errors import RunError
-from deit_fast.runtime.hardware import describe_cudnn
+from deit_fast.runtime.hardware import describe_cudnn, describe_hidden_gpu
 
 COLLECTIVE_SECONDS = 1800.0  # other processes may compile meanwhile
 _GROUPS = itertools.count()  # made so far; all processes make the same ones
@@ -79,14 +79,14 @@ class World:
             dist.barrier()
 
 
-def join_world(hang_timeout: float = 0.0) -> World:
+def join_world(hang_timeout: float = 0.0, wanted: str = "auto") -> World:
     """Joins the group torchrun describes in the environment (gloo on CPUs, NCCL on GPUs), or stands alone.
 
     A collective fails after half an hour, or twice `hang_timeout`, seconds: after the watchdog, which says more.
-    Raises RunError where there are more processes than GPUs.
+    wanted: as `choose_device` takes it, whose errors it raises.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = choose_device()
+    device = choose_device(wanted)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     joins = size > 1 and not dist.is_initialized()
@@ -110,14 +110,22 @@ def _shared_store() -> dist.Store:
     return next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=COLLECTIVE_SECONDS))))[0]
 
 
-def choose_device() -> torch.device:
+def choose_device(wanted: str = "auto") -> torch.device:
     """The GPU of this process's number on its host, or the CPU where there is none; no other process is waited for.
 
-    Raises RunError where there are more processes than GPUs.
+    wanted: run.device. With "auto" the main process says so where there is a GPU that torch does not see. Raises
+    RunError where there are more processes than GPUs, and with "cuda" where torch sees none.
     """
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
     rank, index = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        hidden = describe_hidden_gpu()
+        if wanted == "cuda":
+            raise RunError(f"run.device='cuda': expected an NVIDIA GPU that torch sees, {hidden or 'found none here'}")
+        if hidden and rank == 0:
+            print(f"deit-fast: WARNING: {hidden}; running on the CPU", file=sys.stderr, flush=True)
+        return torch.device("cpu")
     if index >= torch.cuda.device_count():
         raise RunError(
             f"rank {rank}: LOCAL_RANK={index}: expected less than the {torch.cuda.device_count()} visible "
@@ -145,4 +153,4 @@ def leave_world(world: World) -> None:
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """A copy of a host array of any shape [...] on the device, same shape and type; a GPU's copy is not waited for."""
     host = torch.from_numpy(array)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

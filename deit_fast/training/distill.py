@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from deit_fast.convert.formats.lazy_tensor import BadFileError, check_finite
+from deit_fast.models import timm
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RecipeError, RunError, one_line, suggest
 

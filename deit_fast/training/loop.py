@@ -45,7 +45,7 @@ def run_loop(
         bad_images = BadImages(state.bad_images, job.source, recipe.data.max_bad, world, job.out)
         divergence = Divergence(job)
         build_batch = BatchBuilder(recipe, world.device)
-        batches_of_steps = batches_by_step(loader, recipe.run.accumulation, metrics)
+        batches_of_steps = batches_by_step(loader, recipe.run.passes, metrics)
         if recipe.run.profile:
             batches_of_steps = profiled(batches_of_steps, job.out, world)
 
@@ -91,6 +91,7 @@ def run_loop(
                         checkpoints.mark_best()
             if due.save:
                 metrics.restart()
+                log.paused()
             if due.stop:
                 if not saves:
                     log.say(f"step {state.step} was skipped: the checkpoint before it stays the last")
@@ -136,6 +137,15 @@ def evaluates_at(job: Job, step: int) -> bool:
     """Whether an evaluation belongs to the state after `step` steps."""
     epoch, rest = divmod(step, job.steps_per_epoch)
     return step == job.total_steps or (step > 0 and rest == 0 and epoch % job.recipe.run.eval_every == 0)
+
+
+def evaluations_left(job: Job, step: int) -> int:
+    """Evaluations after the one that belongs to the state after `step` steps, the last step's among them."""
+    if job.val_source is None:
+        return 0
+    every = job.steps_per_epoch * job.recipe.run.eval_every
+    last = job.total_steps % every != 0 and step < job.total_steps
+    return job.total_steps // every - step // every + last
 
 
 def batches_by_step(loader: TrainLoader, accumulation: int, metrics: TrainMetrics) -> Iterator[list[Batch]]:

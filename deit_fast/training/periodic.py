@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +13,9 @@ from deit_fast.checkpoint.save import Saver
 from deit_fast.checkpoint.state import ANEW, TrainState
 from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.infer.evaluate import build_eval_loader, evaluate
+from deit_fast.infer.pages.on_track import standing
+from deit_fast.infer.pages.report import REPORT, write_run_page
+from deit_fast.infer.pages.run_folder import read_run
 from deit_fast.optim.sharding import gather
 from deit_fast.runtime.errors import RunError, StorageError
 from deit_fast.runtime.hardware import peak_memory
@@ -83,10 +87,12 @@ class TrainMetrics:
 
 
 def draw_curves(job: Job) -> None:
-    """curves.png in the run folder, by the main process, of what the log has so far; none on a full disk."""
+    """curves.png and report.html in the run folder, by the main process, of what the log has; none on a full disk."""
     if job.world.is_main:
         with told("curves.png"):
             plot_curves(job.out, f"{job.recipe.name}, {job.recipe.model.image_size} px")
+        with told(REPORT):
+            write_run_page(read_run(job.out))
 
 
 def publish_ending(job: Job) -> list[str]:
@@ -119,6 +125,7 @@ class Evaluation:
         job, state, watchdog = self._job, self._state, self._watchdog
         if job.val_source is None:
             return
+        start = time.perf_counter()
         watchdog.beat("evaluation", START_SECONDS if self._loader is None else 0.0)
         if self._loader is None:
             self._loader = build_eval_loader(job.recipe, job.val_source, job.world)
@@ -135,6 +142,10 @@ class Evaluation:
                 self._log.say(f"{what} are not finite{', of the moving average' if prefix else ''}")
         state.scores, state.scored_step = scores, state.step
         self._log.record("eval", state.step, scores)
+        self._log.paused(time.perf_counter() - start)
+        if found := standing(job.recipe, state.step / job.steps_per_epoch, scores.get("top1")):
+            self._log.say(str(found))
+        draw_curves(job)
 
     def _watch(self) -> bool:
         self._watchdog.beat("evaluation")
@@ -180,8 +191,8 @@ class Checkpoints:
         """Starts to write one of the state's step, before that is evaluated: an evaluation may fail."""
         job, state = self._job, self._state
         if self._saver is not None:
-            beside = {"recipe": job.recipe.model_dump(mode="json"), "classes": job.source.classes}
-            beside["dtype"] = str(job.dtype)
+            beside: dict[str, Any] = {"recipe": job.recipe.model_dump(mode="json"), "classes": job.source.classes}
+            beside |= {"dtype": str(job.dtype), "processes": job.world.size}
             beside["data"] = {split: each.as_plain() for split, each in job.identities.items()}
             self._say(self._saver.save(beside))
         elif state.shards is not None:

@@ -82,6 +82,16 @@ def build_state(recipe: Recipe, model: ImageModel, mesh: DeviceMesh | None = Non
     return TrainState(model, ema, build_optimizer(recipe.optim, model, ema, shards, copies), shards, compute, copies)
 
 
+def build_objective(
+    recipe: Recipe, state: TrainState, world: World, dtype: torch.dtype, teacher: Teacher | None
+) -> Objective:
+    """The loss of a state's model, which computes in `dtype`, with activation checkpointing where the run has it."""
+    model = state.model if state.compute is None else state.compute
+    model.train(recipe.model.train_mode)
+    recompute(model, recipe.run)  # the moving average, a copy from before, has no use for it
+    return Objective(Classifier(model, recipe, dtype, world.device), recipe, teacher)
+
+
 def prepare(
     recipe: Recipe,
     state: TrainState,
@@ -98,18 +108,14 @@ def prepare(
 
     Raises RunError where run.compile is "on" and torch.compile fails.
     """
-    run = recipe.run
-    model = state.model if state.compute is None else state.compute
-    model.train(recipe.model.train_mode)
-    recompute(model, run)  # the moving average, a copy from before, has no use for it
-    classifier = Classifier(model, recipe, dtype, world.device)
-    objective = Objective(classifier, recipe, teacher)
+    run, objective = recipe.run, build_objective(recipe, state, world, dtype, teacher)
+    classifier = objective.classifier
     if state.shards is not None:  # each block is compiled by itself: between two of them weights are gathered
         models = [each for each in (state.model, state.ema) if each is not None]
         compile_blocks(models, recipe, classifier.run, world)
         return TrainStep(recipe, state, world, classifier, objective, exchange_in_shards(state.model))
 
-    images = run.global_batch // (world.size * run.accumulation)  # Cosub's two passes over them come later
+    images = run.global_batch // (world.size * run.passes)  # Cosub's two passes over them come later
 
     def try_one_batch(module: nn.Module) -> None:
         try_gradient(module, blank_batch(recipe, images, world.device), world.device)

@@ -14,22 +14,28 @@ from deit_fast.data.sources.classes import match_classes, resolve_classes
 from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.data.sources.salvage import SalvagedShards
 from deit_fast.recipe.schema import Recipe
-from deit_fast.recipe.table import get_recipe
+from deit_fast.recipe.table import RECIPES, get_recipe
+from deit_fast.runtime.console import Console, Pace
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, StorageError
 from deit_fast.runtime.files import write_json
 from deit_fast.runtime.hardware import peak_memory
 from deit_fast.runtime.log_sinks import chosen_sinks
-from deit_fast.runtime.metrics_log import MetricsLog
+from deit_fast.runtime.metrics_log import MetricsLog, told
 from deit_fast.runtime.object_store import fetch_file, is_remote
+from deit_fast.runtime.provenance import STARTS, note_start
 from deit_fast.runtime.stopping import StopSignal
+from deit_fast.runtime.waiting import share_cores
 from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.runtime.world import join_world, leave_world
+from deit_fast.training.banner import describe_start
 from deit_fast.training.distill import load_teacher
 from deit_fast.training.job import Job, plan_job
-from deit_fast.training.loop import run_loop
+from deit_fast.training.loop import evaluations_left, run_loop
+from deit_fast.training.out_of_memory import MemoryGuard
+from deit_fast.training.passes import settle_passes
 from deit_fast.training.periodic import draw_curves
 from deit_fast.training.prepare import initial_state
-from deit_fast.training.start import claim_folder, restore
+from deit_fast.training.start import claim_folder, find_start, restore
 
 FROM_RANDOM = "none"
 """The --init of a run that finetunes no weights, although its recipe is one of finetuning."""
@@ -65,12 +71,13 @@ def train(
     is kept below out/later-1 and so on, where the same `out` finds it from then on. Returns what result.json holds:
     accuracies in percent, minutes, images per second, peak memory in GiB. SIGTERM or SIGUSR1 end it after a checkpoint,
     with StoppedError; so does SIGINT, with KeyboardInterrupt. Raises RecipeError, DataError or RunError, each of one
-    line.
+    line; LacksMemoryError, one of the last, names the run.accumulation with which the same call goes on.
     """
     recipe = recipe.override(overrides) if isinstance(recipe, Recipe) else get_recipe(str(recipe), overrides)
     recipe.check_teacher(teacher)
+    rate = recipe.describe_batch(RECIPES.get(recipe.name, recipe))
     data, val, from_random = str(data), str(val) if val is not None else None, init == FROM_RANDOM
-    sinks = chosen_sinks()
+    sinks = chosen_sinks(recipe.run.trackers)
     init = fetch_weights(init) if init and not from_random else None
     teacher = fetch_file(teacher) if teacher else None
     resume = str(fetch_sealed(resume)) if is_remote(resume) else resume
@@ -81,21 +88,36 @@ def train(
     val_source = open_source(val_uri, "val", recipe.data.category, labels=labels) if val_uri else None
     if val_source is not None:
         match_classes(val_source, source.classes, f"{data}'s classes")
-    world = join_world(recipe.run.hang_timeout)
+    world = join_world(recipe.run.hang_timeout, recipe.run.device)
     with ExitStack() as stack:
+        if world.device.type == "cpu":
+            stack.enter_context(share_cores())
         folder, store, notes = claim_folder(out, resume, world, stack)
+        notes += [rate] if rate else []
         stop = stack.enter_context(StopSignal())
-        job = plan_job(recipe, source, val_source, folder, world, store)
+        guard = stack.enter_context(MemoryGuard(recipe, world))
+        found = find_start(folder, store, resume, world)
         loaded = load_teacher(recipe, teacher, world.device) if teacher else None
+        settled = settle_passes(recipe, world, found.kept, loaded)
+        guard.recipe = recipe = settled.recipe
+        job = plan_job(recipe, source, val_source, folder, world, store)
         state = initial_state(recipe, world)
-        notes += restore(job, state, init, resume, from_random)
+        notes += restore(job, state, found, init, resume, from_random)
+        guard.state = state
+        if world.is_main:
+            with told(STARTS):
+                given = {"data": data, "val": val, "labels": labels, "init": init}
+                note_start(folder, world.size, world.device, state.step, given)
         notes += [f"validation images: {val_source.place}"] if val_source is not None else []
         notes += source.describe() if isinstance(source, SalvagedShards) else []
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
             result = find_result(job, state)
             if result is None:
-                with MetricsLog(folder, state.step, job.total_steps, sinks, speaks=world.is_main) as log:
-                    log.say(*notes)
+                pace = Pace(job.total_steps, lambda step: evaluations_left(job, step))
+                best = state.best_top1 if state.scores else None
+                console = Console(job.total_steps, recipe.schedule.epochs, state.step, pace, best)
+                with MetricsLog(folder, state.step, sinks, console, speaks=world.is_main) as log:
+                    log.say(*describe_start(job, state, settled.reason), *notes)
                     finished = run_loop(job, state, loaded, log, watchdog, stop)
                 if finished:
                     watchdog.beat("the result", START_SECONDS)
@@ -148,6 +170,7 @@ def write_result(job: Job, state: TrainState) -> dict[str, Any]:
         "image_size": recipe.model.image_size,
         "step": state.step,
         **state.scores,
+        "val_images": len(job.val_source) if job.val_source is not None else None,
         "best_top1": state.best_top1 if state.scores else None,
         "images_per_second": state.steps_per_second * recipe.run.global_batch,
         "minutes": state.seconds / 60,

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from deit_fast.recipe.sections import Run
@@ -35,6 +34,8 @@ def shard_model(model: nn.Module, mesh: DeviceMesh, reduce_dtype: str) -> None:
 
     reduce_dtype: "fp32" or "bf16", the type in which gradients are averaged.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # which brings the compiler along
+
     options: Any = {
         "mesh": mesh,
         # The root too, which torch would leave whole: what is only evaluated, as the moving average is, has no backward
@@ -53,6 +54,8 @@ def exchange_in_shards(model: nn.Module) -> Exchange:
     Those before it add them up in this process.
     """
 
+    from torch.distributed.fsdp import FSDPModule
+
     def exchange(last: bool) -> AbstractContextManager[object]:
         assert isinstance(model, FSDPModule)
         model.set_requires_gradient_sync(last)
@@ -66,7 +69,7 @@ def replicate(objective: nn.Module, run: Run) -> tuple[nn.Module, Exchange]:
     ddp = DistributedDataParallel(
         objective,
         gradient_as_bucket_view=True,
-        static_graph=run.accumulation == 1,  # a static graph does not allow no_sync
+        static_graph=run.passes == 1,  # a static graph does not allow no_sync
     )
     if run.reduce_dtype == "bf16":
         ddp.register_comm_hook(None, bf16_compress_hook)

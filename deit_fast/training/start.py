@@ -5,6 +5,7 @@ import os
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -29,6 +30,7 @@ from deit_fast.runtime.object_store import is_remote
 from deit_fast.runtime.patience import patience
 from deit_fast.runtime.world import World
 from deit_fast.training.job import Job
+from deit_fast.training.passes import Kept
 from deit_fast.training.same_data import check_same_data, forget_what_changed
 
 
@@ -61,23 +63,51 @@ def claim_folder(
     return store.folder if store is not None else Path(out), store, lines
 
 
-def restore(job: Job, state: TrainState, init: Path | None, resume: str, from_random: bool = False) -> list[str]:
+class Found(NamedTuple):
+    """The checkpoint that a run goes on from, on every process the same."""
+
+    path: Path | None
+    """None: the run begins."""
+    kept: Kept | None
+    """The passes of its steps."""
+    lines: list[str]
+    """For the user: what was fetched or passed over."""
+
+
+def find_start(out: Path, store: RunStore | None, resume: str, world: World) -> Found:
+    """Finds what `restore` loads; all processes together. The first that applies:
+
+    1. resume is a path: that checkpoint;
+    2. resume is "auto": the newest whole checkpoint in out/checkpoints.
+
+    Raises RunError where no checkpoint is whole.
+    """
+    lines = pull_everywhere(store, world) if store is not None else []
+    path, damaged = agree_on_checkpoint(out / "checkpoints", resume, world)
+    if path is None:
+        return Found(None, None, lines)
+    saved = load_checkpoint(path, torch.device("cpu"))  # mapped: what is not looked at is not read
+    passes = saved["recipe"].get("run", {}).get("accumulation")
+    kept = Kept(passes, saved.get("processes")) if isinstance(passes, int) else None
+    return Found(path, kept, [*lines, *damaged])
+
+
+def restore(
+    job: Job, state: TrainState, found: Found, init: Path | None, resume: str, from_random: bool = False
+) -> list[str]:
     """Brings a state of step 0 to where the run starts, and returns lines that say so; all processes together.
 
     The first that applies:
-    1. resume is a path: that checkpoint, of the same recipe;
-    2. resume is "auto": the newest whole checkpoint in out/checkpoints;
-    3. init is a path: that file's weights, position embeddings and head adapted to this recipe;
-    4. the seed's own initialisation, which the state has; with run.start="weights" only if `from_random` asks for it.
+    1. `found` is a checkpoint: it has to be of the same recipe;
+    2. init is a path: that file's weights, position embeddings and head adapted to this recipe;
+    3. the seed's own initialisation, which the state has; with run.start="weights" only if `from_random` asks for it.
 
-    Only the main process writes. Raises RunError where no checkpoint is whole, RecipeError for one of another recipe
-    and for finetuning without weights, DataError for one that was trained with other data.
+    Only the main process writes. Raises RecipeError for a checkpoint of another recipe and for finetuning without
+    weights, DataError for one that was trained with other data.
     """
-    world, folder = job.world, job.out / "checkpoints"
-    lines = pull_everywhere(job.store, world) if job.store is not None else []
-    path, damaged = agree_on_checkpoint(folder, resume, world)
+    world, folder, path = job.world, job.out / "checkpoints", found.path
     if path is not None:
-        notes = [*lines, *damaged, *_load(job, state, path)]
+        notes = [*found.lines, *_load(job, state, path)]
     elif init is not None:
         notes = _initialise_from(job, state, init)
     elif job.recipe.run.start == "weights" and not from_random:
@@ -148,6 +178,12 @@ def _load(job: Job, state: TrainState, path: Path) -> list[str]:
         raise RunError(f"{path}: its state is not of this version's layout ({reason}); {ADVICE}") from None
     forget_what_changed(state, job.identities, saved)
     notes = [f"resumed from {path} at step {state.step} of {job.total_steps}", *changes]
+    before, now = saved["recipe"].get("run", {}).get("accumulation"), job.recipe.run.passes
+    if before != now:
+        notes.append(
+            f"run.accumulation={now}: the run had {before} before; sums are rounded otherwise from here on, and "
+            "stochastic depth draws for batches of another size"
+        )
     if saved["dtype"] != str(job.dtype):
         notes.append(f"computed in {saved['dtype']} before, in {job.dtype} from here on")
     return notes

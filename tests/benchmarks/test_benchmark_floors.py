@@ -11,9 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import floors, throughput, workload
 from benchmarks.__main__ import main
-from benchmarks.measure import Session, is_out_of_memory
+from benchmarks.measure import Session
 from benchmarks.throughput import least_recent_first, next_path
-from benchmarks.workload import TINY, ZOO, add_fitting_row, find_recipe, forward_macs, training_flops
+from benchmarks.workload import TINY, ZOO, add_fitting_row, find_recipe
+from deit_fast.models.cost import forward_macs, training_flops
+from deit_fast.runtime.errors import is_out_of_memory
 from deit_fast.zoo import ARCHITECTURES
 
 CPU = torch.device("cpu")

@@ -11,24 +11,16 @@ from benchmarks.__main__ import main
 from benchmarks.figures import read_figures
 from benchmarks.goals import GOALS, NOT_TIMED
 from benchmarks.images import Sample, write_images
-from benchmarks.measure import SCHEMA, Session, interleave, is_out_of_memory, stats
+from benchmarks.measure import SCHEMA, Session, interleave, stats
 from benchmarks.peers import ReferenceBatch, ReferenceEngine, TimmBatch, TimmEngine
 from benchmarks.pil import decode_chain, evaluation_chain, pil_loader, three_augment_chain
 from benchmarks.report import MISSING, write_report
 from benchmarks.throughput import find_batch
-from benchmarks.workload import (
-    TINY,
-    ZOO,
-    build_step,
-    count_parameters,
-    find_recipe,
-    forward_macs,
-    synthetic_batches,
-    training_flops,
-)
+from benchmarks.workload import TINY, ZOO, build_step, find_recipe, synthetic_batches
 from deit_fast.data.sources.open import open_source
+from deit_fast.models.cost import count_parameters, forward_macs, training_flops
 from deit_fast.recipe.sections import Data
-from deit_fast.runtime.errors import RecipeError
+from deit_fast.runtime.errors import RecipeError, is_out_of_memory
 
 CPU = torch.device("cpu")
 TOP_KEYS = {"schema", "benchmark", "device", "quick", "date", "seconds", "machine", "versions", "settings",

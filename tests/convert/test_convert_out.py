@@ -38,7 +38,11 @@ def close(logits: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_folder_for_timm(tmp_path: Path, name: str) -> None:
     written = export_checkpoint(source(tmp_path, name), tmp_path / "folder")
-    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     model = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
     with torch.no_grad():
         close(model(IMAGES), oracle.reference_logits(MODELS[name][0], IMAGES, MODELS[name][1]))
@@ -121,6 +125,8 @@ def test_onnx(tmp_path: Path) -> None:
         close(torch.from_numpy(logits), oracle.reference_logits(DEIT3, IMAGES[:batch], 4))
     assert written.difference < 1e-4
     assert "[batch, 3, 32, 32]" in written.notes[0]
+    told = session.get_modelmeta().custom_metadata_map
+    assert (json.loads(told["mean"]), told["image_size"], told["crop_ratio"]) == ([0.485, 0.456, 0.406], "32", "1.0")
 
 
 def test_a_program_of_torch_export(tmp_path: Path) -> None:
@@ -129,6 +135,19 @@ def test_a_program_of_torch_export(tmp_path: Path) -> None:
     for batch in (1, 3):
         close(module(IMAGES[:batch]).detach(), oracle.reference_logits(DEIT3, IMAGES[:batch], 4))
     assert written.difference < 1e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_torchscript(tmp_path: Path, name: str) -> None:
+    written = export_checkpoint(source(tmp_path, name), tmp_path / "x.bin", "torchscript")
+    told = {"image_size": "", "std": ""}
+    module = torch.jit.load(tmp_path / "x.bin", _extra_files=told)
+    for batch in (1, 3):
+        with torch.no_grad():
+            found = module(IMAGES[:batch])
+        close(found, oracle.reference_logits(MODELS[name][0], IMAGES[:batch], MODELS[name][1]))
+    assert written.difference < 1e-5
+    assert (told["image_size"], json.loads(told["std"])) == (b"32", [0.229, 0.224, 0.225])
 
 
 def test_overrides_change_the_model_first(tmp_path: Path) -> None:
@@ -151,8 +170,8 @@ def test_our_own_keeps_recipe_and_classes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "format", "message"), [
     ("x.pt", None, "a .pt resumes a run"),
-    ("x.h5", None, "expected a folder, or a name that ends in .msgpack, .onnx, .pt2, .pth, .safetensors"),
-    ("x.bin", "tim", "--format tim: expected one of deit3-jax, facebook, onnx, program, timm .did you mean 'timm'"),
+    ("x.h5", None, "expected a folder, or a name that ends in .msgpack, .onnx, .pt2, .pth, .safetensors, .torchscript"),
+    ("x.bin", "tim", "--format tim: expected one of deit3-jax, facebook, onnx, program, timm, torchscript .*'timm'"),
 ])  # fmt: skip
 def test_formats_that_are_not(name: str, format: str | None, message: str) -> None:
     with pytest.raises(RunError, match=message):

@@ -20,7 +20,7 @@ KEYS = {
     "ema": "optim.ema_decay", "qkv": "optim.split_qkv",
     "epochs": "schedule.epochs", "warmup": "schedule.warmup_epochs", "floor": "schedule.min_lr",
     "prefix": "schedule.warmup_prefix", "update": "schedule.update",
-    "batch": "run.global_batch", "passes": "run.accumulation", "seed": "run.seed", "precision": "run.precision",
+    "batch": "run.global_batch", "passes": "run.passes", "seed": "run.seed", "precision": "run.precision",
     "scale": "layer_scale",
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ def test_every_row_has_published_numbers_and_the_other_way_round() -> None:
 def test_published_numbers(name: str) -> None:
     recipe = get_recipe(name)
     content = recipe.model_dump(mode="json")
-    actual: dict[str, Any] = {"layer_scale": recipe.model.initial_layer_scale}
+    actual: dict[str, Any] = {"layer_scale": recipe.model.initial_layer_scale, "run.passes": recipe.run.passes}
     for key in PUBLISHED[name].keys() - actual.keys():
         section, _, field = key.partition(".")
         # Only LAMB has a trust ratio to split.
@@ -57,8 +57,8 @@ def test_what_every_source_has(name: str) -> None:
     assert (recipe.distill.teacher, recipe.distill.alpha, recipe.distill.tau) == ("regnety_160", 0.5, 1.0)
     assert (recipe.model.dropout, recipe.model.position, recipe.model.pool) == (0.0, "learned", "token")
     assert (recipe.optim.layer_decay, recipe.optim.trainable, recipe.loss.cosub) == (None, "all", False)
-    assert recipe.run.global_batch % (8 * recipe.run.accumulation) == 0
-    assert recipe.run.global_batch // recipe.run.accumulation % recipe.mix.group == 0
+    assert recipe.run.global_batch % (8 * recipe.run.passes) == 0
+    assert recipe.run.global_batch // recipe.run.passes % recipe.mix.group == 0
 
 
 def test_descriptions_say_source_result_and_budget() -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from deit_fast.runtime.console import Console, Pace
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.log_sinks import LogSink, Sink, chosen_sinks
 from deit_fast.runtime.log_sinks.json_lines import read_metrics
@@ -23,8 +24,12 @@ class Full(Sink):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def console() -> Console:
+    return Console(100, 10, 0, Pace(100, lambda step: 0))
+
+
 def log_of(folder: Path, step: int) -> MetricsLog:
-    return MetricsLog(folder, step, 100, chosen_sinks())
+    return MetricsLog(folder, step, chosen_sinks(), console())
 
 
 def test_a_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
@@ -63,14 +68,16 @@ def test_pictures_lie_in_the_folder_and_in_tensorboard(tmp_path: Path) -> None:
 
 def test_a_sink_on_a_full_disk_costs_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sinks = {"full": LogSink(lambda folder, step: Full()), **chosen_sinks()}
-    with MetricsLog(tmp_path, 0, 100, sinks) as log:
+    with MetricsLog(tmp_path, 0, sinks, console()) as log:
         log.record("train", 10, {"loss": 0.5})
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"kind": "train", "step": 10, "loss": 0.5}]
-    assert capsys.readouterr().out == "step 10: not in full (No space left on device)\nstep 10  loss 0.5\n"
+    assert capsys.readouterr().out == (
+        "step 10: not in full (No space left on device)\nepoch  1.00/10  step  10/100  loss 0.500\n"
+    )
 
 
 def test_other_processes_are_mute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with MetricsLog(tmp_path, 0, 100, chosen_sinks(), speaks=False) as log:
+    with MetricsLog(tmp_path, 0, chosen_sinks(), console(), speaks=False) as log:
         log.record("train", 10, {"loss": 0.5})
         log.images("samples", torch.zeros(1, 3, 16, 16, dtype=torch.uint8), 0)
         log.say("a line")

@@ -1,6 +1,6 @@
 """ONNX, for machines without this code: float images [B, 3, S, S], normalised, to logits [B, K], with B free.
 
-Writing needs the extra `export`.
+Class names and what images need before are in the file's metadata. Writing needs the extra `export`.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from deit_fast.convert.formats import Export
-from deit_fast.convert.formats.program import describe_input, example_images
+from deit_fast.convert.formats.program import describe_input, example_images, program_metadata
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RunError
 
@@ -27,7 +27,7 @@ _INLINE_LIMIT = 1_500_000_000  # bytes of weights; protobuf, and so an .onnx fil
 def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Path) -> list[str]:
     """Writes `path`, and beside it `path`.data where the weights are too large for one file. Raises RunError."""
     try:
-        import onnx  # noqa: F401
+        import onnx
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise RunError(f"{path}: expected the package {error.name}: pip install 'deit_fast[export]'") from None
@@ -39,6 +39,9 @@ def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Pa
                           external_data=large, verbose=False,
                           input_names=["images"], output_names=["logits"],
                           dynamic_shapes=({0: Dim("batch", min=1)},))  # fmt: skip
+        described = onnx.load(Path(folder) / path.name, load_external_data=False)
+        onnx.helper.set_model_props(described, program_metadata(recipe, classes))
+        onnx.save(described, Path(folder) / path.name)
         for part in sorted(Path(folder).iterdir(), key=lambda part: part.name == path.name):
             os.replace(part, path.with_name(part.name))
     return [describe_input(recipe)]

@@ -1,6 +1,7 @@
 """torch.export's .pt2: float images [B, 3, S, S], normalised, to logits [B, K], with B free. It needs torch alone."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,11 +28,30 @@ def describe_input(recipe: Recipe) -> str:
     return f"input: images [batch, 3, {size}, {size}] in [0, 1], less ({mean}), divided by ({std})"
 
 
+def program_metadata(recipe: Recipe, classes: list[str] | None) -> dict[str, str]:
+    """What the user of a program has to know beside it, as texts by name; the lists and numbers are JSON.
+
+    Images are resized so that their shorter side is image_size / crop_ratio px, and their centre is cut out.
+    """
+    known = {
+        "image_size": recipe.model.image_size,
+        "crop_ratio": recipe.data.eval_crop_ratio,
+        "mean": recipe.data.mean,
+        "std": recipe.data.std,
+    }
+    texts = {"model": recipe.model.name, "interpolation": recipe.data.eval_interpolation}
+    return {
+        **texts,
+        **{name: json.dumps(value) for name, value in known.items()},
+        **({"classes": json.dumps(classes)} if classes is not None else {}),
+    }
+
+
 def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Path) -> list[str]:
     """Writes a file of which `torch.export.load(path).module()` makes a module."""
     program = torch.export.export(model, (example_images(recipe),), dynamic_shapes=({0: Dim("batch", min=1)},))
     buffer = io.BytesIO()
-    torch.export.save(program, buffer)
+    torch.export.save(program, buffer, extra_files=dict(program_metadata(recipe, classes)))
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
     return [describe_input(recipe)]

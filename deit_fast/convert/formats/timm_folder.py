@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import timm
-
+from deit_fast.models import timm
 from deit_fast.models.build import family_of
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RunError

@@ -1,19 +1,20 @@
 """timm's own names, which are what all others are renamed to; facebookresearch/deit has them too, for DeiT and CaiT.
 
-timm's folder, model.safetensors and config.json, is written here.
+timm's folder, model.safetensors and config.json with a model card, is written here.
 """
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
-import timm
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deit_fast.convert.formats import Export
 from deit_fast.convert.formats.timm_folder import timm_config
+from deit_fast.convert.model_card import model_card
 from deit_fast.convert.names import Codebase, TimmWeights
+from deit_fast.models import timm
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.files import atomic_path, write_json
 
@@ -32,8 +33,12 @@ def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Pa
     with atomic_path(weights) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", **header})
     write_json(weights.parent / "config.json", config)
+    if weights != path:
+        parameters = sum(each.numel() for each in model.parameters())
+        card = model_card(recipe, classes, parameters, f"local-dir:{path}")
+        (path / "README.md").write_text(card, encoding="utf-8")
     if weights.name == _WEIGHTS:
-        return []
+        return [] if weights != path else [f"{path.with_name('config.json')}: timm's description, written beside it"]
     return [f"timm reads a folder's {_WEIGHTS} first; {weights.name} should be alone in it, or so named"]
 
 

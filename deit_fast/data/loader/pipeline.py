@@ -28,18 +28,15 @@ _PREFETCH = 2  # batches in flight inside DALI: one being decoded while the othe
 
 
 class Pipeline:
-    """A built DALI pipeline. `run` gives the next batch; it raises StopIteration after the feed's last one."""
+    """A built DALI pipeline. `run` gives the next batch; it raises StopIteration after the feed's last one.
+
+    conditionals: whether `graph` has an `if` about a node, for which DALI rewrites its functions: half a second's work.
+    """
 
     def __init__(
-        self,
-        graph: Callable[..., Any],
-        names: Sequence[str],
-        feed: Feed,
-        batch: int,
-        device: torch.device,
-        threads: int,
-        prefetch: int = _PREFETCH,
-    ) -> None:
+        self, graph: Callable[..., Any], names: Sequence[str], feed: Feed, batch: int, device: torch.device,
+        threads: int, prefetch: int = _PREFETCH, conditionals: bool = False,
+    ) -> None:  # fmt: skip
         dali = import_dali()
         self._on_gpu, self._device = device.type == "cuda", device
         self._held: deque[torch.Tensor | RuntimeError] = deque()
@@ -48,7 +45,7 @@ class Pipeline:
             encoded, *nodes = dali.fn.external_source(source=feed, num_outputs=1 + len(names), batch=True)
             return graph(encoded, {name: nodes[place] for place, name in enumerate(names)})
 
-        self._pipeline = dali.pipeline_def(definition, enable_conditionals=True)(
+        self._pipeline = dali.pipeline_def(definition, enable_conditionals=conditionals)(
             batch_size=batch,
             num_threads=threads,
             device_id=_device_index(device) if self._on_gpu else None,
@@ -150,7 +147,8 @@ def train_pipeline(
             )
         return augment_views(views, augment, parameters["flip"], parameters, image_size)
 
-    return Pipeline(graph, _train_names(augment, decode_once), feed, batch, device, threads)
+    names, chooses = _train_names(augment, decode_once), augment.policy != "none" or augment.color_jitter > 0
+    return Pipeline(graph, names, feed, batch, device, threads, conditionals=chooses)
 
 
 def eval_pipeline(

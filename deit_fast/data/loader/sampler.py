@@ -181,7 +181,7 @@ def build_samplers(
 
     Raises RecipeError for a batch that cannot be divided, DataError where an epoch has no whole batch.
     """
-    passes, batch = recipe.run.accumulation, recipe.run.global_batch
+    passes, batch = recipe.run.passes, recipe.run.global_batch
     recipe.check_processes(world_size)
     parts = world_size * passes
     node = node or range(rank, rank + 1)

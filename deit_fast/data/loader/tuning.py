@@ -4,13 +4,13 @@ nvJPEG's engines and the CPU's threads decode JPEGs side by side; which share th
 (DALI pull request 6366: 0.11 with 70 threads, 0.65 to 0.9 with few).
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deit_fast.runtime.files import cache_folder, write_json
+from deit_fast.runtime.files import cache_folder
+from deit_fast.runtime.remembered import read_remembered, remember
 
 HW_DECODER_LOAD = 0.65
 """DALI's default."""
@@ -58,7 +58,7 @@ def machine_key(gpu: str, cores: int, dali: str, pixels: float) -> str:
 
 def read_setting(path: Path, key: str) -> LoaderSetting | None:
     """The setting kept under the key; None where there is none that can be read and makes sense."""
-    setting = _read(path).get(key)
+    setting = read_remembered(path).get(key)
     if not isinstance(setting, dict) or set(setting) != {"threads", "hw_decoder_load"}:
         return None
     threads, load = setting["threads"], setting["hw_decoder_load"]
@@ -68,19 +68,5 @@ def read_setting(path: Path, key: str) -> LoaderSetting | None:
 
 
 def keep_setting(path: Path, key: str, setting: LoaderSetting) -> None:
-    """Adds the setting to the file, or replaces the key's; a damaged file is written anew.
-
-    A file that cannot be written costs the next start another search, and is no error.
-    """
-    try:
-        write_json(path, {**_read(path), key: asdict(setting)})
-    except OSError:
-        return
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    """Adds the setting to the file, or replaces the key's, as `remember` does."""
+    remember(path, key, asdict(setting))

@@ -17,7 +17,8 @@ class Optim(Section):
     name: str = Field("lamb", validate_default=True)
     """The optimizer: a module of deit_fast.recipe.sections.optimizers, and of deit_fast.optim."""
     lr: Positive
-    """Peak learning rate at run.global_batch; it is not rescaled."""
+    """Peak learning rate at run.global_batch, which it does not follow; the word auto scales the recipe's to the batch:
+    by its square root for LAMB, in proportion for AdamW and SGD."""
     weight_decay: NonNegative = 0.05
     """Weight decay; not on norms, biases, LayerScale, class token and position embedding. sgd couples it."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None

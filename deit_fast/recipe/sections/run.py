@@ -10,8 +10,10 @@ class Run(Section):
 
     global_batch: Count
     """Views per optimizer step, over all processes and accumulation steps."""
-    accumulation: Count = 1
-    """Gradient accumulation: forward-backward passes per optimizer step."""
+    accumulation: Count | Literal["auto"] = "auto"
+    """Gradient accumulation: forward-backward passes per optimizer step. auto: as few as fit into memory, found by a
+    trial at the start on GPUs (no GPU has tried it yet) and from the free memory on CPUs; a run that goes on keeps its
+    number."""
     seed: Seed = 0
     """Seed of initialisation, order, augmentation, mixing and dropout."""
     init_seed: Seed | None = None
@@ -25,6 +27,8 @@ class Run(Section):
     start: Literal["scratch", "weights"] = "scratch"
     """weights: finetuning, whose learning rates are too small for random weights: a run is not started without --init,
     unless it says --init none."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU where torch sees one, else the CPU. cuda: no other than a GPU."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast on GPUs and CPUs that have it in hardware, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -48,6 +52,8 @@ class Run(Section):
     has measured it yet."""
     log_every: Count = 50
     """Steps between lines of metrics.jsonl."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where the figures go beside metrics.jsonl: tensorboard, wandb (extra wandb), mlflow (extra mlflow)."""
     eval_every: Count = 1
     """Epochs between evaluations; the last step always evaluates."""
     checkpoint_every: Count | None = 1000
@@ -70,6 +76,11 @@ class Run(Section):
     Experimental: no GPU has measured it yet."""
     profile: bool = False
     """Profile some steps after the warm-up: a trace and a one-page summary in the run folder's profile/."""
+
+    @property
+    def passes(self) -> int:
+        """Passes per optimizer step; with accumulation="auto" one, until a run has found how many fit."""
+        return 1 if self.accumulation == "auto" else self.accumulation
 
     def seed_of(self, use: Literal["init", "order", "mix", "dropout"]) -> int:
         """The seed of one use: its own, or the run's."""

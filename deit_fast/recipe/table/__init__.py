@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from deit_fast.recipe.files import SUFFIXES, read_recipe_file
+from deit_fast.recipe.files import SUFFIXES, read_content, read_recipe_file
 from deit_fast.recipe.schema import Recipe, parse_with_words
 from deit_fast.recipe.table import deit, deit3, deit3_jax, demo, mmpretrain, passl
 from deit_fast.runtime.errors import RecipeError, suggest
@@ -57,3 +57,21 @@ def get_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         f"recipe {name!r}: expected a name that `deit-fast show` lists, or a .toml or .json file"
         f"{suggest(name, RECIPES)}"
     )
+
+
+def find_origin(name: str) -> Recipe:
+    """What the recipe `name` is a variant of: the row itself; of a file its base, or the row that it has the name of.
+
+    Raises RecipeError for a file that has neither.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    content = read_content(Path(name))
+    base = content.get("base", content.get("name"))
+    if isinstance(base, str) and base.endswith(SUFFIXES):
+        return get_recipe(str(Path(name).parent / base))
+    if base not in RECIPES:
+        raise RecipeError(
+            f"{name}: expected a base, or the name of a recipe that `deit-fast show` lists, to compare with"
+        )
+    return RECIPES[base]

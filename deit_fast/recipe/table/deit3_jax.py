@@ -41,7 +41,7 @@ def _row(
     """`base` with its name, its description and, by section, the fields that differ."""
     architecture, paper_name, _ = _MODELS[size]
     row = base.derive(**{**sections, "model": {**sections["model"], "name": architecture}})
-    passes, resolution = row.run.accumulation, row.model.image_size
+    passes, resolution = row.run.passes, row.model.image_size
     group = row.run.global_batch // passes // CHIPS
     here = _HERE + (_REPEATS if base.data.repeats > 1 else "") + (_ERASING if base.augment.erase else "")
     budget = f"Budget of the source: a v4-64 pod slice, {CHIPS} chips x {group} views"
@@ -169,7 +169,7 @@ def _finetune_21k(
         f"1k after {epochs} epochs of 21k: {_percent(top1)}", size, None,
         f"Start: jax_deit3_{size}_21k_{resolution}_{epochs}ep; the head's rows are copied by the source's "
         f"in21k_to_in1k.json (class 850 has none). {_LAMB} {_FLAX} {_WARMUP}",
-        model={"drop_path": drop_path}, run={"accumulation": accumulation},
+        model={"drop_path": drop_path}, run={"accumulation": accumulation if accumulation > 1 else "auto"},
     )  # fmt: skip
 
 

@@ -50,7 +50,12 @@ def _row(
         loss=Loss(name="cross_entropy", smoothing=0.1),
         optim=AdamWOptim(lr=1e-3, weight_decay=0.05, max_grad_norm=None, ema_decay=None),
         schedule=Schedule(epochs=300, update="epoch"),
-        run=Run(global_batch=gpus * per_gpu, accumulation=accumulation, seed=seed, precision=precision),
+        run=Run(
+            global_batch=gpus * per_gpu,
+            accumulation=accumulation if accumulation > 1 else "auto",
+            seed=seed,
+            precision=precision,
+        ),
     )
 
 

@@ -1,10 +1,11 @@
 """Where a run's figures go: each module has a LOG_SINK, and a new module is a new place.
 
-Some sinks are always on. The others are, where DEIT_FAST_LOG_SINKS lists their modules' names, with commas between.
+Some sinks are always on. The others are, where the recipe's run.trackers or DEIT_FAST_LOG_SINKS lists their modules'
+names; the variable has commas between.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +45,12 @@ class LogSink:
     """Whether the sink is on without being asked for."""
 
 
-def chosen_sinks() -> dict[str, LogSink]:
-    """The sinks that are on, by their names. Raises RunError for a name that no module has."""
+def chosen_sinks(trackers: Sequence[str] = ("tensorboard",)) -> dict[str, LogSink]:
+    """The sinks that are on, by their names: run.trackers' too. Raises RunError for a name that no module has."""
     known = discover(__name__, "LOG_SINK", LogSink)
-    listed = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
-    for name in listed:
-        if name not in known:
-            raise RunError(f"{VARIABLE}={name!r}: expected names of {', '.join(known)}{suggest(name, known)}")
-    return {name: sink for name, sink in known.items() if sink.always or name in listed}
+    variable = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
+    for names, place in ((trackers, "run.trackers"), (variable, VARIABLE)):
+        for name in names:
+            if name not in known:
+                raise RunError(f"{place}={name!r}: expected names of {', '.join(known)}{suggest(name, known)}")
+    return {name: sink for name, sink in known.items() if sink.always or name in (*trackers, *variable)}

@@ -1,0 +1,31 @@
+"""What `deit-fast train` says at its end: scores with intervals, where things are, what comes next."""
+
+import shlex
+from typing import Any
+
+from deit_fast.infer.report import wilson_interval
+
+
+def describe_end(result: dict[str, Any], out: str, data: str) -> list[str]:
+    """Lines for a person about a run's result.json; `out` and `data` as they were given to the command."""
+    images, lines = result.get("val_images"), []
+    for prefix, name in (("", "top-1"), ("ema_", "top-1 of the moving average")):
+        top1 = result.get(f"{prefix}top1")
+        if isinstance(top1, int | float) and images:
+            low, high = wilson_interval(round(top1 * images / 100), images)
+            lines.append(f"{name:<28} {top1:.2f} % ({low:.1f} to {high:.1f}, 95 %), of {images:,} images")
+    if isinstance(best := result.get("best_top1"), int | float):
+        lines.append(f"{'best top-1 on the way':<28} {best:.2f} %, in checkpoints/best.pt")
+    minutes = result["minutes"]
+    time = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    lines.append(f"{'time':<28} {time}, {result['images_per_second']:,.0f} images/s, "
+                 f"{result['peak_memory_gib']:.1f} GiB at most")  # fmt: skip
+    run, images_of = shlex.quote(out), shlex.quote(data)
+    return [
+        "",
+        *lines,
+        f"{'report':<28} {out}/report.html; with confusions, mistakes and attention: deit-fast report {run}",
+        f"{'next':<28} deit-fast evaluate {run} --data {images_of} --report {shlex.quote(out + '/evaluation')}",
+        f"{'':<28} deit-fast predict {run} IMAGE ...",
+        f"{'':<28} deit-fast convert {run} FOLDER        (for timm; FILE.onnx for others)",
+    ]

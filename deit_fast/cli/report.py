@@ -1,0 +1,134 @@
+"""`deit-fast report` and `deit-fast compare`: their words, and what they do. torch is imported late."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deit_fast.cli.arguments import Parser, local_path
+from deit_fast.runtime.errors import DataError, RecipeError, RunError
+from deit_fast.runtime.stdout import tell
+
+if TYPE_CHECKING:
+    from deit_fast.data.sources.base import Source
+    from deit_fast.infer.pages.evaluated import Evaluated
+    from deit_fast.infer.pages.run_folder import RunFolder
+
+EVALUATION = "evaluation"
+"""The folder in a run's with the outcomes of its validation images."""
+
+
+def add_report_parsers(subcommands: "argparse._SubParsersAction[Parser]") -> None:
+    """Adds `report` and `compare` to the commands."""
+    report = subcommands.add_parser(
+        "report",
+        help="one page about a run: curves, recipe, images, confusions, worst mistakes, attention",
+        epilog="Example: deit-fast report runs/small",
+    )
+    report.add_argument("run_folder", type=local_path, metavar="RUN", help="folder of a run, which may still go on")
+    report.add_argument("--data", help="training and validation images; default: those that the run was given")
+    report.add_argument("--val", help="validation images; default: as the run had them")
+    report.add_argument("--out", type=local_path, metavar="FILE", help="default: RUN/report.html")
+    report.add_argument("--no-images", action="store_true", help="only what needs neither images nor weights")
+    report.set_defaults(run=run_report)
+    compare = subcommands.add_parser(
+        "compare",
+        help="one page about several runs: curves, scores on the same images, recipes, speed",
+        epilog="Example: deit-fast compare runs/small runs/small-400 --out compare.html",
+    )
+    compare.add_argument("run_folders", type=local_path, nargs="+", metavar="RUN", help="folders of runs")
+    compare.add_argument(
+        "--out", type=local_path, metavar="FILE", default=Path("compare.html"), help="default: %(default)s"
+    )
+    compare.set_defaults(run=run_compare)
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Writes the page, and prints where it is; 0. What cannot be shown costs a line."""
+    from deit_fast.infer.pages.report import write_run_page
+    from deit_fast.infer.pages.run_folder import read_run
+
+    run = read_run(arguments.run_folder)
+    parts = [] if arguments.no_images else _image_parts(run, arguments.data, arguments.val)
+    tell(write_run_page(run, parts, arguments.out))
+    return 0
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    """Writes the page, and prints where it is; 0. Raises RunError for fewer than two runs."""
+    if len(arguments.run_folders) < 2:
+        raise RunError(f"compare {arguments.run_folders[0]}: expected two runs or more")
+    from deit_fast.infer.pages.compare import paired_lines, write_comparison
+    from deit_fast.infer.pages.evaluated import read_evaluated
+    from deit_fast.infer.pages.run_folder import read_run
+
+    runs = [read_run(folder) for folder in arguments.run_folders]
+    evaluated = [read_evaluated(run.path / EVALUATION) for run in runs]
+    page = write_comparison(runs, evaluated, arguments.out)
+    tell(*paired_lines(runs, evaluated), page)
+    return 0
+
+
+def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[str]:
+    """The sections of the run's images: its data, samples, and an evaluation of its best weights."""
+    from deit_fast.data.sources.open import open_source
+    from deit_fast.infer.pages import page
+    from deit_fast.infer.pages.report import data_part
+    from deit_fast.infer.pages.samples import training_samples
+
+    given = run.starts[-1] if run.starts else {}
+    data = data or given.get("data")
+    if data is None:
+        _say(f"{run.path}: nothing says which images it has: expected --data")
+        return []
+    held_out = str(val or given.get("val") or data)
+    parts, shown = [], []
+    try:
+        source = open_source(data, "train", run.recipe.data.category)
+        shown.append(data_part(source, "training"))
+        samples = training_samples(run.recipe, source)
+        shown_samples = page.pictures(page.picture([each], words, name) for each, name, words in samples)
+        parts.append(page.section("Inputs of the network", shown_samples))
+    except (DataError, RunError, RecipeError) as error:
+        _say(f"training images are not shown: {error}")
+    found = _evaluate(run, held_out)
+    if found is not None:
+        evaluated, source = found
+        shown.append(data_part(source, "validation"))
+        parts += _evaluated_parts(run, evaluated, source)
+    return [page.section("Data", *shown), *parts]
+
+
+def _evaluated_parts(run: "RunFolder", evaluated: "Evaluated", source: "Source") -> list[str]:
+    from deit_fast.infer.pages import page
+    from deit_fast.infer.pages.evaluated import attention, confusion, mistakes
+    from deit_fast.infer.predict import load_model
+
+    low, high = evaluated.scores["top1_interval"]
+    words = f"{evaluated.scores['checkpoint']}: top-1 {evaluated.scores['top1']:.2f} % ({low:.1f} to {high:.1f})"
+    return [
+        page.section("Confusions", page.paragraph(words), confusion(evaluated)),
+        page.section("Most confident mistakes", mistakes(evaluated, source)),
+        page.section("Attention of the class token", attention(load_model(run.path), evaluated, source)),
+    ]
+
+
+def _evaluate(run: "RunFolder", val: str) -> "tuple[Evaluated, Source] | None":
+    """The outcomes of the run's best weights on its validation images, and these; kept beside the run."""
+    from deit_fast.data.sources.open import open_source
+    from deit_fast.infer.evaluate import evaluate_checkpoint
+    from deit_fast.infer.pages.evaluated import read_evaluated
+
+    folder = run.path / EVALUATION
+    try:
+        evaluate_checkpoint(run.path, val, report=folder)
+        source = open_source(val, "val", run.recipe.data.category)
+    except (DataError, RunError, RecipeError) as error:
+        _say(f"confusions, mistakes and attention are not shown: {error}")
+        return None
+    evaluated = read_evaluated(folder)
+    return None if evaluated is None else (evaluated, source)
+
+
+def _say(line: str) -> None:
+    print(f"deit-fast: {line}", file=sys.stderr)

@@ -1,0 +1,83 @@
+"""The README.md of a published model: metadata that model hubs index, how it is used, and what it was trained by."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from deit_fast.recipe.schema import Recipe
+from deit_fast.zoo import find_architecture
+
+_NAMED_CLASSES = 50  # more are in config.json alone
+
+
+def model_card(
+    recipe: Recipe,
+    classes: list[str] | None,
+    parameters: int,
+    place: str = "local-dir:FOLDER",
+    scores: Mapping[str, Any] | None = None,
+) -> str:
+    """Markdown with metadata in front, for the folder that `timm.create_model(PLACE, pretrained=True)` loads.
+
+    place: as timm names it, hf-hub:OWNER/NAME or local-dir:FOLDER. scores: a run's result, with top1 and top5 in
+    percent; without one the card has no scores.
+    """
+    model, data = recipe.model, recipe.data
+    size, classified = model.image_size, model.classes
+    shorter = int(size / data.eval_crop_ratio)
+    entry = find_architecture(model.name)
+    lines = [
+        f"# {model.name}, {size} px, {classified:,} classes",
+        "",
+        f"A vision transformer for image classification: {parameters / 1e6:,.1f} M parameters, {entry.depth} blocks, "
+        f"images of {size} x {size} px. The weights were written by deit_fast.",
+        "",
+        "```python",
+        "import timm",
+        "",
+        f'model = timm.create_model("{place}", pretrained=True).eval()',
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)",
+        "```",
+        "",
+        f"Images are resized to {shorter} px on their shorter side ({data.eval_interpolation}), cut to the central "
+        f"{size} x {size} px, scaled to [0, 1], less ({_numbers(data.mean)}) and divided by ({_numbers(data.std)}).",
+        "",
+        f"Recipe: `{recipe.name}`. {' '.join(recipe.description.split())}".rstrip(),
+    ]
+    if found := _accuracies(scores):
+        lines += [
+            "",
+            "| validation | % |",
+            "|---|---|",
+            *(f"| {name} | {value:.2f} |" for name, value in found.items()),
+        ]
+    if classes is not None:
+        shown = ", ".join(classes[:_NAMED_CLASSES])
+        more = f", and {len(classes) - _NAMED_CLASSES:,} more in config.json" if len(classes) > _NAMED_CLASSES else ""
+        lines += ["", f"Classes: {shown}{more}."]
+    results = [
+        EvalResult(
+            task_type="image-classification", dataset_type="imagefolder", dataset_name="validation images of the run",
+            metric_type="accuracy", metric_value=round(value, 2), metric_name=name,
+        )
+        for name, value in found.items()
+    ]  # fmt: skip
+    metadata = ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "vision-transformer", "deit_fast"],
+        model_name=model.name,
+        eval_results=results or None,
+    )
+    return "\n".join(["---", metadata.to_yaml(), "---", "", *lines, ""])
+
+
+def _accuracies(scores: Mapping[str, Any] | None) -> dict[str, float]:
+    names = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
+    found = {shown: (scores or {}).get(key) for key, shown in names.items()}
+    return {shown: float(value) for shown, value in found.items() if isinstance(value, int | float)}
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,58 @@
+"""`deit-fast push`: a checkpoint as a model of the Hugging Face Hub, in timm's layout, through huggingface_hub."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from deit_fast.convert.detect import load_weights
+from deit_fast.convert.export import Exported, export_checkpoint
+from deit_fast.convert.model_card import model_card
+from deit_fast.runtime.errors import RunError, one_line
+
+HUB = "hf://"
+
+
+def push_checkpoint(source: Path, repository: str, ema: bool = False, private: bool = False) -> tuple[str, Exported]:
+    """Uploads model.safetensors, config.json and README.md; returns the page's address and what was written.
+
+    source: weights in any known format, or a run's folder, whose scores then stand in the model card. repository:
+    OWNER/NAME, made where it is missing; `private` is for one that is made. Token and endpoint are those of
+    huggingface_hub (hf auth login, HF_TOKEN, HF_ENDPOINT). Raises RunError for a name, a token or a network that does
+    not serve, and what export_checkpoint raises.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
+
+    name = repository.removeprefix(HUB)
+    if name.count("/") != 1:
+        raise RunError(f"{repository}: expected OWNER/NAME, a model of the Hugging Face Hub")
+    with tempfile.TemporaryDirectory() as folder:
+        written = export_checkpoint(source, Path(folder), "timm", ema=ema)
+        weights = load_weights(Path(folder))
+        count = sum(tensor.numel() for tensor in weights.tensors.values())
+        card = model_card(weights.recipe, weights.classes, count, f"hf-hub:{name}", read_scores(source))
+        (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+        try:
+            hub = HfApi()
+            hub.create_repo(name, private=private or None, exist_ok=True)
+            hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Weights and card by deit_fast")
+        except (HFValidationError, LocalTokenNotFoundError) as error:
+            raise RunError(f"{repository}: {one_line(error)}") from None
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            hint = ": expected a token that may write there (hf auth login)" if status in (401, 403) else ""
+            raise RunError(f"{repository}: the Hub answered {status}{hint or f' ({one_line(error)[:200]})'}") from None
+        except (HTTPError, OSError) as error:  # of the library below huggingface_hub, which has changed twice
+            raise RunError(f"{repository}: the Hub could not be reached ({one_line(error)[:200]})") from None
+        return hub.endpoint + "/" + name, written
+
+
+def read_scores(source: Path) -> dict[str, Any] | None:
+    """The result of the run whose folder, or whose checkpoint, `source` is; None where there is none."""
+    run = source if source.is_dir() else source.parent.parent
+    try:
+        content = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -1,0 +1,87 @@
+"""A run beside the published curve of its recipe: where it should be by now, and where it is.
+
+Authors' logs are of the raw weights, of one run, and numbered 0 to the number of epochs: so one epoch either way is
+allowed, and twice the scatter that the published curve has itself. Only runs of the same schedule are compared.
+"""
+
+import itertools
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from deit_fast.infer.pages.run_folder import RunFolder, finite
+from deit_fast.recipe.schema import Recipe
+from deit_fast.recipe.table import RECIPES
+from deit_fast.zoo.reference_results import Fact, find_curve
+
+_SIGMAS = (
+    2 * 2**0.5 / 0.826
+)  # two deviations of a difference of two noisy values, per median of |p[i] - its neighbours|
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Top-1 of a run beside the published one."""
+
+    epoch: float
+    here: float
+    """Top-1 of the raw weights, %."""
+    published: float
+    """The published curve at that epoch, %."""
+    verdict: str
+    """"on track", "ahead" or "behind"."""
+    source: str
+
+    def __str__(self) -> str:
+        gap = f" by {abs(self.here - self.published):.1f} points" if self.verdict != "on track" else ""
+        return f"epoch {self.epoch:g}: {self.published:.1f} % published, {self.here:.1f} % here, {self.verdict}{gap}"
+
+
+def published_curve(recipe: Recipe) -> Fact | None:
+    """The published top-1 by epoch that a run of this recipe may be held against; None where there is none.
+
+    The run has to have the table's model, resolution, data passes and schedule; other values of the recipe may differ,
+    which is what a comparison is for.
+    """
+    row = RECIPES.get(recipe.name)
+    fact = find_curve(recipe.name)
+    if row is None or fact is None or len(fact.points) < 3:
+        return None
+    same = row.model.name == recipe.model.name and row.model.image_size == recipe.model.image_size
+    same = same and row.schedule.epochs == recipe.schedule.epochs == fact.points[-1][0]
+    return fact if same else None
+
+
+def standing(recipe: Recipe, epoch: float | None, top1: Any) -> Standing | None:
+    """Where a run of the recipe stands after `epoch` epochs with `top1` %; None without a curve at that epoch."""
+    fact = published_curve(recipe)
+    if fact is None or epoch is None or not isinstance(top1, int | float):
+        return None
+    first, last = fact.points[0][0], fact.points[-1][0]
+    if not first <= epoch <= last:
+        return None
+    around = [_at(fact, min(max(each, first), last)) for each in (epoch - 1, epoch, epoch + 1)]
+    room = _SIGMAS * _scatter(fact)
+    verdict = "ahead" if top1 > max(around) + room else "behind" if top1 < min(around) - room else "on track"
+    return Standing(epoch, float(top1), around[1], verdict, fact.source)
+
+
+def standings_of(run: RunFolder) -> list[Standing]:
+    """Where a run stood at each of its evaluations that the published curve covers."""
+    found = (standing(run.recipe, run.epoch_of(each), finite(each, "top1")) for each in run.of_kind("eval"))
+    return [each for each in found if each is not None]
+
+
+def _at(fact: Fact, epoch: float) -> float:
+    """The series at an epoch, on the line between its neighbours."""
+    points = fact.points
+    for (left, low), (right, high) in itertools.pairwise(points):
+        if left <= epoch <= right:
+            return low + (high - low) * (epoch - left) / (right - left)
+    return points[-1][1]
+
+
+def _scatter(fact: Fact) -> float:
+    """Median distance of a point from the middle of its neighbours, %, over the second half, which hardly bends."""
+    values = [value for _, value in fact.points][len(fact.points) // 2 - 1 :]
+    return statistics.median(abs(b - (a + c) / 2) for a, b, c in zip(values, values[1:], values[2:], strict=False))

@@ -1,0 +1,49 @@
+"""What a model costs to compute: its weights, and the FLOPs of matrix products and convolutions. No memory is used."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from deit_fast.models.build import build_model
+from deit_fast.recipe.sections import Model
+
+
+@cache
+def count_parameters(section: Model) -> int:
+    """Numbers in the weights of a model."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_model(section).parameters())
+
+
+def forward_macs(section: Model) -> float:
+    """Multiply-accumulates of one image's forward pass, of matrix products and convolutions; no memory is used."""
+    return _count_flops(section, 1, backward=False) / 2
+
+
+def training_flops(section: Model, batch: int) -> float:
+    """FLOPs per image that a forward and a backward pass execute: what stochastic depth skips is not in them."""
+    return _count_flops(section, batch, backward=True) / batch
+
+
+def _convolution_backward(grad: list[int], images: list[int], weight: list[int], *others: Any, **_: Any) -> int:
+    """FLOPs of a convolution's gradients: torch's own count takes no notice of groups, and PatchConvNet's have one
+    channel each."""
+    transposed, output_mask = others[4], others[7]
+    return conv_flop_count(images, weight, grad, transposed) * sum(output_mask[:2])
+
+
+_CONVOLUTION = {torch.ops.aten.convolution_backward: _convolution_backward}
+
+
+@cache
+def _count_flops(section: Model, batch: int, backward: bool) -> float:
+    with torch.device("meta"):
+        model = build_model(section).train(backward)
+        images = torch.empty(batch, 3, section.image_size, section.image_size)
+        with FlopCounterMode(display=False, custom_mapping=_CONVOLUTION) as counter:
+            outputs = model(images)  # of both heads, in a distilled model's training
+            if backward:
+                sum(each.sum() for each in (outputs if isinstance(outputs, tuple) else [outputs])).backward()
+    return float(counter.get_total_flops())

@@ -1,0 +1,168 @@
+"""What a person sees of a run: a live line on a terminal, short aligned lines in a log file, the best score marked."""
+
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+
+from tqdm import tqdm
+
+from deit_fast.runtime.progress import say
+
+_STEPS = 100  # that the pace is a mean of
+_WARM = 3  # first steps of a process, in which it compiles and fills its caches
+_BAR = 12  # columns that the bar has at least
+
+
+class Pace:
+    """How long the rest of a run takes, by its last steps and its evaluations so far."""
+
+    def __init__(self, total: int, evaluations_left: Callable[[int], int]) -> None:
+        """total: steps of the run. evaluations_left: how many evaluations come after a step."""
+        self._total, self._evaluations_left = total, evaluations_left
+        self._durations: deque[float] = deque(maxlen=_STEPS)
+        self._evaluations: list[float] = []
+        self._last: float | None = None
+        self._warm = 0
+
+    def step(self, now: float) -> None:
+        """A step ended, at `now` seconds of a clock that only goes forward."""
+        if self._last is not None:
+            self._warm += 1
+            if self._warm == _WARM:
+                self._durations.clear()
+            self._durations.append(now - self._last)
+        self._last = now
+
+    def pause(self, now: float, evaluated: float | None = None) -> None:
+        """What came since the last step is no step; `evaluated` seconds of it were an evaluation."""
+        self._last = now
+        if evaluated is not None:
+            self._evaluations.append(evaluated)
+
+    def left(self, step: int) -> float | None:
+        """Seconds from after `step` to the end, evaluations included once one was seen; None before the second step."""
+        if not self._durations:
+            return None
+        steps = (self._total - step) * sum(self._durations) / len(self._durations)
+        each = sum(self._evaluations) / len(self._evaluations) if self._evaluations else 0.0
+        return steps + each * self._evaluations_left(step)
+
+
+class Console:
+    """The lines of one run's main process.
+
+    total, epochs: optimizer steps and epochs of the run. step: that it goes on from. best: best top-1 so far, %.
+    """
+
+    def __init__(self, total: int, epochs: float, step: int, pace: Pace, best: float | None = None) -> None:
+        self._total, self._epochs, self._step, self._pace, self._best = total, epochs, step, pace, best
+        self._values: Mapping[str, float] = {}
+        self._bar = None
+        if sys.stderr.isatty():  # elsewhere lines are enough
+            self._bar = tqdm(total=total, initial=step, bar_format="{bar} {desc}", leave=True, dynamic_ncols=True)
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._step += 1
+        self._pace.step(time.perf_counter())
+        if self._bar is not None:
+            self._bar.set_description_str(self._live_line(), refresh=False)
+            self._bar.update()
+
+    def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Figures of one kind, "train" or "eval". On a terminal those of the training are in the live line alone."""
+        if kind == "train":
+            self._values = values
+            if self._bar is None:
+                say("  ".join([self._place(step), *train_words(values), *self._left(step)]))
+            return
+        top1, best = values.get("top1"), self._best
+        better = top1 is not None and (best is None or top1 > best)
+        self._best = top1 if better else best
+        mark = "" if top1 is None else "best" if better or top1 == best else f"best so far {best:.2f} %"
+        say("  ".join(filter(None, [self._place(step), *score_words(values), mark])))
+
+    def paused(self, evaluated: float | None = None) -> None:
+        """What came since the last step was none; `evaluated` seconds of it were an evaluation."""
+        self._pace.pause(time.perf_counter(), evaluated)
+
+    def close(self) -> None:
+        """Ends the live line."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _place(self, step: int) -> str:
+        epoch, width = self._epochs * step / self._total, len(f"{self._total:,}")
+        return (
+            f"epoch {epoch:>{len(f'{self._epochs:g}') + 3}.2f}/{self._epochs:g}  step {step:>{width},}/{self._total:,}"
+        )
+
+    def _left(self, step: int) -> list[str]:
+        seconds = self._pace.left(step)
+        return [] if seconds is None else [f"{timedelta(seconds=round(seconds))} left"]
+
+    def _live_line(self) -> str:
+        """The parts that fit into the terminal beside the bar, the most wanted first."""
+        values, epoch = self._values, self._epochs * self._step / self._total
+        wanted: list[tuple[int, str]] = [
+            (0, f"epoch {epoch:.2f}/{self._epochs:g}"),
+            (5, f"step {self._step:,}/{self._total:,}"),
+        ]
+        for rank, key in ((2, "loss"), (6, "lr"), (3, "images_per_second"), (7, "data_wait"), (8, "peak_memory_gib")):
+            wanted += [(rank, _WORDS[key](values[key]))] if key in values else []
+        wanted += [(4, f"best {self._best:.2f} %")] if self._best is not None else []
+        wanted += [(1, each) for each in self._left(self._step)]
+        room = _columns() - _BAR
+        while len(wanted) > 1 and sum(len(text) + 2 for _, text in wanted) > room:
+            wanted.remove(max(wanted))
+        return "  ".join(text for _, text in wanted)
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f} images/s" if value >= 100 else f"{value:.1f} images/s"
+
+
+_WORDS: dict[str, Callable[[float], str]] = {
+    "loss": lambda value: f"loss {value:.3f}",
+    "lr": lambda value: f"lr {value:.2e}",
+    "images_per_second": _rate,
+    "data_wait": lambda value: f"wait {100 * value:.0f} %",
+    "peak_memory_gib": lambda value: f"{value:.1f} GiB",
+}
+
+
+def train_words(values: Mapping[str, float]) -> list[str]:
+    """The figures of a line of training, with their units; of those that are zero as a rule only others."""
+    words = [_WORDS[key](values[key]) for key in ("loss", "lr") if key in values]
+    if "grad_norm" in values:
+        words.append(f"gradient {values['grad_norm']:.2f}")
+    words += [_WORDS[key](values[key]).rjust(width) for key, width in
+              (("images_per_second", 14), ("data_wait", 9), ("peak_memory_gib", 8)) if key in values]  # fmt: skip
+    if values.get("skipped"):
+        words.append(f"{values['skipped']:.0f} skipped")
+    return words
+
+
+def score_words(values: Mapping[str, float]) -> list[str]:
+    """The figures of an evaluation; the moving average's after the model's own."""
+    words = []
+    for prefix, whose in (("", ""), ("ema_", "average's ")):
+        for key, name, unit in (("top1", "top-1", " %"), ("top5", "top-5", " %"), ("loss", "loss", "")):
+            value = values.get(f"{prefix}{key}")
+            if value is not None and (not prefix or key == "top1"):
+                words.append(f"{whose}{name} {value:.3f}" if not unit else f"{whose}{name} {value:.2f}{unit}")
+    known = {f"{prefix}{key}" for prefix in ("", "ema_") for key in ("top1", "top5", "loss", "nonfinite")}
+    known |= {key for key in values if key.startswith("ema_")}
+    others = {key: value for key, value in values.items() if key not in known and not math.isnan(value)}
+    return words + [f"{key} {value:.4g}" for key, value in others.items()]
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 80

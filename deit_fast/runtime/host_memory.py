@@ -1,0 +1,75 @@
+"""Memory that this process may still take on its machine: of the system, its control groups and its own limit.
+
+No psutil: it knows neither control groups nor limits, and the system's part is one line of /proc/meminfo.
+"""
+
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def available_memory(proc: Path = PROC, groups: Path = GROUPS) -> int | None:
+    """Bytes: the least of what the system has, what each control group allows and what ulimit -v leaves.
+
+    None where nothing of that can be read.
+    """
+    found = [*_of_system(proc), *_of_groups(proc, groups), *_of_limit(proc)]
+    return max(0, min(found)) if found else None
+
+
+def _of_system(proc: Path) -> Iterator[int]:
+    kilobytes = _fields(proc / "meminfo").get("MemAvailable")
+    if kilobytes is not None:
+        yield 1024 * kilobytes
+
+
+def _of_groups(proc: Path, groups: Path) -> Iterator[int]:
+    """What is left in the groups of this process and in those around them, by both versions of cgroups.
+
+    The page cache of a group counts to its usage, and goes when it is needed.
+    """
+    for line in _lines(proc / "self" / "cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            root, limit, usage, cached = groups, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, cached = groups / "memory", "total_inactive_file"
+            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        folder = root / path.lstrip("/")
+        # In a container the path may be the host's, of which nothing is to be seen: its own group is the root there.
+        for place in dict.fromkeys([folder, *folder.parents, root]):
+            if place.is_relative_to(root):
+                allowed, used = _number(place / limit), _number(place / usage)
+                if allowed is not None and used is not None:
+                    yield allowed - used + _fields(place / "memory.stat").get(cached, 0)
+
+
+def _of_limit(proc: Path) -> Iterator[int]:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    kilobytes = _fields(proc / "self" / "status").get("VmSize")
+    if limit != resource.RLIM_INFINITY and kilobytes is not None:
+        yield limit - 1024 * kilobytes
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None for "max" and for a file that is not there."""
+    text = "".join(_lines(path)).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Name -> number of lines such as "MemAvailable:  1 kB" and "inactive_file 1"."""
+    words = (line.replace(":", " ").split() for line in _lines(path))
+    return {each[0]: int(each[1]) for each in words if len(each) > 1 and each[1].isdecimal()}

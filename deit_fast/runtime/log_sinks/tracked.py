@@ -1,0 +1,36 @@
+"""What the trackers share: the run's id at each of them, and the recipe's values as hyperparameters."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deit_fast.runtime.files import write_json
+
+TRACKERS = "trackers.json"
+
+
+def kept_id(folder: Path, tracker: str, make: Callable[[], str]) -> str:
+    """The id that the run in `folder` has at a tracker: of an earlier start, else made now and kept. Raises OSError."""
+    path = folder / TRACKERS
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        known = {}
+    if tracker not in known:
+        write_json(path, {**known, tracker: make()})
+        return kept_id(folder, tracker, make)
+    return str(known[tracker])
+
+
+def read_hyperparameters(folder: Path) -> dict[str, Any]:
+    """The values of recipe.json by section.key: numbers, texts and truth values; lists as JSON."""
+    try:
+        recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    plain = {
+        f"{section}.{key}": value if isinstance(value, int | float | str) else json.dumps(value)
+        for section, values in recipe.items() if isinstance(values, dict) for key, value in values.items()
+    }  # fmt: skip
+    return {"recipe": recipe.get("name", ""), **plain}

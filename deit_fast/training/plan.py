@@ -1,0 +1,197 @@
+"""What a run will take, before it is started: steps, memory, hours and disk, each number with where it is from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from deit_fast.data.loader.sampler import epoch_views, steps_per_epoch
+from deit_fast.data.loader.streaming_plan import disk_needed
+from deit_fast.data.sources.base import Source, file_sizes
+from deit_fast.models.cost import count_parameters, forward_macs
+from deit_fast.recipe.schema import Recipe
+from deit_fast.recipe.table import training_images
+from deit_fast.runtime.errors import RecipeError
+from deit_fast.training.hours import Hours, training_hours
+from deit_fast.training.memory import StepMemory, step_memory
+from deit_fast.training.passes import HEADROOM, possible_passes, with_passes
+from deit_fast.training.schedule import total_steps
+from deit_fast.zoo.devices import Device
+from deit_fast.zoo.reference_results import find_curve
+
+GIB = 2**30
+_SAMPLED = 1000  # files whose sizes stand for all
+
+
+@dataclass(frozen=True)
+class Machine:
+    """On what a run is planned."""
+
+    processes: int
+    """One for each GPU, or on CPUs."""
+    device: Device | None
+    """The kind of GPU; None: not known, or CPUs."""
+    memory: float
+    """Of each process, bytes."""
+    on_gpu: bool
+    dtype: torch.dtype
+    """Of the forward pass."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """The training data as far as a plan needs them."""
+
+    count: int
+    classes: int
+    place: str
+    """Where they are, or what they are called."""
+    validation: int | None = None
+    """Validation images; None: not known, or none."""
+    bytes: int | None = None
+    """On the disk, about; None: not known."""
+    shard_bytes: tuple[int, ...] | None = None
+    """The sizes of shards that are fetched from a store."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run takes; sizes in bytes."""
+
+    recipe: Recipe
+    """With the number of passes that fits."""
+    machine: Machine
+    images: Images
+    parameters: int
+    gmacs: float
+    """Billions of multiply-accumulates of an image's forward pass, which papers call GFLOPs."""
+    steps_per_epoch: int
+    steps: int
+    views: int
+    """Of the whole run."""
+    memory: StepMemory
+    """Of a process."""
+    fits: bool
+    """Whether the step fits into HEADROOM of the memory."""
+    reason: str
+    """Why it has that number of passes."""
+    hours: Hours | None
+    """None: nothing is known of such a device."""
+    checkpoint: int
+    """Of one checkpoint, and of all that a run has at once."""
+    checkpoints: int
+    cache: int | None
+    """Of shards that are fetched, on each node; None: nothing is fetched."""
+    published: Mapping[float, float]
+    """Epoch -> top-1, %, of the published run; empty where there is none."""
+    published_source: str
+
+    @property
+    def images_a_pass(self) -> int:
+        """Images of a pass in each process."""
+        return self.recipe.run.global_batch // (self.machine.processes * self.recipe.run.passes)
+
+    def as_plain(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        content = asdict(self) | {"recipe": self.recipe.name, "passes": self.recipe.run.passes}
+        content["machine"]["dtype"] = str(self.machine.dtype).removeprefix("torch.")
+        content["images"].pop("shard_bytes")
+        content |= {"global_batch": self.recipe.run.global_batch, "images_a_pass": self.images_a_pass}
+        return content | {"resolution": self.recipe.model.image_size, "model": self.recipe.model.name}
+
+
+def plan_run(recipe: Recipe, images: Images, machine: Machine, results: Path | None = None) -> RunPlan:
+    """The plan of a run of `recipe`, whose number of classes is known. results: folder of the benchmarks' JSONs.
+
+    Raises RecipeError for a batch that the processes cannot divide, and for one that is larger than an epoch.
+    """
+    used = images.count // recipe.data.lanes * recipe.data.lanes
+    repeats, batch = recipe.data.repeats, recipe.run.global_batch
+    per_epoch = steps_per_epoch(used, repeats, batch)
+    if not per_epoch:
+        raise RecipeError(f"run.global_batch={batch}: expected at most {epoch_views(used, repeats)}, an epoch's views")
+    given = recipe.run.accumulation != "auto"
+    recipe, memory = fit_passes(recipe, machine)
+    fits = memory.peak <= HEADROOM * machine.memory
+    reason = "as given" if given else "the fewest that fit" if fits else "the most there can be"
+    steps = total_steps(recipe.schedule, per_epoch)
+    average = 1 if recipe.optim.ema_decay is not None else 0
+    parameters = count_parameters(recipe.model)
+    moments = memory.moments / memory.weights  # of a weight; none where it is frozen
+    checkpoint = round(4 * parameters * (2 + average + moments))  # the weights are in a .safetensors file too
+    curve = find_curve(recipe.name)
+    return RunPlan(
+        recipe, machine, images, parameters, forward_macs(recipe.model) / 1e9, per_epoch, steps, steps * batch, memory,
+        fits, reason,
+        training_hours(recipe, machine.device, machine.processes, steps * batch, results),
+        checkpoint, checkpoint * (recipe.run.keep_checkpoints + 2),  # the best, and the one that is being written
+        _cache(recipe, images), dict(curve.points) if curve is not None else {},
+        f"{curve.source}, {curve.trust}" if curve is not None else "",
+    )  # fmt: skip
+
+
+def fit_passes(recipe: Recipe, machine: Machine) -> tuple[Recipe, StepMemory]:
+    """The recipe with the smallest number of passes that fits, the largest if none does, and its steps' memory."""
+
+    def memory_of(passes: int) -> StepMemory:
+        images = recipe.run.global_batch // (machine.processes * passes)
+        settled = with_passes(recipe, passes)
+        return step_memory(settled, images, machine.dtype, machine.processes, machine.on_gpu)
+
+    if recipe.run.accumulation != "auto":
+        with_passes(recipe, recipe.run.passes).check_processes(machine.processes)
+        return recipe, memory_of(recipe.run.passes)
+    possible = possible_passes(recipe, machine.processes)
+    limit = HEADROOM * machine.memory
+    found = memory_of(possible[0])
+    first = 0
+    while found.peak > limit and first + 1 < len(possible):
+        # What a pass keeps grows with its images: go where that leads, and on from there.
+        room = max(1.0, limit - (found.peak - found.activations))
+        needed = possible[first] * found.activations / room
+        first = next((at for at in range(first + 1, len(possible)) if possible[at] >= 0.9 * needed), len(possible) - 1)
+        found = memory_of(possible[first])
+    return with_passes(recipe, possible[first]), found
+
+
+def named_images(recipe: Recipe) -> Images:
+    """The data that the recipe's name speaks of. Raises RecipeError where the recipe leaves the classes to the data."""
+    name, count = training_images(recipe)
+    if recipe.model.num_classes is None:
+        raise RecipeError("model.num_classes=null: expected --data, which says how many there are, or a number")
+    return Images(count, recipe.model.num_classes, name)
+
+
+def images_of(source: Source, val_source: Source | None) -> Images:
+    """The images of a source. No image is read: sizes are of the shards, or of some files."""
+    shards = source.shard_bytes
+    stored = _bytes_about(source) if shards is None else int(shards.sum())
+    fetched = shards is not None and source.limit_cache(None) is not None
+    return Images(
+        len(source), len(source.classes), source.place, None if val_source is None else len(val_source), stored,
+        tuple(shards.tolist()) if fetched and shards is not None else None,
+    )  # fmt: skip
+
+
+def _bytes_about(source: Source) -> int | None:
+    chosen = np.unique(np.linspace(0, len(source) - 1, min(_SAMPLED, len(source))).astype(int)).tolist()
+    sizes = file_sizes([source.stored_in(index) for index in chosen])
+    known = sizes[sizes >= 0]
+    return int(known.mean() * len(source)) if len(known) else None
+
+
+def _cache(recipe: Recipe, images: Images) -> int | None:
+    if images.shard_bytes is None:
+        return None
+    return disk_needed(np.array(images.shard_bytes), recipe.data.block, recipe.data.lanes, node_lanes=1)
+
+
+def published_at(points: Mapping[float, float], count: int = 5) -> Sequence[tuple[float, float]]:
+    """Some epochs of a published series, evenly, its last among them."""
+    epochs = sorted(points)
+    last = len(epochs) - 1
+    chosen = sorted({round(share * last / count) for share in range(1, count + 1)}) if epochs else []
+    return [(epochs[at], points[epochs[at]]) for at in chosen]

@@ -1,0 +1,81 @@
+"""A training step tried with black images, to see whether it fits into memory. Nothing of it stays."""
+
+import gc
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from deit_fast.checkpoint.state import TrainState
+from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.errors import is_out_of_memory, one_line
+from deit_fast.runtime.world import World
+from deit_fast.training.distill import Teacher
+from deit_fast.training.objective import Objective, blank_batch
+from deit_fast.training.prepare import build_objective, initial_state
+
+HEADROOM = 0.15
+"""Share of a GPU's memory that has to be left: for DALI, the processes' exchange and the evaluation. Not measured."""
+
+
+class StepTrial:
+    """Tries eager steps with a state of its own; a context manager, after which the memory is free again.
+
+    The processes do not talk to each other in it, so that one that fails holds up none. torch.compile is not tried: it
+    would take a minute at every size, and what it makes holds less.
+    """
+
+    def __init__(self, recipe: Recipe, world: World, dtype: torch.dtype, teacher: Teacher | None) -> None:
+        self._recipe, self._world, self._dtype, self._teacher = recipe, world, dtype, teacher
+        self._built: tuple[TrainState, Objective] | None = None
+        self.failure = ""
+        """What the last try that did not fit ended with."""
+
+    def __call__(self, passes: int, images: int) -> bool:
+        """Whether a step of so many passes of so many images fits on this process's device."""
+        device = self._world.device
+        free_memory(device)
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type=device.type):
+                self._step(images, 2 if passes > 1 or self._world.size > 1 else 1)
+            if device.type == "cuda":
+                free, total = torch.cuda.mem_get_info(device)
+                if free < HEADROOM * total:
+                    self.failure = f"it leaves {free / 2**30:.1f} of {total / 2**30:.1f} GiB"
+                    return False
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.failure = one_line(error)[:160] or type(error).__name__
+            return False
+        return True
+
+    def _step(self, images: int, passes: int) -> None:
+        """With two passes gradients are there in the second, as in DDP's buckets they are all the time."""
+        if self._built is None:
+            state = initial_state(self._recipe, self._world)
+            self._built = state, build_objective(self._recipe, state, self._world, self._dtype, self._teacher)
+        state, objective = self._built
+        state.optimizer.zero_grad(set_to_none=True)
+        batch = blank_batch(self._recipe, images, self._world.device)
+        for _ in range(passes):
+            loss = objective(*batch)
+            with objective.classifier.attention():
+                loss.backward()
+            del loss
+        state.optimizer.step()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._built = None
+        free_memory(self._world.device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Gives back what is no longer used, and forgets the peak so far."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)

@@ -1,0 +1,80 @@
+"""A made-up run that follows, leads or lags the published curve of its recipe."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deit_fast.infer.pages.on_track import published_curve, standing, standings_of
+from deit_fast.infer.pages.report import write_run_page
+from deit_fast.infer.pages.run_folder import RunFolder, read_run
+from deit_fast.recipe.table import get_recipe
+
+NAME = "deit3_small_1k_224"
+SHARED = {50: 53.628, 400: 74.446, 800: 81.376}
+"""Three points of the authors' log of S at 800 epochs."""
+
+
+def made_run(
+    folder: Path, shift: float = 0.0, epochs: range = range(1, 401, 20), words: tuple[str, ...] = ()
+) -> RunFolder:
+    recipe = get_recipe(NAME, words)
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json")))
+    fact = published_curve(get_recipe(NAME))
+    assert fact is not None
+    known, values = np.array(fact.points).T
+    lines = []
+    for epoch in epochs:
+        top1 = float(np.interp(epoch, known, values)) + shift
+        lines.append({"kind": "train", "step": epoch * 625, "epoch": epoch, "loss": 1.0, "images_per_second": 900.0})
+        lines.append({"kind": "eval", "step": epoch * 625, "top1": top1, "ema_top1": top1 + 40, "loss": 1.0})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_run(folder)
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.0, "on track"), (0.2, "on track"), (3.0, "ahead"), (-3.0, "behind")])
+def test_a_run_that_follows_leads_or_lags(shift: float, verdict: str, tmp_path: Path) -> None:
+    found = standings_of(made_run(tmp_path / "run", shift, range(101, 401, 20)))
+    assert {each.verdict for each in found} == {verdict}
+
+
+@pytest.mark.parametrize("epoch", SHARED)
+def test_the_published_value_is_that_of_the_log(epoch: int) -> None:
+    found = standing(get_recipe(NAME), epoch, SHARED[epoch])
+    assert found is not None
+    assert (found.published, found.verdict) == (pytest.approx(SHARED[epoch]), "on track")
+    assert str(found) == f"epoch {epoch}: {SHARED[epoch]:.1f} % published, {SHARED[epoch]:.1f} % here, on track"
+
+
+def test_one_epoch_either_way_is_allowed() -> None:
+    """Early on a single epoch is worth several points: the log's index may be one off."""
+    recipe = get_recipe(NAME)
+    for epoch in (6, 10, 20):
+        for off in (-1, 1):
+            shifted = np.interp(epoch + off, *np.array(published_curve(recipe).points).T)  # type: ignore[union-attr]
+            found = standing(recipe, epoch, float(shifted))
+            assert found is not None
+            assert found.verdict == "on track"
+
+
+@pytest.mark.parametrize("word", ["schedule.epochs=400", "model.image_size=192", "model.name=deit3_tiny_patch16"])
+def test_another_schedule_or_model_has_no_curve(word: str) -> None:
+    words = [word, "mix.cutmix=1"] if "name" in word else [word]
+    assert published_curve(get_recipe(NAME, words)) is None
+    assert standing(get_recipe(NAME, words), 50, 50.0) is None
+
+
+def test_what_a_comparison_is_for_may_differ() -> None:
+    assert published_curve(get_recipe(NAME, ["optim.lr=1e-3", "run.global_batch=1024"])) is not None
+
+
+def test_the_page_says_it(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", -3.0, range(101, 401, 20))
+    text = write_run_page(run).read_text()
+    assert "Beside the published run" in text
+    assert "behind by 3.0 points" in text
+    assert "published top-1" in text  # the line below the accuracy
+    other = made_run(tmp_path / "other", words=("schedule.epochs=400",))
+    assert "Beside the published run" not in write_run_page(other).read_text()
