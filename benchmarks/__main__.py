@@ -31,7 +31,7 @@ def build_parser(prog: str = "python -m benchmarks") -> argparse.ArgumentParser:
     engine = commands.add_parser("engine", parents=[common, models], help="our step against engines R and T")
     engine.add_argument("--batch", type=int)
     engine.add_argument("--against", nargs="+", default=[], choices=(
-        "ours_dense", "ours_launched", "ours_autocast", "timm", "reference"), help="default: all")  # fmt: skip
+        "ours_dense", "ours_autocast", "timm", "reference"), help="default: all")  # fmt: skip
     engine.add_argument("words", nargs="*", metavar="key=value", help="changes of the recipe, for all engines")
     loader = commands.add_parser("loader", parents=[common, data], help="our loader against torchvision and PIL")
     loader.add_argument("--cases", nargs="+", help="decode three_augment repeated_augmentation evaluation shards_256")
@@ -73,7 +73,10 @@ def build_parser(prog: str = "python -m benchmarks") -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m benchmarks") -> int:
-    """Runs one command. 0: success; 1: a test or a part of `day` failed, or a floor did not hold; 2: a mistake."""
+    """Runs one command.
+
+    0: success; 1: a test or a part of `day` failed, or a floor did not hold; 2: a mistake; 130: Ctrl-C.
+    """
     arguments = build_parser(prog).parse_args(argv)
     if getattr(arguments, "models", None) and "words" in arguments:  # --models takes the words that follow it as well
         arguments.words += [each for each in arguments.models if "=" in each]
@@ -83,6 +86,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m benchmarks") 
     except (RecipeError, DataError, RunError, argparse.ArgumentTypeError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("benchmarks: stopped; what was known is written", file=sys.stderr)
+        return 130
 
 
 def _run(arguments: argparse.Namespace) -> int:

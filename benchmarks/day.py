@@ -2,7 +2,8 @@
 
 Each part is a process of its own. OUT/figures.jsonl gets a line for each figure, OUT/day.json the outcome of each part:
 a part that ended well is not run again, so that the next call goes on where this one stopped. `--rehearse` runs every
-part on a CPU with the smallest model, and what the parts cost on a GPU is reckoned from it (day_costs.py).
+part on a CPU with the smallest model, and what the parts cost on a GPU is reckoned from it (day_costs.py). One thread,
+because two of them wait for each other where other programs run.
 """
 
 import json
@@ -56,7 +57,6 @@ PARTS = [
          rehearsed=f"end-to-end --models {TINY}"),
     _engine(f"{L}@192", "timm", 24),
     _engine(f"{B}@224", "ours_dense reference", 12, rehearsed=f"{_REHEARSED} ours_dense reference"),
-    _engine(f"{S}@224", "ours_launched", 12, "--batch 256 -- run.cuda_graph=true"),
     _engine(f"{B}@224", "ours_autocast", 12, "-- run.compute_copy=true"),
     _engine(f"{H}@160", "timm", 32),
     Part("throughput --mode inference", Cost(graphs=1, blocks=12, timed=10), rehearsed="throughput --mode inference "
@@ -91,7 +91,8 @@ def run_day(
         _say(f"{part.words} (expected {expected.whole:.0f} s on a GPU, {left:.0f} s left)")
         words = (part.rehearsed or part.words) if rehearse else part.words
         started, cpu = time.perf_counter(), _cpu_of_children()
-        outcome = _run(_command(words, device, rehearse, out, left, data if part.data else None), left)
+        command = _command(words, device, rehearse, out, left, data if part.data else None)
+        outcome = _run(command, left, {"OMP_NUM_THREADS": "1"} if rehearse else {})
         seconds, cpu = time.perf_counter() - started, _cpu_of_children() - cpu
         outcomes[part.words] = {"outcome": outcome, "seconds": seconds, "cpu_seconds": cpu, "ran": words}
         out.mkdir(parents=True, exist_ok=True)
@@ -110,9 +111,9 @@ def _command(words: str, device: str, rehearse: bool, out: Path, left: float, da
     return [sys.executable, "-m", __package__ or "benchmarks", *options, *others]
 
 
-def _run(command: list[str], seconds: float) -> str:
+def _run(command: list[str], seconds: float, variables: dict[str, str]) -> str:
     """Runs a command in a process group of its own, so that its loader workers end with it; its outcome in words."""
-    process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, env=os.environ | variables)
     try:
         status = process.wait(max(1.0, seconds))
     except subprocess.TimeoutExpired:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from deit_fast.data.loader.pipeline import decode_images, import_dali
+from deit_fast.data.loader.dali import decode_images, import_dali
 from deit_fast.runtime.hardware import cpu_threads
 
 from .images import open_images

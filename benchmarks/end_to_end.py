@@ -52,8 +52,8 @@ def _measure(session: Session, word: str, source: Any, batch: int) -> Row:
     session.say(f"{word}, batch {batch}")
     with tempfile.TemporaryDirectory(prefix="deit-fast-run-") as folder:
         job = plan_job(recipe, source, None, Path(folder), World(0, 1, device))
-        loader, _ = build_loader(job, start=0)
-        step = prepare(recipe, initial_state(recipe, job.world), job.world, job.dtype, settle=loader.settle)
+        step = prepare(recipe, initial_state(recipe, job.world), job.world, job.dtype)
+        loader = build_loader(job, start=0)
         build_batch, stream = BatchBuilder(recipe, device), iter(loader)
         waited = 0.0
 

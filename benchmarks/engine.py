@@ -19,7 +19,6 @@ from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import one_line
 from deit_fast.runtime.profile import StepProfile
-from deit_fast.training.cuda_graph import EAGER_STEPS
 from deit_fast.zoo import find_architecture
 
 from .measure import (
@@ -49,7 +48,7 @@ MODELS = {"cuda": ["deit3_base_patch16@224", "deit3_small_patch16@224", "deit3_l
           "cpu": ["deit3_tiny_patch16@224", "deit3_small_patch16@224"]}  # fmt: skip
 _GPU_BATCH = {"deit3_tiny_patch16": 512, "deit3_small_patch16": 512, "deit3_medium_patch16": 512}
 _STEADY_STEPS = 100
-ENGINES = ("ours_dense", "ours_launched", "ours_autocast", "timm", "reference")
+ENGINES = ("ours_dense", "ours_autocast", "timm", "reference")
 """What our step can be timed against."""
 
 
@@ -92,8 +91,6 @@ def variants(recipe: Recipe, device: torch.device) -> dict[str, Recipe]:
     if section.drop_path and drops_subset(section) and keep_count(batch, section.drop_path) < batch:
         # What stochastic depth by subsets gains over the same step with every sample computed: goal G2.
         found["ours_dense"] = recipe.override(["model.drop_path_mode=bernoulli"])
-    if recipe.run.cuda_graph:  # what the graph gains over a host that launches every kernel
-        found["ours_launched"] = recipe.override(["run.cuda_graph=false"])
     if recipe.run.compute_copy:  # what the copy gains over casts by autocast
         found["ours_autocast"] = recipe.override(["run.compute_copy=false"])
     return found
@@ -129,7 +126,7 @@ class _Comparison:
             session.say(f"first steps: {name}")
             try:
                 self._build(name, mine)
-                for _ in range(EAGER_STEPS + 2 if recipe.run.cuda_graph else 2):  # until both graphs are recorded
+                for _ in range(2):
                     self._train[name]()
                 self._memory[name] = peak_memory_mb(device) - before if device.type == "cuda" else None
             except Exception as error:
@@ -205,7 +202,6 @@ class _Comparison:
             "resolution": section.image_size,
             "batch": batch,
             "drop_path": section.drop_path,
-            "cuda_graph": recipe.run.cuda_graph,
             "compute_copy": recipe.run.compute_copy,
             "params_m": count_parameters(section) / 1e6,
             "gmacs": forward_macs(section) / 1e9,

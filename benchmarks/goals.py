@@ -21,9 +21,7 @@ def _engine(model: str, size: int, *path: str) -> Callable[[Rows], float | None]
         chosen = [
             r
             for r in rows("engine", "cuda")
-            if r["model"] == model
-            and r["resolution"] == size
-            and not any(r.get(key) for key in ("cuda_graph", "compute_copy"))
+            if r["model"] == model and r["resolution"] == size and not r.get("compute_copy")
         ]
         return _follow(chosen, path)
 

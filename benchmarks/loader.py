@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from deit_fast.data.loader.batches import EvalLoader, TrainLoader
+from deit_fast.data.loader.dali import Pipeline, decode_images, import_dali
 from deit_fast.data.loader.order import FullOrder
-from deit_fast.data.loader.pipeline import Pipeline, decode_images, import_dali
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.open import open_source

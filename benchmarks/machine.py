@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def gpu_state(device: torch.device) -> dict[str, Any]:
     return dict(zip(_SMI.split(","), map(str.strip, answer.strip().split(",")), strict=False))
 
 
+@cache
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in _PACKAGES:

@@ -56,7 +56,8 @@ def plain_model(recipe: Recipe, weights: dict[str, Tensor] | None = None, fused_
     family = find_family(section.name)
     for key, only in PLAIN.items():
         name, _, field = key.partition(".")
-        if (value := getattr(getattr(recipe, name), field)) != only:
+        value = recipe.run.passes if key == "run.accumulation" else getattr(getattr(recipe, name), field)
+        if value != only:
             raise RecipeError(f"{key}={value!r}: expected {only!r}, the peers know no other")
     if not family.is_vit or architecture.distilled or architecture.parallel > 1:
         raise RecipeError(f"model.name={section.name!r}: expected a plain DeiT or DeiT III, which the peers can train")

@@ -15,7 +15,7 @@ from .workload import ZOO
 MISSING = "not measured yet"
 DEVICES = ("cuda", "cpu")
 _SAME = ("case", "model", "resolution", "mode", "batch_chosen")
-_SAME_STEP = ("batch", "cuda_graph", "compute_copy")
+_SAME_STEP = ("batch", "compute_copy")
 
 
 class Results:

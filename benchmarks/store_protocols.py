@@ -143,7 +143,12 @@ def _resource(store: Store, bucket: str, key: str) -> dict[str, object]:
 
 
 def answer_hub(store: Store, request: Request) -> Answer:
-    """The Hub's description, tree and paths-info of a dataset, and its files, which lie at /datasets/OWNER/NAME."""
+    """The Hub's description, tree and paths-info of a dataset, and its files, which lie at /datasets/OWNER/NAME.
+
+    Of a model, which lies at /models/OWNER/NAME, it has the files alone, as huggingface_hub downloads them.
+    """
+    if found := re.fullmatch(r"/(?!datasets/)([^/]+/[^/]+)/resolve/[^/]+/(.+)", request.path):
+        return _answer_model(store, request, f"models/{found[1]}", found[2])
     if found := re.fullmatch(r"/(datasets/[^/]+/[^/]+)/resolve/[^/]+/(.+)", request.path):
         path = store.place(f"{found[1]}/{found[2]}")
         if not path.is_file():
@@ -176,6 +181,21 @@ def answer_hub(store: Store, request: Request) -> Answer:
     siblings = [{"rfilename": str(each.relative_to(root))} for each in sorted(root.rglob("*")) if each.is_file()]
     return _json({"id": found[1].removeprefix("datasets/"), "sha": "0" * 40, "private": False, "disabled": False,
                   "gated": False, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})  # fmt: skip
+
+
+def _answer_model(store: Store, request: Request, repository: str, name: str) -> Answer:
+    root, path = store.place(repository), store.place(f"{repository}/{name}")
+    if not root.is_dir():
+        return Answer(404, headers={"X-Error-Code": "RepoNotFound"})
+    commit = {"X-Repo-Commit": hashlib.sha1(repr(sorted(map(version, root.rglob("*.*")))).encode()).hexdigest()}
+    if not path.is_file():
+        return Answer(404, headers={"X-Error-Code": "EntryNotFound", **commit})
+    answer = answer_object(store, Request(request.method, f"/{repository}/{name}", {}, request.headers))
+    described = {"ETag": f'"{_blob_hash(path)}"', **commit}
+    if path.stat().st_size >= _LFS_BYTES:
+        described["X-Linked-Etag"] = f'"{hashlib.sha256(path.read_bytes()).hexdigest()}"'
+        described["X-Linked-Size"] = str(path.stat().st_size)
+    return Answer(answer.status, answer.body, answer.headers | described)
 
 
 def _hub_entry(root: Path, path: Path) -> dict[str, object]:

@@ -5,7 +5,8 @@
 prints its port and serves until it is killed. `GET /_requests` tells the requests so far as JSON, `POST /_set` takes
 `{"latency": 0.03, ...}`. In a test, `with serve(root) as store` does the same in a thread of this process. The file
 ROOT/BUCKET/KEY is http://127.0.0.1:PORT/BUCKET/KEY. With the variables of `store.environment` it is s3://BUCKET/KEY and
-gs://BUCKET/KEY too, and ROOT/datasets/OWNER/NAME/FILE is hf://datasets/OWNER/NAME/FILE. Only gs:// can be written.
+gs://BUCKET/KEY too, ROOT/datasets/OWNER/NAME/FILE is hf://datasets/OWNER/NAME/FILE, and ROOT/models/OWNER/NAME/FILE is
+hf://OWNER/NAME/FILE, which is read alone. Only gs:// can be written.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Inductor generates the step's kernels for an H100 that is not there (fake_gpu.py), in a process of its own, and each is
 counted by what it reads and writes (traffic_count.py; our own kernels by kernel_traffic.py). The difference between a
-model of four blocks and one of three is what a block moves, forward and backward.
+model of two blocks and one of one is what a block moves, forward and backward: a third and a fourth move the same.
 """
 
 import json
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.files import write_json
+from deit_fast.runtime.hardware import cpu_threads
 
 from .fake_gpu import environment
 from .measure import Row, Session
@@ -26,7 +28,7 @@ RECORD = Path(__file__).with_name("traffic.json")
 BATCH = 256
 SHARE = 0.02
 """By which a sum may differ from the recorded one, of the same torch."""
-BLOCKS = (3, 4)
+BLOCKS = (2, 1)
 CASES = (
     ("deit3_base_patch16@224",),
     ("deit3_base_patch16@224", "model.drop_path=0"),
@@ -45,16 +47,20 @@ def run(session: Session, models: list[str] | None, words: list[str], record: bo
     cases = [(model, *words) for model in models] if models else [(*case, *words) for case in CASES]
     held = {} if record else read_record()
     session.settings = {"batch": BATCH, "recorded": bool(held)}
-    with tempfile.TemporaryDirectory() as folder:
+    chosen = cases[:1] if session.quick else cases
+    # Each is a process of one thread.
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(min(len(chosen), cpu_threads())) as pool:
         variables = environment(Path(folder))
-        for model, *changes in cases[:1] if session.quick else cases:
-            session.say(f"compiling {' '.join([model, *changes])}")
+        session.say(f"compiling {', '.join(map(' '.join, chosen))}")
+        counts = [pool.submit(_count, model, changes, variables, held, assemble) for model, *changes in chosen]
+        for case, each in zip(chosen, counts, strict=True):
             try:
-                session.add(_count(model, changes, variables, held, assemble))
+                session.add(each.result())
             except RunError as error:
                 if held or record or models:
+                    pool.shutdown(cancel_futures=True)
                     raise
-                session.skip(" ".join([model, *changes]), str(error))  # of another torch, whose compiler has changed
+                session.skip(" ".join(case), str(error))  # of another torch, whose compiler has changed
     if record:
         sums = {row["case"]: {key: row[key] for key in ("products", "others")} for row in session.rows}
         write_json(RECORD, {"torch": torch.__version__, "gigabytes": sums})
@@ -96,7 +102,7 @@ def _count(
     if done.returncode:
         (*_, last) = done.stderr.strip().splitlines() or ["nothing"]
         raise RunError(f"traffic: expected torch {torch.__version__} to compile {model} for an H100 ({last[:300]})")
-    *lines, fewer, more = (json.loads(line) for line in done.stdout.splitlines()[-3 if assemble else -2 :])
+    *lines, more, fewer = (json.loads(line) for line in done.stdout.splitlines()[-3 if assemble else -2 :])
     binaries = lines[0] if assemble else []
     case = " ".join([model, *words])
     sums = {

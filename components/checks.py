@@ -19,9 +19,9 @@ from deit_fast.components.arguments import Where, refuse
 
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.braces import expand_braces, has_braces
-from deit_fast.runtime.errors import DataError, RunError
+from deit_fast.runtime.errors import DataError, RecipeError, RunError
 from deit_fast.runtime.object_store import check_writable, is_remote
-from deit_fast.zoo import find_published
+from deit_fast.zoo import find_published, published_row
 
 _COPIES = 4  # of the weights in a checkpoint: both files', the optimizer's two moments; the moving average is another
 
@@ -31,6 +31,11 @@ def check_paths(where: Where, out: str, images: Mapping[str, str], files: Mappin
 
     out: what the job writes. images: data sets by their argument, files: checkpoints and the like.
     """
+    for name, given in files.items():
+        try:
+            published_row(given)
+        except RecipeError as error:
+            refuse(f"{name}={given!r}: {str(error).removeprefix(f'{given}: ')}")
     if where.in_container:
         return
     if is_remote(out):

@@ -11,6 +11,7 @@ TorchX 0.7.0 executes a component file inside its own module torchx.specs.finder
 name may replace one of the finder's. Functions that are no components return something else than an AppDef.
 """
 
+import os
 from typing import Dict, List, Optional
 
 from deit_fast.components.arguments import IMAGE, Where, check_given, check_recipe, parse_switch, refuse
@@ -18,6 +19,7 @@ from deit_fast.components.checks import check_classes, check_paths, check_space
 from deit_fast.components.launch import build_role, job_name
 from torchx import specs
 
+from deit_fast.recipe.parse import read_val_fraction
 from deit_fast.runtime.errors import RecipeError
 
 
@@ -50,7 +52,7 @@ def pretrain(
         recipe: name in the recipe table, or a .toml or .json file
         data: training images: an image folder or shards, or the URI of shards
         out: run folder, on storage every node shares or in an object store
-        val: validation images; empty takes those beside the training images
+        val: validation images, or the share of each class to hold out (0.1); empty takes those beside the training's
         labels: file of labels of validation images without class folders; empty takes one beside them
         teacher: weights of the recipe's distill.teacher; needed where it distils, refused elsewhere
         resume: auto, never, or a checkpoint to continue
@@ -101,10 +103,10 @@ def finetune(
     Args:
         overrides: what is learned differently: section.key=value words, last on the line
         recipe: name in the recipe table, or a .toml or .json file
-        init: checkpoint whose weights to start from
+        init: checkpoint whose weights to start from: a path, a URI, or a name that deit-fast zoo lists
         data: training images: an image folder or shards, or the URI of shards
         out: run folder, on storage every node shares or in an object store
-        val: validation images; empty takes those beside the training images
+        val: validation images, or the share of each class to hold out (0.1); empty takes those beside the training's
         labels: file of labels of validation images without class folders; empty takes one beside them
         teacher: weights of the recipe's distill.teacher; needed where it distils, refused elsewhere
         resume: auto, never, or a checkpoint to continue
@@ -156,8 +158,8 @@ def evaluate(
 
     Args:
         overrides: what the checkpoint's recipe gets different: section.key=value words, last on the line
-        checkpoint: checkpoint to evaluate
-        data: validation images: an image folder or shards, or the URI of shards
+        checkpoint: checkpoint to evaluate: a path, a URI, or a name that deit-fast zoo lists
+        data: an image folder or shards, or the URI of shards: its validation split, or what the run held out of it
         out: JSON file for the result, which may be in an object store; empty only prints it
         ema: true or false: evaluate the moving average of the weights
         flip: true or false: average the logits of each image and its mirror image
@@ -201,11 +203,15 @@ def _train_role(
     try:
         resolved.check_processes(nodes * processes)
         resolved.check_teacher(options["--teacher"])
+        fraction = read_val_fraction(options["--val"]) if options["--val"] else None
     except RecipeError as error:
         refuse(str(error))
     names = ("--init", "--teacher", "--labels", "--resume")
     files = {name.removeprefix("--"): options.get(name, "") for name in names}
-    check_paths(where, out, {"data": data, "val": options["--val"]}, {**files, "resume": _file(files["resume"])})
+    if resolved.run.start == "weights" and "--init" not in options and not os.path.exists(out):
+        refuse(f"recipe={recipe!r}: expected the component finetune, with --init, as the recipe finetunes weights")
+    val = options["--val"] if fraction is None else ""
+    check_paths(where, out, {"data": data, "val": val}, {**files, "resume": _file(files["resume"])})
     check_classes(resolved, data, where)
     check_space(resolved, out, where)
     words = ["train", recipe, "--data", data, "--out", out]

@@ -22,111 +22,27 @@ try:
     from torchx.schedulers import get_scheduler_factories
     from torchx.schedulers.local_scheduler import SignalException
 
-    from deit_fast.runtime.errors import RunError
+    from deit_fast.runtime.errors import RecipeError, RunError
     from deit_fast.runtime.object_store import check_writable, is_remote, local_place
     from deit_fast.runtime.table import markdown_table
 
     from .dag import run_stages
     from .manifests import write_manifests
     from .options import component_defaults, scheduler_options
+    from .plans import describe_stages
     from .schedulers import find_scheduler
     from .stages import Stage, dryrun_stage, get_app, sort_stages
     from .state import PipelineError, read_result
+    from .trainings import COMPONENTS, PIPELINES, build_stages, name_trainings
 except KeyboardInterrupt:  # these take a second, and TorchX's entry points more
     print("deit-fast: interrupted before anything was started; run the same command again", file=sys.stderr)
     sys.exit(130)
 
-PIPELINES: dict[str, dict[str, str]] = {
-    "small": {"pretrain": "deit3_small_1k_224", "finetune_384": "deit3_small_1k_384_ft"},
-    "base": {
-        "pretrain": "deit3_base_1k_192",
-        "finetune_224": "deit3_base_1k_224_ft",
-        "finetune_384": "deit3_base_1k_384_ft",
-    },
-    "large": {
-        "pretrain": "deit3_large_1k_192",
-        "finetune_224": "deit3_large_1k_224_ft",
-        "finetune_384": "deit3_large_1k_384_ft",
-    },
-    "huge": {"pretrain": "deit3_huge_1k_160", "finetune_224": "deit3_huge_1k_224_ft"},
-    "small_21k": {"pretrain": "deit3_small_21k_224", "finetune_1k": "deit3_small_21k_1k_224_ft"},
-    "base_21k": {"pretrain": "deit3_base_21k_224", "finetune_1k": "deit3_base_21k_1k_224_ft"},
-    "large_21k": {"pretrain": "deit3_large_21k_224", "finetune_1k": "deit3_large_21k_1k_224_ft"},
-    "huge_21k": {"pretrain": "deit3_huge_21k_128", "finetune_1k": "deit3_huge_21k_1k_224_ft"},
-    "demo": {"pretrain": "demo_pretrain", "finetune": "demo_finetune"},
-}
-"""Training stages and their recipes by size; each starts from the weights of the one before. SIZE_21k: on ImageNet-21k,
-then on ImageNet-1k."""
-
-COMPONENTS = Path(__file__).resolve().parent.parent / "components" / "deit.py"
 WHERE: dict[str, type] = {
     **dict.fromkeys(("j", "h", "image", "env", "mounts", "overlay"), str),
     **dict.fromkeys(("cpu", "gpu", "memMB", "max_retries", "rdzv_port"), int),
 }
 """Component arguments that apply to every stage, passed on as they are."""
-
-
-def build_stages(
-    size: str,
-    data: str,
-    out: str,
-    val: str = "",
-    overrides: Sequence[str] = (),
-    where: Sequence[str] = (),
-    pretrain_data: str = "",
-    labels: str = "",
-) -> list[Stage]:
-    """The stages of a size: each training and the evaluation of its last checkpoint, as the reference reports.
-
-    `overrides` are section.key=value words for every training, or STAGE:section.key=value for one stage.
-    `pretrain_data`, where it is given, is what the first training learns and is evaluated on, with its own val split.
-    `labels` is the file of labels of validation images without class folders.
-    Raises PipelineError for an unknown stage.
-    """
-    trainings = PIPELINES[size]
-    names = [name for training in trainings for name in (training, f"evaluate_{training}")]
-    words: dict[str, list[str]] = {name: [] for name in names}
-    for override in overrides:
-        stage, colon, _ = override.partition("=")[0].partition(":")
-        if not colon:
-            for name in trainings:
-                words[name].append(override)
-        elif stage in words:
-            words[stage].append(override.removeprefix(f"{stage}:"))
-        else:
-            raise PipelineError(f"{override}: no stage {stage!r}; expected one of {', '.join(names)}")
-    stages: list[Stage] = []
-    before = ""
-    for name, recipe in trainings.items():
-        folder, checkpoint = f"{out}/{name}", f"{out}/{name}/checkpoints/last.pt"
-        images, held_out = (pretrain_data, "") if pretrain_data and not before else (data, val)
-        named = ["--labels", labels] if labels and images == data else []
-        sources = ["--data", images, *(["--val", held_out] if held_out else []), *named]
-        evaluated = ["--data", held_out or images, *named]
-        start = ["--init", f"{out}/{before}/checkpoints/last.pt"] if before else []
-        evaluation, scores = f"evaluate_{name}", f"{folder}/evaluation.json"
-        stages += [
-            Stage(
-                name=name,
-                component=f"{COMPONENTS}:{'finetune' if before else 'pretrain'}",
-                arguments=("--recipe", recipe, *start, *sources, "--out", folder, *words[name]),
-                needs=(before,) if before else (),
-                where=("--name", f"{size}-{name}", *where),
-                output=folder,
-                result=f"{folder}/result.json",
-            ),
-            Stage(
-                name=evaluation,
-                component=f"{COMPONENTS}:evaluate",
-                arguments=("--checkpoint", checkpoint, *evaluated, "--out", scores, *words[evaluation]),
-                needs=(name,),
-                where=("--name", f"{size}-{evaluation}", *where),
-                output=scores,
-                result=scores,
-            ),
-        ]
-        before = name
-    return stages
 
 
 def format_report(stages: Sequence[Stage]) -> str:
@@ -173,12 +89,20 @@ def build_parser(prog: str = "python -m pipelines.deit3") -> argparse.ArgumentPa
         "evaluate_STAGE of each.",
     )
     parser.add_argument("--help", action="help", help="show this and exit")
-    parser.add_argument("--size", required=True, choices=PIPELINES)
+    parser.add_argument("--size", choices=PIPELINES, help="of the published trainings")
+    parser.add_argument(
+        "--recipe", default="", metavar="NAME,...",
+        help="in place of a size: trainings of these recipes, each from the weights of the one before",
+    )  # fmt: skip
+    parser.add_argument("--init", default="", help="weights to start from, with --recipe")
     parser.add_argument("--data", required=True, help="training images: an image folder, shards or their URI")
     parser.add_argument(
         "--pretrain-data", default="", help="for the sizes on ImageNet-21k: its images, with a val split of their own"
     )
-    parser.add_argument("--val", default="", help="validation images; default: those beside the training images")
+    parser.add_argument(
+        "--val", default="", metavar="DATA|SHARE",
+        help="validation images, or the share of each class to hold out; default: those beside the training images",
+    )  # fmt: skip
     parser.add_argument("--labels", default="", help="file of labels of validation images without class folders")
     parser.add_argument(
         "--out", required=True, help="folder of all run folders, on storage every job shares or in an object store"
@@ -200,7 +124,11 @@ def build_parser(prog: str = "python -m pipelines.deit3") -> argparse.ArgumentPa
         "--watch", action="store_true", help="follow the jobs on Slurm, too, whose queue starts them without that"
     )
     parser.add_argument("--quiet", action="store_true", help="do not follow the logs of the stages that run")
-    parser.add_argument("--dry-run", action="store_true", help="print every job, start nothing, write nothing")
+    parser.add_argument("--dry-run", action="store_const", const="plan", help="print what every stage takes, no more")
+    # An option of its own: with an optional value, the word that follows --dry-run would be taken for that.
+    parser.add_argument(
+        "--dry-run=full", dest="dry_run", action="store_const", const="full", help="print every job as TorchX has it"
+    )
     parser.add_argument(
         "--manifests", metavar="FOLDER",
         help="write the YAML of every job for kubectl, a file each, and start nothing; --cfg: "
@@ -248,12 +176,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m pipelines.dei
             raise PipelineError(
                 f"--data {options.data}: names training images alone; expected --val for the evaluations"
             )
-        if bool(options.pretrain_data) != options.size.endswith("_21k"):
-            expected = "the images of ImageNet-21k" if options.size.endswith("_21k") else "none"
-            raise PipelineError(f"--pretrain-data={options.pretrain_data!r}: expected {expected} for {options.size}")
+        title, trainings = name_trainings(options.size, options.recipe, options.init)
+        if bool(options.pretrain_data) != title.endswith("_21k"):
+            expected = "the images of ImageNet-21k" if title.endswith("_21k") else "none"
+            raise PipelineError(f"--pretrain-data={options.pretrain_data!r}: expected {expected} for {title}")
         stages = build_stages(
-            options.size, options.data, out, options.val, options.overrides, where, options.pretrain_data,
-            options.labels,
+            title, options.data, out, options.val, options.overrides, where, options.pretrain_data, options.labels,
+            trainings, options.init,
         )  # fmt: skip
         stages = sort_stages(stages)
         if options.manifests:
@@ -262,8 +191,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m pipelines.dei
         with get_runner(component_defaults=component_defaults(COMPONENTS)) as runner:
             cfg = scheduler_options(runner, options.scheduler, options.cfg)
             if options.dry_run:
-                for stage in stages:
-                    job = dryrun_stage(stage, state, runner, options.scheduler, cfg)
+                jobs = [dryrun_stage(stage, state, runner, options.scheduler, cfg) for stage in stages]
+                if options.dry_run == "plan":
+                    print("\n".join(describe_stages(stages, given, scheduler.local)))
+                    return 0
+                for stage, job in zip(stages, jobs, strict=True):
                     print(f"=== {stage.name}" + (f", after {', '.join(stage.needs)}" if stage.needs else ""))
                     print(f"{pformat(asdict(get_app(job)), width=120)}\n{job}\n")
                 return 0
@@ -272,7 +204,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m pipelines.dei
             status = run_stages(
                 stages, state, runner, options.scheduler, cfg, limit, poll_seconds, stream, options.watch
             )
-    except RunError as error:
+    except (RunError, RecipeError) as error:
         print(f"deit-fast: {error}", file=sys.stderr)
         return error.status
     except (KeyboardInterrupt, SignalException):  # before the first job
@@ -283,7 +215,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m pipelines.dei
         return 0
     if status == 0:
         report = format_report(stages)
-        (state / "report.md").write_text(f"# DeiT III, {options.size}\n\n{report}\n", encoding="utf-8")
+        (state / "report.md").write_text(f"# DeiT III, {title}\n\n{report}\n", encoding="utf-8")
         print(f"\n{report}\n\nrun folder   {out}\nreport       {state / 'report.md'}")
         print(f"TensorBoard  tensorboard --logdir {out}\nplots        {out}/*/curves.png")
     return status

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 # Highest first: the rooms of deit_fast/. A room imports its own modules and those of rooms further down.
 ROOMS = ["cli", "training", "infer", "checkpoint", "convert", "optim", "models", "data", "recipe", "zoo", "runtime"]
 # The rooms of deit_fast/data/, by the same rule.
-DATA_ROOMS = ["tools", "loader", "augment", "sources"]
+DATA_ROOMS = ["tools", "loader", "augment", "native", "sources"]
 
 PACKAGE = ROOT / "deit_fast"
 SOURCES = sorted(PACKAGE.rglob("*.py"))

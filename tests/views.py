@@ -62,16 +62,24 @@ def params(count: int, **given: object) -> ViewParams:
 
 
 def run(
-    augment: Augment, encoded: Encoded, drawn: ViewParams, size: int = SIZE, device: torch.device = CPU
+    augment: Augment,
+    encoded: Encoded,
+    drawn: ViewParams,
+    size: int = SIZE,
+    device: torch.device = CPU,
+    backend: str = "dali",
 ) -> NDArray[np.uint8]:
     inputs = train_inputs(augment, size, encoded, drawn)
-    views = train_pipeline(augment, size, lambda: inputs, len(encoded), device, threads=1).run()
+    views = train_pipeline(augment, size, lambda: inputs, len(encoded), device, threads=1, backend=backend).run()
     return views.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def run_on_pixels(augment: Augment, images: list[Image.Image], **given: object) -> NDArray[np.uint8]:
+def run_on_pixels(
+    augment: Augment, images: list[Image.Image], backend: str = "dali", **given: object
+) -> NDArray[np.uint8]:
     """What follows the crop alone: SxS PNGs, whole, so that decode and resize change nothing."""
-    return run(augment, [encode(image, format="PNG") for image in images], params(len(images), **given))
+    encoded = [encode(image, format="PNG") for image in images]
+    return run(augment, encoded, params(len(images), **given), backend=backend)
 
 
 def squares(count: int) -> list[Image.Image]:

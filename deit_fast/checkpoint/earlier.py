@@ -15,6 +15,7 @@ from pathlib import Path
 
 from deit_fast.checkpoint.resume import step_of
 from deit_fast.convert.locate import newest_run
+from deit_fast.data.sources.image_list import LIST_NAME
 from deit_fast.runtime.errors import RunError, printable
 from deit_fast.runtime.files import sync_folder
 from deit_fast.runtime.object_store import list_objects, read_object
@@ -22,7 +23,7 @@ from deit_fast.runtime.object_store import list_objects, read_object
 _CHECKPOINTS = "checkpoints"
 # What a run, its evaluations and its log sinks write.
 _OWN = ("recipe.json", "result.json", "metrics.*", "tensorboard", _CHECKPOINTS, "curves.png", "samples.png", "profile",
-        "bad_files.txt", "nonfinite.txt", "hang-*.txt", "evaluation.json", "report",
+        "bad_files.txt", "nonfinite.txt", "hang-*.txt", "evaluation.json", "report", LIST_NAME,
         "report.html", "evaluation", "starts.jsonl", "trackers.json", "wandb", "mlflow.db")  # fmt: skip
 _PART = ".earlier-*.part"  # an earlier run that is being moved
 # What may stand beside a run and stays where it is: its script and log, locks, what file systems and editors keep.

@@ -19,7 +19,7 @@ class TrainState:
 
     PLAIN: ClassVar = (
         "step", "skipped", "seconds", "timed_steps", "timed_seconds", "best_top1", "scores", "scored_step",
-        "bad_images",
+        "bad_images", "init", "image_backend",
     )  # fmt: skip
 
     model: ImageModel
@@ -46,6 +46,11 @@ class TrainState:
     """The step of that evaluation; 0 before the first, ANEW where it was of other validation images."""
     bad_images: dict[int, str] = field(default_factory=dict)
     """Images that could not be used, by index, and why, in words."""
+    init: dict[str, str] | None = None
+    """Which weights the run began with, as `convert.pretrained.describe_origin` has it; None for random ones."""
+
+    image_backend: str = "dali"
+    """What makes the pixels on CPUs, "native" or "dali": their last bits are what the weights were trained with."""
 
     def add_window(self, steps: int, seconds: float, is_first: bool) -> None:
         """Adds the wall time, `seconds`, of `steps` steps.
@@ -86,8 +91,9 @@ class TrainState:
         self.optimizer.load_state_dict(
             optimizer if self.shards is None else self.shards.cut_state(self.optimizer, optimizer)
         )
-        # A checkpoint without the last was written after its step's evaluation, today's are before.
-        known = {"scored_step": state["step"], **state}
+        # A checkpoint without scored_step was written after its step's evaluation, today's are before; one without
+        # image_backend knew no other than DALI.
+        known = {"scored_step": state["step"], "init": None, "image_backend": "dali", **state}
         for key in self.PLAIN:
             setattr(self, key, known[key])
 

@@ -6,11 +6,12 @@ import re
 import sys
 from pathlib import Path
 
-from deit_fast.runtime.errors import RunError, printable, suggest
+from deit_fast.runtime.errors import RunError, is_out_of_memory, one_line, printable, suggest, too_little_memory
 from deit_fast.runtime.exit_status import ExitStatus
 from deit_fast.runtime.object_store import check_writable, is_remote
 
 OVERRIDES = "section.key=value words that change the recipe, for example optim.lr=1e-3 (keys: deit-fast show NAME)"
+WEIGHTS = "weights in any known format, the folder of a run, a URI, or a name of deit-fast zoo"
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,15 +51,20 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def check_there(*checkpoints: str | Path | None) -> None:
-    """Raises RunError for one that is missing, before torch is imported; what it is, its reader says."""
-    for path in checkpoints:
-        if path is not None and not is_remote(path) and not Path(path).exists():
-            raise RunError(f"{path}: no such checkpoint")
-
-
 def complain(message: object) -> None:
     """Prints the message's lines to stderr, with the rank where there are several processes."""
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     for line in str(message).split("\n"):
         print(f"deit-fast: {rank}{printable(line)}", file=sys.stderr)
+
+
+def complain_of_memory(error: BaseException, arguments: argparse.Namespace) -> ExitStatus | None:
+    """Says that a command had too little memory, and how it ends; None, and nothing said, of any other error."""
+    if limit := too_little_memory(error):
+        complain(limit)
+        return ExitStatus.REFUSED
+    if not is_out_of_memory(error):
+        return None
+    fewer = f"; --batch {max(1, arguments.batch // 2)} takes less" if hasattr(arguments, "batch") else ""
+    complain(f"out of memory ({one_line(error)[:200] or type(error).__name__}){fewer}")
+    return ExitStatus.OUT_OF_MEMORY

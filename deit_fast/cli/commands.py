@@ -3,16 +3,18 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 
-from deit_fast.cli.arguments import check_there, complain
+from deit_fast.cli.arguments import complain
 from deit_fast.cli.show import changes_as_text, list_as_text, recipe_as_text
 from deit_fast.cli.zoo_table import zoo_as_json, zoo_as_text
 from deit_fast.recipe.table import RECIPES, get_recipe
-from deit_fast.runtime.errors import RecipeError
+from deit_fast.runtime.errors import RecipeError, RunError
 from deit_fast.runtime.exit_status import ExitStatus
 from deit_fast.runtime.files import json_text
+from deit_fast.runtime.object_store import is_remote
 from deit_fast.runtime.stdout import outlive_reader, tell
-from deit_fast.zoo import find_architecture, list_models
+from deit_fast.zoo import check_given, find_architecture, list_models
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -20,7 +22,11 @@ def run_train(arguments: argparse.Namespace) -> int:
     recipe = get_recipe(arguments.recipe, arguments.overrides)
     recipe.check_teacher(arguments.teacher)
     resume = arguments.resume if arguments.resume not in ("auto", "never") else None
-    check_there(arguments.init if arguments.init != "none" else None, resume, arguments.teacher)
+    for given in (arguments.init if arguments.init != "none" else None, arguments.teacher):
+        if given is not None:
+            check_given(given)
+    if resume is not None and not is_remote(resume) and not Path(resume).exists():
+        raise RunError(f"{resume}: no such checkpoint")
     from deit_fast.cli.ending import describe_end
     from deit_fast.training.run import train
 
@@ -35,13 +41,12 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     """`deit-fast convert`: writes a checkpoint in another format, and prints what changed; 0."""
-    check_there(arguments.source)
+    check_given(arguments.source)
     from deit_fast.convert.export import export_checkpoint
     from deit_fast.convert.fit import format_changes
-    from deit_fast.convert.locate import fetch_weights
 
     written = export_checkpoint(
-        fetch_weights(arguments.source), arguments.destination, arguments.format, arguments.overrides, arguments.ema
+        arguments.source, arguments.destination, arguments.format, arguments.overrides, arguments.ema
     )
     for line in written.said:
         print(f"deit-fast: {line}", file=sys.stderr)
@@ -52,7 +57,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 def run_predict(arguments: argparse.Namespace) -> int:
     """`deit-fast predict`: prints the classes of images; INCOMPLETE where one could not be read."""
-    check_there(arguments.checkpoint)
+    check_given(arguments.checkpoint)
     from deit_fast.infer.images import find_images
     from deit_fast.infer.precision import mirrored_notes
     from deit_fast.infer.predict import load_model, predict, print_predictions
@@ -101,7 +106,7 @@ def run_zoo(arguments: argparse.Namespace) -> int:
 
 def run_push(arguments: argparse.Namespace) -> int:
     """`deit-fast push`: uploads a checkpoint as a model of the Hugging Face Hub, and prints its address; 0."""
-    check_there(arguments.source)
+    check_given(arguments.source)
     from deit_fast.convert.push import push_checkpoint
 
     address, written = push_checkpoint(arguments.source, arguments.repository, arguments.ema, arguments.private)

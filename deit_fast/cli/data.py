@@ -15,13 +15,13 @@ def add_data_parser(subcommands: "argparse._SubParsersAction[Parser]") -> None:
     data = subcommands.add_parser(
         "data",
         help="make the demo data, check, shard or index a data set, look at augmented images",
-        epilog="Example: deit-fast data demo digits",
+        epilog="Example: deit-fast data demo runs/digits",
     )
     kinds = data.add_subparsers(dest="kind", required=True, parser_class=Parser)
     demo = kinds.add_parser(
         "demo",
         help="write 1,797 handwritten digits as an image folder with train/ and val/",
-        epilog="Example: deit-fast data demo digits",
+        epilog="Example: deit-fast data demo runs/digits",
     )
     demo.add_argument("folder", type=local_path)
     demo.set_defaults(run=run_demo)

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deit_fast.cli.arguments import OVERRIDES, Parser, add_labels, check_there, complain, local_path, writable
+from deit_fast.cli.arguments import OVERRIDES, WEIGHTS, Parser, add_labels, complain, local_path, writable
 from deit_fast.runtime.errors import DataError, RecipeError, RunError
 from deit_fast.runtime.files import json_text, write_json
 from deit_fast.runtime.object_store import is_remote, write_object
 from deit_fast.runtime.stdout import tell
+from deit_fast.zoo import check_given
 
 _OVERRIDE = re.compile(r"[a-z_]+\.[a-z0-9_]+=")
 _WEIGHTS = (".pt", ".pth", ".safetensors", ".msgpack", ".bin")
@@ -24,12 +25,11 @@ def add_evaluate_parser(subcommands: "argparse._SubParsersAction[Parser]") -> No
         help="top-1 and top-5 of checkpoints",
         epilog="Example: deit-fast evaluate runs/small --data /imagenet --json scores.json",
     )
+    evaluate.add_argument("checkpoints", nargs="+", metavar="checkpoint", help=WEIGHTS)
     evaluate.add_argument(
-        "checkpoints", nargs="+", metavar="checkpoint", help="weights in any known format, or the folder of a run"
-    )
-    evaluate.add_argument(
-        "--data", required=True, action="append",
-        help="image folder, tar shards or their URI; its val split, if any; given several times, each is scored",
+        "--data", action="append",
+        help="image folder, tar shards or their URI: its val split, or what the run held out of it; given several "
+        "times, each is scored; default: what the run held out of its own",
     )  # fmt: skip
     add_labels(evaluate)
     evaluate.add_argument("--ema", action="store_true", help="evaluate the moving average of the weights")
@@ -68,7 +68,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     given = [*arguments.checkpoints, *arguments.overrides]
     words = [each for each in given if _OVERRIDE.match(each) and not Path(each).exists()]
     checkpoints, report = [each for each in given if each not in words], arguments.report
-    pairs = [(checkpoint, data) for checkpoint in checkpoints for data in arguments.data]
+    pairs = [(checkpoint, data) for checkpoint in checkpoints for data in arguments.data or [None]]
     if not checkpoints:
         raise RunError(f"{words[0]}: expected a checkpoint before the words that change its recipe")
     if report is not None and len(pairs) > 1:
@@ -77,7 +77,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         arguments.json.endswith(_WEIGHTS) or (not is_remote(arguments.json) and Path(arguments.json).is_dir())
     ):
         raise RunError(f"--json {arguments.json}: expected a file for the scores; to print them, put --json last")
-    check_there(*checkpoints)
+    for checkpoint in checkpoints:
+        check_given(checkpoint)
     from deit_fast.infer.evaluate import evaluate_checkpoint
     from deit_fast.infer.score_table import describe_scores, score_lines, write_scores
 

@@ -11,23 +11,23 @@ from pathlib import Path
 
 import deit_fast
 from deit_fast.cli import commands
-from deit_fast.cli.arguments import OVERRIDES, Parser, add_labels, complain, local_path, positive
+from deit_fast.cli.arguments import (
+    OVERRIDES,
+    WEIGHTS,
+    Parser,
+    add_labels,
+    complain,
+    complain_of_memory,
+    local_path,
+    positive,
+)
 from deit_fast.cli.completion import add_completion_parser, complete
 from deit_fast.cli.data import add_data_parser
 from deit_fast.cli.evaluate import add_evaluate_parser
 from deit_fast.cli.other_tools import refuse_options_of_others
 from deit_fast.cli.plan import add_plan
 from deit_fast.cli.report import add_report_parsers
-from deit_fast.runtime.errors import (
-    DataError,
-    RecipeError,
-    RunError,
-    StoppedError,
-    is_out_of_memory,
-    one_line,
-    suggest,
-    too_little_memory,
-)
+from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, suggest
 from deit_fast.runtime.exit_status import ExitStatus, report_status, status_of
 from deit_fast.runtime.files import lacking_space
 
@@ -43,7 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="deit-fast",
         description="Train DeiT III vision transformers.",
-        epilog="Example: deit-fast data demo digits && deit-fast train demo_pretrain --data digits --out runs/digits",
+        epilog="Example: deit-fast data demo runs/digits && "
+        "deit-fast train demo_pretrain --data runs/digits --out runs/demo/pretrain",
     )
     parser.add_argument("--version", action="version", version=f"deit-fast {deit_fast.__version__}")
     subcommands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
@@ -55,12 +56,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
     train.add_argument("--data", required=True, help="image folder, tar shards (train-{0000..0009}.tar) or their URI")
-    train.add_argument("--val", help="validation data; default: the val split beside the training split")
+    train.add_argument(
+        "--val", metavar="DATA|SHARE",
+        help="validation data, or the share of each class to hold out, as 0.1, listed in OUT/val.json; 0 is none; "
+        "default: the val split beside the training split, else the recipe's data.val_fraction",
+    )  # fmt: skip
     add_labels(train, "validation ")
     train.add_argument("--out", required=True, help="run folder, which may be in an object store")
     train.add_argument(
-        "--init", metavar="PATH|none",
-        help="weights to start from (finetuning): a file of any known format, or a run's folder; none: random ones",
+        "--init", metavar="WEIGHTS|none",
+        help="weights to start from (finetuning): a file of any known format, a model's or run's folder, a URI, or a "
+        "name of deit-fast zoo; none: random ones",
     )  # fmt: skip
     train.add_argument(
         "--resume", default="auto", metavar="auto|never|PATH",
@@ -77,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="write a checkpoint in another format, and compare the logits",
         epilog="Example: deit-fast convert deit_3_base_224_1k.pth base.onnx",
     )
-    convert.add_argument("source", help="weights in any known format, or the folder of a run")
+    convert.add_argument("source", help=WEIGHTS)
     convert.add_argument(
         "destination", type=local_path,
         help="a folder, or a .safetensors (timm), .pth (facebookresearch/deit), .msgpack (deit3-jax), .onnx, .pt2 or "
@@ -96,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="upload a checkpoint to the Hugging Face Hub, in timm's layout, with a model card",
         epilog="Example: deit-fast push runs/photos me/photos-vit --private",
     )
-    push.add_argument("source", type=local_path, help="weights in any known format, or the folder of a run")
+    push.add_argument("source", help=WEIGHTS)
     push.add_argument("repository", metavar="OWNER/NAME", help="made where it is missing")
     push.add_argument("--private", action="store_true", help="make it private, where it is made")
     push.add_argument("--ema", action="store_true", help="take the moving average of the weights")
@@ -105,9 +111,9 @@ def build_parser() -> argparse.ArgumentParser:
     predict = subcommands.add_parser(
         "predict",
         help="the most likely classes of images",
-        epilog="Example: deit-fast predict runs/small/checkpoints/last.pt photos 'more/*.jpg' --top 3",
+        epilog="Example: deit-fast predict runs/small photos 'more/*.jpg' --top 3",
     )
-    predict.add_argument("checkpoint", help="weights in any known format, or the folder of a run")
+    predict.add_argument("checkpoint", help=WEIGHTS)
     predict.add_argument(
         "images", nargs="+", metavar="IMAGE", help="images, folders of them, globs; in object stores too"
     )
@@ -141,7 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     zoo = subcommands.add_parser(
         "zoo",
-        help="list the models: size, published speed and accuracy, where the weights are",
+        help="list the models: size, published speed and accuracy, the weights by name and where they are",
         epilog="Example: deit-fast zoo 'deit3_*'",
     )
     zoo.add_argument("pattern", nargs="?", default="*", help="shell pattern of names, ours, timm's or the reference's")
@@ -174,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    arguments = argparse.Namespace()
     try:
         if argv and argv[0] in FORWARDED:
             return import_module(FORWARDED[argv[0]][0]).main(argv[1:], f"deit-fast {argv[0]}")
@@ -203,14 +210,10 @@ def _run(argv: Sequence[str] | None) -> int:
         complain(f"{place}: {error.strerror or error}" + (f": {lacking}" if lacking else ""))
         return status_of(error)
     except (MemoryError, ImportError, RuntimeError) as error:
-        if limit := too_little_memory(error):
-            complain(limit)
-            return ExitStatus.REFUSED
-        if not is_out_of_memory(error):
+        status = complain_of_memory(error, arguments)
+        if status is None:
             raise
-        fewer = f"; --batch {max(1, arguments.batch // 2)} takes less" if hasattr(arguments, "batch") else ""
-        complain(f"out of memory ({one_line(error)[:200] or type(error).__name__}){fewer}")
-        return ExitStatus.OUT_OF_MEMORY
+        return status
     except KeyboardInterrupt as error:
         if os.environ.get("RANK", "0") == "0":
             complain(str(error) or "interrupted; run the same command again")

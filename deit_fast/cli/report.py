@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deit_fast.cli.arguments import Parser, local_path
+from deit_fast.recipe.parse import read_val_fraction
 from deit_fast.runtime.errors import DataError, RecipeError, RunError
 from deit_fast.runtime.stdout import tell
 
@@ -71,6 +72,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[str]:
     """The sections of the run's images: its data, samples, and an evaluation of its best weights."""
+    from deit_fast.data.sources.image_list import LIST_NAME
     from deit_fast.data.sources.open import open_source
     from deit_fast.infer.pages import page
     from deit_fast.infer.pages.report import data_part
@@ -81,7 +83,9 @@ def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[st
     if data is None:
         _say(f"{run.path}: nothing says which images it has: expected --data")
         return []
-    held_out = str(val or given.get("val") or data)
+    listed = run.path / LIST_NAME
+    named = val or (listed if listed.is_file() else given.get("val"))
+    held_out = data if named is None or read_val_fraction(str(named)) is not None else str(named)
     parts, shown = [], []
     try:
         source = open_source(data, "train", run.recipe.data.category)
@@ -115,14 +119,16 @@ def _evaluated_parts(run: "RunFolder", evaluated: "Evaluated", source: "Source")
 
 def _evaluate(run: "RunFolder", val: str) -> "tuple[Evaluated, Source] | None":
     """The outcomes of the run's best weights on its validation images, and these; kept beside the run."""
-    from deit_fast.data.sources.open import open_source
+    from deit_fast.convert.pretrained import open_weights
     from deit_fast.infer.evaluate import evaluate_checkpoint
     from deit_fast.infer.pages.evaluated import read_evaluated
+    from deit_fast.infer.scored_images import open_scored
 
     folder = run.path / EVALUATION
     try:
         evaluate_checkpoint(run.path, val, report=folder)
-        source = open_source(val, "val", run.recipe.data.category)
+        weights = open_weights(run.path)
+        source, _ = open_scored(str(run.path), weights, val, run.recipe.data.category, None)
     except (DataError, RunError, RecipeError) as error:
         _say(f"confusions, mistakes and attention are not shown: {error}")
         return None

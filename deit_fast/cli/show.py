@@ -9,7 +9,7 @@ from deit_fast.data.loader.sampler import epoch_views, steps_per_epoch
 from deit_fast.recipe.differences import as_word, differences
 from deit_fast.recipe.schema import SECTIONS, Recipe
 from deit_fast.recipe.sections import Data, Model, Schedule
-from deit_fast.recipe.table import GROUPS, find_origin, training_images
+from deit_fast.recipe.table import GROUPS, RECIPES, find_origin, training_images
 from deit_fast.runtime.table import plain_table
 from deit_fast.training.schedule import learning_rate, total_steps
 from deit_fast.zoo import find_architecture
@@ -88,6 +88,8 @@ def derive_facts(recipe: Recipe, num_images: int | None = None) -> dict[str, str
         f"centre crop {model.image_size} px",
         "stochastic depth": _drop_rates(model),
     }
+    if line := recipe.describe_batch(RECIPES.get(recipe.name, recipe)):
+        facts["batch"] = line
     if recipe.data.block:
         facts["order"] = _describe_blocks(recipe.data)
     if not steps:

@@ -9,7 +9,8 @@ from deit_fast.zoo.architectures import ARCHITECTURES
 from deit_fast.zoo.family import Published
 from deit_fast.zoo.published import find_published
 
-_HEAD = ("name", "px", "params, M", "GFLOPs", "im/s", "memory, MB", "acc@1", "acc@1 V2", "trained on", "weights")
+_HEAD = ("name", "px", "params, M", "GFLOPs", "im/s", "memory, MB", "acc@1", "acc@1 V2", "trained on",
+         "weights by name", "address")  # fmt: skip
 
 
 def zoo_as_text(names: Iterable[str]) -> str:
@@ -20,10 +21,12 @@ def zoo_as_text(names: Iterable[str]) -> str:
 def zoo_as_json(names: Iterable[str]) -> str:
     """The same rows as a list of objects, each with its architecture."""
     rows = find_published(names)
-    return json_text([{**asdict(row), "architecture": asdict(ARCHITECTURES[row.name])} for row in rows])
+    more = [{"weights_name": row.weights_name, "architecture": asdict(ARCHITECTURES[row.name])} for row in rows]
+    return json_text([asdict(row) | each for row, each in zip(rows, more, strict=True)])
 
 
 def _cells(row: Published) -> tuple[str, ...]:
-    figures = (row.images_per_second, row.peak_memory_mb, row.top1, row.top1_v2, row.training, row.weights)
+    figures = (row.images_per_second, row.peak_memory_mb, row.top1, row.top1_v2, row.training, row.weights_name,
+               row.weights)  # fmt: skip
     return (row.name, str(row.resolution), f"{row.params_m:.2f}", f"{row.gmacs:.2f}",
             *("-" if figure is None else str(figure) for figure in figures))  # fmt: skip

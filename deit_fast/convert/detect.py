@@ -8,8 +8,8 @@ import functools
 import mmap
 import struct
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +55,8 @@ class Weights:
     """Whose format the file is."""
     file: Path | None = None
     """Where they are from, for messages."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What a .pt of deit_fast's says of its images, by split, as Identity.from_plain takes it."""
     said: tuple[str, ...] = ()
     """Lines for the user: what was taken from the words beside the weights, and what was not."""
 
@@ -213,7 +215,7 @@ def _read_own(tree: dict[Any, Any], ema: bool, size: int, path: Path) -> Weights
     except RecipeError as error:  # which names the file
         raise RunError(str(error)) from None
     check_declared(recipe.model, tensors)
-    return Weights(tensors, recipe, classes)
+    return Weights(tensors, recipe, classes, data=check_plain(tree.get("data")) or {})
 
 
 def _is_known(tensors: dict[str, Tensor]) -> bool:

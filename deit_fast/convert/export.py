@@ -13,6 +13,7 @@ from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import Change, build_initialised, need_head
 from deit_fast.convert.formats import Export
 from deit_fast.convert.formats.lazy_tensor import BadFileError
+from deit_fast.convert.pretrained import open_weights
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import RunError, suggest
 
@@ -64,15 +65,15 @@ def choose_format(destination: Path, name: str | None) -> Export:
 
 
 def export_checkpoint(
-    source: Path, destination: Path, format: str | None = None, overrides: Iterable[str] = (), ema: bool = False
+    source: str | Path, destination: Path, format: str | None = None, overrides: Iterable[str] = (), ema: bool = False
 ) -> Exported:
-    """Writes the weights of `source`, any format that load_weights reads, to `destination` and reads them back.
+    """Writes the weights of `source`, which is whatever `open_weights` takes, to `destination` and reads them back.
 
     The formats are the `EXPORT`s of names/ and formats/; `format` is the name of one, else the destination's ending
     says which. Overrides change the model first, for example model.image_size=384. Raises RecipeError or RunError.
     """
     export = choose_format(destination, format)
-    weights = load_weights(source, ema)
+    weights = open_weights(source, ema)
     recipe = weights.recipe.override(overrides)
     need_head(weights, recipe)
     model, changes = build_initialised(recipe.model, weights)

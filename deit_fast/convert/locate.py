@@ -1,18 +1,19 @@
-"""Where the weights are: a file itself, the folder of a model or of a run, here or in an object store."""
+"""Where the weights are: a file itself, the folder of a model or of a run."""
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from deit_fast.convert.formats.lazy_tensor import BadFileError
-from deit_fast.runtime.object_store import fetch_file, is_folder, is_remote, list_objects
 
 CONFIG = "config.json"
 """What timm and transformers call a model's description, beside its weights."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """What timm and transformers call the weights in a model's folder, the one that they take first."""
-_RUN_FILES = ("best.pt", "last.pt")  # of a run folder, the one that is taken first
-_CHECKPOINTS = "checkpoints"
+RUN_FILES = ("best.pt", "last.pt")
+"""Checkpoints of a run folder, the one that is taken first."""
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that has them."""
 
 
 def find_weights(path: Path) -> Path:
@@ -25,17 +26,17 @@ def find_weights(path: Path) -> Path:
     for name in WEIGHT_FILES:
         if (path / CONFIG).is_file() and (path / name).is_file():
             return path / name
-    folder = path if path.name == _CHECKPOINTS else path / _CHECKPOINTS
-    for name in _RUN_FILES:
+    folder = path if path.name == CHECKPOINTS else path / CHECKPOINTS
+    for name in RUN_FILES:
         if (folder / name).is_file():
             return folder / name
     if folder.is_dir():
         raise BadFileError(
-            f"is the folder of a run without a checkpoint: expected {' or '.join(_RUN_FILES)} in {folder}"
+            f"is the folder of a run without a checkpoint: expected {' or '.join(RUN_FILES)} in {folder}"
         )
     raise BadFileError(
         "is a folder: expected a file of weights, or a model's folder of timm or transformers, with config.json and "
-        f"{' or '.join(WEIGHT_FILES)}, or a run's folder, with {_CHECKPOINTS}/"
+        f"{' or '.join(WEIGHT_FILES)}, or a run's folder, with {CHECKPOINTS}/"
     )
 
 
@@ -46,19 +47,3 @@ def newest_run(uri: str, folders: Iterable[str]) -> str:
     """
     later = [int(found[1]) for name in folders if (found := re.fullmatch(r"later-(\d+)", name))]
     return f"{uri}/later-{max(later)}" if later else uri
-
-
-def fetch_weights(path: str | Path) -> Path:
-    """The path itself, or the file with what a URI has: weights, or the folder of a run. Raises RunError."""
-    if not is_remote(path):
-        return Path(path)
-    uri = str(path).rstrip("/")
-    if not is_folder(uri):
-        return fetch_file(uri)
-    if uri.rpartition("/")[2] == _CHECKPOINTS:
-        folder = uri
-    else:
-        folder = f"{newest_run(uri, list_objects(uri)[0])}/{_CHECKPOINTS}"
-    there = {each.name for each in list_objects(folder)[1]}
-    found = next((f"{folder}/{name}" for name in _RUN_FILES if name in there), uri)
-    return fetch_file(found)

@@ -13,10 +13,12 @@ from deit_fast.runtime.errors import RunError, one_line
 HUB = "hf://"
 
 
-def push_checkpoint(source: Path, repository: str, ema: bool = False, private: bool = False) -> tuple[str, Exported]:
+def push_checkpoint(
+    source: str | Path, repository: str, ema: bool = False, private: bool = False
+) -> tuple[str, Exported]:
     """Uploads model.safetensors, config.json and README.md; returns the page's address and what was written.
 
-    source: weights in any known format, or a run's folder, whose scores then stand in the model card. repository:
+    source: what `open_weights` takes, or a run's folder, whose scores then stand in the model card. repository:
     OWNER/NAME, made where it is missing; `private` is for one that is made. Token and endpoint are those of
     huggingface_hub (hf auth login, HF_TOKEN, HF_ENDPOINT). Raises RunError for a name, a token or a network that does
     not serve, and what export_checkpoint raises.
@@ -31,7 +33,7 @@ def push_checkpoint(source: Path, repository: str, ema: bool = False, private: b
         written = export_checkpoint(source, Path(folder), "timm", ema=ema)
         weights = load_weights(Path(folder))
         count = sum(tensor.numel() for tensor in weights.tensors.values())
-        card = model_card(weights.recipe, weights.classes, count, f"hf-hub:{name}", read_scores(source))
+        card = model_card(weights.recipe, weights.classes, count, f"hf-hub:{name}", read_scores(Path(source)))
         (Path(folder) / "README.md").write_text(card, encoding="utf-8")
         try:
             hub = HfApi()

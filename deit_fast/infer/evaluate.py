@@ -11,19 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deit_fast.convert.detect import Weights, load_weights
+from deit_fast.convert.detect import Weights
 from deit_fast.convert.fit import build_initialised, need_head
 from deit_fast.convert.imagenet21k import maps_to_1k
-from deit_fast.convert.locate import fetch_weights
+from deit_fast.convert.pretrained import open_weights
 from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.loader.streaming_plan import disk_limit
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.class_subset import CLASS_CHOICES, ClassChoice, choose_classes
-from deit_fast.data.sources.open import open_source
 from deit_fast.infer.metrics import Metric, Predicted, Totals, build_metrics, find_metrics
 from deit_fast.infer.outcomes import outcome_rows, read_outcomes
 from deit_fast.infer.precision import average_mirrored, build_predictor, choose_dtype, mirrored_notes
 from deit_fast.infer.report import wilson_interval, write_report
+from deit_fast.infer.scored_images import open_scored
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RecipeError, RunError, StoppedError, printable
 from deit_fast.runtime.hardware import cpu_threads
@@ -49,16 +49,17 @@ class Scores:
     """Over all processes; the first of several batches is not timed."""
 
 
-def build_eval_loader(recipe: Recipe, source: Source, world: World) -> EvalLoader:
+def build_eval_loader(recipe: Recipe, source: Source, world: World, backend: str | None = None) -> EvalLoader:
     """This process's share of the source in batches of EVAL_BATCH, or fewer where there are fewer images.
 
-    Shards of a store are told what they may take of the disk.
+    Shards of a store are told what they may take of the disk. backend: what makes the pixels, run.image_backend if none
+    is given.
     """
     source.limit_cache(disk_limit(recipe.data))
     batch = min(EVAL_BATCH, -(-len(source) // world.size))
     return EvalLoader(
         source, recipe.data, recipe.model.image_size, batch, world.device, cpu_threads(), world.rank, world.size,
-        patience(recipe.run.hang_timeout), world.node_ranks,
+        patience(recipe.run.hang_timeout), world.node_ranks, backend or recipe.run.image_backend,
     )  # fmt: skip
 
 
@@ -104,7 +105,7 @@ def evaluate(
 
 def evaluate_checkpoint(
     checkpoint: str | Path,
-    data: str | Path,
+    data: str | Path | None = None,
     overrides: Iterable[str] = (),
     ema: bool = False,
     flip: bool = False,
@@ -115,14 +116,17 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on a data set, with its own recipe or one changed by section.key=value words.
 
-    Any format that load_weights reads; a foreign file's recipe has the published crop ratio of its family. The data's
-    classes have to be the checkpoint's, or ImageNet-1k's of a checkpoint of ImageNet-21k (model.num_classes=1000), or
-    some of them by name: then `classes` says whether predictions are chosen among the "data"'s or among "all". Another
-    model.image_size resamples position embeddings. flip: the logits are the mean of those of an image and of its mirror
-    image. metrics: NAME=VALUE words for those of `infer.metrics` that have to be asked for, as real=real.json. report:
-    a folder for `write_report`. labels: the file of labels of images without class folders, where it is not beside
-    them. Of the folder of a run the best checkpoint is taken, else the last. In a program that torchrun started all
-    processes have to call it: each evaluates its share of the images.
+    The images are those of the data's validation split. Where it has none, they are those that the checkpoint's run
+    held out of it, which are also the ones without `data`, or else all: `notes` say so.
+
+    Any format that load_weights reads, by path, URI or name of published weights; a foreign file's recipe has the
+    published crop ratio of its family. The data's classes have to be the checkpoint's, or ImageNet-1k's of a checkpoint
+    of ImageNet-21k (model.num_classes=1000), or some of them by name: then `classes` says whether predictions are
+    chosen among the "data"'s or among "all". Another model.image_size resamples position embeddings. flip: the logits
+    are the mean of those of an image and of its mirror image. metrics: NAME=VALUE words for those of `infer.metrics`
+    that have to be asked for, as real=real.json. report: a folder for `write_report`. labels: the file of labels of
+    images without class folders, where it is not beside them. Of the folder of a run the best checkpoint is taken, else
+    the last. In a program that torchrun started all processes have to call it: each evaluates its share of the images.
 
     Returns the metrics' values, top-1 and top-5 with 95 % confidence intervals, the number of classes chosen among,
     the checkpoint, its format, the images taken, the resolution, minutes, `changes` at loading and `notes` on what was
@@ -130,17 +134,18 @@ def evaluate_checkpoint(
     finite. Example: `evaluate("runs/digits", "digits")["top1"]`, by its name in deit_fast.
     """
     start = time.perf_counter()
-    data, report = str(data), Path(report) if report is not None else None
+    report = Path(report) if report is not None else None
     if classes is not None and classes not in CLASS_CHOICES:
         raise RunError(f"classes={classes!r}: expected {' or '.join(map(repr, CLASS_CHOICES))}")
-    weights = load_weights(fetch_weights(checkpoint), ema)
+    weights = open_weights(checkpoint, ema)
     recipe = weights.recipe.taken_over(overrides)
     need_head(weights, recipe)
     own, asked = weights.recipe.model.num_classes or recipe.model.classes, recipe.model.num_classes
     maps = asked is not None and maps_to_1k(own, asked)
     if asked not in (own, None) and not maps:
         raise RecipeError(f"model.num_classes={asked}: expected {own}, which {checkpoint} knows")
-    source = open_source(data, "val", recipe.data.category, labels=labels)
+    place = str(data) if data is not None else None
+    source, which = open_scored(str(checkpoint), weights, place, recipe.data.category, labels)
     columns = choose_classes(source, _class_names(weights, asked or own, source), classes, str(checkpoint))
     if asked is None:
         recipe = recipe.derive(model={"num_classes": own})
@@ -186,7 +191,7 @@ def evaluate_checkpoint(
         "top5_interval": list(wilson_interval(int(outcomes.in_top5.sum()), len(source))),
         "minutes": (time.perf_counter() - start) / 60,
         "changes": [str(change) for change in changes],
-        "notes": [*weights.said, *mirrored_notes(weights.recipe, flip)],
+        "notes": [*which, *weights.said, *mirrored_notes(weights.recipe, flip)],
     }
     if report is not None and world.is_main:
         write_report(report, source, outcomes, result)

@@ -132,8 +132,9 @@ def readable_batches(
     with Progress(len(images), "images") as bar:
         while waiting:
             loader = EvalLoader(
-                images.only(waiting), recipe.data, recipe.model.image_size, min(batch, len(waiting)), device, threads
-            )
+                images.only(waiting), recipe.data, recipe.model.image_size, min(batch, len(waiting)), device, threads,
+                backend=recipe.run.image_backend,
+            )  # fmt: skip
             done = 0
             try:
                 for loaded in loader:

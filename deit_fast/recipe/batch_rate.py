@@ -31,7 +31,7 @@ def settle_rate(content: dict[str, Any], base: Mapping[str, Any]) -> str:
     optim, run = content.get("optim"), content.get("run")
     if not isinstance(optim, dict) or not isinstance(run, dict) or optim.get("lr") != AUTO:
         return ""
-    before, name = base.get("optim", {}), optim.get("name", Optim.model_fields["name"].default)
+    before, name = dict(base.get("optim", {})), optim.get("name", Optim.model_fields["name"].default)
     optim["lr"] = 1.0  # of which the parser has nothing to say besides
     if not isinstance(before.get("lr"), int | float):
         return "optim.lr='auto': expected a number, or words over a recipe that has one"

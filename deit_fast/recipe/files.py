@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_fast.recipe.batch_rate import settle_rate
-from deit_fast.recipe.old_dumps import drop_unread
+from deit_fast.recipe.old_dumps import drop_removed, drop_unread
 from deit_fast.recipe.schema import SECTIONS, Recipe, merge, parse_recipe
 from deit_fast.runtime.errors import RecipeError, brief, one_line, suggest
 
@@ -21,7 +21,7 @@ def read_recipe_file(path: Path, table: Mapping[str, Recipe], above: tuple[Path,
     than what differs. above: the files whose bases lead here. Raises RecipeError for a file that cannot be read, and
     for a base that is no recipe.
     """
-    content = drop_unread(read_content(path), SECTIONS)
+    content = drop_unread(drop_removed(read_content(path)), SECTIONS)
     if "base" not in content:
         return {"name": path.stem, **content}
     word = content.pop("base")

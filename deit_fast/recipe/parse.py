@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 import json
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -12,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from deit_fast.recipe.sections import Section
-from deit_fast.runtime.errors import brief, one_line, suggest
+from deit_fast.runtime.errors import RecipeError, brief, one_line, suggest
 
 
 def parse_section(name: str, base: type[Section], content: Any) -> tuple[Section | None, list[str]]:
@@ -82,6 +83,24 @@ def unknown_key(key: str, name: str, choices: Iterable[str]) -> str:
     """The line about a key that is not there; `name` is its last part."""
     listed = list(choices)
     return f"{brief(key)}: no such key; expected one of {', '.join(listed)}{suggest(name, listed)}"
+
+
+def read_val_fraction(val: object) -> float | None:
+    """The share that --val says where it is a number, 0.1 say; None where it names validation data.
+
+    Raises RecipeError for a number that is no share.
+    """
+    try:
+        fraction = float(str(val))
+    except ValueError:
+        if str(val).strip().endswith("%"):
+            raise RecipeError(f"--val {val}: expected a share from 0 to below 1, such as 0.1, or data") from None
+        return None
+    if not (isfinite(fraction) and 0 <= fraction < 1):
+        raise RecipeError(
+            f"--val {val}: expected a share from 0 to below 1, such as 0.1, or data; a folder of that name is ./{val}"
+        )
+    return fraction
 
 
 def _means(kind: type[Section], key: str) -> tuple[Any, Any]:

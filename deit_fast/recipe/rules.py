@@ -41,7 +41,7 @@ def distillation_trains_its_head(optim: Optim, distill: Distill) -> str | None:
     if optim.trainable == "all" or distill.kind == "none":
         return None
     return (
-        f"optim.trainable='attention': expected 'all' with distill.kind={distill.kind!r}, "
+        f"optim.trainable={optim.trainable!r}: expected 'all' with distill.kind={distill.kind!r}, "
         "whose distillation head would stay as it is"
     )
 
@@ -87,7 +87,7 @@ def _lacks_attention(model: Model) -> bool:
 
 @rule
 def trained_attention_exists(model: Model, optim: Optim) -> str | None:
-    if optim.trainable == "all" or not _lacks_attention(model):
+    if optim.trainable != "attention" or not _lacks_attention(model):
         return None
     return (
         f"optim.trainable='attention': expected 'all' with model.name={model.name!r}, whose blocks have no "
@@ -134,20 +134,6 @@ def the_warmup_rises(schedule: Schedule, optim: Optim) -> str | None:
     if schedule.warmup_lr <= optim.lr:
         return None
     return f"schedule.warmup_lr={schedule.warmup_lr:g}: expected at most optim.lr={optim.lr:g}"
-
-
-@rule
-def graphs_hold_one_pass(run: Run) -> str | None:
-    if not run.cuda_graph or run.passes == 1:
-        return None
-    return f"run.cuda_graph=true: expected run.accumulation=1, got {run.accumulation}"
-
-
-@rule
-def graphs_hold_lamb(run: Run, optim: Optim) -> str | None:
-    if not run.cuda_graph or optim.name == "lamb":
-        return None
-    return f"run.cuda_graph=true: expected optim.name='lamb', got {optim.name!r}"
 
 
 @rule

@@ -3,13 +3,13 @@
 Where and on how many is not in here. Nothing in this module imports torch.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from pydantic import SerializeAsAny
 
 from deit_fast.recipe.batch_rate import describe_batch, settle_rate
-from deit_fast.recipe.old_dumps import drop_unread
+from deit_fast.recipe.old_dumps import drop_removed, drop_unread
 from deit_fast.recipe.parse import all_fields, merge_section, parse_section, read_word, unknown_key
 from deit_fast.recipe.rules import broken_rules
 from deit_fast.recipe.sections import Augment, Data, Distill, Loss, Mix, Model, Optim, Run, Schedule, Section
@@ -97,6 +97,7 @@ class Recipe(Section):
         Raises RecipeError, as `override` does.
         """
         content: dict[str, Any] = dict(self)
+        typed = [f"{name}.{key}" for name, each in changes.items() if isinstance(each, dict) for key in each]
         for name, each in changes.items():
             if isinstance(each, Section):
                 content[name] = each.model_dump(mode="json")
@@ -104,7 +105,7 @@ class Recipe(Section):
                 content[name] = merge_section(SECTIONS[name], content[name].model_dump(mode="json"), each)
             else:
                 content[name] = each
-        return parse_recipe(content)
+        return parse_recipe(content, typed=typed)
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -151,7 +152,7 @@ def parse_with_words(content: dict[str, Any], words: Iterable[str], source: str 
 
 
 def parse_recipe(
-    content: dict[str, Any], source: str = "", mistakes: Iterable[str] = (), typed: Iterable[str] = ()
+    content: dict[str, Any], source: str = "", mistakes: Iterable[str] = (), typed: Collection[str] = ()
 ) -> Recipe:
     """A Recipe from plain data, or sections. Raises RecipeError with a line for everything that is wrong.
 
@@ -163,7 +164,7 @@ def parse_recipe(
     lines = [unknown_key(key, key, fields) for key in content if key not in fields]
     texts = {"name": content.get("name"), "description": content.get("description", "")}
     lines += [f"{key}={brief(repr(text))}: expected a text" for key, text in texts.items() if not isinstance(text, str)]
-    content = drop_unread(content, SECTIONS)
+    content = drop_unread(drop_removed(content, typed), SECTIONS)
     sections: dict[str, Section] = {}
     for name, base in SECTIONS.items():
         if name in content:

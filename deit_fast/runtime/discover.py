@@ -1,5 +1,6 @@
 """Extension points: a package whose every module holds one object of the same kind. A new module is all it takes."""
 
+from collections.abc import Collection
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TypeVar
@@ -7,15 +8,16 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def discover(package: str, name: str, kind: type[T]) -> dict[str, T]:
+def discover(package: str, name: str, kind: type[T], among: Collection[str] | None = None) -> dict[str, T]:
     """The object called `name` of each module of `package` that has one, by the module's name, in alphabetical order.
 
-    Modules without it are the package's own; those whose names begin with an underscore are not imported. Raises
-    TypeError where an object is not of the kind: `kind` is a class, or a protocol that can be checked at run time.
+    Modules without it are the package's own; those whose names begin with an underscore are not imported, nor are
+    others than `among` where these are known. Raises TypeError where an object is not of the kind: `kind` is a class,
+    or a protocol that can be checked at run time.
     """
     found: dict[str, T] = {}
     for module in sorted(each.name for each in iter_modules(import_module(package).__path__)):
-        if module.startswith("_"):
+        if module.startswith("_") or (among is not None and module not in among):
             continue
         value = getattr(import_module(f"{package}.{module}"), name, None)
         if value is None:

@@ -40,6 +40,10 @@ class BusyError(ConnectionError):
         self.wait = wait
 
 
+class UnreachableError(BusyError):
+    """No connection came about: there is no network, or nobody listens."""
+
+
 def patience(hang_timeout: float) -> float:
     """Seconds that a read may fail before the watchdog, at `hang_timeout` seconds, takes its process for hanging."""
     return min(PATIENCE_SECONDS, hang_timeout / 2)

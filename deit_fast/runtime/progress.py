@@ -27,9 +27,9 @@ def say(line: str) -> None:
 class Progress:
     """`start` of `total` things, named `what`, are done; a context manager.
 
-    unit: what a thing is called beside the rate. lines: whether a log file gets "WHAT: 3 of 9" on stderr every
-    LINE_SECONDS; False where the caller writes lines of its own. leave: whether the finished bar stays on the terminal.
-    show: False for all but the one process of several that reports.
+    unit: what a thing is called beside the rate; "B" are bytes, shown as MiB and the like. lines: whether a log file
+    gets "WHAT: 3 of 9" on stderr every LINE_SECONDS; False where the caller writes lines of its own. leave: whether the
+    finished bar stays on the terminal. show: False for all but the one process of several that reports.
     """
 
     def __init__(
@@ -43,10 +43,13 @@ class Progress:
         show: bool = True,
     ) -> None:
         self._what, self._total, self._done = what, total, start
+        self._bytes = unit == "B"
         drawn = show and sys.stderr.isatty()
         self._bar = (
-            tqdm(desc=what, total=total, initial=start, unit=unit, leave=leave, dynamic_ncols=True) if drawn else None
-        )
+            tqdm(desc=what, total=total, initial=start, unit=unit, leave=leave, dynamic_ncols=True,
+                 unit_scale=self._bytes, unit_divisor=1024)
+            if drawn else None
+        )  # fmt: skip
         self._lines = show and lines and not drawn
         self._last_line = time.monotonic()
 
@@ -57,7 +60,10 @@ class Progress:
             self._bar.update(count)
         elif self._lines and time.monotonic() - self._last_line > LINE_SECONDS:
             self._last_line = time.monotonic()
-            print(f"{self._what}: {self._done} of {self._total}", file=sys.stderr, flush=True)
+            counts = f"{self._done} of {self._total}"
+            if self._bytes:
+                counts = f"{self._done >> 20} of {self._total >> 20} MiB"
+            print(f"{self._what}: {counts}", file=sys.stderr, flush=True)
 
     def write(self, line: str) -> None:
         """Prints a line to stdout, above the bar where there is one."""

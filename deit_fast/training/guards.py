@@ -25,7 +25,7 @@ the N-th, which is step N - 1 of everything that counts from 0: the loader, the 
 give its images and draws again, `recipe` being that of the run folder's recipe.json:
 
     job = plan_job(recipe, open_source(data, "train"), None, out, join_world())
-    loader, _ = build_loader(job, N - 1)
+    loader = build_loader(job, N - 1)
     batch = BatchBuilder(recipe, job.world.device)(next(iter(loader)))  # with run.accumulation, the first of so many
 """
 

@@ -44,12 +44,17 @@ class Job:
     """Optimizer steps."""
     total_steps: int
     """Optimizer steps of the whole run."""
+    asked: Recipe
+    """The recipe as it was asked for, which recipe.json keeps: its run.accumulation may be "auto"."""
 
 
 def plan_job(
-    recipe: Recipe, source: Source, val_source: Source | None, out: Path, world: World, store: RunStore | None = None
-) -> Job:
+    recipe: Recipe, source: Source, val_source: Source | None, out: Path, world: World, store: RunStore | None = None,
+    asked: Recipe | None = None,
+) -> Job:  # fmt: skip
     """The job of this process: its samplers, type and numbers of steps; all processes together.
+
+    asked: the recipe before its passes were settled, where it is another.
 
     Raises DataError, on every process, where they have not the same data. Raises RecipeError for a batch that these
     processes cannot divide, for an order that the data do not allow, and for what this machine lacks.
@@ -61,7 +66,10 @@ def plan_job(
     dtype = check_machine(recipe.run, world)
     steps_per_epoch = samplers[0].steps_per_epoch
     total = total_steps(recipe.schedule, steps_per_epoch)
-    return Job(recipe, source, val_source, out, world, store, identities, samplers, dtype, steps_per_epoch, total)
+    return Job(
+        recipe, source, val_source, out, world, store, identities, samplers, dtype, steps_per_epoch, total,
+        recipe if asked is None else asked,
+    )  # fmt: skip
 
 
 def agree_on_disk(recipe: Recipe, source: Source, node_lanes: Sequence[int], world: World) -> None:

@@ -36,11 +36,9 @@ def run_loop(
     recipe, world, finished = job.recipe, job.world, False
     with ExitStack() as stack:
         checkpoints = stack.enter_context(closing(Checkpoints(job, state, log)))
-        loader, notes = build_loader(job, state.step)
-        stack.enter_context(closing(loader))
-        log.say(*notes)
+        loader = stack.enter_context(closing(build_loader(job, state.step, state.image_backend)))
         metrics = TrainMetrics(job, state, log)
-        step = prepare(recipe, state, world, job.dtype, teacher, loader.settle)
+        step = prepare(recipe, state, world, job.dtype, teacher)
         evaluation = stack.enter_context(closing(Evaluation(job, state, step, log, watchdog, stop)))
         bad_images = BadImages(state.bad_images, job.source, recipe.data.max_bad, world, job.out)
         divergence = Divergence(job)

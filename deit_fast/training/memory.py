@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
@@ -29,6 +27,10 @@ from deit_fast.recipe.schema import Recipe
 from deit_fast.training.distill import Teacher
 from deit_fast.training.objective import Objective, blank_batch
 from deit_fast.zoo import find_architecture
+
+HEADROOM = 0.85
+"""Share of the memory that a step may take: the loader, the libraries, the exchange of gradients, the evaluation and
+what the allocator rounds up take the rest. How much that is on a GPU was not measured."""
 
 _CPU = torch.device("cpu")
 _MOMENTS = {"sgd": 1}
@@ -105,6 +107,8 @@ class _Traced:
 
 
 def _trace(recipe: Recipe, images: int, dtype: torch.dtype, passes: int, on_gpu: bool) -> _Traced:
+    from torch._subclasses.fake_tensor import FakeTensorMode  # a second of imports, which few starts need
+
     with torch.device("meta"):
         model = build_model(recipe.model, 0)
         teacher = None if recipe.distill.kind == "none" else _bare_teacher(recipe)
@@ -145,6 +149,8 @@ class _GpuClassifier(Classifier):
 
 
 def _bare_teacher(recipe: Recipe) -> nn.Module:
+    import timm
+
     model: nn.Module = timm.create_model(recipe.distill.teacher, num_classes=recipe.model.classes)
     return model.requires_grad_(False).eval()
 

@@ -57,5 +57,5 @@ def explain_lack(error: BaseException, recipe: Recipe, world: World, step: int |
     fewer = recipe.run.global_batch // (world.size * passes)
     return (
         f"{what} after step {step}: run.accumulation={passes} makes it {fewer} images a pass instead of {images}; the "
-        "same command with that word goes on from the last checkpoint"
+        "same command with that word goes on from the run's last checkpoint"
     )

@@ -20,13 +20,11 @@ from deit_fast.runtime.host_memory import available_memory
 from deit_fast.runtime.remembered import read_remembered, remember
 from deit_fast.runtime.world import World
 from deit_fast.training.distill import Teacher
-from deit_fast.training.memory import step_memory, too_high
+from deit_fast.training.memory import HEADROOM, step_memory, too_high
 from deit_fast.training.prepare import check_machine
 from deit_fast.training.trial import StepTrial
 
 GIB = 2**30
-HEADROOM = 0.85
-"""Share of the memory that a step may take: the loader, the libraries and what is rounded up take the rest."""
 
 
 class Passes(NamedTuple):
@@ -111,10 +109,13 @@ def _by_trial(recipe: Recipe, world: World, possible: Sequence[int], teacher: Te
     memory = PassMemory(recipe, world)
     with StepTrial(recipe, world, check_machine(recipe.run, world), teacher) as trial:
         found, tried = first_that_fits(recipe, world, possible, trial, memory)
+        if found is None and not tried:  # something else may have had the memory then
+            memory.forget()
+            found, tried = first_that_fits(recipe, world, possible, trial, memory)
     if found is None:
-        most = with_passes(recipe, possible[-1]).pass_size(world.size)
+        least = recipe.run.global_batch // (world.size * possible[-1])
         raise LacksMemoryError(
-            f"run.accumulation=auto: not even {most} images a pass fit ({trial.failure}); run.grad_checkpointing=true "
+            f"run.accumulation=auto: not even {least} images a pass fit ({trial.failure}); run.grad_checkpointing=true "
             "or a smaller model.image_size takes less, and run.parallel=fsdp shares the weights over processes"
         )
     return found, "found by a trial" if tried else f"found by an earlier trial, {memory.path}"
@@ -151,7 +152,7 @@ class PassMemory:
     def __init__(self, recipe: Recipe, world: World) -> None:
         self.path: Path = cache_folder() / "passes.json"
         self._key = _key(recipe, world)
-        self._writes = world.rank == world.node_ranks[0]
+        self._world, self._writes = world, world.rank == world.node_ranks[0]
 
     def recall(self, images: int) -> bool | None:
         """Whether a pass of so many images fits; None where nobody knows."""
@@ -168,6 +169,12 @@ class PassMemory:
         if self._writes:
             remember(self.path, self._key, {"fits": most, "fails": least})
 
+    def forget(self) -> None:
+        """Takes back all that was kept; all processes call it together, and see it."""
+        if self._writes:
+            remember(self.path, self._key, None)
+        self._world.barrier()
+
     def _read(self) -> tuple[int | None, int | None]:
         found = read_remembered(self.path).get(self._key)
         found = found if isinstance(found, dict) else {}
@@ -178,7 +185,7 @@ class PassMemory:
 def _key(recipe: Recipe, world: World) -> str:
     """The machine, the model at its resolution, and a digest of whatever else a step's memory depends on."""
     content, model = recipe.model_dump(mode="json"), recipe.model
-    run = {key: content["run"][key] for key in ("precision", "compile", "compute_copy", "cuda_graph", "parallel",
+    run = {key: content["run"][key] for key in ("precision", "compile", "compute_copy", "parallel",
                                                 "reduce_dtype", "grad_checkpointing")}  # fmt: skip
     rest: list[Any] = [content["model"], run, recipe.optim.name, recipe.optim.ema_decay is None, recipe.optim.trainable,
                        recipe.mix.active, recipe.loss.cosub, content["distill"], recipe.augment.erase > 0,

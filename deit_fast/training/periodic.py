@@ -128,7 +128,7 @@ class Evaluation:
         start = time.perf_counter()
         watchdog.beat("evaluation", START_SECONDS if self._loader is None else 0.0)
         if self._loader is None:
-            self._loader = build_eval_loader(job.recipe, job.val_source, job.world)
+            self._loader = build_eval_loader(job.recipe, job.val_source, job.world, self._state.image_backend)
             self._predictors = {"": self._step.predictor(state.model)}
             if state.ema is not None:
                 self._predictors["ema_"] = self._step.predictor(state.ema)

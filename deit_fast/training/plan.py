@@ -16,8 +16,8 @@ from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import training_images
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.training.hours import Hours, training_hours
-from deit_fast.training.memory import StepMemory, step_memory
-from deit_fast.training.passes import HEADROOM, possible_passes, with_passes
+from deit_fast.training.memory import HEADROOM, StepMemory, step_memory
+from deit_fast.training.passes import possible_passes, with_passes
 from deit_fast.training.schedule import total_steps
 from deit_fast.zoo.devices import Device
 from deit_fast.zoo.reference_results import find_curve
@@ -149,10 +149,10 @@ def fit_passes(recipe: Recipe, machine: Machine) -> tuple[Recipe, StepMemory]:
     found = memory_of(possible[0])
     first = 0
     while found.peak > limit and first + 1 < len(possible):
-        # What a pass keeps grows with its images: go where that leads, and on from there.
-        room = max(1.0, limit - (found.peak - found.activations))
-        needed = possible[first] * found.activations / room
-        first = next((at for at in range(first + 1, len(possible)) if possible[at] >= 0.9 * needed), len(possible) - 1)
+        # What depends on the images is in proportion to them: go where that leads, and on from there.
+        fixed = found.fixed + found.gradients
+        needed = possible[first] * (found.peak - fixed) / max(1.0, limit - fixed)
+        first = next((at for at in range(first + 1, len(possible)) if possible[at] >= 0.95 * needed), len(possible) - 1)
         found = memory_of(possible[first])
     return with_passes(recipe, possible[first]), found
 

@@ -2,11 +2,9 @@
 
 model -> shards (FSDP2) -> optimizer and average -> compute copy        build_state, before a checkpoint is loaded
 activation checkpointing -> objective -> torch.compile -> DDP           prepare, after it, by all processes together
-step -> CUDA graphs
 """
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +22,6 @@ from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Run
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.world import World
-from deit_fast.training.cuda_graph import record_step
 from deit_fast.training.distill import Teacher
 from deit_fast.training.objective import Objective, blank_batch
 from deit_fast.training.sharding import build_mesh, exchange_in_shards, replicate, shard_model
@@ -36,7 +33,7 @@ def check_machine(run: Run, world: World) -> torch.dtype:
 
     Raises RecipeError where this machine lacks what the recipe asks for, before a model is built.
     """
-    dtype, device = choose_dtype(run, world.device), world.device.type
+    dtype = choose_dtype(run, world.device)
     if run.compute_copy and dtype != torch.bfloat16:
         raise RecipeError(f"run.compute_copy=true: expected a run that computes in bf16, got {dtype}")
     if run.compute_copy and world.size > 1 and run.reduce_dtype != "bf16":
@@ -44,10 +41,6 @@ def check_machine(run: Run, world: World) -> torch.dtype:
             f"run.compute_copy=true: expected run.reduce_dtype='bf16' for {world.size} processes, "
             f"got {run.reduce_dtype!r}"
         )
-    if run.cuda_graph and device != "cuda":
-        raise RecipeError(f"run.cuda_graph=true: expected an NVIDIA GPU, got {device}")
-    if run.cuda_graph and world.size > 1:
-        raise RecipeError(f"run.cuda_graph=true: expected one process, got {world.size}")
     return dtype
 
 
@@ -93,20 +86,13 @@ def build_objective(
 
 
 def prepare(
-    recipe: Recipe,
-    state: TrainState,
-    world: World,
-    dtype: torch.dtype,
-    teacher: Teacher | None = None,
-    settle: Callable[[], object] = lambda: None,
+    recipe: Recipe, state: TrainState, world: World, dtype: torch.dtype, teacher: Teacher | None = None
 ) -> TrainStep:
     """The training step of a state whose weights are loaded, with all around it that the recipe asks for.
 
     All processes call it together. torch.compile works at a first call only, which needs a batch: it gets a blank one
     of the run's shapes. That trial leaves gradients, random state and running statistics as they were. dtype: of
-    `check_machine`. settle: the loader's, for `record_step`.
-
-    Raises RunError where run.compile is "on" and torch.compile fails.
+    `check_machine`. Raises RunError where run.compile is "on" and torch.compile fails.
     """
     run, objective = recipe.run, build_objective(recipe, state, world, dtype, teacher)
     classifier = objective.classifier
@@ -127,7 +113,4 @@ def prepare(
     if world.size > 1:
         ddp, exchange = replicate(chosen, run)
         return TrainStep(recipe, state, world, classifier, ddp, exchange, compiled)
-    step = TrainStep(recipe, state, world, classifier, chosen, compiled=compiled)
-    if run.cuda_graph:
-        record_step(step, settle)
-    return step
+    return TrainStep(recipe, state, world, classifier, chosen, compiled=compiled)

@@ -9,10 +9,12 @@ from typing import Any
 
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import fetch_sealed
-from deit_fast.convert.locate import fetch_weights
+from deit_fast.convert.pretrained import fetch_weights, name_origin
 from deit_fast.data.sources.classes import match_classes, resolve_classes
+from deit_fast.data.sources.image_list import is_list
 from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.data.sources.salvage import SalvagedShards
+from deit_fast.recipe.parse import read_val_fraction
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import RECIPES, get_recipe
 from deit_fast.runtime.console import Console, Pace
@@ -21,7 +23,7 @@ from deit_fast.runtime.files import write_json
 from deit_fast.runtime.hardware import peak_memory
 from deit_fast.runtime.log_sinks import chosen_sinks
 from deit_fast.runtime.metrics_log import MetricsLog, told
-from deit_fast.runtime.object_store import fetch_file, is_remote
+from deit_fast.runtime.object_store import is_remote
 from deit_fast.runtime.provenance import STARTS, note_start
 from deit_fast.runtime.stopping import StopSignal
 from deit_fast.runtime.waiting import share_cores
@@ -29,6 +31,8 @@ from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.runtime.world import join_world, leave_world
 from deit_fast.training.banner import describe_start
 from deit_fast.training.distill import load_teacher
+from deit_fast.training.fit_batch import fit_batch
+from deit_fast.training.held_out import hold_out, list_of_run, read_list
 from deit_fast.training.job import Job, plan_job
 from deit_fast.training.loop import evaluations_left, run_loop
 from deit_fast.training.out_of_memory import MemoryGuard
@@ -36,7 +40,9 @@ from deit_fast.training.passes import settle_passes
 from deit_fast.training.periodic import draw_curves
 from deit_fast.training.prepare import initial_state
 from deit_fast.training.start import claim_folder, find_start, restore
+from deit_fast.zoo import check_given
 
+NO_VALIDATION = "no validation images: --val 0.1 holds a tenth of each class out, --val PATH names some"
 FROM_RANDOM = "none"
 """The --init of a run that finetunes no weights, although its recipe is one of finetuning."""
 
@@ -45,7 +51,7 @@ def train(
     recipe: Recipe | str | Path,
     data: str | Path,
     out: str | Path,
-    val: str | Path | None = None,
+    val: str | Path | float | None = None,
     init: str | Path | None = None,
     resume: str = "auto",
     teacher: str | Path | None = None,
@@ -54,13 +60,18 @@ def train(
 ) -> dict[str, Any]:
     """Trains `recipe` on `data` into the folder `out`, evaluating on `val` or the validation split beside `data`.
 
+    val: data, or a share of each class, 0.1 say, that is held out of training and listed in out/val.json, as
+    data.val_fraction says by itself where there is no validation split; 0 for no evaluation. The list of another run
+    holds the same images out.
+
     recipe: a Recipe, or the name of one in the recipe table, or a .toml or .json file; overrides: section.key=value
     words that change it. Example: `train("demo_pretrain", "digits", "runs/digits", overrides=["optim.lr=1e-3"])`.
 
     Where it starts, the first that applies:
     1. resume is a path: that checkpoint, of the same recipe;
     2. resume is "auto": the newest whole checkpoint in out/checkpoints; a finished run returns its result at once;
-    3. init is a path: the weights of that file, model's folder or run's folder, fitted to this recipe;
+    3. init is a path, a URI or the name of published weights: those weights, or those of a model's or run's folder,
+       fitted to this recipe; what is not on this machine is fetched only here, so that a run that goes on asks nobody;
     4. the seed's own initialisation; a recipe that finetunes, run.start="weights", is refused unless init is "none".
     teacher is the file of the teacher's weights, which no checkpoint holds: a run with distillation needs it each time.
     labels is the file of labels of validation images that come without class folders, where it is not beside them; of
@@ -76,12 +87,22 @@ def train(
     recipe = recipe.override(overrides) if isinstance(recipe, Recipe) else get_recipe(str(recipe), overrides)
     recipe.check_teacher(teacher)
     rate = recipe.describe_batch(RECIPES.get(recipe.name, recipe))
-    data, val, from_random = str(data), str(val) if val is not None else None, init == FROM_RANDOM
+    fraction = read_val_fraction(val) if val is not None else None
+    listed = str(val) if fraction is None and val and is_list(str(val)) else None
+    if fraction is not None:
+        recipe = recipe.derive(data={"val_fraction": fraction})
+    elif listed is not None:
+        recipe = recipe.derive(data=read_list(listed).choice)
+    data, from_random = str(data), init == FROM_RANDOM
     sinks = chosen_sinks(recipe.run.trackers)
-    init = fetch_weights(init) if init and not from_random else None
-    teacher = fetch_file(teacher) if teacher else None
+    init = None if from_random else init or None
+    if init is not None:
+        check_given(init)
+        if not may_go_on(out, resume):
+            fetch_weights(init)  # what cannot be had is said now, and not once the data are listed
+    teacher = fetch_weights(teacher, any_model=True) if teacher else None
     resume = str(fetch_sealed(resume)) if is_remote(resume) else resume
-    val_uri = val or find_validation(data)
+    val_uri = None if fraction is not None or listed else str(val) if val else find_validation(data)
     train_labels = labels if val_uri is None else None
     source = open_source(data, "train", recipe.data.category, SalvagedShards, train_labels)
     recipe = resolve_classes(recipe, source)
@@ -95,21 +116,31 @@ def train(
         folder, store, notes = claim_folder(out, resume, world, stack)
         notes += [rate] if rate else []
         stop = stack.enter_context(StopSignal())
+        held, salvaged = None, source.describe() if isinstance(source, SalvagedShards) else []
+        if val_source is None and recipe.data.val_fraction:
+            earlier = listed or list_of_run(folder, store, resume)
+            held, lines = hold_out(recipe.data, source, labels, earlier, world, required=listed is not None)
+            source, val_source = held.train, held.val
+        else:
+            lines = [f"validation images: {val_source.place}"] if val_source is not None else [NO_VALIDATION]
+        recipe, fitted = fit_batch(recipe, len(source), world.size)
         guard = stack.enter_context(MemoryGuard(recipe, world))
         found = find_start(folder, store, resume, world)
         loaded = load_teacher(recipe, teacher, world.device) if teacher else None
         settled = settle_passes(recipe, world, found.kept, loaded)
-        guard.recipe = recipe = settled.recipe
-        job = plan_job(recipe, source, val_source, folder, world, store)
+        asked, guard.recipe, recipe = recipe, settled.recipe, settled.recipe
+        job = plan_job(recipe, source, val_source, folder, world, store, asked)
         state = initial_state(recipe, world)
         notes += restore(job, state, found, init, resume, from_random)
         guard.state = state
+        notes += [*lines, *salvaged, *fitted]
+        if held is not None and world.is_main:
+            held.write(folder)
         if world.is_main:
             with told(STARTS):
-                given = {"data": data, "val": val, "labels": labels, "init": init}
+                given = {"data": data, "val": None if val is None else str(val), "labels": labels and str(labels)}
+                given["init"] = init and name_origin(init)  # without a signature
                 note_start(folder, world.size, world.device, state.step, given)
-        notes += [f"validation images: {val_source.place}"] if val_source is not None else []
-        notes += source.describe() if isinstance(source, SalvagedShards) else []
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
             result = find_result(job, state)
             if result is None:
@@ -130,6 +161,13 @@ def train(
             raise KeyboardInterrupt(f"{out}: interrupted, with a checkpoint, {done}")
         raise StoppedError(f"{out}: stopped by a signal {done}")
     return result
+
+
+def may_go_on(out: str | Path, resume: str) -> bool:
+    """Whether there may be a checkpoint to go on from, so that the weights of --init may not be needed."""
+    if resume == "auto":
+        return is_remote(out) or any(Path(out, "checkpoints").glob("*"))
+    return resume != "never"
 
 
 @contextlib.contextmanager
@@ -177,6 +215,7 @@ def write_result(job: Job, state: TrainState) -> dict[str, Any]:
         "peak_memory_gib": peak_memory(world.device),
         "skipped": state.skipped,
         "bad_images": len(state.bad_images),
+        "init": state.init,
         "checkpoint": f"{store.uri if store is not None else out}/checkpoints/last.pt",
     }
     failure = ""

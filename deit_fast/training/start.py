@@ -15,20 +15,21 @@ from deit_fast.checkpoint.resume import agree_on_checkpoint, find_checkpoints, s
 from deit_fast.checkpoint.save import step_path
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import RunStore, pull_everywhere
-from deit_fast.convert.detect import Weights, load_weights
+from deit_fast.convert.detect import Weights
 from deit_fast.convert.fit import build_initialised, format_changes
 from deit_fast.convert.own_format import ADVICE
+from deit_fast.convert.pretrained import describe_origin, name_origin, open_weights
 from deit_fast.data.loader.batches import TrainLoader
-from deit_fast.data.loader.setting import choose_setting, decodes_regions
-from deit_fast.data.loader.tuning import LoaderSetting
 from deit_fast.data.sources.memory_cache import keep_in_memory
 from deit_fast.data.sources.splits import Split
 from deit_fast.recipe.schema import parse_recipe
 from deit_fast.runtime.errors import RecipeError, RunError, one_line
 from deit_fast.runtime.files import locked, write_json
+from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.object_store import is_remote
 from deit_fast.runtime.patience import patience
 from deit_fast.runtime.world import World
+from deit_fast.training.backend import settle_backend
 from deit_fast.training.job import Job
 from deit_fast.training.passes import Kept
 from deit_fast.training.same_data import check_same_data, forget_what_changed
@@ -93,13 +94,13 @@ def find_start(out: Path, store: RunStore | None, resume: str, world: World) -> 
 
 
 def restore(
-    job: Job, state: TrainState, found: Found, init: Path | None, resume: str, from_random: bool = False
+    job: Job, state: TrainState, found: Found, init: str | Path | None, resume: str, from_random: bool = False
 ) -> list[str]:
     """Brings a state of step 0 to where the run starts, and returns lines that say so; all processes together.
 
     The first that applies:
     1. `found` is a checkpoint: it has to be of the same recipe;
-    2. init is a path: that file's weights, position embeddings and head adapted to this recipe;
+    2. init, if given: those weights, by path, URI or name, position embeddings and head adapted to this recipe;
     3. the seed's own initialisation, which the state has; with run.start="weights" only if `from_random` asks for it.
 
     Only the main process writes. Raises RecipeError for a checkpoint of another recipe and for finetuning without
@@ -107,7 +108,7 @@ def restore(
     """
     world, folder, path = job.world, job.out / "checkpoints", found.path
     if path is not None:
-        notes = [*found.lines, *_load(job, state, path)]
+        notes = [*found.lines, *_load(job, state, path), *_other_init(state, init)]
     elif init is not None:
         notes = _initialise_from(job, state, init)
     elif job.recipe.run.start == "weights" and not from_random:
@@ -117,13 +118,12 @@ def restore(
         )
     else:
         notes = []
-    if job.val_source is None:
-        notes.append("no validation data: pass --val to evaluate")
+    notes += settle_backend(job.recipe, state, world, resumed=path is not None)
     world.barrier()  # what is moved aside may hold what the others read
     if resume != "auto":
         notes += _make_room(job, state, path)
     if world.is_main:
-        write_json(job.out / "recipe.json", job.recipe.model_dump(mode="json"))
+        write_json(job.out / "recipe.json", job.asked.model_dump(mode="json"))
         here = step_path(folder, state.step)
         if path is not None and here.with_suffix(SEAL).exists():  # a crash came before its link, perhaps
             restore_link(here, folder / "last.pt")
@@ -151,7 +151,7 @@ def _make_room(job: Job, state: TrainState, path: Path | None) -> list[str]:
             if is_own and moved is not None and (moved / "metrics.jsonl").exists():
                 shutil.copyfile(moved / "metrics.jsonl", out / "metrics.jsonl")
             if job.store is not None:
-                job.store.begin(job.recipe.model_dump(mode="json"))
+                job.store.begin(job.asked.model_dump(mode="json"))
         except RunError as reason:
             error = reason
     if error := job.world.broadcast(error):
@@ -189,15 +189,37 @@ def _load(job: Job, state: TrainState, path: Path) -> list[str]:
     return notes
 
 
-def _initialise_from(job: Job, state: TrainState, init: Path) -> list[str]:
-    weights = load_weights(init)
+def _other_init(state: TrainState, init: str | Path | None) -> list[str]:
+    """A line where a run that goes on is given other weights than it began with; of old checkpoints nobody knows."""
+    began, given = state.init and state.init["weights"], init and name_origin(init)
+    return [f"--init {given}: not read, since the run began with {began}"] if began and given and began != given else []
+
+
+def _initialise_from(job: Job, state: TrainState, init: str | Path) -> list[str]:
+    weights = _open_everywhere(init, job.world)
+    if job.world.is_main:
+        state.init = describe_origin(init, weights)
     model, changes = build_initialised(job.recipe.model, weights, job.recipe.run.seed_of("init"))
     state.load_weights(model.state_dict(), model.state_dict())
     return [f"{init}: weights of {weights.source} loaded", *weights.say(), *_other_pixels(job, weights, init),
             *format_changes(changes)]  # fmt: skip
 
 
-def _other_pixels(job: Job, weights: Weights, init: Path) -> list[str]:
+def _open_everywhere(init: str | Path, world: World) -> Weights:
+    """The weights, on every process; what one of them meets, a network that one node lacks, ends all of them."""
+    weights: Weights | None = None
+    error: Exception | None = None
+    try:
+        weights = open_weights(init)
+    except (RecipeError, RunError) as reason:
+        error = reason
+    if error := next(filter(None, world.gather(error)), None):
+        raise error
+    assert weights is not None
+    return weights
+
+
+def _other_pixels(job: Job, weights: Weights, init: str | Path) -> list[str]:
     """Lines where the weights were trained on pixels that were normalised otherwise: the recipe's normalise them."""
     theirs, mine = weights.recipe.data, job.recipe.data
     pairs = [(key, getattr(theirs, key), getattr(mine, key)) for key in ("mean", "std")]
@@ -208,25 +230,12 @@ def _other_pixels(job: Job, weights: Weights, init: Path) -> list[str]:
     ]
 
 
-def build_loader(job: Job, start: int) -> tuple[TrainLoader, list[str]]:
-    """The batches from step `start` to the last, and lines on how they are read; all processes together.
-
-    On GPUs the first loader on a machine is preceded by a search for its setting.
-    """
-    recipe, run, world, notes = job.recipe, job.recipe.run, job.world, list[str]()
-    source = keep_in_memory(job.source, run.cache_gib)
-    regions = run.roi_decode and decodes_regions(world)
-    if run.roi_decode and not regions:
-        notes.append("run.roi_decode: this machine fails the trial, or has no GPU; it stays off")
-
-    def build(setting: LoaderSetting, first: int, stop: int) -> TrainLoader:
-        return TrainLoader(
-            source, recipe.augment, recipe.model.image_size, job.samplers, run.seed, world.device, setting.threads,
-            start_step=first, stop_step=stop, decode_once=recipe.data.decode_once,
-            hw_decoder_load=setting.hw_decoder_load, roi_decode=regions, patience=patience(run.hang_timeout),
-        )  # fmt: skip
-
-    setting = choose_setting(run.hw_decoder_load, source, world, build)
-    if world.device.type == "cuda":
-        notes.append(f"loader: {setting.threads} threads, hw_decoder_load {setting.hw_decoder_load:g}")
-    return build(setting, start, job.total_steps), notes
+def build_loader(job: Job, start: int, backend: str = "auto") -> TrainLoader:
+    """The batches from step `start` to the last, whose pixels `backend` makes."""
+    recipe, run = job.recipe, job.recipe.run
+    return TrainLoader(
+        keep_in_memory(job.source, run.cache_gib), recipe.augment, recipe.model.image_size, job.samplers, run.seed,
+        job.world.device, cpu_threads(), start_step=start, stop_step=job.total_steps,
+        decode_once=recipe.data.decode_once, hw_decoder_load=run.hw_decoder_load, patience=patience(run.hang_timeout),
+        backend=backend,
+    )  # fmt: skip

@@ -1,8 +1,7 @@
 """What happens per step, in one block: forward, loss, backward, update, moving average. The host waits for nothing.
 
 The block is plain torch. `prepare` (prepare.py) puts around it what a run asks for, before the first step: the compute
-copy and activation checkpointing around the model, torch.compile and DDP around the objective, FSDP2 around the blocks,
-CUDA graphs around the two methods inside the fence.
+copy and activation checkpointing around the model, torch.compile and DDP around the objective, FSDP2 around the blocks.
 """
 
 import contextlib

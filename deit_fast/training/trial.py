@@ -11,11 +11,9 @@ from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import is_out_of_memory, one_line
 from deit_fast.runtime.world import World
 from deit_fast.training.distill import Teacher
+from deit_fast.training.memory import HEADROOM
 from deit_fast.training.objective import Objective, blank_batch
 from deit_fast.training.prepare import build_objective, initial_state
-
-HEADROOM = 0.15
-"""Share of a GPU's memory that has to be left: for DALI, the processes' exchange and the evaluation. Not measured."""
 
 
 class StepTrial:
@@ -40,7 +38,7 @@ class StepTrial:
                 self._step(images, 2 if passes > 1 or self._world.size > 1 else 1)
             if device.type == "cuda":
                 free, total = torch.cuda.mem_get_info(device)
-                if free < HEADROOM * total:
+                if free < (1 - HEADROOM) * total:
                     self.failure = f"it leaves {free / 2**30:.1f} of {total / 2**30:.1f} GiB"
                     return False
         except Exception as error:

@@ -1,7 +1,8 @@
 """The model zoo: what can be built, under which names, and what was published of it. Plain data, no torch.
 
 families/ has a module per family. architectures.py and published.py are the tables of all of them, family.py the types
-of their rows, fields.py the check of a recipe's model section, class_names.py the names of ImageNet's classes.
+of their rows, weights.py the names of published weights, fields.py the check of a recipe's model section, and
+class_names.py the names of ImageNet's classes.
 """
 
 from deit_fast.zoo.architectures import (
@@ -15,6 +16,7 @@ from deit_fast.zoo.architectures import (
 from deit_fast.zoo.family import Architecture, Family, Published
 from deit_fast.zoo.fields import check_fields
 from deit_fast.zoo.published import PUBLISHED, find_published
+from deit_fast.zoo.weights import check_given, find_weights_row, published_hash, published_row
 
 __all__ = [
     "ARCHITECTURES",
@@ -24,9 +26,13 @@ __all__ = [
     "Family",
     "Published",
     "check_fields",
+    "check_given",
     "find_architecture",
     "find_family",
     "find_published",
+    "find_weights_row",
     "list_models",
+    "published_hash",
+    "published_row",
     "resolve_name",
 ]

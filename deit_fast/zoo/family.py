@@ -56,12 +56,30 @@ class Published:
     """Address of the weights."""
     source: str | None = None
     """Where accuracy, speed, memory and address are from; None where the code alone is published."""
+    tag: str | None = None
+    """What tells the weights from others of the entry at this resolution, as a word; None: there are none."""
+
+    @property
+    def weights_name(self) -> str | None:
+        """The weights in full, as `find_weights_row` takes them: ENTRY@PX:TAG. None: there are none."""
+        return None if self.weights is None else f"{self.name}@{self.resolution}:{self.tag}"
+
+    @property
+    def weights_file(self) -> str | None:
+        """The name of the file of weights, which no other row has."""
+        return None if self.weights is None else self.weights.rpartition("/")[2]
 
 
 IN_1K = "ImageNet-1k"
 IN_21K = "ImageNet-21k, ImageNet-1k"
 DISTILLED = "ImageNet-1k, distilled"
+DISTILLED_LONGER = "ImageNet-1k, distilled, 1000 epochs"
+FROM_S60 = "ImageNet-1k, from S60"
 DINO = "DINO"
+_TAGS = {
+    IN_1K: "1k", IN_21K: "21k", DISTILLED: "distilled", DISTILLED_LONGER: "distilled", FROM_S60: "from_s60",
+    DINO: "dino",
+}  # fmt: skip
 UNKNOWN = (None, None)
 
 
@@ -75,7 +93,8 @@ def published_rows(readme: str, name: str, resolution: int, sizes: tuple[float, 
     """
     for training, top1, top1_v2, file in weights:
         source = "timm" if top1 is None and training != DINO else f"facebookresearch/deit {readme}"
-        yield Published(name, resolution, *sizes, *speed, top1, top1_v2, training, _URL + file, source)
+        yield Published(name, resolution, *sizes, *speed, top1, top1_v2, training, _URL + file, source,
+                        _TAGS[training])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,6 +109,8 @@ class Family:
     """The names of timm and of the family's reference: the entry, and the side of the images that the name implies."""
     published: Sequence[Published] = ()
     """What was published of the entries. The zoo lists entries of which nothing was published after all others."""
+    weights_names: Mapping[str, str] = field(default_factory=dict)
+    """mmpretrain's names of published weights: the file that was converted."""
     position: int = 100
     """The zoo lists families in the order of their positions, and those of the same position by name."""
     fixed: Mapping[str, object] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deit_fast.checkpoint.earlier import check_own, find_run, finish_setting_aside, set_aside
-from deit_fast.convert.locate import fetch_weights
+from deit_fast.convert.pretrained import fetch_weights
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError
 

@@ -109,7 +109,8 @@ def test_uploads_that_fail(
     (line,) = [line for line in printed.out.splitlines() if "the checkpoint of step 8 is in" in line]
     assert f"only: {OUT}/checkpoints/step-0000008.pt: cannot be reached" in line or "safetensors" in line
     assert "step 12  " in printed.out  # the training went on
-    (line,) = printed.err.splitlines()
+    *tries, line = printed.err.splitlines()
+    assert all("trying again" in each for each in tries)
     assert "the checkpoint of step 12 is in" in line
     names = store.names("runs/a")
     assert "checkpoints/step-0000004.sha256" in names
@@ -270,3 +271,26 @@ def test_a_run_in_gs(
         assert "finished already, 12 steps" in capsys.readouterr().out
         web = f"{gs.url}/bucket/runs/a/checkpoints/best.pt"
         assert load_model(web).classes == load_model(out).classes == ["class0", "class1", "class2"]
+
+
+def test_the_list_of_held_out_images_is_in_the_store(
+    store: S3, folder_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another machine evaluates by it, and goes on with the same images where others came meanwhile."""
+    photos = shutil.copytree(folder_data / "train", tmp_path / "photos")
+    assert train(photos, "--val", "0.1", "schedule.epochs=1", "schedule.warmup_epochs=0") == 0
+    listed = json.loads(store.files.cat_file("bucket/runs/a/val.json"))["images"]
+    assert [name.partition("/")[0] for name in listed] == [f"class{label}" for label in range(3) for _ in range(3)]
+    monkeypatch.setenv("DEIT_FAST_CACHE", str(tmp_path / "another"))
+    for checkpoint in (OUT, f"{OUT}/checkpoints/last.pt"):
+        capsys.readouterr()
+        assert cli.main(["evaluate", checkpoint, "--data", str(photos)]) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["images"] == len(listed)
+        assert f"validation images: those that {OUT}/val.json lists" in printed.err
+    for number in range(30):
+        shutil.copyfile(photos / "class0" / "000.jpg", photos / "class0" / f"new{number:02}.jpg")
+    words = ("--val", "0.1", "schedule.epochs=1", "schedule.warmup_epochs=0", "data.may_change=true")
+    store.files.rm("bucket/runs/a/result.json")
+    assert train(photos, *words) == 0
+    assert json.loads(store.files.cat_file("bucket/runs/a/val.json"))["images"] == listed

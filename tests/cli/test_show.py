@@ -122,5 +122,5 @@ def test_a_flag_stays_with_its_value() -> None:
 
 def test_the_table_is_grouped_by_source() -> None:
     blocks = list_as_text().split("\n\n")
-    assert [len(block.splitlines()) - 1 for block in blocks] == [19, 9, 33, 3, 3, 2]
+    assert [len(block.splitlines()) - 1 for block in blocks] == [19, 9, 33, 3, 3, 4, 2]
     assert blocks[0].splitlines()[1].split()[0] == "deit3_small_1k_224"

@@ -110,6 +110,16 @@ def test_a_checkpoint_that_a_run_is_about_to_write(call, tmp_path: Path) -> None
     assert call(component=deit.finetune, init=str(tmp_path / "pretrain" / "checkpoints" / "last.pt"))
 
 
+def test_weights_by_name(call) -> None:
+    """A name goes to the job as it is; one of weights that nobody published is refused here."""
+    for name in ("deit3_small_patch16@384:21k", "deit3_small_patch16_384.fb_in22k_ft_in1k", "hf://timm/name"):
+        assert f"--init {name}" in call(component=deit.finetune, init=name)
+        assert f"evaluate {name}" in deit.evaluate(checkpoint=name, data="d").roles[0].args[1]
+    for where in ({}, {"image": "registry.example.org/team/deit_fast"}):
+        with pytest.raises(Refused, match=r"^2 deit-fast: init='deit3_small_patch16@512': expected deit3"):
+            call(component=deit.finetune, init="deit3_small_patch16@512", **where)
+
+
 def test_another_file_system_is_the_nodes(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scratch disk, which every machine has for itself."""
     scratch = tmp_path / "scratch"
@@ -142,3 +152,15 @@ def test_an_empty_class_folder_is_left_to_the_job(call, tmp_path: Path, folder_d
     shutil.copytree(folder_data, tmp_path / "data")
     (tmp_path / "data" / "train" / "class3").mkdir()
     assert call(data=str(tmp_path / "data"))  # it says which class has no images
+
+
+def test_a_share_to_hold_out_is_no_path(call) -> None:
+    assert "--val 0.1 " in call(val="0.1") + " "
+    with pytest.raises(Refused, match="--val 10: expected a share from 0 to below 1"):
+        call(val="10")
+
+
+def test_a_recipe_that_finetunes_needs_weights(call) -> None:
+    with pytest.raises(Refused, match="recipe='probe': expected the component finetune, with --init"):
+        call("model.num_classes=3", recipe="probe")
+    assert "--init none" in call("model.num_classes=3", component=deit.finetune, recipe="probe", init="none")

@@ -74,7 +74,7 @@ def test_a_training_has_what_it_needs(job: dict) -> None:
     assert [task["name"] for task in spec["tasks"]] == ["train-0", "train-1"]
     for task in spec["tasks"]:
         assert task["policies"] == [
-            *({"exitCode": status, "action": "TerminateJob"} for status in (2, 3, 65, 130)),
+            *({"exitCode": status, "action": "TerminateJob"} for status in (2, 3, 65, 71, 130)),
             {"event": "PodEvicted", "action": "RestartJob"},
             {"event": "PodFailed", "action": "RestartJob"},
         ]

@@ -163,7 +163,7 @@ def test_the_nodes_meet_at_the_first_and_elsewhere_after_a_restart(kind: str, in
     assert int(port) == 20000 + int(number.split()[0]) % 10000
 
 
-FINAL = [2, 3, 65, 130]
+FINAL = [2, 3, 65, 71, 130]
 
 
 @pytest.mark.parametrize("retries", [0, 7])

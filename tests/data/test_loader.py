@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deit_fast.data.loader.batches import Batch, EvalLoader, TrainLoader
+from deit_fast.data.loader.dali import Pipeline
 from deit_fast.data.loader.order import FullOrder
-from deit_fast.data.loader.pipeline import Pipeline
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.open import open_source
@@ -114,24 +114,6 @@ def test_restart_gives_the_same_pixels(source: Source, augment: Augment) -> None
     resumed = collect(train_loader(source, start=6, stop=10, augment=augment))
     assert_same(resumed, whole[6:])
     assert not torch.equal(whole[0].images, whole[1].images)
-
-
-@pytest.mark.parametrize("every", [1, 3])
-def test_settling_between_batches_changes_nothing(source: Source, every: int) -> None:
-    """DALI holds nothing that it works on afterwards; what it had begun is handed over in order."""
-    expected = collect(train_loader(source, stop=8))
-    loader, found = train_loader(source, stop=8), []
-    loader.settle()  # nothing is open yet
-    for number, batch in enumerate(loader):
-        found.append(batch)
-        if number % every == 0:
-            loader.settle()
-            assert loader._running is not None
-            assert loader._running._pipeline.empty()
-            loader.settle()
-    loader.settle()
-    assert_same(found, expected)
-    assert_same(collect(loader), expected)
 
 
 def test_thread_count_changes_nothing(source: Source) -> None:

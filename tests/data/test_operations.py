@@ -125,10 +125,10 @@ def test_sharpness_border_is_copied() -> None:
 # What timm's argument is of ours: of an affine map row by row, of threshold, mask and addend, of a factor.
 VALUE = {
     "Rotate": lambda cos, _, __, sin, *rest: np.rad2deg(np.arctan2(sin, cos)),
-    "ShearX": lambda x, y, *rest: y,
-    "ShearY": lambda x, *rest: x,
-    "TranslateXRel": lambda x, y, shift, *rest: shift / 224,
-    "TranslateYRel": lambda x, y, shift, *rest: shift / 224,
+    "ShearX": lambda xx, xy, *rest: xy,
+    "ShearY": lambda xx, xy, x, yx, *rest: yx,
+    "TranslateXRel": lambda xx, xy, x, *rest: x / 224,
+    "TranslateYRel": lambda xx, xy, x, yx, yy, y, *rest: y / 224,
     "PosterizeIncreasing": lambda threshold, mask, addend: np.log2(256 / (256 - mask)),
     "PosterizeOriginal": lambda threshold, mask, addend: np.log2(256 / (256 - mask)),
     "SolarizeAdd": lambda threshold, mask, addend: addend,

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from deit_fast.data.loader.batches import TrainLoader
+from deit_fast.data.loader.dali import Pipeline, import_dali
 from deit_fast.data.loader.order import FullOrder
-from deit_fast.data.loader.pipeline import Pipeline, import_dali
 from deit_fast.data.loader.producer import Prepared, Producer
 from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.loader.substitute import Substitutes

@@ -49,6 +49,6 @@ def test_volcano_starts_again_what_may_end_better(manifests: list[dict], status:
     job.act = acts.append  # type: ignore[assignment,method-assign]
     pod = SimpleNamespace(discarded=False, version=0, task="train-1", exit_code=int(status))
     job.handle("PodFailed", pod)  # type: ignore[arg-type]
-    assert acts == ["TerminateJob" if status in (2, 3, 65, 130) else "RestartJob"]
+    assert acts == ["TerminateJob" if status in (2, 3, 65, 71, 130) else "RestartJob"]
     job.handle("PodEvicted", SimpleNamespace(**{**vars(pod), "exit_code": 75}))  # type: ignore[arg-type]
     assert acts[1:] == ["RestartJob"]

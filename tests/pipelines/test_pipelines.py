@@ -5,10 +5,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from deit_fast.pipelines import deit3
-from deit_fast.pipelines.deit3 import PIPELINES, build_stages, format_report, main
+from deit_fast.pipelines.deit3 import PIPELINES, build_stages, format_report, main, name_trainings
 from deit_fast.pipelines.state import PipelineError, is_written, read_result
 
 from deit_fast.recipe.table import RECIPES
@@ -131,7 +132,7 @@ def test_bad_values_are_one_line_and_status_2(
 
 
 def test_dry_run_prints_every_job_and_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(demo("--dry-run", "-j", "1x2", "run.seed=5", "--gpu", "2")) == 0
+    assert main(demo("--dry-run=full", "-j", "1x2", "run.seed=5", "--gpu", "2")) == 0
     printed = capfd.readouterr().out
     assert [line.split(",")[0] for line in printed.splitlines() if line.startswith("===")] == [
         f"=== {name}" for name in ("pretrain", "evaluate_pretrain", "finetune", "evaluate_finetune")
@@ -142,7 +143,19 @@ def test_dry_run_prints_every_job_and_writes_nothing(tmp_path: Path, capfd: pyte
 
 
 def test_slurm_jobs_can_be_dry_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["--size", "base", "--data", "d", "--out", "o", "--scheduler", "slurm", "--cfg", "time=60", "--dry-run"]
+    words = [
+        "--size",
+        "base",
+        "--data",
+        "d",
+        "--out",
+        "o",
+        "--scheduler",
+        "slurm",
+        "--cfg",
+        "time=60",
+        "--dry-run=full",
+    ]
     assert main([*words, "-j", "2x8", "--gpu", "8"]) == 0
     printed = capfd.readouterr().out
     assert printed.count("#SBATCH hetjob") == 6
@@ -160,7 +173,7 @@ def test_every_option_arrives_as_it_was_typed(capfd: pytest.CaptureFixture[str])
         "--scheduler",
         "slurm",
     ]
-    assert main(demo("--dry-run", *words)) == 0
+    assert main(demo("--dry-run=full", *words)) == 0
     printed = capfd.readouterr().out
     assert printed.count("--comment==a=b ") >= 4
     assert printed.count("--partition=c") == 4
@@ -172,7 +185,7 @@ def test_kubernetes_jobs_can_be_dry_run_without_a_cluster(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
-    words = ["--scheduler", "kubernetes", "--cfg", "queue=q", "--dry-run", "--max_retries", "3"]
+    words = ["--scheduler", "kubernetes", "--cfg", "queue=q", "--dry-run=full", "--max_retries", "3"]
     assert main(demo(*words)) == 0
     assert capfd.readouterr().out.count("queue: q") == 4
 
@@ -183,7 +196,7 @@ def test_torchxconfig_gives_component_defaults(
     config = tmp_path / "config"
     config.write_text("[component:deit.finetune]\nmax_retries = 17\n")
     monkeypatch.setenv("TORCHXCONFIG", str(config))
-    assert main(demo("--dry-run")) == 0
+    assert main(demo("--dry-run=full")) == 0
     assert capfd.readouterr().out.count("'max_retries': 17") == 1
 
 
@@ -255,7 +268,10 @@ def test_a_whole_run_in_an_object_store(
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "file"])
 def test_results_in_stores_are_seen(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def at_once(_: float) -> None: ...
+
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("gcsfs.retry.asyncio", SimpleNamespace(sleep=at_once))  # half a minute of pauses, inside ours
     with serve_loopback(monkeypatch, tmp_path) as store:
         uri, folder = place(store, scheme)
         result = f"{uri}/result.json"
@@ -283,3 +299,35 @@ def test_results_in_stores_are_seen(scheme: str, tmp_path: Path, monkeypatch: py
 def test_folders_that_cannot_be_written(option: str, uri: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--size", "demo", "--data", "digits", "--out", "runs", option, uri]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_recipes_in_place_of_a_size() -> None:
+    size, trainings = name_trainings(None, "finetune_small,demo_finetune", "w.pth")
+    stages = {s.name: s for s in build_stages(size, "d", "/o", "0.2", trainings=trainings, init="w.pth")}
+    assert list(stages) == ["finetune_small", "evaluate_finetune_small", "demo_finetune", "evaluate_demo_finetune"]
+    first, second = (" ".join(stages[name].arguments) for name in trainings)
+    assert first == "--recipe finetune_small --init w.pth --data d --val 0.2 --out /o/finetune_small"
+    assert "--init /o/finetune_small/checkpoints/last.pt --data d --val 0.2" in second
+    scored = "--checkpoint /o/finetune_small/checkpoints/last.pt --data d "  # and not --data 0.2
+    assert " ".join(stages["evaluate_finetune_small"].arguments).startswith(scored)
+    assert [stages[name].component.rpartition(":")[2] for name in trainings] == ["finetune", "finetune"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--size= --recipe=: expected one of the two"),
+        (["--size", "demo", "--recipe", "probe"], "--size=demo --recipe=probe: expected one of the two"),
+        (["--size", "demo", "--init", "w.pth"], "--init w.pth: expected with --recipe"),
+        (["--recipe", "probe"], "--recipe probe: expected --init with the weights that it finetunes, or none"),
+        (["--recipe", "scratch_small,scratch_small"], "expected each recipe once"),
+        (["--recipe", "scratch_smal"], "did you mean 'scratch_small'?"),
+        (["--recipe", "scratch_small", "--val", "2"], "--val 2: expected a share from 0 to below 1"),
+    ],
+)
+def test_recipes_that_cannot_be_a_pipeline(
+    words: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--data", "d", "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert message in line

@@ -42,12 +42,12 @@ def test_all_mistakes_are_told() -> None:
 
 
 def test_all_broken_rules_are_told() -> None:
-    assert lines_of("run.accumulation=3", "run.cuda_graph=true", "optim.name=sgd", "schedule.min_lr=1",
+    assert lines_of("run.accumulation=3", "run.compute_copy=true", "optim.name=sgd", "schedule.min_lr=1",
                     "schedule.warmup_lr=1") == [
         "schedule.min_lr=1: expected at most optim.lr=0.003",
         "schedule.warmup_lr=1: expected at most optim.lr=0.003",
-        "run.cuda_graph=true: expected run.accumulation=1, got 3",
-        "run.cuda_graph=true: expected optim.name='lamb', got 'sgd'",
+        "run.compute_copy=true: expected run.accumulation=1, got 3",
+        "run.compute_copy=true: expected optim.name='lamb', got 'sgd'",
         "run.accumulation=3: expected a divisor of run.global_batch=2048",
     ]  # fmt: skip
 

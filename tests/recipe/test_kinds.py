@@ -1,6 +1,7 @@
 """Sections whose fields depend on their kind: what is refused, what stays when the kind changes, what was stored."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,29 @@ def test_an_old_run_is_the_same_run(tmp_path: Path) -> None:
     stored["optim"]["lrr"] = 1
     with pytest.raises(RecipeError, match=r"optim\.lrr: no such key"):
         parse_recipe(stored)
+
+
+REMOVED = {"cuda_graph": True, "roi_decode": True, "hw_decoder_load": "auto"}
+
+
+def test_fields_that_are_no_more_are_dropped_where_they_were_stored(tmp_path: Path) -> None:
+    """In a checkpoint, in a run's recipe.json, and in files that say a base; never in what is typed now."""
+    recipe = get_recipe(LAMB)
+    stored = recipe.model_dump(mode="json")
+    stored["run"] |= REMOVED
+    check_same_recipe(recipe, parse_recipe(stored, source="last.pt"), tmp_path)
+    path, mine = tmp_path / "recipe.json", tmp_path / "mine.toml"
+    path.write_text(json.dumps(stored))
+    assert get_recipe(str(path)) == recipe
+    mine.write_text(f'base = "{LAMB}"\n[run]\ncuda_graph = true\nhw_decoder_load = "auto"\n')
+    assert get_recipe(str(mine)).run == recipe.run
+    for key, value in REMOVED.items():
+        word = f"run.{key}={json.dumps(value)}"
+        for refuses in (partial(get_recipe, str(path), [word]), partial(get_recipe, LAMB, [word]),
+                        partial(recipe.derive, run={key: value})):  # fmt: skip
+            with pytest.raises(RecipeError, match=rf"^run\.{key}(: no such key|='auto': expected )"):
+                refuses()
+    assert recipe.derive(run={"hw_decoder_load": 0.9}).run.hw_decoder_load == 0.9
 
 
 def test_a_users_file_is_no_old_dump(tmp_path: Path) -> None:

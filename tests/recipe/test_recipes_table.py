@@ -17,13 +17,14 @@ from tests.oracles.published import published_numbers
 
 PUBLISHED = published_numbers()
 DEMO = {"demo_pretrain", "demo_finetune"}
+OWN = {"finetune_small", "finetune_base", "probe", "scratch_small"}
 
 
 def test_every_row_has_published_numbers_and_the_other_way_round() -> None:
-    assert set(RECIPES) == PUBLISHED.keys() | DEMO
+    assert set(RECIPES) == PUBLISHED.keys() | DEMO | OWN
     assert len(RECIPES) == sum(len(rows) for rows in GROUPS.values()) == len(list_recipes())
-    # 1.1 to 1.4 and the older command; 1.5; 1.6; PASSL's and mmpretrain's three each; the demo's two.
-    assert [len(rows) for rows in GROUPS.values()] == [19, 9, 33, 3, 3, 2]
+    # 1.1 to 1.4 and the older command; 1.5; 1.6; PASSL's and mmpretrain's three each; own images' four; the demo's two.
+    assert [len(rows) for rows in GROUPS.values()] == [19, 9, 33, 3, 3, 4, 2]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -100,7 +101,7 @@ def _expand(pattern: str) -> list[str]:
 @pytest.mark.parametrize("name", list_recipes())
 def test_names_say_what_the_row_is(name: str) -> None:
     model = RECIPES[name].model
-    if name in DEMO:
+    if name in DEMO | OWN:
         return
     assert f"_{model.image_size}" in name
     assert find_architecture(model.name).distilled == ("distilled" in name)
@@ -113,6 +114,7 @@ def test_names_say_what_the_row_is(name: str) -> None:
 
 def test_training_images_of_the_others() -> None:
     assert training_images(RECIPES["demo_finetune"]) == ("the demo's digits", 1_437)
+    assert training_images(RECIPES["finetune_small"]) == ("an example of own images", 1_000)
     assert training_images(RECIPES["demo_pretrain"].derive(name="mine")) == ("ImageNet-1k", 1_281_167)
 
 

@@ -51,3 +51,19 @@ def test_a_terminal_gets_a_bar_and_the_lines_stay_apart() -> None:
     assert b"step" in drawn
     assert b"line" not in drawn
     assert drawn.endswith(b"\r"), "the bar is taken away"
+
+
+def test_bytes_are_counted_in_mib() -> None:
+    code = COUNT.replace("Progress(9", "Progress(9 << 20").replace("start=3", "start=3 << 20").replace('"step"', '"B"')
+    code = code.replace("update(2)", "update(2 << 20)").format(lines=True, show=True)
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 80))
+    said = []
+    for stderr in (subprocess.PIPE, end):
+        said.append(subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=stderr, text=True, check=True).stderr)
+    drawn = os.read(terminal, 65536)
+    for descriptor in (terminal, end):
+        os.close(descriptor)
+    assert said[0].splitlines() == ["work: 5 of 9 MiB", "work: 7 of 9 MiB"]
+    assert b"3.00M/9.00M" in drawn
+    assert b"B/s" in drawn

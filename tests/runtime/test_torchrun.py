@@ -149,7 +149,7 @@ def test_the_table_of_the_readme_has_every_status() -> None:
     table = {int(status): {slurm, kubernetes} for status, slurm, kubernetes in rows}
     assert table.keys() == set(ExitStatus)
     ended = {status for status, ends in table.items() if ends == {"**ended**"}}
-    assert ended == {2, 3, 65, 130} == {int(status) for status in ExitStatus if status.final}
+    assert ended == {2, 3, 65, 71, 130} == {int(status) for status in ExitStatus if status.final}
 
 
 def test_an_interrupt_while_torch_is_imported_is_one_line(tmp_path: Path) -> None:

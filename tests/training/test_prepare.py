@@ -31,7 +31,7 @@ def plan(data: Path, out: Path, *words: str) -> Job:
 
 
 def first_batch(job: Job) -> MicroBatch:
-    loader, _ = build_loader(job, start=0)
+    loader = build_loader(job, start=0)
     try:
         return BatchBuilder(job.recipe, CPU.device)(next(iter(loader)))
     finally:

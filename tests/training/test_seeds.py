@@ -27,7 +27,7 @@ def draws(data: Path, out: Path, *words: str) -> dict[str, np.ndarray]:
     state = initial_state(recipe, job.world)
     found = {"init": np.concatenate([p.detach().flatten().numpy() for p in state.model.parameters()])}
     found["order"] = job.samplers[0].batch(0).indices
-    loader, _ = build_loader(job, start=0)
+    loader = build_loader(job, start=0)
     try:
         first = next(iter(loader))
     finally:

@@ -193,8 +193,8 @@ def test_data_that_does_not_fit(folder_data: Path, tmp_path: Path) -> None:
         train(get_recipe("demo_pretrain", [*WORDS, "model.num_classes=10"]), str(folder_data), tmp_path / "a")
     (tmp_path / "c").mkdir()
     for name in ("b", "c"):
-        with pytest.raises(DataError, match=r"run\.global_batch=128: expected at most 96"):
-            train(get_recipe("demo_pretrain", [*WORDS, "run.global_batch=128"]), str(folder_data), tmp_path / name)
+        with pytest.raises(RecipeError, match=r"data\.block=2: expected data in shards"):
+            train(get_recipe("demo_pretrain", [*WORDS, "data.block=2"]), str(folder_data), tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["c"]  # a refusal leaves no folder that it made
 
 

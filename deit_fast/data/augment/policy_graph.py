@@ -9,6 +9,7 @@ from nvidia.dali.data_node import DataNode
 
 from deit_fast.data.augment.operations import Operation
 from deit_fast.data.augment.policies import RAND_OPERATIONS
+from deit_fast.data.native import OPERATIONS
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import RecipeError
 
@@ -49,21 +50,34 @@ def apply_operations(
     branches = _branches(find_operations(names))
     for step in range(count):
         branch, arguments = parameters["policy_branch"][step], parameters["policy_arguments"][step]
-        images = _choose(images, branch, arguments, image_size, branches, 0)
+        images = _choose(images, branch, arguments, image_size, branches)
     return images
+
+
+def native_functions(names: tuple[str, ...]) -> list[int]:
+    """The native path's function of each policy_branch that `operation_arguments` gives: numbers of native.OPERATIONS.
+
+    Each of the operations has one. Raises as `find_operations`.
+    """
+    natives = {operation.apply: operation.native or "" for operation in find_operations(names)}
+    return [OPERATIONS.index(native) for native in ("skip", *natives.values())]
 
 
 @cache
 def find_operations(names: tuple[str, ...]) -> list[Operation]:
     """The operations of these names, in their order, from operations/.
 
-    Raises RecipeError for a name of augment.rand_extra that is none, TypeError for two operations of one name.
+    Raises RecipeError for a name of augment.rand_extra that is none, TypeError for two operations of one name and for a
+    native function that is none.
     """
     found: dict[str, Operation] = {}
     for module, operations in discover("deit_fast.data.augment.operations", "OPERATIONS", tuple).items():
         for operation in operations:
             if operation.name in found:
                 raise TypeError(f"operations/{module}.py: expected a new name, {operation.name!r} is another module's")
+            if operation.native not in (None, *OPERATIONS):
+                others = ", ".join(OPERATIONS)
+                raise TypeError(f"operations/{module}.py: expected native of {others}, got {operation.native!r}")
             found[operation.name] = operation
     for name in names:
         if name not in found or (name in RAND_OPERATIONS and names.count(name) > 1):
@@ -82,22 +96,14 @@ def _skip(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
 
 
 def _choose(
-    images: DataNode,
-    branch: DataNode,
-    arguments: DataNode,
-    image_size: int,
-    branches: Sequence[_Branch],
-    first: int,
+    images: DataNode, branch: DataNode, arguments: DataNode, image_size: int, branches: Sequence[_Branch]
 ) -> DataNode:
-    """The branch of the number `branch` among those numbered from `first` on.
+    """The branch of the number `branch`.
 
-    A tree and one parameter for all, because every branch splits each batch that it uses: an operator each, per batch.
+    One condition after the other: a condition inside another one splits each batch and each constant that it uses once
+    more, an operator each, per batch.
     """
-    middle = len(branches) // 2
-    if not middle:
-        images = branches[0](images, arguments, image_size)
-    elif branch < first + middle:
-        images = _choose(images, branch, arguments, image_size, branches[:middle], first)
-    else:
-        images = _choose(images, branch, arguments, image_size, branches[middle:], first + middle)
+    for number in range(1, len(branches)):
+        if branch == number:
+            images = branches[number](images, arguments, image_size)
     return images

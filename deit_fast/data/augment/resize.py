@@ -19,6 +19,7 @@ _MODES = {int(types.INTERP_CUBIC): "bicubic", int(types.INTERP_LINEAR): "bilinea
 _Arrays = list[NDArray[Any]]
 
 
+@do_not_convert
 def resize(images: DataNode, size: Any, kernel: Any) -> DataNode:
     """uint8 [H, W, C] -> [h, w, C] with antialiasing as in PIL.
 
@@ -37,7 +38,6 @@ def resize(images: DataNode, size: Any, kernel: Any) -> DataNode:
     )
 
 
-@do_not_convert  # DALI would rewrite the functions for its conditionals
 def _batch_resizer(threads: int) -> Callable[[_Arrays, _Arrays, _Arrays], _Arrays]:
     def resize_batch(images: _Arrays, sizes: _Arrays, kernels: _Arrays) -> _Arrays:
         if threads == 1:

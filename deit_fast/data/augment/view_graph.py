@@ -12,6 +12,7 @@ from typing import Any, Literal
 from nvidia.dali import fn, types
 from nvidia.dali import math as dali_math
 from nvidia.dali.data_node import DataNode
+from nvidia.dali.pipeline import do_not_convert
 
 from deit_fast.data.augment.policies import POLICIES, count_operations, operation_names
 from deit_fast.data.augment.resize import resize
@@ -25,6 +26,7 @@ BRIGHTNESS, CONTRAST, SATURATION = range(3)
 _TRUNCATE = -0.498 / 255
 
 
+@do_not_convert
 def truncate(values: DataNode) -> DataNode:
     """Float [H, W, C] -> uint8 [H, W, C], clamped to 0..255 and truncated as PIL does.
 
@@ -33,11 +35,13 @@ def truncate(values: DataNode) -> DataNode:
     return fn.brightness_contrast(values, brightness_shift=_TRUNCATE, dtype=types.UINT8)
 
 
+@do_not_convert
 def beside(parameter: DataNode, images: DataNode) -> DataNode:
     """The parameter, a number [] or a vector [n] on the CPU, on the images' device, as arithmetic needs it."""
     return parameter.gpu() if images.device == "gpu" else parameter
 
 
+@do_not_convert
 def resize_and_window(
     images: DataNode,
     geometry: DataNode,
@@ -61,11 +65,13 @@ def resize_and_window(
     )
 
 
+@do_not_convert
 def flip(images: DataNode, horizontal: DataNode) -> DataNode:
     """uint8 [S, S, 3], mirrored left to right where `horizontal`, int32 [], is 1."""
     return fn.flip(images, horizontal=horizontal, vertical=0)
 
 
+@do_not_convert
 def luma(images: DataNode) -> DataNode:
     """uint8 [H, W, 3] -> uint8 [H, W, 1], the greyscale image as PIL's convert("L") has it."""
     return fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
@@ -102,6 +108,7 @@ def enhance(images: DataNode, kind: DataNode, factor: DataNode) -> DataNode:
     return images
 
 
+@do_not_convert
 def _scale_about(images: DataNode, centre: DataNode, factor: DataNode) -> DataNode:
     if images.device == "cpu":
         scaled = fn.brightness_contrast(

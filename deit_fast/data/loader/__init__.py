@@ -4,7 +4,6 @@ In: a Source, a TrainSampler for each accumulation pass, the recipe's `augment` 
 images from an Order (order.py): of an epoch, a pure function of the seed and the source's shards.
 Out: `Batch`es, uint8 [b, 3, S, S] with labels int64 [b], what is to be erased of them, and which images were bad.
 Nothing has a state that a checkpoint would need: any step can be the first, and batches depend on step and seed alone.
-On top of it stand setting.py and tuning.py (how DALI is set on this machine) and roi_probe.py (what its GPU can do).
 
 The ring that every iteration over a loader runs, `[n]` being a queue of at most n batches:
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from deit_fast.data.augment.erase import EraseParams, draw_erasing
 from deit_fast.data.augment.view_params import draw_views, eval_geometry
+from deit_fast.data.loader.dali import HW_DECODER_LOAD, Pipeline
 from deit_fast.data.loader.order import StoredOrder
-from deit_fast.data.loader.pipeline import Pipeline, decodes_windows, eval_pipeline, train_inputs, train_pipeline
+from deit_fast.data.loader.pipeline import decodes_windows, eval_pipeline, train_inputs, train_pipeline
 from deit_fast.data.loader.producer import Plan, Prepared, Producer
 from deit_fast.data.loader.sampler import StepIndices, TrainSampler, eval_indices
 from deit_fast.data.loader.substitute import Substitutes
-from deit_fast.data.loader.tuning import HW_DECODER_LOAD
 from deit_fast.data.loader.window import Window
 from deit_fast.data.sources.base import Source
 from deit_fast.recipe.sections import Augment, Data
@@ -55,7 +55,6 @@ class _Loader(ABC):
         self._source, self._device, self._patience, self._substitutes = source, device, patience, substitutes
         self._producer: Producer | None = None
         self._pipeline: Pipeline | None = None
-        self._running: Pipeline | None = None
 
     @abstractmethod
     def _plans(self) -> Iterator[Plan]: ...
@@ -74,7 +73,6 @@ class _Loader(ABC):
     def __iter__(self) -> Iterator[Batch]:
         self._stop()
         pipeline, self._pipeline = self._pipeline or self._build_pipeline(), None
-        self._running = pipeline
         made = self._plans(), self._substitutes, self._patience, self._window()
         producer = self._producer = Producer(self._source, *made)
         try:
@@ -87,27 +85,19 @@ class _Loader(ABC):
                     break
                 except RuntimeError as error:
                     producer.recover(error)
-                    self._running = None
                     del pipeline
-                    pipeline = self._running = self._build_pipeline()
+                    pipeline = self._build_pipeline()
                     continue
                 yield self._batch(producer.hand_over(), images)
             if producer.error is not None:
                 raise producer.error
         finally:
             producer.close()
-            if self._running is pipeline:
-                self._running = None
 
     def close(self) -> None:
         """End the open iteration, its threads and its pipeline. Iterating again starts afresh."""
         self._stop()
         self._pipeline = None
-
-    def settle(self) -> None:
-        """Waits until the open iteration's DALI threads are idle, which they stay until the next batch is asked for."""
-        if self._running is not None:
-            self._running.settle()
 
     def _stop(self) -> None:
         producer, self._producer = self._producer, None
@@ -144,8 +134,8 @@ class TrainLoader(_Loader):
     decode_once: decode an image for all of its views in a batch. It costs an image with one view the decoding of what
     its crop leaves out, on CPUs; the pixels are the same.
 
-    threads: DALI's CPU threads. hw_decoder_load: share of the images that a GPU's decoding engines get.
-    roi_decode: on GPUs decode no more than a view's window, where `roi_probe` has found that sound.
+    threads: that decode, and that make views on CPUs. hw_decoder_load: share of the images that a GPU's decoding
+    engines get. backend: what makes the views, as `choose_backend` takes it.
 
     patience: seconds for which a read is tried again where the storage fails (runtime/patience.py).
 
@@ -167,14 +157,14 @@ class TrainLoader(_Loader):
         start_step: int = 0,
         decode_once: bool = False,
         hw_decoder_load: float = HW_DECODER_LOAD,
-        roi_decode: bool = False,
         patience: float = PATIENCE_SECONDS,
+        backend: str = "auto",
     ) -> None:
         windows = decodes_windows(augment, decode_once)
         super().__init__(source, device, patience, Substitutes(len(source), seed, device, windows))
-        self._decode_once, self._hw_decoder_load, self._roi_decode = decode_once, hw_decoder_load, roi_decode
+        self._decode_once, self._hw_decoder_load = decode_once, hw_decoder_load
         self._augment, self._image_size, self._samplers, self._seed = augment, image_size, samplers, seed
-        self._threads, self._steps = threads, range(start_step, stop_step)
+        self._threads, self._steps, self._backend = threads, range(start_step, stop_step), backend
 
     def _plans(self) -> Iterator[Plan]:
         for step in self._steps:
@@ -209,7 +199,7 @@ class TrainLoader(_Loader):
         batch = len(self._samplers[0])
         return train_pipeline(
             self._augment, self._image_size, self._feed, batch, self._device, self._threads, self._decode_once,
-            self._hw_decoder_load, self._roi_decode,
+            self._hw_decoder_load, self._backend,
         )  # fmt: skip
 
 
@@ -233,9 +223,11 @@ class EvalLoader(_Loader):
         world_size: int = 1,
         patience: float = PATIENCE_SECONDS,
         node: range | None = None,
+        backend: str = "auto",
     ) -> None:
         super().__init__(source, device, patience)
         self._data, self._image_size, self._size, self._threads = data, image_size, batch, threads
+        self._backend = backend
         self._indices = eval_indices(len(source), rank, world_size, batch)
         self._node, self._world_size = node or range(rank, rank + 1), world_size
 
@@ -261,5 +253,6 @@ class EvalLoader(_Loader):
 
     def _build_pipeline(self) -> Pipeline:
         return eval_pipeline(
-            self._image_size, self._feed, self._size, self._device, self._threads, self._data.eval_interpolation
-        )
+            self._image_size, self._feed, self._size, self._device, self._threads, self._data.eval_interpolation,
+            self._backend,
+        )  # fmt: skip

@@ -4,10 +4,9 @@ CPU and GPU are one argument apart. DALI is imported here and nowhere earlier, w
 """
 
 import io
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,83 +15,18 @@ from PIL import Image
 
 from deit_fast.data.augment.policies import POLICIES, operation_names
 from deit_fast.data.augment.view_params import ViewParams
-from deit_fast.data.loader.tuning import HW_DECODER_LOAD
+from deit_fast.data.loader.backend import choose_backend
+from deit_fast.data.loader.dali import (
+    HW_DECODER_LOAD,
+    Feed,
+    Pipeline,
+    decode_images,
+    decode_window,
+    import_dali,
+    window,
+)
+from deit_fast.data.native import BLACK, REFLECTED, WINDOW_FIRST
 from deit_fast.recipe.sections import Augment
-from deit_fast.runtime.errors import RunError
-
-Feed = Callable[[], list[Any]]
-"""Gives one batch of inputs per call: a list of encoded images, then one array [B, ...] per parameter. Raises
-StopIteration at the end."""
-
-_PREFETCH = 2  # batches in flight inside DALI: one being decoded while the other is handed over
-
-
-class Pipeline:
-    """A built DALI pipeline. `run` gives the next batch; it raises StopIteration after the feed's last one.
-
-    conditionals: whether `graph` has an `if` about a node, for which DALI rewrites its functions: half a second's work.
-    """
-
-    def __init__(
-        self, graph: Callable[..., Any], names: Sequence[str], feed: Feed, batch: int, device: torch.device,
-        threads: int, prefetch: int = _PREFETCH, conditionals: bool = False,
-    ) -> None:  # fmt: skip
-        dali = import_dali()
-        self._on_gpu, self._device = device.type == "cuda", device
-        self._held: deque[torch.Tensor | RuntimeError] = deque()
-
-        def definition() -> Any:
-            encoded, *nodes = dali.fn.external_source(source=feed, num_outputs=1 + len(names), batch=True)
-            return graph(encoded, {name: nodes[place] for place, name in enumerate(names)})
-
-        self._pipeline = dali.pipeline_def(definition, enable_conditionals=conditionals)(
-            batch_size=batch,
-            num_threads=threads,
-            device_id=_device_index(device) if self._on_gpu else None,
-            prefetch_queue_depth=prefetch,
-        )
-        self._pipeline.build()
-
-    def run(self) -> torch.Tensor:
-        """uint8 [B, 3, S, S] in channels_last memory, DALI's own: it stays valid for as long as it is referenced."""
-        if self._held:
-            held = self._held.popleft()
-            if isinstance(held, RuntimeError):
-                raise held
-            return held
-        self._pipeline.schedule_run()  # not run(), beside which DALI refuses outputs()
-        return self._take(self._pipeline.outputs)
-
-    def settle(self) -> None:
-        """Waits until DALI's threads work on nothing. What they had begun comes with the next calls of `run`."""
-        while not self._pipeline.empty():
-            try:
-                self._held.append(self._take(self._pipeline.outputs))
-            except RuntimeError as error:
-                self._held.append(error)
-                return
-
-    def _take(self, give: Callable[..., Any]) -> torch.Tensor:
-        # Naming the consumer's stream spares a wait for the GPU.
-        (views,) = give(torch.cuda.current_stream(self._device)) if self._on_gpu else give()
-        return torch.from_dlpack(views.as_tensor()).permute(0, 3, 1, 2)
-
-    def reset(self) -> None:
-        """Make the pipeline, run to its end, ask its feed again."""
-        self._pipeline.reset()
-
-
-def import_dali() -> Any:
-    """The nvidia.dali module. Raises RunError, one line, where it is not installed."""
-    try:
-        import nvidia.dali
-        import nvidia.dali.fn
-        import nvidia.dali.math
-    except ImportError as error:
-        raise RunError(
-            f"nvidia-dali is not installed: pip install 'deit_fast[cuda12]', or [cuda13] for CUDA 13 drivers ({error})"
-        ) from None
-    return nvidia.dali
 
 
 def train_pipeline(
@@ -104,17 +38,50 @@ def train_pipeline(
     threads: int,
     decode_once: bool = False,
     hw_decoder_load: float = HW_DECODER_LOAD,
-    roi_decode: bool = False,
+    backend: str = "auto",
 ) -> Pipeline:
     """Augmented views, uint8 [B, 3, S, S]; `feed` gives what `train_inputs` returns, of exactly `batch` views.
 
     decode_once: an image with several views in the batch is decoded for the first of them.
     hw_decoder_load: share of the images that a GPU's decoding engines get.
-    roi_decode: on GPUs decode no more than a view's window, as CPUs do.
+    backend: what makes the views of decoded images, as `choose_backend` takes it.
     Raises RunError where DALI is missing, RecipeError for an operation of augment.rand_extra that is not there.
     """
     import_dali()
-    from nvidia.dali import fn, types
+    from nvidia.dali import types
+
+    on_gpu, native = device.type == "cuda", choose_backend(backend, device, augment) == "native"
+    kernel = types.INTERP_LINEAR if augment.interpolation == "bilinear" else types.INTERP_CUBIC
+    make = _native_graph(augment, image_size, kernel) if native else _dali_graph(augment, image_size, kernel)
+
+    def graph(encoded: Any, parameters: dict[str, Any]) -> Any:
+        if decodes_windows(augment, decode_once):
+            geometry = parameters.pop("geometry")
+            images = decode_window(encoded, geometry, on_gpu, hw_decoder_load)
+        else:
+            images = decode_images(encoded, on_gpu, hw_decoder_load)
+        return make(images, parameters)
+
+    names = _train_names(augment, decode_once)
+    chooses = not native and (augment.policy != "none" or augment.color_jitter > 0)
+    return Pipeline(graph, names, feed, batch, device, threads, conditionals=chooses)
+
+
+_Graph = Callable[[Any, dict[str, Any]], Any]
+"""(decoded images, or the windows that views show; the other parameters by name) -> uint8 [S, S, 3]."""
+
+
+def _native_graph(augment: Augment, image_size: int, kernel: Any) -> _Graph:
+    from deit_fast.data.augment.native_graph import native_views
+    from deit_fast.data.augment.policy_graph import native_functions
+
+    border = WINDOW_FIRST if crops_first(augment) else BLACK if augment.crop == "pad" else REFLECTED
+    functions = native_functions(operation_names(augment)) if augment.policy in POLICIES else []
+    return lambda images, parameters: native_views(images, parameters, border, image_size, kernel, functions)
+
+
+def _dali_graph(augment: Augment, image_size: int, kernel: Any) -> _Graph:
+    from nvidia.dali import fn
 
     from deit_fast.data.augment.resize import resize
     from deit_fast.data.augment.view_graph import augment_views, resize_and_window
@@ -123,49 +90,48 @@ def train_pipeline(
         from deit_fast.data.augment.policy_graph import find_operations
 
         find_operations(operation_names(augment))  # here, because DALI wraps what is raised inside a graph
-    on_gpu = device.type == "cuda"
 
-    def decode(encoded: Any, parameters: dict[str, Any]) -> Any:
-        images = decode_images(encoded, on_gpu, hw_decoder_load)
-        # The places of an image's other views have held a small image until here.
-        return fn.permute_batch(images, indices=parameters["first_view"]) if decode_once else images
-
-    def graph(encoded: Any, parameters: dict[str, Any]) -> Any:
-        geometry = parameters["geometry"]
-        kernel = types.INTERP_LINEAR if augment.interpolation == "bilinear" else types.INTERP_CUBIC
-        if augment.interpolation == "random":
-            kernel = parameters["kernel"]
-        if decodes_windows(augment, decode_once):
-            windows = decode_window(encoded, geometry, on_gpu, hw_decoder_load, roi_decode)
-            views = resize(windows, [image_size, image_size], kernel)
-        elif crops_first(augment):
-            views = resize(_window(decode(encoded, parameters), geometry), [image_size, image_size], kernel)
+    def graph(images: Any, parameters: dict[str, Any]) -> Any:
+        geometry, drawn = parameters.get("geometry"), parameters.get("kernel", kernel)
+        if "first_view" in parameters:  # the places of an image's other views have held a small image until here
+            images = fn.permute_batch(images, indices=parameters["first_view"])
+        if crops_first(augment):
+            windows = images if geometry is None else window(images, geometry)
+            views = resize(windows, [image_size, image_size], drawn)
         else:
-            whole = decode(encoded, parameters)
-            views = resize_and_window(
-                whole, geometry, image_size, kernel, border="pad" if augment.crop == "pad" else "reflect_101"
-            )
+            border: Literal["pad", "reflect_101"] = "pad" if augment.crop == "pad" else "reflect_101"
+            views = resize_and_window(images, geometry, image_size, drawn, border)
         return augment_views(views, augment, parameters["flip"], parameters, image_size)
 
-    names, chooses = _train_names(augment, decode_once), augment.policy != "none" or augment.color_jitter > 0
-    return Pipeline(graph, names, feed, batch, device, threads, conditionals=chooses)
+    return graph
 
 
 def eval_pipeline(
-    image_size: int, feed: Feed, batch: int, device: torch.device, threads: int, interpolation: str = "bicubic"
+    image_size: int,
+    feed: Feed,
+    batch: int,
+    device: torch.device,
+    threads: int,
+    interpolation: str = "bicubic",
+    backend: str = "auto",
 ) -> Pipeline:
     """Resized and centre-cropped images, uint8 [B, 3, S, S]; `feed` gives encoded images and `eval_geometry` [B, 4].
 
-    interpolation: data.eval_interpolation.
+    interpolation: data.eval_interpolation. backend: as `choose_backend` takes it.
     """
     types = import_dali().types
-    from deit_fast.data.augment.view_graph import resize_and_window
-
-    on_gpu = device.type == "cuda"
+    kernel = types.INTERP_LINEAR if interpolation == "bilinear" else types.INTERP_CUBIC
+    on_gpu, native = device.type == "cuda", choose_backend(backend, device) == "native"
 
     def graph(encoded: Any, parameters: dict[str, Any]) -> Any:
-        kernel = types.INTERP_LINEAR if interpolation == "bilinear" else types.INTERP_CUBIC
-        return resize_and_window(decode_images(encoded, on_gpu), parameters["geometry"], image_size, kernel)
+        images = decode_images(encoded, on_gpu)
+        if native:
+            from deit_fast.data.augment.native_graph import native_views
+
+            return native_views(images, parameters, REFLECTED, image_size, kernel)
+        from deit_fast.data.augment.view_graph import resize_and_window
+
+        return resize_and_window(images, parameters["geometry"], image_size, kernel)
 
     return Pipeline(graph, ["geometry"], feed, batch, device, threads)
 
@@ -258,41 +224,3 @@ def _train_names(augment: Augment, decode_once: bool) -> list[str]:
     if augment.color_jitter:
         names += ["order", "factors"]
     return names
-
-
-def decode_images(encoded: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD) -> Any:
-    """Encoded -> uint8 [H, W, 3], RGB as stored: like PIL, unlike DALI's default, an EXIF rotation is not applied."""
-    return import_dali().fn.decoders.image(encoded, **_decoder_arguments(on_gpu, hw_decoder_load))
-
-
-def decode_window(
-    encoded: Any, geometry: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD, region: bool = False
-) -> Any:
-    """The window geometry (top, left, height, width; int32 [4], px) of the image, uint8 [height, width, 3].
-
-    region: on GPUs, decode no more than that. It crashes in some versions of nvImageCodec (its issue 55): `roi_probe`.
-    """
-    if on_gpu and not region:
-        return _window(decode_images(encoded, on_gpu, hw_decoder_load), geometry)
-    return import_dali().fn.decoders.image_slice(
-        encoded, **_decoder_arguments(on_gpu, hw_decoder_load), **named_window(geometry)
-    )
-
-
-def _decoder_arguments(on_gpu: bool, hw_decoder_load: float) -> dict[str, Any]:
-    where = {"device": "mixed", "hw_decoder_load": hw_decoder_load} if on_gpu else {"device": "cpu"}
-    # Fancy upsampling is what libjpeg does to the chroma; nvJPEG does not unless it is told to.
-    return {**where, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
-
-
-def _window(images: Any, geometry: Any) -> Any:
-    return import_dali().fn.slice(images, **named_window(geometry))
-
-
-def named_window(geometry: Any) -> dict[str, Any]:
-    """The window (top, left, height, width) as DALI's slices take it."""
-    return {"start": geometry[0:2], "shape": geometry[2:4], "axis_names": "HW"}
-
-
-def _device_index(device: torch.device) -> int:
-    return torch.cuda.current_device() if device.index is None else device.index

@@ -93,6 +93,13 @@ class Source(ABC):
         alike = os.path.commonprefix([min(names), max(names)]) if names else ""  # noqa: RUF071 (names may be URIs too)
         return [name[alike.rfind("/") + 1 :] for name in names]
 
+    def listed_names(self) -> Sequence[str]:
+        """The N names by which a list of images (image_list.py) knows them: each once, the same for every copy.
+
+        Unless a kind of data set knows better, its `relative_names`.
+        """
+        return self.relative_names()
+
     def identity(self) -> "Identity | None":
         """What the data set is, where that was found out earlier; None where `identify` has to ask for names and sizes.
 
@@ -103,12 +110,20 @@ class Source(ABC):
     def keep_identity(self, identity: "Identity") -> None:  # noqa: B027
         """Keeps what `identify` found for later starts, where a kind of data set has a place for it."""
 
-    def fingerprints(self) -> NDArray[np.int64]:
+    def identity_of(
+        self, images: NDArray[np.int64], labels: NDArray[np.int64], classes: list[str]
+    ) -> "Identity | None":
+        """`identity` of some images, int64 [n] in ascending order, with these labels, [n], and classes, K names."""
+        return None
+
+    def fingerprints(self, images: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """int64 [N, m], numbers that are others where an image is stored with other content; no image is read.
 
-        Unless a kind of data set knows better, [N, 1], the sizes of the files that `name` names, bytes.
+        images: int64 [n], for these alone, [n, m]. Unless a kind of data set knows better, m is 1: the sizes of the
+        files that `name` names, bytes.
         """
-        return file_sizes([self.name(index) for index in range(len(self))])[:, None]
+        chosen = range(len(self)) if images is None else images.tolist()
+        return file_sizes([self.name(index) for index in chosen])[:, None]
 
     def outline(self) -> str:
         """A digest of the images as this process has them, for comparing processes of a node; no file is asked.

@@ -57,9 +57,10 @@ class Cifar(Source):
         """Numbers: the two versions of a data set have the same N images in the same order."""
         return [str(index) for index in range(len(self))]
 
-    def fingerprints(self) -> NDArray[np.int64]:
-        """int64 [N, 1], the CRC-32 of each image's pixels."""
-        return np.array([zlib.crc32(each) for each in np.ascontiguousarray(self._pixels)], np.int64)[:, None]
+    def fingerprints(self, images: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """int64 [N, 1], the CRC-32 of each image's pixels; of `images`, int64 [n], [n, 1]."""
+        pixels = self._pixels if images is None else self._pixels[images]
+        return np.array([zlib.crc32(each) for each in np.ascontiguousarray(pixels)], np.int64)[:, None]
 
     def header(self, index: int, encoded: NDArray[np.uint8]) -> Header:
         """32 x 32 px, of every image; the file is not looked at."""

@@ -83,6 +83,13 @@ class Identity:
             return ["the same images in another order" + (" or in other shards" if self.key == "sizes" else "")]
         return found + self._compare_sizes(before)
 
+    def shares(self, other: "Identity") -> float:
+        """Which part of these images another data set has too, about, from 0 to 1; of many images it is no measure."""
+        filled = [bucket for bucket, count in enumerate(self.images) if count]
+        pairs = (self.contents, other.contents), (self.labels, other.labels)
+        same = [bucket for bucket in filled if all(ours[bucket] == theirs[bucket] for ours, theirs in pairs)]
+        return len(same) / len(filled) if filled and self.key == other.key else 0.0
+
     def _compare_sizes(self, before: "Identity") -> list[str]:
         """The first class that has another number of images now, and how many have."""
         ours = dict(zip(self.classes, self.class_sizes, strict=True))
@@ -112,25 +119,25 @@ def _compute(source: Source) -> Identity:
     names, fingerprints = source.relative_names(), source.fingerprints().astype("<i8")
     digest, keys = hashlib.sha256(), np.empty(len(names), np.uint64)
     for start in range(0, len(names), _PART):
-        encoded = [_encode(name) for name in names[start : start + _PART]]
+        encoded = [encode_name(name) for name in names[start : start + _PART]]
         keys[start : start + len(encoded)] = np.fromiter(map(zlib.crc32, encoded), np.uint64, len(encoded))
         digest.update(b"\0".join(encoded) + b"\0")
     for array in (source.labels.astype("<i8"), fingerprints):
         digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update(b"\0".join(map(_encode, classes)))
+    digest.update(b"\0".join(map(encode_name, classes)))
 
     buckets = (keys % _BUCKETS).astype(np.int64)
     by_class = _class_numbers(classes)
     contents = keys
     for column in fingerprints.T:
-        contents = _mix(contents ^ column.astype(np.uint64))
+        contents = mix_bits(contents ^ column.astype(np.uint64))
     return Identity(
         digest=digest.hexdigest(),
         classes=classes,
         class_sizes=np.bincount(source.labels, minlength=len(classes)).tolist(),
         images=np.bincount(buckets, minlength=_BUCKETS).tolist(),
-        names=_sum(buckets, _mix(keys)),
-        labels=_sum(buckets, _mix(keys ^ by_class[source.labels])),
+        names=_sum(buckets, mix_bits(keys)),
+        labels=_sum(buckets, mix_bits(keys ^ by_class[source.labels])),
         contents=_sum(buckets, contents),
     )
 
@@ -148,13 +155,13 @@ def identify_rows(rows: NDArray[np.void], digests: Sequence[str], classes: Seque
     sizes = np.zeros(len(classes), np.int64)
     for start in range(0, len(rows), _PART):
         part = rows[start : start + _PART]
-        keys = _mix(part["size"].astype(np.uint64))
+        keys = mix_bits(part["size"].astype(np.uint64))
         buckets = (keys % _BUCKETS).astype(np.int64)
         images += np.bincount(buckets, minlength=_BUCKETS).astype(np.uint64)
-        np.add.at(names, buckets, _mix(keys))
-        np.add.at(labels, buckets, _mix(keys ^ by_class[part["label"]]))
+        np.add.at(names, buckets, mix_bits(keys))
+        np.add.at(labels, buckets, mix_bits(keys ^ by_class[part["label"]]))
         sizes += np.bincount(part["label"], minlength=len(classes))
-    digest = hashlib.sha256("".join(digests).encode() + b"\0".join(map(_encode, classes)))
+    digest = hashlib.sha256("".join(digests).encode() + b"\0".join(map(encode_name, classes)))
     half = np.uint64(1)  # as of `_sum`
     by_size, by_label = (names >> half).tolist(), (labels >> half).tolist()
     known = (images.tolist(), by_size, by_label, by_size)
@@ -162,16 +169,16 @@ def identify_rows(rows: NDArray[np.void], digests: Sequence[str], classes: Seque
 
 
 def _class_numbers(classes: Sequence[str]) -> _Sums:
-    return _mix(np.array([zlib.crc32(_encode(name)) for name in classes], np.uint64))
+    return mix_bits(np.array([zlib.crc32(encode_name(name)) for name in classes], np.uint64))
 
 
-def _encode(name: str) -> bytes:
+def encode_name(name: str) -> bytes:
     if name.isascii():
         return name.encode()
     return unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
 
 
-def _mix(values: _Sums) -> _Sums:
+def mix_bits(values: _Sums) -> _Sums:
     """A number of 64 bits for each, in which every bit of it has a part: splitmix64's finaliser (Steele et al.)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -2,14 +2,18 @@
 
 from abc import abstractmethod
 from bisect import bisect_right
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.identity import Identity, identify_rows
-from deit_fast.data.sources.shard_index import LARGEST, LOST, ShardIndex
+from deit_fast.data.sources.lazy_names import LazyNames
+from deit_fast.data.sources.place import split_place
+from deit_fast.data.sources.shard_index import LARGEST, LOST, ShardIndex, digest_rows
 from deit_fast.data.sources.tar_reader import BLOCK, DamagedError, TarReader, whole_blocks
 from deit_fast.runtime.errors import DataError, RunError, printable
 
@@ -56,6 +60,25 @@ class IndexedShards(Source):
         rows = self.index.rows.copy()
         rows["label"] = self.labels
         return identify_rows(rows, [shard.digest for shard in self.index.shards], self.classes)
+
+    def identity_of(self, images: NDArray[np.int64], labels: NDArray[np.int64], classes: list[str]) -> Identity:
+        rows = self.index.rows[images]
+        rows["label"] = labels
+        edges = np.searchsorted(images, self.index.edges).tolist()
+        return identify_rows(rows, [digest_rows(rows[start:stop]) for start, stop in pairwise(edges)], classes)
+
+    def listed_names(self) -> Sequence[str]:
+        """SHARD:N, the N-th image of the shard counted from 0; the shard is its file's name, or its path where two have
+        one name."""
+        paths = [shard.name for shard in self.index.shards]
+        files = [split_place(path)[1] for path in paths]
+        shards = paths if len(set(files)) < len(files) else files
+
+        def make(index: int) -> str:
+            shard = self.shard_of(index)
+            return f"{shards[shard]}:{index - self._edges[shard]}"
+
+        return LazyNames(len(self), make)
 
     def shard_of(self, index: int) -> int:
         """The number of the shard that holds image `index`."""

@@ -57,8 +57,8 @@ class CachedSource(Source):
     def identity(self) -> Identity | None:
         return self._source.identity()
 
-    def fingerprints(self) -> NDArray[np.int64]:
-        return self._source.fingerprints()
+    def fingerprints(self, images: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        return self._source.fingerprints(images)
 
     def stored_in(self, index: int) -> str:
         return self._source.stored_in(index)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.image_list import ImageList, is_list
 from deit_fast.data.sources.place import FILE_SUFFIXES, find_place, split_place, told_as_data_errors
 from deit_fast.data.sources.source_format import (
     OpenShards,
@@ -34,17 +35,20 @@ def open_source(
 ) -> Source:
     """Open labelled images; nothing but directories, shard indexes, labels and annotations is read (and CIFAR, whole).
 
-    uri: a folder of class folders, a folder of .tar shards, one .tar, a brace range (train-{0000..0009}.tar) or a
-    glob of them, or the folder of iNaturalist 2018 or 2019, or of CIFAR-10 or CIFAR-100, as downloaded. In a store
-    (s3://, gs://, hf://, http://, https://, file://) it has to be shards; a web server lists nothing, so that there
-    it is a range, or the folder of an index or its URI (SPLIT.index.json). `split` takes the folder (train/, val/,
-    ...) or the shards (train-*.tar, val-*.tar, ...) that are named so, and the training or validation images of a
-    data set as downloaded; a place that has other splits alone is refused. `category` is the level of iNaturalist's
-    taxonomy. `open_shards` takes the shards found. `labels` is the file of labels of a folder of images without class
-    folders; without it, one of the names that are in use is looked for (label_files.py). Raises DataError, and
-    StorageError where the storage goes on failing.
+    uri: a folder of class folders, a folder of .tar shards, one .tar, a brace range (train-{0000..0009}.tar) or a glob
+    of them, or the folder of iNaturalist 2018 or 2019, or of CIFAR-10 or CIFAR-100, as downloaded. In a store (s3://,
+    gs://, hf://, http://, https://, file://) it has to be shards; a web server lists nothing, so that there it is a
+    range, or the folder of an index or its URI (SPLIT.index.json). `split` takes the folder (train/, val/, ...) or the
+    shards (train-*.tar, val-*.tar, ...) that are named so, and the training or validation images of a data set as
+    downloaded; a place that has other splits alone is refused. A list of images (image_list.py) is these alone.
+    `category` is the level of iNaturalist's taxonomy. `open_shards` takes the shards found. `labels` is the file of
+    labels of a folder of images without class folders; without it, one of the names that are in use is looked for
+    (label_files.py). Raises DataError, and StorageError where the storage goes on failing.
     """
     file = Path(labels) if labels else None
+    if is_list(uri):
+        with told_as_data_errors(uri):
+            return patiently(lambda: ImageList.read(uri), uri).open(open_source, without_query(uri))
 
     def open_place() -> tuple[Source, SourceFormat]:
         return _open(Request(without_query(uri), find_place(uri), split, category, open_shards, file))
@@ -68,6 +72,8 @@ def find_validation(uri: str) -> str | None:
     """
 
     def find() -> str | None:
+        if is_list(uri):
+            return None
         request = Request(without_query(uri), find_place(uri), "train", "name", TarShards)
         form = _recognise(request, general=False)
         return form.find_validation(request) if form else validation_beside(request)

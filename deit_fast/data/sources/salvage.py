@@ -40,6 +40,11 @@ class SalvagedShards(TarShards):
             raise DataError(f"{printable(self.name(index))}: lost with its shard: {reason}")
         return super().read(index)
 
+    @property
+    def lost(self) -> NDArray[np.bool_]:
+        """bool [N], the samples that were lost."""
+        return np.asarray(self.index.rows["offset"] == LOST)
+
     def describe(self) -> list[str]:
         """A line for each damaged shard."""
         lost = {number: int((self.index.rows_of(number)["offset"] == LOST).sum()) for number in self.damaged}

@@ -30,12 +30,13 @@ def preview_grid(recipe: Recipe, source: Source, count: int = 8, views: int = 6)
     prepared = [source.prepare(*image) for image in zip(indices.tolist(), stored, strict=True)]
     encoded, sizes = [each[0] for each in prepared], np.array([each[1] for each in prepared], np.int32)
     plain = [encoded, eval_geometry(sizes, size, recipe.data.eval_crop_ratio)]
-    originals = eval_pipeline(size, lambda: plain, len(indices), _CPU, 2, recipe.data.eval_interpolation)
+    backend = recipe.run.image_backend
+    originals = eval_pipeline(size, lambda: plain, len(indices), _CPU, 2, recipe.data.eval_interpolation, backend)
     repeated, numbers = np.repeat(indices, views), np.tile(np.arange(views), len(indices))
     place = size, recipe.run.seed, 0, repeated, numbers
     params = draw_views(recipe.augment, *place, np.repeat(sizes, views, axis=0))
     inputs = train_inputs(recipe.augment, size, [image for image in encoded for _ in range(views)], params)
-    augmented = train_pipeline(recipe.augment, size, lambda: inputs, len(repeated), _CPU, threads=2)
+    augmented = train_pipeline(recipe.augment, size, lambda: inputs, len(repeated), _CPU, threads=2, backend=backend)
     try:
         pictures = originals.run(), augmented.run()
     except RuntimeError as error:

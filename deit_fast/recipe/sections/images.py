@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from deit_fast.recipe.sections.base import Count, Fraction, NonNegative, Positive, Section, Triple, When
+from deit_fast.recipe.sections.base import Count, Fraction, NonNegative, Positive, Section, Seed, Triple, When
 
 _RESIZED_CROP = When("crop", ("rrc", "rrc_linear"))
 _RAND = When("policy", ("rand_augment",))
@@ -30,6 +30,11 @@ class Data(Section):
     """GiB of a node's disk that shards from a store may take; null: 80 % of what is free."""
     category: Literal["name", "kingdom", "phylum", "class", "order", "supercategory", "family", "genus"] = "name"
     """iNaturalist: the level of its taxonomy that is the class; name is the species."""
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each class's training images that is held out for validation, where the data have no validation split:
+    the others are trained on. 0: no image is held out, and such data are not evaluated."""
+    val_seed: Annotated[Seed, When("val_fraction", (0.0,), unless=True)] = 0
+    """Seed of which images are held out. It is not run.seed, so that runs with other seeds are scored on the same."""
     may_change: bool = False
     """Go on from a checkpoint, at its step, although images were added, removed, relabelled or stored anew since."""
     max_bad: Fraction = 0.001

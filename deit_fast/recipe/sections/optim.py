@@ -24,8 +24,9 @@ class Optim(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """Layer-wise decay: the learning rate shrinks by this factor per block from the head down; null is none. timm's:
     the last block has the factor once. deit3-jax's is one power off, with 1 in the last block."""
-    trainable: Literal["all", "attention"] = "all"
-    """attention: only attention, position embedding and head (Three things everyone should know about ViTs)."""
+    trainable: Literal["all", "attention", "head"] = "all"
+    """attention: only attention, position embedding and head (Three things everyone should know about ViTs). head: the
+    classifier alone, on features that stay as they are (a linear probe)."""
     max_grad_norm: Positive | None = 1.0
     """Clip of the global gradient norm; null is none. apex FusedLAMB always clips to 1."""
     ema_decay: DecayRate | None = 0.99996

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deit_fast.recipe.files import SUFFIXES, read_content, read_recipe_file
 from deit_fast.recipe.schema import Recipe, parse_with_words
-from deit_fast.recipe.table import deit, deit3, deit3_jax, demo, mmpretrain, passl
+from deit_fast.recipe.table import deit, deit3, deit3_jax, demo, mmpretrain, passl, small_data
 from deit_fast.runtime.errors import RecipeError, suggest
 
 GROUPS: dict[str, tuple[Recipe, ...]] = {
@@ -14,6 +14,7 @@ GROUPS: dict[str, tuple[Recipe, ...]] = {
     "DeiT and DeiT III on TPUs: affjljoo3581/deit3-jax": deit3_jax.ROWS,
     "DeiT: PaddlePaddle/PASSL": passl.ROWS,
     "DeiT: open-mmlab/mmpretrain": mmpretrain.ROWS,
+    "Own images": small_data.ROWS,
     "Demo": demo.ROWS,
 }
 """Rows by source, in the order in which they are listed."""
@@ -28,13 +29,16 @@ TRAINING_IMAGES = {
     "demo": ("the demo's digits", 1_437),
 }
 """What the data in a recipe's name is, and how many training images it has."""
+_OWN_IMAGES = ("an example of own images", 1_000)
 
 
 def training_images(recipe: Recipe) -> tuple[str, int]:
     """Name and size of the training set that the recipe's name speaks of, ImageNet-1k where it speaks of none.
 
-    The last one counts: 21k_1k is a finetuning on 1k.
+    The last one counts: 21k_1k is a finetuning on 1k. Own images are any number.
     """
+    if any(recipe.name == each.name for each in small_data.ROWS):
+        return _OWN_IMAGES
     named = [word for word in recipe.name.split("_") if word in TRAINING_IMAGES]
     return TRAINING_IMAGES[named[-1] if named else "1k"]
 

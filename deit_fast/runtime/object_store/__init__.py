@@ -3,7 +3,7 @@
 Listing and writing are fsspec's, so that credentials and endpoints are those of s3fs, gcsfs and huggingface_hub. All
 reading is one transport, each module on those before it: uris (names, errors, fsspec), addresses (where by HTTP, with
 which headers), http_get (one request), reads (ranges, retries, transfers that go on at the byte reached), listing,
-fetching (onto this machine); writes beside them.
+fetching (onto this machine); writes beside them, and hub, the Hub's repositories of models in huggingface_hub's cache.
 """
 
 from deit_fast.runtime.object_store.fetching import (
@@ -14,6 +14,7 @@ from deit_fast.runtime.object_store.fetching import (
     local_place,
     partial_place,
 )
+from deit_fast.runtime.object_store.hub import HubPlace, fetch_from_hub, hub_model
 from deit_fast.runtime.object_store.listing import find_object, is_folder, list_objects, modified_at
 from deit_fast.runtime.object_store.reads import read_object, read_range, same_version, stream_object
 from deit_fast.runtime.object_store.uris import (
@@ -29,6 +30,7 @@ from deit_fast.runtime.object_store.writes import copy_object, remove_object, wr
 
 __all__ = [
     "ChangedError",
+    "HubPlace",
     "MissingError",
     "Object",
     "cached_place",
@@ -37,7 +39,9 @@ __all__ = [
     "fetch",
     "fetch_all",
     "fetch_file",
+    "fetch_from_hub",
     "find_object",
+    "hub_model",
     "is_folder",
     "is_remote",
     "is_web",

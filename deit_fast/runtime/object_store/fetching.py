@@ -3,16 +3,17 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deit_fast.runtime.errors import RunError, StorageError
 from deit_fast.runtime.exit_status import ExitStatus, status_of
-from deit_fast.runtime.files import cache_folder, exclusive, sync_folder
+from deit_fast.runtime.files import cache_folder, exclusive, lacking_space, sync_folder
 from deit_fast.runtime.object_store.listing import find_object
 from deit_fast.runtime.object_store.reads import stream_object
 from deit_fast.runtime.object_store.uris import ChangedError, Object, is_remote, without_query
-from deit_fast.runtime.progress import progress
+from deit_fast.runtime.progress import Progress, progress
 
 _FETCHES = 16  # at once: one connection does not fill a network
 
@@ -40,25 +41,41 @@ def partial_place(wanted: Object, path: Path) -> Path:
     return path.with_name(f".{path.name}.{_key(wanted)}.part")
 
 
-def _download(wanted: Object, path: Path) -> None:
+def _download(wanted: Object, path: Path, shown: str | None) -> None:
     """Makes the file at `path` the object's content; what is there is its beginning, of a transfer that broke."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
         if file.tell() > wanted.size:
             file.truncate(0)
-        for piece in stream_object(wanted, file.tell()):
-            file.write(piece)
+        start = file.tell()
+        if lacking := lacking_space(path.parent, wanted.size - start):
+            raise RunError(f"{path.parent}: expected room for the {wanted.size} bytes of {wanted.name}: {lacking}")
+        with Progress(wanted.size, f"fetch {shown}", start, unit="B", show=shown is not None) as bar:
+            for piece in stream_object(wanted, start):
+                file.write(piece)
+                bar.update(len(piece))
         file.flush()
         os.fsync(file.fileno())
+        if (found := file.tell()) != wanted.size:  # two machines on a file system without locks
+            raise ChangedError(f"{path}: expected {wanted.size} bytes, found {found}; run again")
 
 
-def fetch(wanted: Object, path: Path | None = None) -> Path:
+def fetch(
+    wanted: Object,
+    path: Path | None = None,
+    shown: str | None = None,
+    accept: Callable[[Path], object] | None = None,
+) -> Path:
     """A file with the object's content, fetched where this machine does not have it; once for several processes.
 
     path: by default a place whose name holds the version, so that a changed object takes no file from under a process
-    that still reads the old one. Raises RunError.
+    that still reads the old one. shown: what a progress bar calls it, if there is to be one. accept: called with a file
+    of the content before that becomes the one at `path`; what it raises ends the call, and the content goes.
+    Raises RunError, also for a disk that is too small.
     """
     path = path or cached_place(wanted)
+    if _is_here(wanted, path):  # in a folder that may be read-only
+        return path
     try:
         with exclusive(path.with_name(f".{path.name}.lock")):
             if not _is_here(wanted, path):
@@ -67,8 +84,14 @@ def fetch(wanted: Object, path: Path | None = None) -> Path:
                     if left != partial:
                         left.unlink()
                 try:
-                    _download(wanted, partial)
+                    _download(wanted, partial, shown)
                 except (OSError, ChangedError):  # a full disk, another object: what is there helps nobody
+                    partial.unlink(missing_ok=True)
+                    raise
+                try:
+                    if accept is not None:
+                        accept(partial)
+                except Exception:
                     partial.unlink(missing_ok=True)
                     raise
                 os.replace(partial, path)

@@ -15,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 from deit_fast.runtime.errors import RunError, one_line
 from deit_fast.runtime.object_store.addresses import Address
 from deit_fast.runtime.object_store.uris import DeniedError, host_of
-from deit_fast.runtime.patience import BusyError
+from deit_fast.runtime.patience import BusyError, UnreachableError
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0  # without a byte
@@ -127,7 +127,9 @@ def _translate(error: Exception, url: str, name: str) -> Exception:
     if isinstance(error, errors.SSLError) and "CERTIFICATE_VERIFY_FAILED" in text:
         return RunError(f"{name}: the certificate of {host} is not trusted; REQUESTS_CA_BUNDLE names other authorities")
     if isinstance(error, errors.NewConnectionError):  # in urllib3 1.26 a time-out too
-        return BusyError(f"no connection to {host}: {text.rpartition(': ')[2]}")
+        return UnreachableError(f"no connection to {host}: {text.rpartition(': ')[2]}")
+    if isinstance(error, errors.ConnectTimeoutError | errors.ProxyError):
+        return UnreachableError(f"no connection to {host}: {type(error).__name__}")
     if isinstance(error, errors.TimeoutError):
         return BusyError(f"{host} does not answer")
     if isinstance(error, errors.IncompleteRead):

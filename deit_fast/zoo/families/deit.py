@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from deit_fast.zoo.family import DISTILLED, IN_1K, UNKNOWN, Architecture, Family, published_rows
+from deit_fast.zoo.family import DISTILLED, DISTILLED_LONGER, IN_1K, UNKNOWN, Architecture, Family, published_rows
 
 _entry = partial(Architecture, family="deit", layer_scale=None)
 _rows = partial(published_rows, "README_deit.md")
@@ -43,8 +43,16 @@ FAMILY = Family(
         *_rows("deit_base_distilled_patch16", 224, (87.338, 17.66), UNKNOWN,
                (DISTILLED, 83.4, None, "deit_base_distilled_patch16_224-df68dfff.pth")),
         *_rows("deit_base_distilled_patch16", 384, (87.630, 55.59), UNKNOWN,
-               ("ImageNet-1k, distilled, 1000 epochs", 85.2, None, "deit_base_distilled_patch16_384-d0272ac0.pth")),
+               (DISTILLED_LONGER, 85.2, None, "deit_base_distilled_patch16_384-d0272ac0.pth")),
     ],
+    weights_names={  # open-mmlab/mmpretrain configs/deit/metafile.yml, "Converted From"
+        "deit-tiny-distilled_3rdparty_pt-4xb256_in1k": "deit_tiny_distilled_patch16_224-b40b3cf7.pth",
+        "deit-small-distilled_3rdparty_pt-4xb256_in1k": "deit_small_distilled_patch16_224-649709d9.pth",
+        "deit-base_3rdparty_pt-16xb64_in1k": "deit_base_patch16_224-b5f2ef4d.pth",
+        "deit-base-distilled_3rdparty_pt-16xb64_in1k": "deit_base_distilled_patch16_224-df68dfff.pth",
+        "deit-base_3rdparty_ft-16xb32_in1k-384px": "deit_base_patch16_384-8de9b5d1.pth",
+        "deit-base-distilled_3rdparty_ft-16xb32_in1k-384px": "deit_base_distilled_patch16_384-d0272ac0.pth",
+    },
     toys={
         "deit": _entry(32, 3, 2, 8),
         "distilled": _entry(32, 3, 2, 8, distilled=True),

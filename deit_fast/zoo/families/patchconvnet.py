@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from deit_fast.zoo.family import IN_1K, IN_21K, UNKNOWN, Architecture, Family, Published, published_rows
+from deit_fast.zoo.family import FROM_S60, IN_1K, IN_21K, UNKNOWN, Architecture, Family, Published, published_rows
 
 _entry = partial(Architecture, family="patchconvnet")
 _rows = partial(published_rows, "README_patchconvnet.md")
@@ -43,7 +43,7 @@ FAMILY = Family(
         Published("patchconvnet_l120", 224, 334.29, 52.85),
         *_rows("patchconvnet_s60_multi", 224, (25.61, 5.31), UNKNOWN,
                (IN_1K, 81.1, None, "s60_multi_scratch_1k.pth"),
-               ("ImageNet-1k, from S60", 82.0, None, "s60_multi_finetune_1k.pth")),
+               (FROM_S60, 82.0, None, "s60_multi_finetune_1k.pth")),
     ],
     toys={
         "patchconvnet": _entry(32, 3, 1, 16, layer_scale=0.1),

@@ -13,6 +13,9 @@ PIL's. What remains different from them on uint8 images, 0 to 255 (measured at 2
 * Rotate, ShearX, ShearY, TranslateXRel, TranslateYRel: 1 in below 0.5 % of the values, and more in about one pixel of
   ten thousand, whose coordinate falls on the edge between pixels up to float32.
 
+The native path (data/native/operations.c) has all of them too, from the same arguments, and they are PIL's to the bit,
+but for 1 in below 1 % of a warp's values, from float32 weights.
+
 Why not DALI's own nvidia.dali.auto_aug (2.4), where it departs from timm and PIL:
 
 * Randomness comes from operators inside the graph: no view is a function of (seed, epoch, index, view).
@@ -55,3 +58,6 @@ class Operation:
     Operations with the same function share a branch of the graph, which is cheaper than a branch each."""
     arguments: Arguments = no_arguments
     """Its arguments by level and sign; `apply` gets them, and zeros after them."""
+    native: str | None = None
+    """The function of the native path that does the same with the same arguments, a name of native.OPERATIONS. Views of
+    a policy that may draw an operation without one are made by DALI's graph."""

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import fn, types
+from nvidia.dali import math as dali_math
 from nvidia.dali.data_node import DataNode
 
 from deit_fast.data.augment.operations import Arguments, Operation
-from deit_fast.data.augment.view_graph import BRIGHTNESS, CONTRAST, SATURATION, beside, enhance, truncate
+from deit_fast.data.augment.view_graph import BRIGHTNESS, CONTRAST, SATURATION, beside, luma, truncate
 
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # PIL's ImageFilter.SMOOTH
 
@@ -17,20 +18,28 @@ _Factor = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float6
 
 
 def enhance_colours(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """uint8 [S, S, 3] enhanced by arguments, float32 [2 or more]: the factor, and the kind that `enhance` numbers."""
-    return enhance(images, arguments[1], arguments[0])
+    """uint8 [S, S, 3] enhanced by arguments, float32 [4 or more].
+
+    The factor and the kind, as `view_graph.enhance` has them; the shares of the greyscale image and of the rounded mean
+    luma, of which one or both are 0: no condition, because a condition is more operators than what it saves.
+    """
+    grey = luma(images)
+    centre = dali_math.floor(fn.reductions.mean(grey) + 0.5)
+    added = grey * beside(arguments[2], images) + centre * beside(arguments[3], images)
+    return truncate(images * beside(arguments[0], images) + added)
 
 
 def sharpen(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """uint8 [S, S, 3] blended with PIL's SMOOTH by arguments, float32 [1 or more]: the factor, 1 changes nothing.
+    """uint8 [S, S, 3] blended with PIL's SMOOTH by arguments, float32 [2 or more]: the factor, 1 changes nothing, and
+    the share of the smoothed image, 1 less the factor.
 
     PIL copies the outermost pixels, so they keep the factor 1.
     """
     inside = np.zeros((image_size, image_size, 1), np.float32)
     inside[1:-1, 1:-1] = 1
     smooth = fn.filter(images, types.Constant(_SMOOTH, device=images.device))
-    weight = 1.0 + types.Constant(inside, device=images.device) * (beside(arguments[0], images) - 1.0)
-    return truncate(images * weight + smooth * (1.0 - weight))
+    share = types.Constant(inside, device=images.device) * beside(arguments[1], images)
+    return truncate(images * (1.0 - share) + smooth * share)
 
 
 def _increasing(level: NDArray[np.float64], sign: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -43,19 +52,30 @@ def _rising(level: NDArray[np.float64], sign: NDArray[np.float64]) -> NDArray[np
     return 0.1 + 1.8 * (level / 10)
 
 
-def _by(factor: _Factor, *kind: int) -> Arguments:
+def _by(factor: _Factor, kind: int) -> Arguments:
     def arguments(level: NDArray[np.float64], sign: NDArray[np.float64], image_size: int) -> NDArray[np.float64]:
-        return np.stack([factor(level, sign), *(np.full(level.shape, float(each)) for each in kind)], axis=1)
+        by = factor(level, sign)
+        rest, nothing = 1 - by, np.zeros_like(by)
+        shares = rest if kind == SATURATION else nothing, rest if kind == CONTRAST else nothing
+        return np.stack([by, np.full_like(by, kind), *shares], axis=1)
+
+    return arguments
+
+
+def _sharpness(factor: _Factor) -> Arguments:
+    def arguments(level: NDArray[np.float64], sign: NDArray[np.float64], image_size: int) -> NDArray[np.float64]:
+        by = factor(level, sign)
+        return np.stack([by, 1 - by], axis=1)
 
     return arguments
 
 
 OPERATIONS = (
-    Operation("Color", enhance_colours, _by(_rising, SATURATION)),
-    Operation("ColorIncreasing", enhance_colours, _by(_increasing, SATURATION)),
-    Operation("Contrast", enhance_colours, _by(_rising, CONTRAST)),
-    Operation("ContrastIncreasing", enhance_colours, _by(_increasing, CONTRAST)),
-    Operation("BrightnessIncreasing", enhance_colours, _by(_increasing, BRIGHTNESS)),
-    Operation("Sharpness", sharpen, _by(_rising)),
-    Operation("SharpnessIncreasing", sharpen, _by(_increasing)),
+    Operation("Color", enhance_colours, _by(_rising, SATURATION), "enhance"),
+    Operation("ColorIncreasing", enhance_colours, _by(_increasing, SATURATION), "enhance"),
+    Operation("Contrast", enhance_colours, _by(_rising, CONTRAST), "enhance"),
+    Operation("ContrastIncreasing", enhance_colours, _by(_increasing, CONTRAST), "enhance"),
+    Operation("BrightnessIncreasing", enhance_colours, _by(_increasing, BRIGHTNESS), "enhance"),
+    Operation("Sharpness", sharpen, _sharpness(_rising), "sharpen"),
+    Operation("SharpnessIncreasing", sharpen, _sharpness(_increasing), "sharpen"),
 )

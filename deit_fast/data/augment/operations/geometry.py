@@ -13,49 +13,75 @@ from nvidia.dali import math as dali_math
 from nvidia.dali.data_node import DataNode
 
 from deit_fast.data.augment.operations import Arguments, Operation
-from deit_fast.data.augment.view_graph import truncate
+from deit_fast.data.augment.view_graph import beside, truncate
 
 FILL = (124, 116, 104)
 """Colour of what a geometric operation uncovers: the ImageNet mean, rounded."""
 
-# Cubic convolution with a = -1 for a point d past pixel 0: the weights of the pixels -1, 0, 1, 2 as polynomials in d,
-# highest power first; and where a nearest-neighbour warp, which floors, finds these pixels.
-_CUBIC = np.array([[-1, 2, -1, 0], [1, -2, 0, 1], [-1, 1, 1, 0], [1, -1, 0, 0]], np.float32).T
-_TAPS = np.arange(4) - 1.5
+_TAPS = np.array([-0.5, -1.5, 0.5, 1.5])
+"""Where a nearest-neighbour warp, which floors, finds the pixels 0, -1, 1, 2 around a point that is past pixel 0."""
 
 
-def slide(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """Shears and translations of uint8 [S, S, 3], which move pixels along one axis: bicubic from four taps along it.
+def warp(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
+    """An affine map of uint8 [S, S, 3], bicubic: from 4 taps where one coordinate moves, from 4 x 4 where both do.
 
-    arguments: float32, the row [3] of the coordinate that moves, then the maps of the taps [4, 2, 3]. The other
-    coordinate stays on the pixels.
+    arguments: float32, the map [2, 3] from output to input pixels; the same, the coordinate first that moves more; the
+    colour [3] of what is uncovered; whole numbers, 1 or 4 taps of the second coordinate, 1, and how many taps there
+    are; the maps of the taps, [16, 2, 3], of which the first are used.
     """
-    source = _source_coordinates(images, fn.reshape(arguments[0:3], shape=[1, 3]), image_size)
-    taps = _taps(images, fn.reshape(arguments[3:27], shape=[4, 2, 3]), 4)
-    return _fill(fn.reductions.sum(taps * _cubic_weights(source), axes=[0]), source, image_size)
+    matrix = fn.reshape(arguments[6:12], shape=[2, 3])
+    whole = fn.cast(arguments[15:18], dtype=types.INT32)
+    count = whole[2:3]
+    weights = _cubic_weights(images, matrix, image_size)
+    second = fn.slice(weights, start=[0, 1], shape=whole[0:2], axes=[0, 3])
+    second = fn.reshape(second, shape=[-1, 1, image_size, image_size, 1])
+    both = fn.reshape(second * weights[:, :, :, 0:1], shape=[-1, image_size, image_size, 1])
+    maps = fn.slice(fn.reshape(arguments[18:114], shape=[16, 2, 3]), start=[0], shape=count, axes=[0])
+    nothing = types.Constant(np.zeros((16, 1, 1, 1), np.uint8), device=images.device)
+    frames = fn.reinterpret(images + fn.slice(nothing, start=[0], shape=count, axes=[0]), layout="FHWC")
+    taps = fn.warp_affine(frames, matrix=fn.per_frame(maps), interp_type=types.INTERP_NN)  # edges are repeated
+    values = truncate(fn.reinterpret(fn.reductions.sum(taps * both, axes=[0]), layout="HWC"))
+    # Which coordinate comes first does not matter: inside is where both are, and the image is square.
+    white = images | types.Constant(255).uint8()
+    inside = fn.warp_affine(white, matrix=matrix, fill_value=0.0, interp_type=types.INTERP_NN)
+    fill = beside(fn.cast(arguments[12:15], dtype=types.UINT8), images)
+    return ((values ^ fill) & inside) ^ fill
 
 
-def rotate(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """An affine map, float32 arguments [2, 3], of uint8 [S, S, 3], which moves pixels along both axes.
+def _cubic_weights(images: DataNode, matrix: DataNode, image_size: int) -> DataNode:
+    """Float [4, S, S, 2]: of the pixels 0, -1, 1, 2 around the source of every output pixel, for both coordinates.
 
-    Bicubic from 4 x 4 taps, rows first.
+    Cubic convolution with a = -1, at d past pixel 0: -d (1 - d)^2 and -d^2 (1 - d) of the outer two, and for each inner
+    one what the linear weight is more than the outer one beside it.
     """
-    matrix = fn.reshape(arguments[0:6], shape=[2, 3])
-    shifts = np.zeros((4, 4, 2, 3), np.float32)
-    shifts[..., 0, 2], shifts[..., 1, 2] = np.meshgrid(_TAPS, _TAPS)
-    source = _source_coordinates(images, matrix, image_size)
-    weights = _cubic_weights(source)
-    taps = _taps(images, matrix + types.Constant(shifts.reshape(16, 2, 3)), 16)
-    taps = fn.reshape(taps, shape=[4, 4, image_size, image_size, 3])
-    rows = fn.reductions.sum(taps * weights[:, :, :, 0:1], axes=[1])
-    return _fill(fn.reductions.sum(rows * weights[:, :, :, 1:2], axes=[0]), source, image_size)
+    centres = np.arange(image_size, dtype=np.float32) + 0.5
+    grid = np.stack(np.meshgrid(centres, centres), axis=-1)
+    position = fn.coord_transform(types.Constant(grid, device=images.device), MT=matrix) - 0.5
+    past = position - dali_math.floor(position)
+    rest = 1.0 - past
+    product = past * past - past
+    before, after = product * rest, product * past
+    return fn.stack(rest - before, before, past - after, after)
+
+
+def _arguments(matrix: NDArray[np.float64], first: int, taps: int) -> NDArray[np.float64]:
+    """[m, 114] as `warp` takes them, of maps [m, 2, 3]. first: the coordinate that moves more. taps: of the other."""
+    order = [first, 1 - first]
+    maps = np.zeros((len(matrix), 16, 2, 3))
+    maps[:, : 4 * taps] = matrix[:, None]
+    maps[:, : 4 * taps, first, 2] += np.tile(_TAPS, taps)
+    if taps > 1:
+        maps[:, :, 1 - first, 2] += np.repeat(_TAPS, 4)
+    same = np.tile(np.array([*FILL, taps, 1, 4 * taps], np.float64), (len(matrix), 1))
+    return np.concatenate([matrix.reshape(-1, 6), matrix[:, order].reshape(-1, 6), same, maps.reshape(-1, 96)], axis=1)
 
 
 def _rotation(level: NDArray[np.float64], sign: NDArray[np.float64], image_size: int) -> NDArray[np.float64]:
-    """Up to 30 degrees about the centre: [m, 6], the map from output to input pixels."""
+    """Up to 30 degrees about the centre."""
     angle = -np.deg2rad(30 * (level / 10 * sign))
     cos, sin, centre = np.cos(angle), np.sin(angle), image_size / 2
-    return np.stack([cos, sin, centre * (1 - cos - sin), -sin, cos, centre * (1 + sin - cos)], axis=1)
+    matrix = np.stack([cos, sin, centre * (1 - cos - sin), -sin, cos, centre * (1 + sin - cos)], axis=1)
+    return _arguments(matrix.reshape(-1, 2, 3), first=0, taps=4)
 
 
 def _sliding(axis: int, column: int, most: Callable[[int], float]) -> Arguments:
@@ -64,46 +90,15 @@ def _sliding(axis: int, column: int, most: Callable[[int], float]) -> Arguments:
     def arguments(level: NDArray[np.float64], sign: NDArray[np.float64], image_size: int) -> NDArray[np.float64]:
         matrix = np.tile(np.eye(2, 3), (len(level), 1, 1))
         matrix[:, axis, column] = most(image_size) * (level / 10 * sign)
-        taps = np.repeat(matrix[:, None], 4, axis=1)
-        taps[:, :, axis, 2] += _TAPS
-        return np.concatenate([matrix[:, axis], taps.reshape(len(level), 24)], axis=1)
+        return _arguments(matrix, first=axis, taps=1)
 
     return arguments
 
 
-def _source_coordinates(images: DataNode, matrix: DataNode, image_size: int) -> DataNode:
-    """Where the centre of every output pixel lies in the input: float [S, S, 1 or 2], pixels from the corner."""
-    centres = np.arange(image_size, dtype=np.float32) + 0.5
-    grid = np.stack(np.meshgrid(centres, centres), axis=-1)
-    return fn.coord_transform(types.Constant(grid, device=images.device), MT=matrix)
-
-
-def _taps(images: DataNode, matrices: DataNode, count: int) -> DataNode:
-    """The image through `count` nearest-neighbour warps, edges repeated: [count, S, S, 3]."""
-    frames = fn.stack(*[images] * count, axis_name="F")
-    return fn.warp_affine(frames, matrix=fn.per_frame(matrices), interp_type=types.INTERP_NN)
-
-
-def _cubic_weights(source: DataNode) -> DataNode:
-    """Float [S, S, C] coordinates -> [4, S, S, C], the weights of the pixels around them."""
-    position = source - 0.5
-    past = position - dali_math.floor(position)
-    coefficients = [types.Constant(each.reshape(4, 1, 1, 1), device=source.device) for each in _CUBIC]
-    return ((coefficients[0] * past + coefficients[1]) * past + coefficients[2]) * past + coefficients[3]
-
-
-def _fill(values: DataNode, source: DataNode, image_size: int) -> DataNode:
-    """uint8 HWC of `values` [S, S, 3] where the source coordinates are inside the image, else FILL."""
-    outside = fn.cast((source < 0.0) | (source >= float(image_size)), dtype=types.FLOAT)
-    covered = 1.0 - fn.reductions.max(outside, axes=[2], keep_dims=True)
-    fill = types.Constant(np.array(FILL, np.float32), device=values.device)
-    return truncate(fn.reinterpret(values * covered + fill * (1.0 - covered), layout="HWC"))
-
-
 OPERATIONS = (
-    Operation("Rotate", rotate, _rotation),
-    Operation("ShearX", slide, _sliding(axis=0, column=1, most=lambda size: 0.3)),
-    Operation("ShearY", slide, _sliding(axis=1, column=0, most=lambda size: 0.3)),
-    Operation("TranslateXRel", slide, _sliding(axis=0, column=2, most=lambda size: 0.45 * size)),
-    Operation("TranslateYRel", slide, _sliding(axis=1, column=2, most=lambda size: 0.45 * size)),
+    Operation("Rotate", warp, _rotation, "warp"),
+    Operation("ShearX", warp, _sliding(axis=0, column=1, most=lambda size: 0.3), "warp"),
+    Operation("ShearY", warp, _sliding(axis=1, column=0, most=lambda size: 0.3), "warp"),
+    Operation("TranslateXRel", warp, _sliding(axis=0, column=2, most=lambda size: 0.45 * size), "warp"),
+    Operation("TranslateYRel", warp, _sliding(axis=1, column=2, most=lambda size: 0.45 * size), "warp"),
 )

@@ -11,10 +11,9 @@ from deit_fast.data.augment.view_graph import truncate
 def auto_contrast(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
     """Stretches every channel of uint8 [S, S, 3] to 0..255; a constant channel stays. No arguments are read."""
     low = fn.reductions.min(images, axes=[0, 1], keep_dims=True)
-    span = fn.cast(fn.reductions.max(images, axes=[0, 1], keep_dims=True) - low, dtype=types.FLOAT)
-    varies = fn.cast(span > 0, dtype=types.FLOAT)
-    scale = varies * 255.0 / dali_math.max(span, 1.0) + (1.0 - varies)
-    return truncate((images - low * varies) * scale)
+    span = fn.reductions.max(images, axes=[0, 1], keep_dims=True) - low
+    constant = dali_math.max(low - span * 255.0, 0.0)  # the value of a constant channel, else 0
+    return truncate((images - low) * (255.0 / dali_math.max(span, 1.0)) + constant)
 
 
 def equalize(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
@@ -27,9 +26,12 @@ def equalize(images: DataNode, arguments: DataNode, image_size: int) -> DataNode
     at_top = fn.reductions.sum(fn.cast(images == top, dtype=types.FLOAT), axes=[0, 1], keep_dims=True)
     per_level = (float(image_size**2) - at_top) / 255.0
     step = dali_math.floor(per_level)
-    changes = fn.cast(step > 0.0, dtype=types.FLOAT)
-    scale = changes * per_level / dali_math.max(step, 1.0)
-    return truncate(~fn.equalize(~images) * scale + 0.5 * changes + images * (1.0 - changes))
+    changes = dali_math.min(step, 1.0)
+    equalized = ~fn.equalize(~images) * (per_level / dali_math.max(step, 1.0)) + 0.5
+    return truncate((equalized - images) * changes + images)
 
 
-OPERATIONS = (Operation("AutoContrast", auto_contrast), Operation("Equalize", equalize))
+OPERATIONS = (
+    Operation("AutoContrast", auto_contrast, native="auto_contrast"),
+    Operation("Equalize", equalize, native="equalize"),
+)

@@ -46,11 +46,15 @@ def _whole(share: NDArray[np.float64], most: int) -> NDArray[np.int64]:
     return (share * most).astype(np.int64)
 
 
+def _operation(name: str, **steps: _Steps) -> Operation:
+    return Operation(name, change_values, _values(**steps), "change_values")
+
+
 OPERATIONS = (
-    Operation("Invert", change_values, _values(threshold=lambda share: 0)),  # inverting is solarising everything
-    Operation("PosterizeIncreasing", change_values, _values(bits=lambda share: 4 - _whole(share, 4))),
-    Operation("PosterizeOriginal", change_values, _values(bits=lambda share: 4 + _whole(share, 4))),
-    Operation("SolarizeIncreasing", change_values, _values(threshold=lambda share: 256 - _whole(share, 256))),
-    Operation("Solarize", change_values, _values(threshold=lambda share: _whole(share, 256))),
-    Operation("SolarizeAdd", change_values, _values(addend=lambda share: _whole(share, 110))),
+    _operation("Invert", threshold=lambda share: 0),  # inverting is solarising everything
+    _operation("PosterizeIncreasing", bits=lambda share: 4 - _whole(share, 4)),
+    _operation("PosterizeOriginal", bits=lambda share: 4 + _whole(share, 4)),
+    _operation("SolarizeIncreasing", threshold=lambda share: 256 - _whole(share, 256)),
+    _operation("Solarize", threshold=lambda share: _whole(share, 256)),
+    _operation("SolarizeAdd", addend=lambda share: _whole(share, 110)),
 )

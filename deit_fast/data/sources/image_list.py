@@ -1,0 +1,81 @@
+"""A list of some images of a data set, as a training writes it of those that it held out (RUN/val.json).
+
+    {"data": "/data/photos", "labels": null, "category": "name", "fraction": 0.1, "seed": 0, "images": ["cat/1.jpg"]}
+
+Images have the names of `Source.listed_names`. As a place, --data RUN/val.json, it is these images of that data set.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.held_out import find_listed
+from deit_fast.data.sources.place import split_place
+from deit_fast.data.sources.subset import Subset
+from deit_fast.runtime.errors import DataError, one_line, printable
+from deit_fast.runtime.object_store import is_remote, read_object, without_query
+
+LIST_NAME = "val.json"
+"""What the list is called in a run folder."""
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Images of a data set by name, and how they were chosen."""
+
+    data: str
+    """Path from the root, or URI, of the data set."""
+    labels: str | None
+    """Its file of labels, where it was named (--labels)."""
+    category: str
+    """Its level of a taxonomy (data.category)."""
+    fraction: float
+    """Share of each class that was held out."""
+    seed: int
+    """Seed of the choice."""
+    images: list[str]
+    """Names, in the data set's order."""
+
+    @property
+    def choice(self) -> dict[str, float | int]:
+        """How they were chosen, as a recipe's section `data` has it."""
+        return {"val_fraction": self.fraction} | ({"val_seed": self.seed} if self.fraction else {})
+
+    def as_text(self) -> str:
+        """For a file, which `read` takes."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def read(cls, place: str) -> Self:
+        """The list in the file at a path or URI. Raises DataError for another file, OSError, MissingError for none."""
+        text = read_object(place) if is_remote(place) else Path(place).read_bytes()
+        try:
+            found = cls(**json.loads(text))
+            types = {str: (found.data, found.category, *found.images), float: (found.fraction,), int: (found.seed,)}
+            if not all(type(value) is kind for kind, values in types.items() for value in values):
+                raise TypeError("a value of another type")
+        except (ValueError, TypeError, RecursionError) as error:
+            expected = f"expected a list of images as a run writes it ({one_line(error)[:100]})"
+            raise DataError(f"{without_query(place)}: {expected}") from None
+        return found
+
+    def open(self, open_source: Callable[..., Source], place: str) -> Source:
+        """The images, of the data set that the list names. Raises DataError where it lacks some."""
+        whole = open_source(self.data, "train", self.category, labels=self.labels)
+        images, missing = find_listed(whole, self.images)
+        if missing:
+            raise DataError(
+                f"{place}: expected its {len(self.images)} images in {self.data}, {len(missing)} are not there, "
+                f"{printable(missing[0])} first"
+            )
+        listed = Subset(whole, images)
+        listed.uri = listed.place = place
+        return listed
+
+
+def is_list(place: str) -> bool:
+    """Whether a place is named as a list of images is."""
+    return split_place(place)[1] == LIST_NAME

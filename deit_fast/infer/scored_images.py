@@ -1,0 +1,149 @@
+"""Which images an evaluation scores, and what is to be said of them: never silently those that were trained on."""
+
+import copy
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from deit_fast.convert.detect import Weights
+from deit_fast.convert.locate import newest_run
+from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.held_out import choose_held_out, find_listed
+from deit_fast.data.sources.identity import Identity, identify
+from deit_fast.data.sources.image_list import LIST_NAME, ImageList
+from deit_fast.data.sources.open import find_validation, open_source
+from deit_fast.data.sources.place import split_place
+from deit_fast.data.sources.splits import Split, split_of, split_of_shard
+from deit_fast.data.sources.subset import Subset
+from deit_fast.runtime.errors import DataError, RunError
+from deit_fast.runtime.object_store import MissingError, check_writable, is_remote, list_objects
+
+_MOST = 0.5  # of some images, from which on those of the same sizes are taken for the same
+
+
+def open_scored(
+    checkpoint: str, weights: Weights, data: str | None, category: str, labels: str | Path | None
+) -> tuple[Source, list[str]]:
+    """The images that an evaluation of a checkpoint scores, and lines on which these are.
+
+    The validation split of `data`. Where it has none, and the checkpoint's run held images of it out, these. Else all
+    images of the place. Without `data` the images that the run held out, of its own data. checkpoint: as the user named
+    it, the folder of a run or a file. Raises DataError, RunError.
+    """
+    if data is None:
+        listed = _find_list(checkpoint)
+        if listed is None:
+            raise RunError(f"{checkpoint}: expected --data, as no list of validation images ({LIST_NAME}) is beside it")
+        place, held = listed
+        return held.open(open_source, place), [f"validation images: those that {place} lists, of {held.data}"]
+    if find_validation(data) is None and _split_in(data.rstrip("/")) not in ("val", "test"):
+        found = _open_held_out(checkpoint, weights, data, category, labels)
+        if found is not None:
+            return found
+    source = open_source(data, "val", category, labels=labels)
+    return source, _warn(weights, data, source)
+
+
+def _find_list(checkpoint: str) -> tuple[str, ImageList] | None:
+    """Place and content of the list of the run that a checkpoint is of; None where there is none."""
+    run = _run_of(checkpoint)
+    try:
+        return (place := f"{run}/{LIST_NAME}"), ImageList.read(place)
+    except (FileNotFoundError, NotADirectoryError, MissingError):
+        return None
+    except OSError as error:
+        raise RunError(f"{place}: expected a readable list of validation images ({error.strerror})") from None
+
+
+def _run_of(checkpoint: str) -> str:
+    """The folder of the run that a checkpoint is of: what is named, or what has the checkpoints/ that it is in."""
+    place = checkpoint.rstrip("/") if is_remote(checkpoint) else os.path.abspath(checkpoint)
+    folder, name = split_place(place)
+    above, inner = split_place(folder)
+    if "checkpoints" in (name, inner):
+        return folder if name == "checkpoints" else above
+    if not is_remote(place):
+        return checkpoint
+    with suppress(RunError):
+        check_writable(place)  # where no run can be, nothing is asked for
+        return newest_run(place, list_objects(place)[0])
+    return os.devnull
+
+
+def _open_held_out(
+    checkpoint: str,
+    weights: Weights,
+    data: str,
+    category: str,
+    labels: str | Path | None,
+) -> tuple[Source, list[str]] | None:
+    """The images of `data` that the checkpoint's run held out; None where it held none out, or of other data.
+
+    Raises DataError where only some of them are as they were.
+    """
+    chosen, listed = weights.recipe.data, _find_list(checkpoint)
+    if listed is None and not chosen.val_fraction:
+        return None
+    whole = open_source(data, "train", category, labels=labels)
+    if listed is not None:
+        images, missing = find_listed(whole, listed[1].images)
+        words = f"those that {listed[0]} lists"
+    else:
+        images, missing = choose_held_out(whole, chosen.val_fraction, chosen.val_seed), []
+        words = f"those that were held out of training, data.val_fraction={chosen.val_fraction:g}"
+    if not len(images):
+        return None
+    part = Subset(copy.copy(whole), images)
+    before, now = _trained_on(weights, "val"), identify(part)
+    if before is None and listed is not None and not missing:
+        return part, [f"validation images: {words}"]
+    if before is None:
+        return None
+    if now.digest == before.digest:
+        return part, [f"validation images: {words}"]
+    if before.shares(now) >= _MOST and _overlap(weights, whole):
+        raise DataError(
+            f"{data}: expected the {sum(before.images)} validation images that {checkpoint} held out: "
+            f"{', '.join(now.changes_from(before)[:3])}; restore them, or name other images"
+        )
+    return None
+
+
+def _warn(weights: Weights, data: str, source: Source) -> list[str]:
+    """A line where the place has no validation split, which says whether the images are those trained on."""
+    split = _split_in(source.place)
+    if find_validation(data) is not None and split != "train":
+        return []
+    before = _trained_on(weights, "train")
+    if before is not None and identify(source).digest == before.digest:
+        return [f"{source.place}: it was trained on these {len(source)} images: no score of new ones"]
+    if _overlap(weights, source):
+        return [f"{source.place}: it was trained on some of these {len(source)} images, which are all scored"]
+    if split in ("val", "test"):
+        return []
+    return [f"{source.place} has no validation split: all of its {len(source)} images are scored"]
+
+
+def _split_in(place: str) -> str | None:
+    """The split that the name of a place says, of /data/imagenet/val "val"."""
+    name = split_place(place)[1]
+    return split_of(name) or split_of_shard(name)
+
+
+def _overlap(weights: Weights, source: Source) -> bool:
+    """Whether the checkpoint was trained on some of these images, as far as their names and sizes tell.
+
+    Images of shards have no names there: a size that two have says nothing.
+    """
+    before = _trained_on(weights, "train")
+    if before is None:
+        return False
+    now = identify(source)
+    return now.shares(before) > (0 if now.key == "names" else _MOST)
+
+
+def _trained_on(weights: Weights, split: Split) -> Identity | None:
+    try:
+        return Identity.from_plain(dict(weights.data[split]))
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,170 @@
+"""The training and the validation images of a run whose data have no validation split: chosen once, listed in val.json.
+
+A run that goes on takes the images that its list names, so that images that came since are trained on. Without the list
+it chooses again, which gives the same of the same data; a checkpoint knows the images of both parts (same_data.py).
+"""
+
+import copy
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deit_fast.checkpoint.store import RunStore
+from deit_fast.data.loader.broken import find_refused
+from deit_fast.data.sources.base import Source, read_image
+from deit_fast.data.sources.held_out import all_but, choose_held_out, find_listed
+from deit_fast.data.sources.image_list import LIST_NAME, ImageList
+from deit_fast.data.sources.salvage import SalvagedShards
+from deit_fast.data.sources.subset import Subset
+from deit_fast.recipe.sections import Data
+from deit_fast.runtime.errors import DataError, RunError, printable
+from deit_fast.runtime.files import atomic_path
+from deit_fast.runtime.metrics_log import told
+from deit_fast.runtime.object_store import MissingError, is_remote
+from deit_fast.runtime.world import World
+
+_TRIED = 2_000  # images that are decoded before they are held out; of more, the evaluation says which one is bad
+_READ = 256  # of them at a time
+
+
+class HeldOut:
+    """A source in two parts, and the list of the second one."""
+
+    def __init__(self, source: Source, images: NDArray[np.int64], chosen: ImageList) -> None:
+        self.train: Source = Subset(source, all_but(source, images))
+        self.val: Source | None = Subset(copy.copy(source), images) if len(images) else None
+        self.list = chosen
+
+    def write(self, folder: Path) -> None:
+        """Writes the list to the run folder, by the main process; a full disk costs a line."""
+        text, path = self.list.as_text(), folder / LIST_NAME
+        with told(LIST_NAME):
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                with atomic_path(path) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+
+
+def hold_out(
+    data: Data,
+    source: Source,
+    labels: str | Path | None,
+    earlier: str | None,
+    world: World,
+    required: bool = False,
+) -> tuple[HeldOut, list[str]]:
+    """Parts a source as `data` says, and lines on it; all processes together.
+
+    labels: the source's file of labels, if one was named. earlier: where the list of the run that goes on may be, path
+    or URI; None for a run that starts. required: whether all that it lists has to be there, as where a user named it.
+    Raises DataError or RunError, on every process, where it cannot be used.
+    """
+    images, lines, error = np.empty(0, np.int64), list[str](), None
+    if world.is_main:
+        try:
+            images, lines = _find(data, source, earlier, required)
+        except (DataError, RunError) as reason:
+            error = reason
+    images, lines, error = world.broadcast((images, lines, error))
+    if error is not None:
+        raise error
+    place = source.uri if is_remote(source.uri) else os.path.abspath(os.path.expanduser(source.uri))
+    file = os.path.abspath(labels) if labels else None
+    listed = list(Subset(source, images).listed_names()) if world.is_main else []
+    chosen = ImageList(place, file, data.category, data.val_fraction, data.val_seed, listed)
+    return HeldOut(source, images, chosen), lines
+
+
+def list_of_run(folder: Path, store: RunStore | None, resume: str) -> str | None:
+    """Where the list of the run that goes on may be; None where a run starts over. resume: as `train` takes it."""
+    if resume == "never":
+        return None
+    if resume != "auto":
+        return str(Path(resume).absolute().parent.parent / LIST_NAME)
+    return f"{store.uri}/{LIST_NAME}" if store is not None else str(folder / LIST_NAME)
+
+
+def _find(data: Data, source: Source, earlier: str | None, required: bool) -> tuple[NDArray[np.int64], list[str]]:
+    """The images to hold out, int64 [n], and lines on them."""
+    known = None if earlier is None else read_list(earlier) if required else _read_earlier(earlier)
+    if known is not None and (known.fraction, known.seed) == (data.val_fraction, data.val_seed):
+        images, missing = find_listed(source, known.images)
+        if missing and required:
+            raise DataError(
+                f"--val {earlier}: expected its {len(known.images)} images in {source.uri}, {len(missing)} are not "
+                f"there, {printable(missing[0])} first; --data names the data that they were held out of"
+            )
+        lines = [f"{earlier}: {len(missing)} of its images are gone, {printable(missing[0])} first"] if missing else []
+    else:
+        images, unfit = _choose(data, source)
+        lines = [f"{printable(source.name(each))}: cannot be evaluated; another one is held out" for each in unfit[:3]]
+    return images, [*lines, _describe(data, source, images)]
+
+
+def read_list(place: str) -> ImageList:
+    """The list at a path or URI. Raises DataError where it is none, RunError where it cannot be read."""
+    try:
+        return ImageList.read(place)
+    except OSError as error:
+        raise RunError(f"{place}: expected a readable list of validation images ({error.strerror})") from error
+
+
+def _read_earlier(place: str) -> ImageList | None:
+    try:
+        return read_list(place)
+    except MissingError:
+        return None
+    except RunError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
+
+
+def _describe(data: Data, source: Source, images: NDArray[np.int64]) -> str:
+    sizes = np.bincount(source.labels, minlength=len(source.classes))
+    single = int((sizes == 1).sum())
+    alone = f"; {single} {'class has' if single == 1 else 'classes have'} one image, which is trained on"
+    if not len(images):
+        return f"no validation images: no class of {source.uri} has two"
+    return (
+        f"validation images: {len(images)} of the {len(source)} in {source.place}, held out of training "
+        f"(data.val_fraction={data.val_fraction:g}, {LIST_NAME} lists them){alone if single else ''}"
+    )
+
+
+def _choose(data: Data, source: Source) -> tuple[NDArray[np.int64], list[int]]:
+    """The images to hold out, int64 [n], and those that cannot be, in whose place others are."""
+    unfit = np.flatnonzero(source.lost).tolist() if isinstance(source, SalvagedShards) else []
+    known = len(unfit)
+    tried: set[int] = set()
+    while True:
+        images = choose_held_out(source, data.val_fraction, data.val_seed, unfit)
+        new = sorted(set(images.tolist()) - tried)
+        if len(images) > _TRIED or not (bad := _find_bad(source, new)):
+            return images, unfit[known:]
+        tried |= set(new)
+        unfit += bad
+
+
+def _find_bad(source: Source, images: list[int]) -> list[int]:
+    """Those of the images that cannot be read or decoded."""
+
+    def load(index: int) -> NDArray[np.uint8] | None:
+        try:
+            return source.prepare(index, read_image(source, index))[0]
+        except DataError:
+            return None
+
+    bad = []
+    with ThreadPoolExecutor(source.readers) as pool:
+        for start in range(0, len(images), _READ):
+            part = images[start : start + _READ]
+            loaded = list(pool.map(load, part))
+            sound = [place for place, each in enumerate(loaded) if each is not None]
+            refused = find_refused([each for each in loaded if each is not None], None, torch.device("cpu"))
+            lost = {sound[place] for place in refused} | {place for place, each in enumerate(loaded) if each is None}
+            bad += [part[place] for place in sorted(lost)]
+    return bad

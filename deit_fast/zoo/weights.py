@@ -1,0 +1,88 @@
+"""Published weights by name: the zoo's, timm's, mmpretrain's, or their address. The row says where they are."""
+
+import os
+import re
+from pathlib import Path
+
+from deit_fast.runtime.errors import RecipeError, RunError, suggest
+from deit_fast.runtime.object_store import is_remote
+from deit_fast.zoo.architectures import ALIASES, ARCHITECTURES, FAMILIES
+from deit_fast.zoo.family import Published
+from deit_fast.zoo.published import PUBLISHED
+
+# What timm calls the weights of an architecture, after a dot; the first of a row's tags that the entry has is meant.
+_TIMM_TAGS = {
+    "fb_in1k": ("1k", "distilled"),  # of a distilled model, timm does not say so a second time
+    "fb_in22k_ft_in1k": ("21k",),
+    "fb_dist_in1k": ("distilled",),
+    "fb_distilled_in1k": ("distilled",),
+    "fb_dino": ("dino",),
+}
+_NAME = re.compile(r"([^@:.]+)(?:@(\d+)(?:px)?)?(?::([\w-]+)|\.([\w-]+))?", re.ASCII)
+_WEIGHTS = [row for row in PUBLISHED if row.weights is not None]
+_BY_FILE = {row.weights_file: row for row in _WEIGHTS}
+_BY_ADDRESS = {row.weights: row for row in _WEIGHTS}
+_MMPRETRAIN = {name: _BY_FILE[file] for family in FAMILIES.values() for name, file in family.weights_names.items()}
+_HASH = re.compile(r"-([0-9a-f]{8,64})\.")
+
+
+def find_weights_row(name: str) -> Published | None:
+    """The row of the published weights that `name` stands for; None where it cannot be the name of any.
+
+    ENTRY, ENTRY@PX, ENTRY:TAG or ENTRY@PX:TAG as deit-fast zoo lists them, where ENTRY may be another name of the
+    architecture; timm's ARCHITECTURE.TAG; mmpretrain's name; the address. Without PX, weights are those that the name
+    implies, else those at 224 px, else those at the lowest resolution. Without TAG, they are the zoo's first.
+    Raises RecipeError, one line, for an entry that has no such weights.
+    """
+    if row := _MMPRETRAIN.get(name) or _BY_ADDRESS.get(name):
+        return row
+    parts = _NAME.fullmatch(name)
+    if parts is None or not (parts[1] in ARCHITECTURES or parts[1] in ALIASES):
+        return None
+    entry, implied = (parts[1], None) if parts[1] in ARCHITECTURES else ALIASES[parts[1]]
+    of_entry = [row for row in _WEIGHTS if row.name == entry]
+    if not of_entry:
+        raise RecipeError(f"{name}: expected a model with published weights, and {entry} has none (see deit-fast zoo)")
+    sides = [row.resolution for row in of_entry]
+    side = int(parts[2] or implied or (224 if 224 in sides else min(sides)))
+    tags = (parts[3],) if parts[3] else _TIMM_TAGS.get(parts[4], (parts[4],)) if parts[4] else ()
+    found = [row for row in of_entry if row.resolution == side]
+    if tags:
+        found = [row for tag in tags for row in found if row.tag == tag]
+    if not found:
+        known = " or ".join(str(row.weights_name) for row in of_entry)
+        raise RecipeError(f"{name}: expected {known}, the published weights of {entry}")
+    return found[0]
+
+
+def published_row(given: str | Path) -> Published | None:
+    """The row of what a user gives as a checkpoint; None for a path that exists, and for what is no published weights.
+
+    Raises RecipeError as `find_weights_row`.
+    """
+    text = str(given).rstrip("/")
+    return None if not is_remote(text) and os.path.exists(given) else find_weights_row(text)
+
+
+def check_given(given: str | Path) -> None:
+    """Raises RunError or RecipeError, one line, for a checkpoint that is no path, no URI and no name of weights."""
+    if not is_remote(given) and not os.path.exists(given) and published_row(given) is None:
+        raise RunError(f"{given}: no such checkpoint{_near(str(given))}")
+
+
+def _near(name: str) -> str:
+    """` (did you mean 'deit3_small_patch16'?)`, or nothing where no name of weights or of a model with some is near."""
+    if "/" in name:
+        return ""
+    entries = {row.name for row in _WEIGHTS}
+    others = [alias for alias, (entry, _) in ALIASES.items() if entry in entries]
+    return suggest(name, [*sorted(entries), *others, *(str(row.weights_name) for row in _WEIGHTS), *_MMPRETRAIN])
+
+
+def published_hash(file: str) -> str | None:
+    """The beginning of a file's SHA-256 that its name has, as torch.hub and mmpretrain publish files; None without one.
+
+    Eight digits without a letter are no hash but a date, as far as anyone can tell.
+    """
+    found = _HASH.findall(file)
+    return found[-1] if found and not (len(found[-1]) == 8 and found[-1].isdecimal()) else None

@@ -1,0 +1,67 @@
+"""What the stages of a pipeline take, as `deit-fast plan` says: what --dry-run prints.
+
+It is another process for each training: plans need torch, which pipelines do without.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from deit_fast.runtime.object_store import is_remote
+from deit_fast.zoo.devices import DEVICES
+
+from .stages import Stage
+from .state import PipelineError
+
+UNNAMED_GIB = 80
+"""Memory of a cluster's GPU of which nobody says the kind."""
+
+
+def describe_stages(stages: Sequence[Stage], where: Mapping[str, object], local: bool) -> list[str]:
+    """For each stage a heading and what it takes; an evaluation in one line.
+
+    where: the components' arguments, of which j and h say how many processes, and of what kind. local: whether jobs run
+    on this machine, whose GPUs or cores are then planned with. Raises PipelineError where a stage cannot be planned.
+    """
+    nodes, _, processes = str(where.get("j", "1x1")).rpartition("x")
+    count, kind = int(nodes or 1) * int(processes), str(where.get("h", ""))
+    lines = []
+    for stage in stages:
+        lines.append(f"=== {stage.name}" + (f", after {', '.join(stage.needs)}" if stage.needs else ""))
+        given = dict(zip(stage.arguments, stage.arguments[1:], strict=False))
+        if "--recipe" not in given:
+            lines += [f"evaluates {given['--checkpoint']}", ""]
+            continue
+        words = list(stage.arguments[stage.arguments.index("--out") + 2 :])
+        if is_remote(given["--data"]) or _is_seen(given["--data"]):
+            words += [word for key in ("--data", "--val", "--labels") if key in given for word in (key, given[key])]
+        else:
+            lines.append(f"({given['--data']} is not to be seen from here: the number of images is the published one)")
+        if kind in DEVICES:
+            words += ["--gpus", f"{count}x{kind}"]
+        elif not local:
+            words += ["--gpus", str(count), "--memory", str(UNNAMED_GIB)]
+            lines.append(f"(no -h names the kind of GPU: planned with {UNNAMED_GIB} GiB each)")
+        lines += [plan_stage(stage, [given["--recipe"], *words], count), ""]
+    return lines
+
+
+def plan_stage(stage: Stage, words: Sequence[str], processes: int) -> str:
+    """What `deit-fast plan` prints for these words, with so many processes on this machine's cores.
+
+    Raises PipelineError with its complaint.
+    """
+    command = [sys.executable, "-m", "deit_fast.cli", "plan", *words]
+    environment = {**os.environ, "WORLD_SIZE": str(processes)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("deit-fast: ")
+        raise PipelineError(f"stage {stage.name!r}: {reason}")
+    return done.stdout.rstrip()
+
+
+def _is_seen(data: str) -> bool:
+    """Whether there is anything where the data are; of shards with a range or a glob, in their folder."""
+    place = data if not any(sign in data for sign in "{*?[") else os.path.dirname(data)
+    return os.path.exists(place or ".")
