@@ -11,6 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks.accuracy_cases import Cut, Ours, Timm, cases
 from benchmarks.accuracy_images import write_images
 from benchmarks.timed_command import time_command
+from deit_fast.recipe.sections import LambOptim
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RunError
 
@@ -55,7 +56,7 @@ def test_a_command_that_fails_is_told_with_its_last_line(tmp_path: Path) -> None
 
 def test_a_cut_has_the_first_images_of_its_classes_as_they_are(folder_data: Path, tmp_path: Path) -> None:
     assert write_images(str(folder_data), Cut(per_class=5, first=0, step=2), tmp_path) == 10
-    made = {str(path.relative_to(tmp_path).parent): [] for path in tmp_path.rglob("*.jpg")}
+    made: dict[str, list[bytes]] = {str(path.relative_to(tmp_path).parent): [] for path in tmp_path.rglob("*.jpg")}
     for path in sorted(tmp_path.rglob("*.jpg")):
         made[str(path.relative_to(tmp_path).parent)].append(path.read_bytes())
     wanted = {f"{split}/{name}": [each.read_bytes() for each in sorted((folder_data / split / name).iterdir())[:count]]
@@ -81,6 +82,7 @@ def test_ours_and_timms_train_the_same_model_by_the_same_recipe() -> None:
     assert isinstance(timm, Timm)
     recipe, flags = get_recipe(ours.recipe, ours.words), " ".join(timm.flags)
     model, optim, schedule = recipe.model, recipe.optim, recipe.schedule
+    assert isinstance(optim, LambOptim)
     for flag, value in {
         "--img-size": model.image_size, "--lr": optim.lr, "--weight-decay": optim.weight_decay,
         "--opt-eps": optim.eps, "--epochs": schedule.epochs, "--warmup-epochs": schedule.warmup_epochs,
