@@ -57,6 +57,12 @@ def build_parser(prog: str = "python -m benchmarks") -> argparse.ArgumentParser:
     report.add_argument("--results", type=Path, default=RESULTS)
     report.add_argument("--out", type=Path, help="folder for report.md and the plots; default: the results'")
     commands.add_parser("gpu-tests", parents=[common], help="the tests marked gpu that import no DALI")
+    accuracy = commands.add_parser("accuracy", parents=[common], help="whole trainings, ours and timm's train.py")
+    accuracy.add_argument("--data", metavar="URI", required=True, help="CIFAR-10 or the like, with a validation split")
+    accuracy.add_argument("--timm", type=Path, metavar="FOLDER", help="a checkout of timm's repository, for train.py")
+    accuracy.add_argument("--cases", nargs="+", default=[], help="some of the cases; default: all")
+    accuracy.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    accuracy.add_argument("--per-class", type=int, metavar="N", help="training images of a class; default: all")
     commands.add_parser("decode", parents=[common, data], help="pixels and speed of decoded JPEGs against PIL's")
     day = commands.add_parser("day", parents=[data], help="everything, the most valuable first; again: it goes on")
     day.add_argument("--device", choices=("cuda",), default="cuda")
@@ -93,7 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     import torch
 
-    on_cpu = arguments.command in ("floors", "traffic", "streaming", "growth")
+    on_cpu = arguments.command in ("floors", "traffic", "streaming", "growth", "accuracy")
     name = arguments.device or ("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
     name = "cpu" if arguments.command == "day" and arguments.rehearse else name
     if on_cpu and name == "cuda":
@@ -157,6 +163,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from . import streaming
 
         streaming.run(session, arguments.data, arguments.peers_python, arguments.before)
+    elif arguments.command == "accuracy":
+        from . import accuracy
+
+        accuracy.run(session, arguments.data, arguments.timm, arguments.cases, arguments.seeds, arguments.per_class)
     elif arguments.command == "growth":
         from . import growth
 
