@@ -37,8 +37,8 @@ def build_parser(prog: str = "python -m benchmarks") -> argparse.ArgumentParser:
     loader.add_argument(
         "--cases",
         nargs="+",
-        help="decode three_augment repeated_augmentation evaluation shards_256; where they are named, against all other "
-        "loaders: race_three_augment race_repeated_augmentation race_evaluation race_rand_augment",
+        help="decode three_augment repeated_augmentation evaluation shards_256; where they are named, against all "
+        "other loaders: race_three_augment race_repeated_augmentation race_evaluation race_rand_augment",
     )
     commands.add_parser("optimizer", parents=[common, models], help="LAMB against peers and a copy")
     listing = commands.add_parser("listing", parents=[common], help="opening large image folders, again and again")

@@ -1,8 +1,8 @@
 """What people load images with today, for the same cases as ours: each gives normalised batches, [B, 3, S, S] float32.
 
 albumentations (OpenCV's decoder and area resize, which is less work than bicubic), a plain DALI graph, torchvision v2
-on tensors, SPDL with simplejpeg, torchvision on PIL, timm's RandAugment on PIL. `pip install deit_fast[peers]` has those
-that are no requirement; one that is not installed is named and left out.
+on tensors, SPDL with simplejpeg, torchvision on PIL, timm's RandAugment on PIL. `pip install deit_fast[peers]` has
+those that are no requirement; one that is not installed is named and left out.
 """
 
 import importlib.util
@@ -95,9 +95,10 @@ def _pil(case: str, size: int, data: Data) -> _Chain:
 def _timm(case: str, size: int, data: Data) -> _Chain:
     from timm.data.transforms_factory import create_transform
 
+    nothing: Any = None
     # Without mstd0.5, whose levels of 10 ask Pillow 13 to keep no bit, which it refuses.
     chain = create_transform(
-        size, is_training=True, auto_augment="rand-m9-inc1", interpolation="bicubic", color_jitter=None,
+        size, is_training=True, auto_augment="rand-m9-inc1", interpolation="bicubic", color_jitter=nothing,
         re_prob=0.0, mean=data.mean, std=data.std,
     )  # fmt: skip
     return _open, chain
@@ -180,7 +181,7 @@ def _spdl(images: _Images, batch: int, workers: int) -> Callable[[], None]:
     places: Any = range(len(images))
 
     def run() -> None:
-        builder = PipelineBuilder().add_source(places).pipe(images.__getitem__, concurrency=workers)
+        builder: Any = PipelineBuilder().add_source(places).pipe(images.__getitem__, concurrency=workers)
         pipeline = builder.aggregate(batch).pipe(torch.stack).add_sink(3).build(num_threads=workers)
         with pipeline.auto_stop():
             for _ in pipeline:
