@@ -45,7 +45,7 @@ $(NIGHTLY_PATH): | install
 nightly: export PYTHONPATH := $(NIGHTLY_PATH)
 nightly: torchx-nightly
 	$(BIN)/python -c "import torchx; assert 'torchx-nightly==' + torchx.__version__ == '$(NIGHTLY)', torchx"
-	$(BIN)/python -m pytest tests/components tests/pipelines tests/kubernetes/test_kueue.py
+	$(BIN)/python -m pytest -n 2 tests/components tests/pipelines tests/kubernetes/test_kueue.py
 	$(BIN)/python -m pytest -m slurm tests/slurm/test_pipeline.py
 
 gpu: install

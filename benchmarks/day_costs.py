@@ -55,4 +55,4 @@ def record_costs(out: Path, outcomes: dict[str, dict[str, Any]]) -> None:
         return
     start = min(spent.values())
     per_block = (spent[compiled[0]] - start) / (REHEARSED_GRAPHS * REHEARSED_BLOCKS)
-    write_json(out / RECORDED.name, {"start": start, "graph_per_block": per_block})
+    write_json(out / RECORDED.name, {"start": round(start, 2), "graph_per_block": round(per_block, 2)})

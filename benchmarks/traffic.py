@@ -2,7 +2,7 @@
 
 Inductor generates the step's kernels for an H100 that is not there (fake_gpu.py), in a process of its own, and each is
 counted by what it reads and writes (traffic_count.py; our own kernels by kernel_traffic.py). The difference between a
-model of four blocks and one of three is what a block moves, forward and backward.
+model of two blocks and one of one is what a block moves, forward and backward: a third and a fourth move the same.
 """
 
 import json
@@ -28,7 +28,7 @@ RECORD = Path(__file__).with_name("traffic.json")
 BATCH = 256
 SHARE = 0.02
 """By which a sum may differ from the recorded one, of the same torch."""
-BLOCKS = (3, 4)
+BLOCKS = (2, 1)
 CASES = (
     ("deit3_base_patch16@224",),
     ("deit3_base_patch16@224", "model.drop_path=0"),
@@ -102,7 +102,7 @@ def _count(
     if done.returncode:
         (*_, last) = done.stderr.strip().splitlines() or ["nothing"]
         raise RunError(f"traffic: expected torch {torch.__version__} to compile {model} for an H100 ({last[:300]})")
-    *lines, fewer, more = (json.loads(line) for line in done.stdout.splitlines()[-3 if assemble else -2 :])
+    *lines, more, fewer = (json.loads(line) for line in done.stdout.splitlines()[-3 if assemble else -2 :])
     binaries = lines[0] if assemble else []
     case = " ".join([model, *words])
     sums = {

@@ -31,6 +31,7 @@ def serve_loopback(monkeypatch: pytest.MonkeyPatch, root: Path) -> Iterator[Stor
         for key, value in store.environment.items():
             monkeypatch.setenv(key, value)
         monkeypatch.setenv("NO_GCE_CHECK", "true")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own tries lie inside ours, and pause for seconds each
         hub = huggingface_hub.constants  # which reads the environment when it is imported
         template = hub.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.ENDPOINT, store.url)
         monkeypatch.setattr(hub, "HUGGINGFACE_CO_URL_TEMPLATE", template)

@@ -75,6 +75,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own tries lie inside ours, and pause for seconds each
     s3fs.S3FileSystem.clear_instance_cache()
     try:
         from moto.backends import get_backend

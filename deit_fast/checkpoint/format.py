@@ -23,8 +23,8 @@ Digests = dict[str, str]
 # Keys that may change between a run and its continuation: none alters what is trained on, though compile and
 # accumulation round, and draw dropout, otherwise, and hw_decoder_load and image_backend round pixels otherwise.
 _FREE = ("accumulation", "device", "start", "log_every", "trackers", "eval_every", "checkpoint_every",
-         "keep_checkpoints", "compile", "compute_copy", "parallel", "grad_checkpointing",
-         "nonfinite_limit", "hang_timeout", "cache_gib", "hw_decoder_load", "image_backend", "profile")  # fmt: skip
+         "keep_checkpoints", "compile", "compute_copy", "parallel", "grad_checkpointing", "nonfinite_limit",
+         "hang_timeout", "cache_gib", "hw_decoder_load", "image_backend", "profile")  # fmt: skip
 FREE_KEYS = {("run", key) for key in _FREE} | {("data", "may_change"), ("data", "cache_limit")}
 
 

@@ -26,8 +26,7 @@ _KEPT = [
 def recompute(model: ImageModel, run: Run) -> None:
     """Sets up activation checkpointing in a model, in place, as run.grad_checkpointing says.
 
-    Random draws, as of stochastic depth, are the same in both passes. "selective" is experimental: what it gains on a
-    GPU is not measured.
+    Random draws, as of stochastic depth, are the same in both passes.
     """
     if run.grad_checkpointing == "selective":
         contexts = partial(create_selective_checkpoint_contexts, _KEPT)

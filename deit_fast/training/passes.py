@@ -109,10 +109,13 @@ def _by_trial(recipe: Recipe, world: World, possible: Sequence[int], teacher: Te
     memory = PassMemory(recipe, world)
     with StepTrial(recipe, world, check_machine(recipe.run, world), teacher) as trial:
         found, tried = first_that_fits(recipe, world, possible, trial, memory)
+        if found is None and not tried:  # something else may have had the memory then
+            memory.forget()
+            found, tried = first_that_fits(recipe, world, possible, trial, memory)
     if found is None:
-        most = with_passes(recipe, possible[-1]).pass_size(world.size)
+        least = recipe.run.global_batch // (world.size * possible[-1])
         raise LacksMemoryError(
-            f"run.accumulation=auto: not even {most} images a pass fit ({trial.failure}); run.grad_checkpointing=true "
+            f"run.accumulation=auto: not even {least} images a pass fit ({trial.failure}); run.grad_checkpointing=true "
             "or a smaller model.image_size takes less, and run.parallel=fsdp shares the weights over processes"
         )
     return found, "found by a trial" if tried else f"found by an earlier trial, {memory.path}"
@@ -149,7 +152,7 @@ class PassMemory:
     def __init__(self, recipe: Recipe, world: World) -> None:
         self.path: Path = cache_folder() / "passes.json"
         self._key = _key(recipe, world)
-        self._writes = world.rank == world.node_ranks[0]
+        self._world, self._writes = world, world.rank == world.node_ranks[0]
 
     def recall(self, images: int) -> bool | None:
         """Whether a pass of so many images fits; None where nobody knows."""
@@ -165,6 +168,12 @@ class PassMemory:
             most, least = None if most is not None and most >= images else most, min(images, least or images)
         if self._writes:
             remember(self.path, self._key, {"fits": most, "fails": least})
+
+    def forget(self) -> None:
+        """Takes back all that was kept; all processes call it together, and see it."""
+        if self._writes:
+            remember(self.path, self._key, None)
+        self._world.barrier()
 
     def _read(self) -> tuple[int | None, int | None]:
         found = read_remembered(self.path).get(self._key)

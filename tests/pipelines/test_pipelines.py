@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from deit_fast.pipelines import deit3
@@ -267,7 +268,10 @@ def test_a_whole_run_in_an_object_store(
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "file"])
 def test_results_in_stores_are_seen(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def at_once(_: float) -> None: ...
+
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("gcsfs.retry.asyncio", SimpleNamespace(sleep=at_once))  # half a minute of pauses, inside ours
     with serve_loopback(monkeypatch, tmp_path) as store:
         uri, folder = place(store, scheme)
         result = f"{uri}/result.json"

@@ -57,7 +57,6 @@ def test_possible_passes() -> None:
     assert possible_passes(recipe, 2) == [1, 2, 3, 6]
     plain = recipe.override(["mix.mixup=0", "mix.cutmix=0"])
     assert possible_passes(plain, 1) == [1, 2, 3, 4, 6, 8, 12, 24]
-    assert possible_passes(recipe.override(["run.cuda_graph=true", "optim.name=lamb"]), 1) == [1]
     with pytest.raises(RecipeError, match=r"run.global_batch=24: expected a multiple of 5 processes"):
         possible_passes(recipe, 5)
     # Stochastic depth of a subset needs passes of which it drops one image at least.
@@ -118,8 +117,14 @@ def test_a_damaged_or_forbidden_file_costs_a_trial(content: str, on_gpu: Path, m
 
 def test_nothing_fits(on_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit_images(monkeypatch, 0)
-    with pytest.raises(LacksMemoryError, match=r"not even 2 images a pass fit \(CUDA out of memory"):
-        settle_passes(get_recipe("demo_pretrain", [*SHORT, "model.drop_path=0"]), ALONE)
+    recipe = get_recipe("demo_pretrain", [*SHORT, "model.drop_path=0"])
+    for _ in range(2):  # what did not fit at all is tried again: something else may have had the memory
+        with pytest.raises(LacksMemoryError, match=r"not even 2 images a pass fit \(CUDA out of memory"):
+            settle_passes(recipe, ALONE)
+    monkeypatch.undo()
+    monkeypatch.setattr(passes, "tries_steps", lambda recipe, world: True)
+    monkeypatch.setenv("DEIT_FAST_CACHE", str(on_gpu.parent))
+    assert settle_passes(recipe, ALONE).reason == "found by a trial"
 
 
 def test_a_checkpoints_number_is_kept_by_as_many_processes(on_gpu: Path) -> None:
