@@ -34,7 +34,12 @@ def build_parser(prog: str = "python -m benchmarks") -> argparse.ArgumentParser:
         "ours_dense", "ours_autocast", "timm", "reference"), help="default: all")  # fmt: skip
     engine.add_argument("words", nargs="*", metavar="key=value", help="changes of the recipe, for all engines")
     loader = commands.add_parser("loader", parents=[common, data], help="our loader against torchvision and PIL")
-    loader.add_argument("--cases", nargs="+", help="decode three_augment repeated_augmentation evaluation shards_256")
+    loader.add_argument(
+        "--cases",
+        nargs="+",
+        help="decode three_augment repeated_augmentation evaluation shards_256; where they are named, against all "
+        "other loaders: race_three_augment race_repeated_augmentation race_evaluation race_rand_augment",
+    )
     commands.add_parser("optimizer", parents=[common, models], help="LAMB against peers and a copy")
     listing = commands.add_parser("listing", parents=[common], help="opening large image folders, again and again")
     listing.add_argument("--images", nargs="+", type=int, help="numbers of images; default: 10000 100000 1000000")
