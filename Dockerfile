@@ -3,11 +3,11 @@
 FROM python:3.11-slim
 ARG DALI=cuda12
 
-# Triton compiles its launcher where it runs.
+# Triton compiles its launcher where it runs, and the image path of CPUs is C.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /app
-COPY setup.cfg pyproject.toml README.md LICENSE ./
+COPY setup.py setup.cfg pyproject.toml README.md LICENSE ./
 COPY deit_fast deit_fast
 COPY components components
 COPY pipelines pipelines

@@ -34,7 +34,12 @@ def build_parser(prog: str = "python -m benchmarks") -> argparse.ArgumentParser:
         "ours_dense", "ours_autocast", "timm", "reference"), help="default: all")  # fmt: skip
     engine.add_argument("words", nargs="*", metavar="key=value", help="changes of the recipe, for all engines")
     loader = commands.add_parser("loader", parents=[common, data], help="our loader against torchvision and PIL")
-    loader.add_argument("--cases", nargs="+", help="decode three_augment repeated_augmentation evaluation shards_256")
+    loader.add_argument(
+        "--cases",
+        nargs="+",
+        help="decode three_augment repeated_augmentation evaluation shards_256; where they are named, against all "
+        "other loaders: race_three_augment race_repeated_augmentation race_evaluation race_rand_augment",
+    )
     commands.add_parser("optimizer", parents=[common, models], help="LAMB against peers and a copy")
     listing = commands.add_parser("listing", parents=[common], help="opening large image folders, again and again")
     listing.add_argument("--images", nargs="+", type=int, help="numbers of images; default: 10000 100000 1000000")
@@ -57,6 +62,12 @@ def build_parser(prog: str = "python -m benchmarks") -> argparse.ArgumentParser:
     report.add_argument("--results", type=Path, default=RESULTS)
     report.add_argument("--out", type=Path, help="folder for report.md and the plots; default: the results'")
     commands.add_parser("gpu-tests", parents=[common], help="the tests marked gpu that import no DALI")
+    accuracy = commands.add_parser("accuracy", parents=[common], help="whole trainings, ours and timm's train.py")
+    accuracy.add_argument("--data", metavar="URI", required=True, help="CIFAR-10 or the like, with a validation split")
+    accuracy.add_argument("--timm", type=Path, metavar="FOLDER", help="a checkout of timm's repository, for train.py")
+    accuracy.add_argument("--cases", nargs="+", default=[], help="some of the cases; default: all")
+    accuracy.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    accuracy.add_argument("--per-class", type=int, metavar="N", help="training images of a class; default: all")
     commands.add_parser("decode", parents=[common, data], help="pixels and speed of decoded JPEGs against PIL's")
     day = commands.add_parser("day", parents=[data], help="everything, the most valuable first; again: it goes on")
     day.add_argument("--device", choices=("cuda",), default="cuda")
@@ -93,7 +104,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     import torch
 
-    on_cpu = arguments.command in ("floors", "traffic", "streaming", "growth")
+    on_cpu = arguments.command in ("floors", "traffic", "streaming", "growth", "accuracy")
     name = arguments.device or ("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
     name = "cpu" if arguments.command == "day" and arguments.rehearse else name
     if on_cpu and name == "cuda":
@@ -157,6 +168,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from . import streaming
 
         streaming.run(session, arguments.data, arguments.peers_python, arguments.before)
+    elif arguments.command == "accuracy":
+        from . import accuracy
+
+        accuracy.run(session, arguments.data, arguments.timm, arguments.cases, arguments.seeds, arguments.per_class)
     elif arguments.command == "growth":
         from . import growth
 

@@ -21,6 +21,7 @@ from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.hardware import cpu_threads
 
 from .images import Sample, open_images
+from .loader_peers import absent, build_peer, peers_of
 from .measure import Row, Session, interleave, rate
 from .pil import decode_chain, evaluation_chain, pil_loader, three_augment_chain
 from .workload import find_recipe
@@ -28,6 +29,8 @@ from .workload import find_recipe
 RECIPE = "deit3_small_patch16@224"
 MOST_WORKERS = 16
 CASES = ("decode", "three_augment", "repeated_augmentation", "evaluation", "shards_256")
+RACES = ("race_three_augment", "race_repeated_augmentation", "race_evaluation", "race_rand_augment")
+"""Run where they are named: ours against all loaders of loader_peers.py."""
 
 
 def run(session: Session, data: str | None, cases: list[str] | None) -> None:
@@ -63,7 +66,9 @@ class LoaderBench:
         self.normalise = Classifier(nn.Identity(), recipe, torch.float32, self.device).normalise
 
     def measure(self, case: str) -> Row:
-        """One of CASES: rates of both sides and their ratios."""
+        """One of CASES or RACES: rates of all sides and their ratios."""
+        if case in RACES:
+            return self._race(case.removeprefix("race_"))
         build = {
             "decode": self._decode,
             "three_augment": self._three_augment,
@@ -91,9 +96,46 @@ class LoaderBench:
             }
         return row
 
-    def _train(self, source: Source, repeats: int) -> tuple[Callable[[], None], np.ndarray]:
-        """A pass over our training loader, and the images it shows, in order."""
+    def _race(self, case: str) -> Row:
+        """Ours and every peer that is installed: rates, and how many times as fast per CPU-second ours is."""
         recipe = self.recipe
+        size, data = recipe.model.image_size, recipe.data
+        if case == "evaluation":
+            calls, views = self._evaluation()
+            ours, shown = calls["ours"], np.arange(views) % (len(self.source) // self.batch * self.batch)
+        else:
+            words = ["augment.policy=rand_augment", "augment.color_jitter=0"] if case == "rand_augment" else []
+            repeats = 3 if case == "repeated_augmentation" else 1
+            ours, shown = self._train(self.source, repeats, recipe.override(words))
+        names = peers_of(case)
+        missing = {name: module for name in names if (module := absent(name))}
+        for name, module in missing.items():
+            self.session.say(f"{name} is left out: {module} is not installed (pip install 'deit_fast[peers]')")
+        calls = {"ours": ours} | {
+            name: build_peer(
+                name, case, self.source, (shown % len(self.source)).tolist(), size, data, self.batch, self.workers
+            )
+            for name in names
+            if name not in missing
+        }
+        timed, errors = interleave(
+            calls, self.device, self.session.say, repeats=self.session.repeats, warmup=1, seconds=0.0
+        )
+        milliseconds = {name: 1000 * timing.cpu_seconds["median"] / len(shown) for name, timing in timed.items()}
+        return {
+            "case": f"race_{case}",
+            "views": len(shown),
+            "errors": errors,
+            "absent": missing,
+            "cpu_ms_per_view": milliseconds,
+            "over_ours": {name: each / milliseconds["ours"] for name, each in milliseconds.items() if name != "ours"},
+        }
+
+    def _train(
+        self, source: Source, repeats: int, recipe: Recipe | None = None
+    ) -> tuple[Callable[[], None], np.ndarray]:
+        """A pass over our training loader, and the images it shows, in order."""
+        recipe = recipe or self.recipe
         sampler = TrainSampler(FullOrder(len(source), 0), repeats, self.batch)
         loader = TrainLoader(
             source, recipe.augment, recipe.model.image_size, [sampler], 0, self.device, cpu_threads(),

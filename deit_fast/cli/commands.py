@@ -61,14 +61,16 @@ def run_predict(arguments: argparse.Namespace) -> int:
     from deit_fast.infer.images import find_images
     from deit_fast.infer.precision import mirrored_notes
     from deit_fast.infer.predict import load_model, predict, print_predictions
+    from deit_fast.runtime.waiting import share_cores
 
     images = find_images(arguments.images)
     model = load_model(arguments.checkpoint, arguments.ema)
     for note in (*model.notes, *mirrored_notes(model.recipe, arguments.flip)):
         print(f"deit-fast: {note}", file=sys.stderr)
-    found = predict(
-        model, images, arguments.top, batch=arguments.batch, flip=arguments.flip, allow_urls=arguments.allow_urls
-    )
+    with share_cores(model.device):
+        found = predict(
+            model, images, arguments.top, batch=arguments.batch, flip=arguments.flip, allow_urls=arguments.allow_urls
+        )
     with outlive_reader():
         print_predictions(found, arguments.kind)
     unread = [each.error for each in found if each.error]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from deit_fast.recipe.parse import read_val_fraction
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import RECIPES, get_recipe
 from deit_fast.runtime.errors import RecipeError
@@ -29,7 +30,9 @@ def add_plan(subcommands: Any, overrides: str) -> None:
     )
     plan.add_argument("recipe", help="name in the recipe table, or a .toml or .json file")
     plan.add_argument("--data", help="as for train; default: the number of images that the recipe's name speaks of")
-    plan.add_argument("--val", help="validation data; default: the val split beside the training split")
+    plan.add_argument(
+        "--val", metavar="DATA|SHARE", help="validation data, or the share to hold out, as train takes it"
+    )
     plan.add_argument("--labels", metavar="FILE", help="labels of validation images without class folders")
     plan.add_argument(
         "--gpus", type=_gpus, metavar="N|NAME|NxNAME",
@@ -44,10 +47,14 @@ def add_plan(subcommands: Any, overrides: str) -> None:
 def run_plan(arguments: argparse.Namespace) -> int:
     """Prints the plan; 0."""
     recipe = get_recipe(arguments.recipe, arguments.overrides)
+    from deit_fast.training.fit_batch import fit_batch
     from deit_fast.training.plan import plan_run
 
     recipe, images = _open(recipe, arguments)
-    plan = plan_run(recipe, images, _machine(recipe, arguments.gpus, arguments.memory))
+    machine = _machine(recipe, arguments.gpus, arguments.memory)
+    if arguments.data is not None:
+        recipe, _ = fit_batch(recipe, images.count, machine.processes)
+    plan = plan_run(recipe, images, machine)
     if arguments.json:
         print(json_text(plan.as_plain()))
         return 0
@@ -131,7 +138,9 @@ def _hours(hours: float) -> str:
 
 def _open(recipe: Recipe, arguments: argparse.Namespace) -> "tuple[Recipe, Images]":
     from deit_fast.data.sources.classes import match_classes, resolve_classes
+    from deit_fast.data.sources.held_out import all_but, choose_held_out
     from deit_fast.data.sources.open import find_validation, open_source
+    from deit_fast.data.sources.subset import Subset
     from deit_fast.training.plan import images_of, named_images
 
     if arguments.data is None:
@@ -139,13 +148,19 @@ def _open(recipe: Recipe, arguments: argparse.Namespace) -> "tuple[Recipe, Image
             if getattr(arguments, option) is not None:
                 raise RecipeError(f"--{option} {getattr(arguments, option)}: expected --data beside it")
         return recipe, named_images(recipe)
-    val_uri = arguments.val or find_validation(arguments.data)
+    fraction = None if arguments.val is None else read_val_fraction(arguments.val)
+    if fraction is not None:
+        recipe = recipe.derive(data={"val_fraction": fraction})
+    val_uri = None if fraction is not None else arguments.val or find_validation(arguments.data)
     labels = arguments.labels
     source = open_source(arguments.data, "train", recipe.data.category, labels=labels if val_uri is None else None)
     recipe = resolve_classes(recipe, source)
     val_source = open_source(val_uri, "val", recipe.data.category, labels=labels) if val_uri else None
     if val_source is not None:
         match_classes(val_source, source.classes, f"{arguments.data}'s classes")
+    elif recipe.data.val_fraction:
+        held_out = choose_held_out(source, recipe.data.val_fraction, recipe.data.val_seed)
+        source, val_source = Subset(source, all_but(source, held_out)), Subset(source, held_out)
     return recipe, images_of(source, val_source)
 
 

@@ -72,6 +72,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[str]:
     """The sections of the run's images: its data, samples, and an evaluation of its best weights."""
+    from deit_fast.data.sources.image_list import LIST_NAME
     from deit_fast.data.sources.open import open_source
     from deit_fast.infer.pages import page
     from deit_fast.infer.pages.report import data_part
@@ -82,7 +83,8 @@ def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[st
     if data is None:
         _say(f"{run.path}: nothing says which images it has: expected --data")
         return []
-    named = val or given.get("val")
+    listed = run.path / LIST_NAME
+    named = val or (listed if listed.is_file() else given.get("val"))
     held_out = data if named is None or read_val_fraction(str(named)) is not None else str(named)
     parts, shown = [], []
     try:

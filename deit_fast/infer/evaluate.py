@@ -29,6 +29,7 @@ from deit_fast.runtime.errors import RecipeError, RunError, StoppedError, printa
 from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.patience import patience
 from deit_fast.runtime.progress import progress
+from deit_fast.runtime.waiting import share_cores
 from deit_fast.runtime.world import World, join_world, leave_world
 from deit_fast.zoo.class_names import default_classes
 
@@ -161,7 +162,10 @@ def evaluate_checkpoint(
     chosen = {**find_metrics(), **asked_for, "outcomes": outcome_rows(len(source))}
     predict = average_mirrored(predict) if flip else predict
     try:
-        scores = evaluate(predict if columns is None else _of_columns(predict, columns), loader, world, metrics=chosen)
+        with share_cores(world.device):
+            scores = evaluate(
+                predict if columns is None else _of_columns(predict, columns), loader, world, metrics=chosen
+            )
     finally:
         loader.close()
     leave_world(world)

@@ -25,13 +25,14 @@ _TICKS = Path("/proc/stat")
 
 
 @contextmanager
-def share_cores() -> Iterator[None]:
+def share_cores(device: torch.device) -> Iterator[None]:
     """While it is open, torch's threads wait asleep on a busy machine, by a look each second, and awake on a quiet one.
 
-    Where the environment says how threads wait (OMP_WAIT_POLICY, GOMP_SPINCOUNT), or torch has a single one, nothing is
-    done.
+    device: where the process computes; only on a CPU its threads matter. Nothing is done either where torch has a
+    single thread, or where the environment says how threads wait (OMP_WAIT_POLICY, GOMP_SPINCOUNT).
     """
-    if torch.get_num_threads() == 1 or any(name in os.environ for name in _USERS_CHOICE):
+    chosen = any(name in os.environ for name in _USERS_CHOICE)
+    if chosen or device.type != "cpu" or torch.get_num_threads() == 1:
         yield
         return
     ended = threading.Event()
@@ -93,7 +94,8 @@ class StandBy:
         if on:
             self._leave = threading.Event()
             each = torch.get_num_threads() - 1  # that one brings: it is itself the first of a team
-            count = max(1, -(-(len(os.sched_getaffinity(0)) - each) // each))
+            cores = len(os.sched_getaffinity(0))
+            count = max(1, -(-(cores + 1 - torch.get_num_threads()) // each))
             self._threads = [threading.Thread(target=_stand_by, args=(self._leave,), daemon=True) for _ in range(count)]
             for thread in self._threads:
                 thread.start()

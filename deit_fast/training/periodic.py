@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deit_fast.checkpoint.resume import kept_steps
@@ -193,6 +194,8 @@ class Checkpoints:
         if self._saver is not None:
             beside: dict[str, Any] = {"recipe": job.recipe.model_dump(mode="json"), "classes": job.source.classes}
             beside |= {"dtype": str(job.dtype), "processes": job.world.size}
+            if job.world.device.type == "cpu":
+                beside["threads"] = torch.get_num_threads()
             beside["data"] = {split: each.as_plain() for split, each in job.identities.items()}
             self._say(self._saver.save(beside))
         elif state.shards is not None:

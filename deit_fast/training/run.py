@@ -9,7 +9,7 @@ from typing import Any
 
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import fetch_sealed
-from deit_fast.convert.pretrained import fetch_weights
+from deit_fast.convert.pretrained import fetch_weights, name_origin
 from deit_fast.data.sources.classes import match_classes, resolve_classes
 from deit_fast.data.sources.image_list import is_list
 from deit_fast.data.sources.open import find_validation, open_source
@@ -111,8 +111,7 @@ def train(
         match_classes(val_source, source.classes, f"{data}'s classes")
     world = join_world(recipe.run.hang_timeout, recipe.run.device)
     with ExitStack() as stack:
-        if world.device.type == "cpu":
-            stack.enter_context(share_cores())
+        stack.enter_context(share_cores(world.device))
         folder, store, notes = claim_folder(out, resume, world, stack)
         notes += [rate] if rate else []
         stop = stack.enter_context(StopSignal())
@@ -138,7 +137,8 @@ def train(
             held.write(folder)
         if world.is_main:
             with told(STARTS):
-                given = {"data": data, "val": val, "labels": labels, "init": init}
+                given = {"data": data, "val": None if val is None else str(val), "labels": labels and str(labels)}
+                given["init"] = init and name_origin(init)  # without a signature
                 note_start(folder, world.size, world.device, state.step, given)
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
             result = find_result(job, state)

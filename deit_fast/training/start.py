@@ -186,6 +186,12 @@ def _load(job: Job, state: TrainState, path: Path) -> list[str]:
         )
     if saved["dtype"] != str(job.dtype):
         notes.append(f"computed in {saved['dtype']} before, in {job.dtype} from here on")
+    threads = torch.get_num_threads()
+    if job.world.device.type == "cpu" and saved.get("threads", threads) != threads:
+        notes.append(
+            f"computed with {saved['threads']} threads before (OMP_NUM_THREADS), with {threads} from here on: sums are "
+            "rounded otherwise"
+        )
     return notes
 
 

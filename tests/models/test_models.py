@@ -98,6 +98,10 @@ def test_no_family_is_named_elsewhere(path: Path) -> None:
 
 def test_a_family_is_in_both_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(families()) == list(FAMILIES)
+    everywhere = {
+        path.stem for path in (ROOT / "deit_fast" / "models").glob("*.py") if "\nFAMILY = " in path.read_text()
+    }
+    assert everywhere == set(FAMILIES)
     assert list(FAMILIES)[:5] == ["deit3", "deit", "cait", "resmlp", "patchconvnet"]
     monkeypatch.setitem(FAMILIES, "unbuilt", FAMILIES["cait"])
     with pytest.raises(

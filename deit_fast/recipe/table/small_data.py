@@ -66,7 +66,7 @@ ROWS = (
     ),
     _SMALL.derive(
         name="scratch_small",
-        description="Own images: ViT-S/16 at 224 px, 300 epochs from random weights\n"
+        description="Own images: ViT-S/16 at 224 px, 300 epochs from scratch\n"
         "Source: deit_small_1k_224's regularisation (arXiv:2012.12877: soft cross-entropy, smoothing 0.1, Mixup 0.8, "
         "CutMix 1.0, weight decay 0.05, 5e-4 per 512 views before warmup) with 3-Augment, LayerScale 1, the gradient "
         "clipped at 1 and no moving average. From few images alone a ViT learns little: finetune_small, from any "

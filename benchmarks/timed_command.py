@@ -1,0 +1,77 @@
+"""What a command costs as a whole: wall and CPU seconds, and memory, of its process and of all that it starts."""
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from deit_fast.runtime.errors import RunError, one_line
+
+_SAMPLE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """seconds: of the clock. cpu_seconds: user and system. peak_pss_mb: MB (2**20) of all its processes together, a
+    shared page counted once, the most that was seen in samples a second apart."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_pss_mb: float
+
+
+def time_command(command: Sequence[str], log: Path) -> Cost:
+    """Runs the command to its end, with stdout and stderr in `log`. Raises RunError where its status is not 0."""
+    peak = _Peak()
+    start = time.perf_counter()
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        try:
+            watcher = threading.Thread(target=peak.watch, args=(process.pid,), daemon=True)
+            watcher.start()
+            _, status, used = os.wait4(process.pid, 0)  # with the time of its own children, which it waited for
+            process.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                process.wait()
+            peak.ended.set()
+    watcher.join()
+    if process.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise RunError(f"{' '.join(command[:4])} ...: status {process.returncode}: {one_line(' '.join(lines[-1:]))}")
+    return Cost(time.perf_counter() - start, used.ru_utime + used.ru_stime, peak.bytes / 2**20)
+
+
+class _Peak:
+    """The largest sum of the proportional set sizes (PSS) of a process and its descendants."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.ended = threading.Event()
+
+    def watch(self, process: int) -> None:
+        while True:
+            self.bytes = max(self.bytes, _pss(process))
+            if self.ended.wait(_SAMPLE_SECONDS):
+                return
+
+
+def _pss(process: int) -> int:
+    total = 0
+    try:
+        root = psutil.Process(process)
+        family = [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return 0
+    for each in family:
+        try:
+            total += each.memory_full_info().pss
+        except psutil.Error:  # it has just ended
+            continue
+    return total
