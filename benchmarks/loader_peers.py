@@ -154,7 +154,9 @@ def _on_tensors(case: str, size: int, data: Data) -> Callable[[Any], torch.Tenso
 def _torchvision(case: str, size: int, data: Data) -> _Chain:
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    return lambda encoded: decode_jpeg(torch.from_numpy(encoded), ImageReadMode.RGB), _on_tensors(case, size, data)
+    return lambda encoded: decode_jpeg(torch.from_numpy(encoded.copy()), ImageReadMode.RGB), _on_tensors(
+        case, size, data
+    )
 
 
 def _simplejpeg(case: str, size: int, data: Data) -> _Chain:

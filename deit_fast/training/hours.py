@@ -55,8 +55,8 @@ def training_hours(
     """The hours of `views` views on so many devices; None where nothing is known of them.
 
     What was measured on one device counts for each of several: the exchange of gradients and the loader are not in it.
-    Of published figures those of the same model are taken, at the same resolution where there are some, on the same
-    device where there are some, else on others by their peaks.
+    Of published figures those of the same model are taken, on the same device where there are some, else on others by
+    their peaks; and of these at the same resolution where there are some, else at others by their FLOPs.
     """
     if device is None:
         return None
@@ -102,7 +102,7 @@ def _published(model: Model) -> Iterator[_Rate]:
 
 
 def _nearest(rates: list[_Rate], model: Model, device: Device) -> list[_Rate]:
-    for key in (lambda rate: rate.model.image_size == model.image_size, lambda rate: rate.device == device):
+    for key in (lambda rate: rate.device == device, lambda rate: rate.model.image_size == model.image_size):
         rates = [rate for rate in rates if key(rate)] or rates
     return rates
 

@@ -86,7 +86,6 @@ def test_show_says_what_a_batch_does(capsys: pytest.CaptureFixture[str]) -> None
     [
         ("run.accumulation=x", "run.accumulation='x': expected integer or 'auto'"),
         ("run.accumulation=0", "run.accumulation=0: expected greater than or equal to 1 or 'auto'"),
-        ("run.hw_decoder_load=5", "run.hw_decoder_load=5: expected 'auto' or less than or equal to 1"),
         ("run.grad_checkpointing=5", "run.grad_checkpointing=5: expected boolean or 'selective'"),
         ("run.device=gpu", "run.device='gpu': expected 'auto', 'cpu' or 'cuda'"),
         ("optim.betas=2,3", "optim.betas.0=2: expected less than 1"),
