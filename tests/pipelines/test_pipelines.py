@@ -205,7 +205,7 @@ def test_a_whole_run_ends_in_a_table(
 ) -> None:
     trainings = [TRAINING.replace("NAME", name) for name in ("pretrain", "finetune")]
     (tmp_path / "jobs.py").write_text("\n".join(["from torchx import specs", *trainings, EVALUATION]))
-    monkeypatch.setattr(deit3, "COMPONENTS", tmp_path / "jobs.py")
+    monkeypatch.setattr("deit_fast.pipelines.trainings.COMPONENTS", tmp_path / "jobs.py")
     assert main(demo("--max-parallel", "2")) == 0
     printed = capfd.readouterr().out
     report = (tmp_path / "out" / "report.md").read_text()
@@ -250,7 +250,7 @@ def test_a_whole_run_in_an_object_store(
     for name in ("init", "out", "checkpoint"):  # whose folder the stand-ins' shell has
         jobs = jobs.replace(f"{{{name}}}", f"{{{name}.removeprefix('file://')}}")
     (tmp_path / "jobs.py").write_text(f"from torchx import specs\n{jobs}")
-    monkeypatch.setattr(deit3, "COMPONENTS", tmp_path / "jobs.py")
+    monkeypatch.setattr("deit_fast.pipelines.trainings.COMPONENTS", tmp_path / "jobs.py")
     out = f"file://{tmp_path}/store/runs"
     words = ["--size", "demo", "--data", "s3://bucket/digits", "--out", f"{out}/"]
     assert main(words) == 0
