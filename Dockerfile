@@ -12,7 +12,7 @@ COPY deit_fast deit_fast
 COPY components components
 COPY pipelines pipelines
 COPY benchmarks benchmarks
-RUN pip install --no-cache-dir --disable-pip-version-check ".[$DALI,demo,export,cloud]"
+RUN pip install --no-cache-dir --disable-pip-version-check ".[$DALI,demo,export,cloud,wandb,mlflow]"
 
 # Components bring their own command; without one, the recipes.
 CMD ["deit-fast", "show"]

@@ -20,6 +20,7 @@ def describe_end(result: dict[str, Any], out: str, data: str) -> list[str]:
     time = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
     lines.append(f"{'time':<28} {time}, {result['images_per_second']:,.0f} images/s, "
                  f"{result['peak_memory_gib']:.1f} GiB at most")  # fmt: skip
+    lines.append(f"{'checkpoint':<28} {result['checkpoint']}")
     run, images_of = shlex.quote(out), shlex.quote(data)
     return [
         "",

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import floors, throughput, workload
+from benchmarks import floors, throughput
 from benchmarks.__main__ import main
 from benchmarks.measure import Session
 from benchmarks.throughput import least_recent_first, next_path
 from benchmarks.workload import TINY, ZOO, add_fitting_row, find_recipe
+from deit_fast.models import cost
 from deit_fast.models.cost import forward_macs, training_flops
 from deit_fast.runtime.errors import is_out_of_memory
 from deit_fast.zoo import ARCHITECTURES
@@ -96,7 +97,7 @@ def test_small_ratios_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_gradients_of_grouped_convolutions_are_two_forwards() -> None:
     layer, images = nn.Conv2d(8, 8, 3, groups=8, padding=1, bias=False), torch.zeros(2, 8, 6, 6, requires_grad=True)
-    with FlopCounterMode(display=False, custom_mapping=workload._CONVOLUTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=cost._CONVOLUTION) as counter:
         layer(images).sum().backward()
     assert counter.get_total_flops() == 3 * 2 * 2 * 8 * 6 * 6 * 9
 

@@ -67,9 +67,9 @@ def test_a_run_and_what_is_made_of_it(
     store: S3, folder_data: Path, tmp_path: Path, expected: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(folder_data, "run.keep_checkpoints=2") == 0
-    printed = capsys.readouterr().out
-    assert json.loads(printed[printed.index("\n{") :])["checkpoint"] == f"{OUT}/checkpoints/last.pt"
+    assert f"checkpoint                   {OUT}/checkpoints/last.pt" in capsys.readouterr().out.splitlines()
     names = store.names("runs/a")
+    assert json.loads(store.files.cat_file("bucket/runs/a/result.json"))["checkpoint"] == f"{OUT}/checkpoints/last.pt"
     assert {"recipe.json", "metrics.jsonl", "result.json", "curves.png"} <= names
     stems = ("best", "last", "step-0000008", "step-0000012")
     assert {name for name in names if "/" in name and "tensorboard" not in name} == {
@@ -108,7 +108,7 @@ def test_uploads_that_fail(
     printed = capsys.readouterr()
     (line,) = [line for line in printed.out.splitlines() if "the checkpoint of step 8 is in" in line]
     assert f"only: {OUT}/checkpoints/step-0000008.pt: cannot be reached" in line or "safetensors" in line
-    assert "step 12  " in printed.out  # the training went on
+    assert "step 12/12  " in printed.out  # the training went on
     *tries, line = printed.err.splitlines()
     assert all("trying again" in each for each in tries)
     assert "the checkpoint of step 12 is in" in line
@@ -193,7 +193,7 @@ def test_the_store_is_the_run(store: S3, folder_data: Path, tmp_path: Path, caps
     assert train(folder_data) == 0
     printed = capsys.readouterr().out
     assert "finished already" not in printed
-    assert "step 1  " in printed
+    assert "step  1/12  " in printed
 
 
 def test_a_store_that_cannot_be_written_is_known_at_once(

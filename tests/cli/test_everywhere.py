@@ -61,7 +61,7 @@ def test_every_command(scheme: str, index: bool, store: Store, told: Told, folde
     assert all(torch.equal(here[name], there[name]) for name in here)
 
     checkpoint = tmp_path / "here" / "checkpoints" / "last.pt"
-    scores = [result_in(told("evaluate", checkpoint, "--data", each)) for each in (folder, val)]
+    scores = [result_in(told("evaluate", checkpoint, "--data", each, "--json")) for each in (folder, val)]
     for score in scores:
         del score["data"], score["images_per_second"], score["minutes"]
     assert scores[0] == scores[1]

@@ -29,7 +29,7 @@ def test_a_run_and_evaluations_of_it(tmp_path: Path, capsys: pytest.CaptureFixtu
     train = ["train", "demo_pretrain", "--data", data, "--out", tmp_path / "run", "model.num_classes=null", *WORDS]
     status, out, err = words_of(capsys, *train)
     assert (status, f"validation images: {data / 'valid'}" in out + err) == (0, True)
-    status, out, _ = words_of(capsys, "evaluate", checkpoint, "--data", data)
+    status, out, _ = words_of(capsys, "evaluate", checkpoint, "--data", data, "--json")
     assert (status, json.loads(out)["data"], json.loads(out)["images"]) == (0, str(data / "valid"), 6)
 
     for number in range(4):
@@ -37,7 +37,7 @@ def test_a_run_and_evaluations_of_it(tmp_path: Path, capsys: pytest.CaptureFixtu
     status, _, err = words_of(capsys, "evaluate", checkpoint, "--data", flat)
     assert (status, "found 4 images and no file of their labels" in err) == (2, True)
     labels = write(tmp_path / "names.csv", "".join(f"{n},{CLASSES[n % 2]}\n" for n in range(4)).encode())
-    status, out, _ = words_of(capsys, "evaluate", checkpoint, "--data", flat, "--labels", labels)
+    status, out, _ = words_of(capsys, "evaluate", checkpoint, "--data", flat, "--labels", labels, "--json")
     assert (status, json.loads(out)["data"]) == (0, f"{flat}, labels of {labels}")
 
     (data / "valid").rename(data / "test")
