@@ -22,7 +22,7 @@ class MetricsLog:
     """
 
     def __init__(
-        self, folder: Path, step: int, sinks: Mapping[str, LogSink], console: Console, speaks: bool = True
+        self, folder: Path, step: int, sinks: Mapping[str, LogSink], console: Console | None = None, speaks: bool = True
     ) -> None:
         self._speaks = speaks
         self._sinks = {name: sink.open(folder, step) for name, sink in sinks.items()} if speaks else {}

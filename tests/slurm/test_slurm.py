@@ -35,7 +35,7 @@ def test_torchx_commands(cluster: Cluster, undisturbed: Job) -> None:
     folder = undisturbed.out.parent
     assert "SUCCEEDED" in torchx(cluster, "status", undisturbed.handle, cwd=folder)
     assert undisturbed.handle in torchx(cluster, "list", "-s", "slurm", cwd=folder)
-    assert "top1" in torchx(cluster, "log", "--streams", "stdout", undisturbed.handle, cwd=folder)
+    assert "top-1" in torchx(cluster, "log", "--streams", "stdout", undisturbed.handle, cwd=folder)
     assert "rank0" in undisturbed.log()
 
 

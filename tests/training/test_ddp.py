@@ -44,8 +44,8 @@ def train(kind: str, world: World) -> dict[str, torch.Tensor]:
     step = prepare(recipe, build_state(recipe, model), world, dtype, teacher)
     for seed in range(3):
         images, labels, _, _ = batch(seed)
-        parts = world.size * recipe.run.accumulation
-        own = range(world.rank * recipe.run.accumulation, (world.rank + 1) * recipe.run.accumulation)
+        parts = world.size * recipe.run.passes
+        own = range(world.rank * recipe.run.passes, (world.rank + 1) * recipe.run.passes)
         step([MicroBatch(images.chunk(parts)[part], labels.chunk(parts)[part], None) for part in own], 1e-3)
     return {**model.state_dict(), "skipped": step.meter.sums[3]}
 

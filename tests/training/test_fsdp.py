@@ -73,7 +73,7 @@ def build(kind: str, world: World, seed: int) -> TrainStep:
 def advance(step: TrainStep, seed: int) -> tuple[torch.Tensor, dict[str, int]]:
     """One step over a global batch that is the same in every world; its loss, norm and counts over all processes, and
     how often it called each collective."""
-    world, passes = step.world, step.recipe.run.accumulation
+    world, passes = step.world, step.recipe.run.passes
     images, labels, _, _ = batch(seed)
     own = range(world.rank * passes, (world.rank + 1) * passes)
     step.meter.sums.zero_()

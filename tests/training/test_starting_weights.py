@@ -18,7 +18,7 @@ WORDS = ["model.num_classes=null", "run.global_batch=8", "run.precision=fp32", "
 
 
 def test_every_finetuning_recipe_says_so() -> None:
-    finetuning = {name for name in RECIPES if {"ft", "finetune"} & set(name.split("_"))}
+    finetuning = {name for name in RECIPES if {"ft", "finetune", "probe"} & set(name.split("_"))}
     assert len(finetuning) > 20
     assert {name for name, recipe in RECIPES.items() if recipe.run.start == "weights"} == finetuning
 
