@@ -276,7 +276,7 @@ def test_all_processes_agree(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_two_processes_train_with_what_fits_both(folder_data: Path, tmp_path: Path) -> None:
-    words = command(folder_data, tmp_path / "run", *SHORT[len(WORDS) :], processes=2)
+    words = command(folder_data, tmp_path / "run", *SHORT[len(WORDS) :], "model.drop_path=0", processes=2)
     words[words.index("deit_fast.cli")] = "tests.training.test_passes"
     changed = {**environment(), "DEIT_FAST_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(words, env=changed, capture_output=True, text=True)
