@@ -143,7 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     show.set_defaults(run=commands.run_show)
 
-    add_plan(subcommands, OVERRIDES)
+    add_plan(subcommands)
 
     zoo = subcommands.add_parser(
         "zoo",

@@ -3,15 +3,16 @@
 import argparse
 import os
 import re
-import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from deit_fast.cli.arguments import OVERRIDES, Parser, complain
 from deit_fast.recipe.parse import read_val_fraction
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import RECIPES, get_recipe
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.files import json_text
+from deit_fast.runtime.stdout import tell
 from deit_fast.zoo.devices import DEVICES, Device, device_named
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ GIB = 2**30
 _FACT = 12
 
 
-def add_plan(subcommands: Any, overrides: str) -> None:
-    """Adds the command to the parser's. overrides: the help of key=value words."""
+def add_plan(subcommands: "argparse._SubParsersAction[Parser]") -> None:
+    """Adds `plan` to the commands."""
     plan = subcommands.add_parser(
         "plan",
         help="what a run takes: steps, batch, memory, hours, disk, and what the published run reached",
@@ -40,7 +41,7 @@ def add_plan(subcommands: Any, overrides: str) -> None:
     )  # fmt: skip
     plan.add_argument("--memory", type=_gib, metavar="GIB", help="memory of each GPU; default: what its kind has")
     plan.add_argument("--json", action="store_true", help="as JSON, sizes in bytes")
-    plan.add_argument("overrides", nargs="*", metavar="key=value", help=overrides)
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     plan.set_defaults(run=run_plan)
 
 
@@ -56,11 +57,11 @@ def run_plan(arguments: argparse.Namespace) -> int:
         recipe, _ = fit_batch(recipe, images.count, machine.processes)
     plan = plan_run(recipe, images, machine)
     if arguments.json:
-        print(json_text(plan.as_plain()))
+        tell(json_text(plan.as_plain()))
         return 0
     if line := recipe.describe_batch(RECIPES.get(recipe.name, recipe)):
-        print(f"deit-fast: {line}", file=sys.stderr)
-    print(plan_as_text(plan))
+        complain(line)
+    tell(plan_as_text(plan))
     return 0
 
 

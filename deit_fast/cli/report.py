@@ -1,11 +1,10 @@
 """`deit-fast report` and `deit-fast compare`: their words, and what they do. torch is imported late."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deit_fast.cli.arguments import Parser, local_path
+from deit_fast.cli.arguments import Parser, complain, local_path
 from deit_fast.recipe.parse import read_val_fraction
 from deit_fast.runtime.errors import DataError, RecipeError, RunError
 from deit_fast.runtime.stdout import tell
@@ -81,7 +80,7 @@ def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[st
     given = run.starts[-1] if run.starts else {}
     data = data or given.get("data")
     if data is None:
-        _say(f"{run.path}: nothing says which images it has: expected --data")
+        complain(f"{run.path}: nothing says which images it has: expected --data")
         return []
     listed = run.path / LIST_NAME
     named = val or (listed if listed.is_file() else given.get("val"))
@@ -94,7 +93,7 @@ def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[st
         shown_samples = page.pictures(page.picture([each], words, name) for each, name, words in samples)
         parts.append(page.section("Inputs of the network", shown_samples))
     except (DataError, RunError, RecipeError) as error:
-        _say(f"training images are not shown: {error}")
+        complain(f"training images are not shown: {error}")
     found = _evaluate(run, held_out)
     if found is not None:
         evaluated, source = found
@@ -130,11 +129,7 @@ def _evaluate(run: "RunFolder", val: str) -> "tuple[Evaluated, Source] | None":
         weights = open_weights(run.path)
         source, _ = open_scored(str(run.path), weights, val, run.recipe.data.category, None)
     except (DataError, RunError, RecipeError) as error:
-        _say(f"confusions, mistakes and attention are not shown: {error}")
+        complain(f"confusions, mistakes and attention are not shown: {error}")
         return None
     evaluated = read_evaluated(folder)
     return None if evaluated is None else (evaluated, source)
-
-
-def _say(line: str) -> None:
-    print(f"deit-fast: {line}", file=sys.stderr)

@@ -28,8 +28,8 @@ class Progress:
     """`start` of `total` things, named `what`, are done; a context manager.
 
     unit: what a thing is called beside the rate; "B" are bytes, shown as MiB and the like. lines: whether a log file
-    gets "WHAT: 3 of 9" on stderr every LINE_SECONDS; False where the caller writes lines of its own. leave: whether the
-    finished bar stays on the terminal. show: False for all but the one process of several that reports.
+    gets "WHAT: 3 of 9" on stderr every LINE_SECONDS; False where the caller writes lines of its own. show: False for
+    all but the one process of several that reports.
     """
 
     def __init__(
@@ -39,14 +39,13 @@ class Progress:
         start: int = 0,
         unit: str = "it",
         lines: bool = True,
-        leave: bool = False,
         show: bool = True,
     ) -> None:
         self._what, self._total, self._done = what, total, start
         self._bytes = unit == "B"
         drawn = show and sys.stderr.isatty()
         self._bar = (
-            tqdm(desc=what, total=total, initial=start, unit=unit, leave=leave, dynamic_ncols=True,
+            tqdm(desc=what, total=total, initial=start, unit=unit, leave=False, dynamic_ncols=True,
                  unit_scale=self._bytes, unit_divisor=1024)
             if drawn else None
         )  # fmt: skip

@@ -218,9 +218,9 @@ def write_result(job: Job, state: TrainState) -> dict[str, Any]:
         "checkpoint": f"{store.uri if store is not None else out}/checkpoints/last.pt",
     }
     failure = ""
-    draw_curves(job)
     if world.is_main:
         write_json(out / "result.json", result)
+        draw_curves(job)  # whose page shows the result
         try:
             if store is not None:
                 store.push()

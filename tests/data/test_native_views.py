@@ -114,7 +114,7 @@ def test_threads_and_shared_decoding_change_no_pixel() -> None:
     assert all(torch.equal(each, found[0]) for each in found)
 
 
-def test_evaluation_is_pils() -> None:
+def test_evaluation_is_the_graphs() -> None:
     photographs = six_photographs()
     inputs = [photographs, eval_geometry(SIX, 56, 0.875)]
     ours, theirs = (
