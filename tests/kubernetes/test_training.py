@@ -31,7 +31,7 @@ def undisturbed(cluster: Cluster) -> Job:
     job.wait_for_checkpoint()
     assert "State: RUNNING" in torchx(cluster, "status", job.handle)
     assert re.search(rf"{job.handle} +RUNNING", torchx(cluster, "list", "-s", "kubernetes"))
-    assert "[rank0]:step 10 " in torchx(cluster, "log", f"{job.handle}/train/0")  # as it is written
+    assert "  step 10/88  " in torchx(cluster, "log", f"{job.handle}/train/0")  # as it is written
     assert job.wait() == "Completed", job.log()
     assert job.restarts() == 0
     assert job.step() == STEPS
