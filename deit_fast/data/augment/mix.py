@@ -57,6 +57,7 @@ def draw_mix(
 
 def mix_images(images: Tensor, lam: Tensor, box: Tensor, cutmix: Tensor) -> Tensor:
     """Each image mixed with its partner in the reversed batch: timm's Mixup in batch mode, with a draw per image.
+
     images: float [B, C, H, W]. lam: float [B], the image's own share. box: int [B, 4], top, left, bottom and right of
     the rectangle in which a CutMix image shows its partner. cutmix: bool [B]. The result is one expression without
     branches, which compiles into the training step whatever was drawn.

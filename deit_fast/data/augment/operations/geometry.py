@@ -49,8 +49,7 @@ def warp(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
 
 
 def _cubic_weights(images: DataNode, matrix: DataNode, image_size: int) -> DataNode:
-    """Float [4, S, S, 2]: weights of the pixels 0, -1, 1, 2 around the source of each output pixel, for both
-    coordinates.
+    """Weights of the pixels 0, -1, 1, 2 around the source of each output pixel: float [4, S, S, 2 coordinates].
 
     Cubic convolution with a = -1, at a distance d past pixel 0. The outer two weights are -d (1 - d)^2 and -d^2 (1 -
     d). Each inner weight is the linear weight minus the outer weight beside it.

@@ -31,8 +31,7 @@ def change_values(images: DataNode, arguments: DataNode, image_size: int) -> Dat
 def _values(
     threshold: _Steps = lambda share: 256, bits: _Steps = lambda share: 8, addend: _Steps = lambda share: 0
 ) -> Arguments:
-    """threshold: values from there on are inverted. bits: how many bits are kept. addend: is added to values below
-    128."""
+    """threshold: values from it on are inverted. bits: how many bits are kept. addend: is added to values below 128."""
 
     def arguments(level: NDArray[np.float64], sign: NDArray[np.float64], image_size: int) -> NDArray[np.float64]:
         share = level / 10
