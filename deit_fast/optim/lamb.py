@@ -103,8 +103,7 @@ def _adam(
     skipped: Tensor,
     weight_decay: float = 0.0,
 ) -> None:
-    """targets = (1 - lr * weight_decay) * targets - lr * m^ / (sqrt(v^) + eps), with the moments of the group's
-    parameters from `first` on."""
+    """targets = (1 - lr weight_decay) targets - lr m^ / (sqrt(v^) + eps), by parameters `first`, `first` + 1, ..."""
     part = slice(first, first + len(targets))
     torch._fused_adamw_(
         list(targets),
