@@ -1,4 +1,4 @@
-"""PatchConvNet: facebookresearch/deit patchconvnet_models.py, arXiv:2112.13692. Only the aggregation layer has heads."""
+"""PatchConvNet: facebookresearch/deit patchconvnet_models.py, arXiv:2112.13692. Heads are the aggregation layer's."""
 
 from functools import partial
 
