@@ -1,5 +1,6 @@
 """Logs of stages: live while their jobs run, the last lines of those that fail."""
 
+import contextlib
 import re
 import threading
 from collections import deque
@@ -20,15 +21,25 @@ _TORCHRUN_REPORT = re.compile(r"torch/distributed/elastic/.*\] (failed \(exitcod
 def follow_log(
     runner: Runner, stage: str, record: Record, stream: TextIO, ended: Callable[[], bool]
 ) -> list[threading.Thread]:
-    """Copies the first node's log to `stream`, line by line, until the job has `ended`."""
+    """Copies the first node's log to `stream`, line by line and with the stage's name, until the job has `ended`.
+
+    Each line is flushed. A stream whose reader is gone gets no more of them, and the stage goes on.
+    """
     scheduler = find_scheduler(record.handle)
 
+    def write(line: str) -> None:
+        stream.write(f"{stage} | {line}\n")
+        stream.flush()
+
     def copy(source: Stream | None) -> None:
-        try:
-            for line in scheduler.follow(runner, record.handle, record.role, source, ended):
-                stream.write(f"{stage} | {line}\n")
-        except Exception as error:  # a scheduler without logs is no reason to stop
-            stream.write(f"{stage} | no log: {explain(error)}\n")
+        with contextlib.suppress(BrokenPipeError):
+            try:
+                for line in scheduler.follow(runner, record.handle, record.role, source, ended):
+                    write(line)
+            except BrokenPipeError:
+                raise
+            except Exception as error:  # a scheduler without logs is no reason to stop
+                write(f"no log: {explain(error)}")
 
     threads = [threading.Thread(target=copy, args=(source,), daemon=True) for source in scheduler.streams]
     for thread in threads:
