@@ -4,7 +4,7 @@ import contextlib
 import re
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from torchx.runner import Runner
@@ -23,23 +23,21 @@ def follow_log(
 ) -> list[threading.Thread]:
     """Copies the first node's log to `stream`, line by line and with the stage's name, until the job has `ended`.
 
-    Each line is flushed. A stream whose reader is gone gets no more of them, and the stage goes on.
+    A stream whose reader is gone gets no more lines, and the stage goes on.
     """
     scheduler = find_scheduler(record.handle)
 
-    def write(line: str) -> None:
-        stream.write(f"{stage} | {line}\n")
-        stream.flush()
+    def lines(source: Stream | None) -> Iterator[str]:
+        try:
+            yield from scheduler.follow(runner, record.handle, record.role, source, ended)
+        except Exception as error:  # a scheduler without logs is no reason to stop
+            yield f"no log: {explain(error)}"
 
     def copy(source: Stream | None) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            try:
-                for line in scheduler.follow(runner, record.handle, record.role, source, ended):
-                    write(line)
-            except BrokenPipeError:
-                raise
-            except Exception as error:  # a scheduler without logs is no reason to stop
-                write(f"no log: {explain(error)}")
+        with contextlib.suppress(OSError, ValueError):  # nobody reads the stream any more, or it is closed
+            for line in lines(source):
+                stream.write(f"{stage} | {line}\n")
+                stream.flush()
 
     threads = [threading.Thread(target=copy, args=(source,), daemon=True) for source in scheduler.streams]
     for thread in threads:
