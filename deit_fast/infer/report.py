@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.identity import identify
 from deit_fast.infer.outcomes import Outcomes
 from deit_fast.runtime.files import atomic_path, write_json
 
@@ -45,9 +46,10 @@ def confusion_matrix(
 def write_report(folder: Path, source: Source, outcomes: Outcomes, scores: dict[str, Any]) -> None:
     """Writes scores.json, per_class.csv, mistakes.csv and the confusion matrix into `folder`, which is created.
 
-    outcomes.npz has the result for each image: labels, predictions, confidences, in_top5 [N], and the names of the
-    classes. Up to 100 classes, the matrix is confusion.csv and confusion.png; above, it is confusion.npz in the format
-    of scipy.sparse.load_npz. mistakes.csv has the 200 most confident mistakes. Raises OSError.
+    outcomes.npz has the result for each image: labels, predictions, confidences, in_top5 [N], the names of the classes,
+    and the digest that identifies the images. Up to 100 classes, the matrix is confusion.csv and confusion.png; above,
+    it is confusion.npz in the format of scipy.sparse.load_npz. mistakes.csv has the 200 most confident mistakes. Raises
+    OSError.
     """
     _write_csv(folder / "per_class.csv", *_class_rows(source, outcomes))
     _write_csv(folder / "mistakes.csv", *_mistake_rows(source, outcomes))
@@ -62,7 +64,7 @@ def write_report(folder: Path, source: Source, outcomes: Outcomes, scores: dict[
     with atomic_path(folder / OUTCOMES) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, labels=source.labels.astype(np.int64), classes=np.array(source.classes, dtype=str),
                             predictions=outcomes.predictions, confidences=outcomes.confidences,
-                            in_top5=outcomes.in_top5)  # fmt: skip
+                            in_top5=outcomes.in_top5, digest=np.array(identify(source).digest))  # fmt: skip
     write_json(folder / "scores.json", scores)
 
 

@@ -27,20 +27,11 @@ def say(line: str) -> None:
 class Progress:
     """The progress of `total` items named `what`, of which `start` are done; a context manager.
 
-    unit: an item's name in the rate; "B" means bytes, shown as MiB and so on. lines: whether a log file gets "WHAT: 3
-    of 9" on stderr every LINE_SECONDS; False if the caller writes its own lines. show: False for all processes but the
-    one that reports.
+    A log file gets "WHAT: 3 of 9" on stderr every LINE_SECONDS. unit: an item's name in the rate; "B" means bytes, shown
+    as MiB and so on. show: False for all processes but the one that reports.
     """
 
-    def __init__(
-        self,
-        total: int,
-        what: str,
-        start: int = 0,
-        unit: str = "it",
-        lines: bool = True,
-        show: bool = True,
-    ) -> None:
+    def __init__(self, total: int, what: str, start: int = 0, unit: str = "it", show: bool = True) -> None:
         self._what, self._total, self._done = what, total, start
         self._bytes = unit == "B"
         drawn = show and sys.stderr.isatty()
@@ -49,7 +40,7 @@ class Progress:
                  unit_scale=self._bytes, unit_divisor=1024)
             if drawn else None
         )  # fmt: skip
-        self._lines = show and lines and not drawn
+        self._lines = show and not drawn
         self._last_line = time.monotonic()
 
     def update(self, count: int = 1) -> None:
