@@ -1,4 +1,4 @@
-"""The cost of a whole command: wall and CPU seconds, and memory, of its process and of all that it starts."""
+"""What a command costs as a whole: wall and CPU seconds, and memory, of its process and of all that it starts."""
 
 import os
 import subprocess
@@ -17,11 +17,8 @@ _SAMPLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a command. seconds: wall time. cpu_seconds: user and system.
-
-    peak_pss_mb: peak of the memory of all its processes together, in MB (2**20), sampled every second; shared pages
-    count once.
-    """
+    """seconds: of the clock. cpu_seconds: user and system. peak_pss_mb: MB (2**20) of all its processes together, a
+    shared page counted once, the most that was seen in samples a second apart."""
 
     seconds: float
     cpu_seconds: float
@@ -37,7 +34,7 @@ def time_command(command: Sequence[str], log: Path) -> Cost:
         try:
             watcher = threading.Thread(target=peak.watch, args=(process.pid,), daemon=True)
             watcher.start()
-            _, status, used = os.wait4(process.pid, 0)  # includes the time of children that it waited for
+            _, status, used = os.wait4(process.pid, 0)  # with the time of its own children, which it waited for
             process.returncode = os.waitstatus_to_exitcode(status)
         finally:
             if process.returncode is None:
@@ -75,6 +72,6 @@ def _pss(process: int) -> int:
     for each in family:
         try:
             total += each.memory_full_info().pss
-        except psutil.Error:  # the process has just ended
+        except psutil.Error:  # it has just ended
             continue
     return total

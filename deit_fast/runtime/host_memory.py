@@ -1,6 +1,6 @@
-"""Memory that this process can still allocate, by the system, its control groups and its own limit.
+"""Memory that this process may still take on its machine: of the system, its control groups and its own limit.
 
-psutil is not used: it reads neither control groups nor limits, and the system's part is one line of /proc/meminfo.
+No psutil: it knows neither control groups nor limits, and the system's part is one line of /proc/meminfo.
 """
 
 import resource
@@ -11,9 +11,9 @@ PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def available_memory(proc: Path = PROC, groups: Path = GROUPS) -> int | None:
-    """Bytes: the minimum of what the system has free, each control group allows and ulimit -v leaves.
+    """Bytes: the least of what the system has, what each control group allows and what ulimit -v leaves.
 
-    None where none of these can be read.
+    None where nothing of that can be read.
     """
     found = [*_of_system(proc), *_of_groups(proc, groups), *_of_limit(proc)]
     return max(0, min(found)) if found else None
@@ -26,9 +26,9 @@ def _of_system(proc: Path) -> Iterator[int]:
 
 
 def _of_groups(proc: Path, groups: Path) -> Iterator[int]:
-    """Bytes left in the control groups of this process and in their parents, for both versions of cgroups.
+    """What is left in the groups of this process and in those around them, by both versions of cgroups.
 
-    A group's page cache counts towards its usage, but is freed when memory is needed, so it counts as left.
+    The page cache of a group counts to its usage, and goes when it is needed.
     """
     for line in _lines(proc / "self" / "cgroup"):
         _, _, rest = line.partition(":")
@@ -41,7 +41,7 @@ def _of_groups(proc: Path, groups: Path) -> Iterator[int]:
         else:
             continue
         folder = root / path.lstrip("/")
-        # In a container the path may be the host's and invisible here. The process's own group is then the root.
+        # In a container the path may be the host's, of which nothing is to be seen: its own group is the root there.
         for place in dict.fromkeys([folder, *folder.parents, root]):
             if place.is_relative_to(root):
                 allowed, used = _number(place / limit), _number(place / usage)
@@ -64,12 +64,12 @@ def _lines(path: Path) -> list[str]:
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file; None for "max" and for a missing file."""
+    """The number in a file; None for "max" and for a file that is not there."""
     text = "".join(_lines(path)).strip()
     return int(text) if text.isdecimal() else None
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """Name -> number, from lines such as "MemAvailable:  1 kB" and "inactive_file 1"."""
+    """Name -> number of lines such as "MemAvailable:  1 kB" and "inactive_file 1"."""
     words = (line.replace(":", " ").split() for line in _lines(path))
     return {each[0]: int(each[1]) for each in words if len(each) > 1 and each[1].isdecimal()}
