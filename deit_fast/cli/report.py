@@ -1,4 +1,4 @@
-"""`deit-fast report` and `deit-fast compare`: their words, and what they do. torch is imported late."""
+"""`deit-fast report` and `deit-fast compare`: their parsers and functions. torch is imported late."""
 
 import argparse
 from pathlib import Path
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from deit_fast.infer.pages.run_folder import RunFolder
 
 EVALUATION = "evaluation"
-"""The folder in a run's with the outcomes of its validation images."""
+"""The subfolder of a run with the results for its validation images."""
 
 
 def add_report_parsers(subcommands: "argparse._SubParsersAction[Parser]") -> None:
-    """Adds `report` and `compare` to the commands."""
+    """Adds the commands `report` and `compare`."""
     report = subcommands.add_parser(
         "report",
         help="one page about a run: curves, recipe, images, confusions, worst mistakes, attention",
@@ -43,7 +43,7 @@ def add_report_parsers(subcommands: "argparse._SubParsersAction[Parser]") -> Non
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    """Writes the page, and prints where it is; 0. What cannot be shown costs a line."""
+    """Writes the page, and prints its path; returns 0. Prints a line for each part that cannot be shown."""
     from deit_fast.infer.pages.report import write_run_page
     from deit_fast.infer.pages.run_folder import read_run
 
@@ -54,7 +54,7 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    """Writes the page, and prints where it is; 0. Raises RunError for fewer than two runs."""
+    """Writes the page, and prints its path; returns 0. Raises RunError for fewer than two runs."""
     if len(arguments.run_folders) < 2:
         raise RunError(f"compare {arguments.run_folders[0]}: expected two runs or more")
     from deit_fast.infer.pages.compare import paired_lines, write_comparison
@@ -69,7 +69,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 
 def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[str]:
-    """The sections of the run's images: its data, samples, and an evaluation of its best weights."""
+    """The sections about the run's images: its data, samples, and an evaluation of its best weights."""
     from deit_fast.infer.pages import page
     from deit_fast.infer.pages.report import data_part
     from deit_fast.infer.pages.samples import training_samples
@@ -99,9 +99,9 @@ def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[st
 
 
 def _validation(run: "RunFolder", given: str | None, data: str | None, trained: str) -> str | None:
-    """The place of the images that a run validated on; None for those that it held out, where its list says they are.
+    """The place of a run's validation images; None for images that the run held out and that its list names.
 
-    given: the run's --val. data: the --data of the report. trained: the training images.
+    given: the run's --val. data: the report's --data. trained: the training images.
     """
     from deit_fast.data.sources.image_list import LIST_NAME
 
@@ -111,9 +111,10 @@ def _validation(run: "RunFolder", given: str | None, data: str | None, trained: 
 
 
 def _score(run: "RunFolder", val: str | None, labels: str | None) -> "tuple[Scored, list[str]]":
-    """The run's best weights on its validation images, kept beside the run, and the sections about these.
+    """Evaluates the run's best weights on its validation images, and keeps the results; returns them with sections.
 
-    val: images; None for those that the run held out of its own. Raises DataError, RunError, RecipeError.
+    val: place of the images; None for those that the run held out of its own data. Raises DataError, RunError,
+    RecipeError.
     """
     from deit_fast.convert.locate import find_weights
     from deit_fast.convert.pretrained import open_weights

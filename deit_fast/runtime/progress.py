@@ -27,8 +27,8 @@ def say(line: str) -> None:
 class Progress:
     """The progress of `total` items named `what`, of which `start` are done; a context manager.
 
-    A log file gets "WHAT: 3 of 9" on stderr every LINE_SECONDS. unit: an item's name in the rate; "B" means bytes, shown
-    as MiB and so on. show: False for all processes but the one that reports.
+    A log file gets "WHAT: 3 of 9" on stderr every LINE_SECONDS. unit: an item's name in the rate; "B" means bytes,
+    shown as MiB and so on. show: False for all processes but the one that reports.
     """
 
     def __init__(self, total: int, what: str, start: int = 0, unit: str = "it", show: bool = True) -> None:
