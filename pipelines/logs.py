@@ -23,7 +23,7 @@ def follow_log(
 ) -> list[threading.Thread]:
     """Copies the first node's log to `stream`, line by line and with the stage's name, until the job has `ended`.
 
-    A stream whose reader is gone gets no more lines, and the stage goes on.
+    A stream whose reader is gone gets no more lines; the stage continues.
     """
     scheduler = find_scheduler(record.handle)
 

@@ -51,10 +51,10 @@ def recipe_as_text(recipe: Recipe, num_images: int | None = None) -> str:
 
 
 def changes_as_text(recipe: Recipe, name: str) -> list[str]:
-    """A line for each value of the recipe that its origin has otherwise: `section.key=value  # was VALUE`.
+    """A line for each value in which the recipe differs from its origin: `section.key=value  # was VALUE`.
 
-    The origin is the row of the table, or the base of a recipe's file, or the row that a run's recipe.json names.
-    Raises RecipeError for a file that has neither.
+    The origin is the row of the table, the base of a recipe's file, or the row that a run's recipe.json names. Raises
+    RecipeError for a file with neither.
     """
     origin = find_origin(name)
     lines = []
