@@ -80,9 +80,11 @@ def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[st
     if trained is None:
         complain(f"{run.path}: nothing says which images it has: expected --data")
         return []
+    held_out = _validation(run, given.get("val"), data, trained)
+    own_labels = labels if held_out in (data, trained) else None  # or they are of other images than those trained on
     parts, shown = [], []
     try:
-        source = open_trained(run.path, trained, run.recipe.data.category, None if given.get("val") else labels)
+        source = open_trained(run.path, trained, run.recipe.data.category, own_labels)
         shown.append(data_part(source, "training"))
         samples = training_samples(run.recipe, source)
         shown_samples = page.pictures(page.picture([each], words, name) for each, name, words in samples)
@@ -90,7 +92,7 @@ def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[st
     except (DataError, RunError, RecipeError) as error:
         complain(f"training images are not shown: {error}")
     try:
-        scored, about = _score(run, val or _validation(run, given.get("val"), data, trained), labels)
+        scored, about = _score(run, val or held_out, labels)
         shown.append(data_part(scored.source, "validation"))
         parts += about
     except (DataError, RunError, RecipeError) as error:

@@ -47,10 +47,12 @@ def open_scored(
 def open_trained(run: Path, data: str, category: str, labels: str | None = None) -> Source:
     """The training images of a run's folder: those of `data` without what the run's list says was held out.
 
-    labels: the file of labels of images without class folders. Raises DataError, RunError.
+    labels: the file of labels that the run was given, which are the training images' own where no validation split
+    is beside them. Raises DataError, RunError.
     """
-    whole = open_source(data, "train", category, labels=labels)
     listed = _find_list(str(run))
+    beside = listed is None and find_validation(data) is not None
+    whole = open_source(data, "train", category, labels=None if beside else labels)
     if listed is None:
         return whole
     return Subset(whole, all_but(whole, find_listed(whole, listed[1].images)[0]))

@@ -169,6 +169,26 @@ def test_held_out_images_are_not_among_the_training_images(
     assert "on the same images" in capsys.readouterr().out
 
 
+def test_labels_of_validation_images_are_not_those_of_the_training_images(
+    folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a run with --labels, whose validation images have no class folders."""
+    root, rows = tmp_path / "data", ["id,label"]
+    shutil.copytree(folder_data / "train", root / "train")
+    (root / "val").mkdir()
+    for image in sorted((folder_data / "val").rglob("*.jpg")):
+        shutil.copyfile(image, root / "val" / f"{len(rows)}.jpg")
+        rows.append(f"{len(rows)},{image.parent.name}")
+    (tmp_path / "answers.csv").write_text("\n".join(rows) + "\n")
+    run = made_run(tmp_path, folder_data, "run", 0)
+    start = json.loads((run / "starts.jsonl").read_text())
+    start |= {"data": str(root), "labels": str(tmp_path / "answers.csv")}
+    (run / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().err == ""
+    assert f"validation: {len(rows) - 1} images of" in " ".join(page_of(run / "report.html").texts)
+
+
 def evaluated(right: list[bool], digest: str = "val") -> Evaluated:
     labels = np.arange(len(right)) % 3
     predictions = np.where(right, labels, (labels + 1) % 3)
