@@ -48,7 +48,7 @@ def follow_log(
 def log_tail(runner: Runner, record: Record) -> list[str]:
     """The last lines of every node's log, without torchrun's own report of a failed worker.
 
-    Of what comes after that report, our own line about the end of the run is the one to know.
+    After that report, only lines of deit_fast itself are kept, which say how the run ended.
     """
     scheduler = find_scheduler(record.handle)
     tail: list[str] = []

@@ -52,7 +52,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Scored:
-    """An evaluation of a checkpoint, with the images and what became of each."""
+    """An evaluation of a checkpoint, with its images and the result for each image."""
 
     result: dict[str, Any]
     """What `evaluate_checkpoint` returns."""
@@ -169,7 +169,7 @@ def score_weights(
     labels: str | Path | None = None,
     classes: ClassChoice | None = None,
 ) -> Scored:
-    """`evaluate_checkpoint` of weights that are read already, from `checkpoint`; ema: whether they are the average."""
+    """`evaluate_checkpoint` for weights that were read from `checkpoint`. ema: whether they are the moving average."""
     start = time.perf_counter()
     report = Path(report) if report is not None else None
     recipe = weights.recipe.taken_over(overrides)

@@ -110,7 +110,7 @@ def load_model(checkpoint: str | Path, ema: bool = False, overrides: Sequence[st
 
 
 def build_loaded(weights: Weights, overrides: Sequence[str] = ()) -> LoadedModel:
-    """`load_model` of weights that are read already."""
+    """`load_model` for weights that were read before."""
     recipe = weights.recipe.taken_over(overrides)
     need_head(weights, recipe)
     device = choose_device(recipe.run.device)

@@ -45,7 +45,7 @@ def open_scored(
 
 
 def open_trained(run: Path, data: str, category: str, labels: str | None = None) -> Source:
-    """The training images of a run's folder: those of `data` without what the run's list says was held out.
+    """The training images of a run's folder: those of `data` without the images that the run held out.
 
     labels: the file of labels that the run was given, which are the training images' own where no validation split
     is beside them. Raises DataError, RunError.

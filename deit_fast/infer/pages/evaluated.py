@@ -1,4 +1,4 @@
-"""The part of a report that needs the validation images: confusion matrix, worst mistakes as pictures, attention."""
+"""The parts of a report that need validation images: confusion matrix, worst mistakes as pictures, attention."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,11 @@ from deit_fast.infer.predict import LoadedModel
 from deit_fast.infer.report import OUTCOMES, confusion_matrix
 from deit_fast.runtime.errors import printable
 
-_NUMBERED = 40  # classes of a matrix with numbers; of more the pairs that are taken for each other most are listed
+_NUMBERED = 40  # most classes in a matrix with numbers; for more classes, the most frequent confusions are listed
 _PAIRS = 30
 _MISTAKES = 32
 _ATTENDED = 8
-_SIDE = 224  # px of a picture in a page
+_SIDE = 224  # largest side of a picture in a page, px
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class Evaluated:
     """[N]."""
     classes: list[str]
     digest: str
-    """Of the images, by data/sources/identity.py."""
+    """Digest of the images, from data/sources/identity.py."""
 
 
 def as_evaluated(scored: Scored) -> Evaluated:
-    """The same of an evaluation that was made just now."""
+    """The `Evaluated` of an evaluation in this process."""
     source = scored.source
     return Evaluated(scored.outcomes, source.labels.astype(np.int64), source.classes, identify(source).digest)
 
 
 def read_evaluated(folder: Path) -> Evaluated | None:
-    """What write_report left in a folder; None where something is missing."""
+    """The evaluation that write_report wrote into a folder; None where a file is missing."""
     try:
         with np.load(folder / OUTCOMES) as held:
             outcomes = Outcomes(held["predictions"], held["confidences"], held["in_top5"])
@@ -56,7 +56,7 @@ def read_evaluated(folder: Path) -> Evaluated | None:
 
 
 def confusion(found: Evaluated) -> str:
-    """The confusion matrix with numbers, or of many classes the pairs that are taken for each other most."""
+    """The confusion matrix with numbers, or for many classes a list of the most frequent confusions."""
     labels, predictions, names = found.labels, found.outcomes.predictions, found.classes
     if len(names) > _NUMBERED:
         wrong = labels != predictions
@@ -88,7 +88,7 @@ def confusion(found: Evaluated) -> str:
 
 
 def mistakes(found: Evaluated, source: Source) -> str:
-    """The most confident mistakes as pictures, the most confident first."""
+    """The most confident mistakes as pictures, in descending order of confidence."""
     wrong = np.flatnonzero(found.outcomes.predictions != found.labels)
     chosen = wrong[np.argsort(-found.outcomes.confidences[wrong], kind="stable")][:_MISTAKES].tolist()
     shown = []
@@ -101,7 +101,7 @@ def mistakes(found: Evaluated, source: Source) -> str:
 
 
 def attention(model: LoadedModel, found: Evaluated, source: Source) -> str:
-    """Images beside where the class token looks; nothing for other kinds of models."""
+    """Images beside the attention of the class token; "" for models without one."""
     if not has_attention(model):
         return ""
     indices = np.unique(np.linspace(0, len(source) - 1, _ATTENDED).astype(np.int64)).tolist()
