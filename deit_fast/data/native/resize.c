@@ -1,17 +1,18 @@
-/* A window of an image, resized with antialiasing, mirrored or not: Pillow's resampling (Resample.c), to the bit.
+/* Resizes a window of an image with antialiasing, mirrored or not: Pillow's resampling (Resample.c), to the bit.
  *
- * Pillow weighs a row's pixels first, rounds to uint8, and weighs the rows of that; weights have 22 bits. What is
- * different here is only what is computed at all (the rows and columns that the view needs) and how: 16 rows at a time
- * are turned on their side, so that the same column of 16 rows lies together and has the same weight.
+ * Pillow first computes weighted sums along each row and rounds them to uint8, then weighted sums of these rows.
+ * Weights have 22 fractional bits. This file differs from Pillow in two points, neither of which changes a value.
+ * It computes only the rows and columns that the view needs. It transposes 16 rows at a time, so that the pixels of one
+ * column in 16 rows, which have the same weight, are adjacent.
  */
 #include <math.h>
 #include <string.h>
 
 #include "views.h"
 
-#define BITS 22    /* of a weight's fraction, as in Pillow */
-#define ROWS 16    /* that are weighed together */
-#define GROUP 48   /* values of a pixel of all of them */
+#define BITS 22    /* fractional bits of a weight, as in Pillow */
+#define ROWS 16    /* rows that are summed together */
+#define GROUP 48   /* values of one column in all of these rows: 16 rows x RGB */
 #define ALIGN 64
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
@@ -20,18 +21,18 @@ typedef uint16_t shorts8 __attribute__((vector_size(16)));
 typedef uint16_t shorts16 __attribute__((vector_size(32)));
 typedef int32_t ints8 __attribute__((vector_size(32)));
 
-/* Weights of one side of the view: for each of its pixels the first input pixel, how many, and their weights. */
+/* Weights of one side of the view; for each of its pixels the first input pixel, the number of pixels, the weights. */
 struct weights {
     int32_t *first, *count, *weight;
-    int32_t most;    /* weights of a pixel at most */
-    int32_t low, high; /* the input pixels that are needed at all: low <= pixel < high */
+    int32_t most;    /* largest number of weights of a pixel */
+    int32_t low, high; /* range of the input pixels that are needed: low <= pixel < high */
 };
 
-/* One side of a view: what of the input it shows. */
+/* One side of a view: the part of the input that it shows. */
 struct side {
     int32_t from;     /* length of the input, px */
     int32_t to;       /* length that it is resized to, px */
-    int32_t offset;   /* of the view in that, px; it may hang over both ends */
+    int32_t offset;   /* offset of the view in the resized input, px; the view may reach beyond both ends */
     int32_t mirrored;
 };
 
@@ -91,7 +92,7 @@ static void weigh(const struct side *side, int kernel, int border, int length, s
     }
 }
 
-/* A sum of weighed values, half added, as a value. */
+/* Converts a weighted sum, to which a half was added for rounding, to a value. */
 INLINE uint8_t clip(int32_t sum) {
     sum >>= BITS;
     return sum < 0 ? 0 : sum > 255 ? 255 : sum;
@@ -99,11 +100,11 @@ INLINE uint8_t clip(int32_t sum) {
 
 #define LANES 8
 
-/* The same of 8 sums. */
+/* The same for 8 sums. */
 INLINE void clip8(ints8 sum, uint8_t *to) {
     sum >>= BITS;
-    sum &= ~(sum >> 31);      /* below 0 all bits are set there */
-    sum |= (255 - sum) >> 31; /* and here above 255 */
+    sum &= ~(sum >> 31);      /* sum >> 31 has all bits set if the sum is below 0 */
+    sum |= (255 - sum) >> 31; /* this has all bits set if the sum is above 255 */
     bytes8 values = __builtin_convertvector(__builtin_convertvector(sum & 255, shorts8), bytes8);
     memcpy(to, &values, sizeof values);
 }
@@ -114,7 +115,7 @@ INLINE ints8 widen8(const uint16_t *from) {
     return __builtin_convertvector(values, ints8);
 }
 
-/* The weighed sums of `count` rows of 48 values, `gap` apart, as values. */
+/* Weighted sums of `count` rows of 48 values, `gap` apart, converted to values. */
 INLINE void weigh48(const uint16_t *from, size_t gap, const int32_t *weight, int count, uint8_t *to) {
     ints8 sum[GROUP / LANES];
     for (int part = 0; part < GROUP / LANES; part++) sum[part] = (ints8){0} + (1 << (BITS - 1));
@@ -123,13 +124,13 @@ INLINE void weigh48(const uint16_t *from, size_t gap, const int32_t *weight, int
     for (int part = 0; part < GROUP / LANES; part++) clip8(sum[part], to + part * LANES);
 }
 
-/* 16 rows of 16 values, turned on their side and widened, `gap` values apart. */
+/* Transposes 16 rows of 16 values and widens the values; the results are `gap` values apart. */
 INLINE void turn_block(const uint8_t *const *rows, size_t at, uint16_t *turned, size_t gap) {
     const bytes16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
     const bytes16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     bytes16 now[16], next[16];
     for (int row = 0; row < 16; row++) memcpy(&now[row], rows[row] + at, 16);
-    for (int step = 0; step < 4; step++) { /* each interleaves halves: four of them transpose */
+    for (int step = 0; step < 4; step++) { /* each step interleaves two halves; four steps transpose */
         for (int row = 0; row < 8; row++) {
             next[2 * row] = __builtin_shuffle(now[row], now[row + 8], low);
             next[2 * row + 1] = __builtin_shuffle(now[row], now[row + 8], high);
@@ -142,7 +143,7 @@ INLINE void turn_block(const uint8_t *const *rows, size_t at, uint16_t *turned, 
     }
 }
 
-/* 16 rows of `length` values each -> [length, 16]. */
+/* Transposes 16 rows of `length` values each to [length, 16]. */
 INLINE void turn(const uint8_t *const *rows, int length, uint16_t *turned) {
     if (length < 16) {
         for (int value = 0; value < length; value++)
@@ -155,7 +156,7 @@ INLINE void turn(const uint8_t *const *rows, int length, uint16_t *turned) {
     }
 }
 
-/* [length, 16] -> 16 rows of `length` values, `gap` bytes apart. */
+/* Transposes [length, 16] to 16 rows of `length` values, `gap` values apart. */
 INLINE void turn_back(const uint8_t *turned, int length, uint16_t *rows, size_t gap) {
     if (length < 16) {
         for (int value = 0; value < length; value++)
@@ -170,7 +171,7 @@ INLINE void turn_back(const uint8_t *turned, int length, uint16_t *rows, size_t 
     }
 }
 
-/* Rows of an image, from `low` on -> rows of the view's width, `height` of them rounded up to 16. */
+/* Resizes `height` rows of an image, from column `low` on, to the view's width; writes a multiple of 16 rows. */
 SIMD static void weigh_columns(
     const uint8_t *pixels, size_t gap, int height, const struct weights *across, int side, uint16_t *turned,
     uint8_t *weighed, uint16_t *out
@@ -230,7 +231,7 @@ static uint8_t *take(uint8_t **scratch, size_t bytes) {
     return taken;
 }
 
-/* Where everything lies in the scratch; its size is what the end is past the start. */
+/* Places of all buffers in the scratch memory, whose size is the distance from its start to `end`. */
 struct room {
     struct weights down, across;
     uint16_t *turned, *rows;
@@ -270,7 +271,7 @@ void resize_view(const struct image *image, const struct view *drawn, int border
     furnish(&down, &across, drawn->kernel, side, scratch, &room);
     weigh(&down, drawn->kernel, border, side, &room.down);
     weigh(&across, drawn->kernel, border, side, &room.across);
-    if (room.down.low >= room.down.high || room.across.low >= room.across.high) { /* black altogether */
+    if (room.down.low >= room.down.high || room.across.low >= room.across.high) { /* the view is all black */
         memset(view, 0, (size_t)side * side * 3);
         return;
     }
