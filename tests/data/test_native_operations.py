@@ -197,7 +197,7 @@ def test_an_operation_without_a_native_function_leaves_it_to_dali(monkeypatch: p
 
 
 def test_every_processor_makes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a build without the variants for newer processors, optimised otherwise."""
+    """Against a build without the variants for newer processors, optimised otherwise: resized windows and all after."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
@@ -213,6 +213,11 @@ def test_every_processor_makes_the_same(tmp_path: Path, monkeypatch: pytest.Monk
         "order": np.stack([rng.permutation(3) for _ in range(count)]),
         "factors": rng.uniform(0.6, 1.4, (count, 3)),
     }
+    corners, sides = rng.integers(0, SIZE // 2, (count, 2)), rng.integers(1, SIZE // 2, (count, 2))
+    sides[0] = 2 * SIZE  # wider than any vector
+    images[0] = photograph(0, 4 * SIZE, 4 * SIZE)
+    given |= {"geometry": np.concatenate((corners, sides), axis=1), "kernel": np.arange(count) % 2}
+    given |= {"flip": np.arange(count) // 2 % 2}
     drawn = policy([[name] for name in OPERATIONS], np.full((count, 1), 6.3), np.ones((count, 1)), SIZE)
     views = [apply(images, drawn, **given)]
     monkeypatch.setattr(native, "library", lambda: ctypes.CDLL(str(plain)))
