@@ -1,14 +1,14 @@
-"""The CPU ratios that were reached, measured again: one that falls under its floor fails. `.ci/run` runs this.
+"""Measures the recorded CPU ratios again; a ratio below its floor fails. `.ci/run` runs this.
 
-A floor is a share of the ratio that floors.json holds for this kind of CPU, with machine and date: generous for
-timings, because continuous integration shares its machines, and close for what is counted. On a CPU that has no record
-it is a share of the lowest ratio recorded: kinds differ by a factor of 1.7 in LAMB's. For the same reason timings are
-CPU seconds of one thread, which a loaded machine changes far less than the clock's. What is under its floor is measured
-once more before it counts.
+A floor is a fraction of the ratio that floors.json records for this kind of CPU, with machine and date. The fraction is
+generous for timings, because continuous integration shares its machines, and close to 1 for counted quantities. For a
+CPU without a record, it is a fraction of the lowest recorded ratio: LAMB's ratios differ by a factor of 1.7 between
+kinds of CPUs. Because machines are shared, timings are CPU seconds of one thread, which a loaded machine affects far
+less than wall time. A ratio below its floor is measured once more before it counts.
 
-The loader's ratios are compared with records of the same image backend: a build without a C compiler makes views by
-DALI's graph, which is slower than the native path. A ratio that no record has for this backend is measured and said to
-be without a floor.
+The loader's ratios are compared with records of the same image backend: a build without a C compiler makes views with
+DALI's graph, which is slower than the native path. A ratio without a record for this backend is measured and reported
+as having no floor.
 """
 
 import contextlib
@@ -34,11 +34,11 @@ from .measure import Row, Session, interleave
 from .workload import build_step, find_recipe, in_turn, synthetic_batches
 
 RECORD = Path(__file__).with_name("floors.json")
-MODEL = "deit3_small_patch16@160"  # half the work of 224 px
+MODEL = "deit3_small_patch16@160"  # half the FLOPs of 224 px
 BATCH = 8
 REPEATS = 3  # of a training step, which takes seconds
 DROP_PATH = 0.5
-VIEWS = 240  # in a timed pass
+VIEWS = 240  # per timed pass
 IMAGES = 96
 
 
@@ -47,7 +47,7 @@ class Floor(NamedTuple):
     text: str
     goal: float
     share: float = 0.7
-    """Of the recorded ratio, below which the guard fails."""
+    """The fraction of the recorded ratio below which the check fails."""
     loads: bool = False
     """Whether the ratio depends on what makes the views, which is the record's `image_backend`."""
 
@@ -66,9 +66,9 @@ FLOORS = [
 
 
 def run(session: Session, data: str | None, record: bool) -> bool:
-    """One row per floor; whether all hold. Without `data` the loader's are left out.
+    """One row per floor; returns whether all hold. Without `data`, those of the loader are left out.
 
-    record: nothing fails, and what is measured becomes the record of this kind of CPU in floors.json.
+    record: no ratio fails, and the measured ratios become the record of this kind of CPU in floors.json.
     """
     torch.set_num_threads(1)
     backend = choose_backend("auto", session.device, find_recipe(loader.RECIPE, 2).augment)
@@ -119,7 +119,7 @@ def _read_records() -> list[dict[str, Any]]:
 
 
 def _recorded_ratios(cpu: str, backend: str) -> dict[str, float]:
-    """The ratios last recorded on this kind of CPU, or else the lowest of all kinds; the loader's of this backend."""
+    """The ratios last recorded on this kind of CPU, else the lowest of all kinds; for the loader, of this backend."""
     found = {}
     for floor in FLOORS:
         records = [
@@ -148,7 +148,7 @@ def _record(session: Session) -> None:
 
 
 def _measures(session: Session, source: Source | None) -> dict[str, Callable[[], float]]:
-    """How each floor's ratio is measured."""
+    """For each floor, a function that measures its ratio."""
     loading: dict[str, Callable[[], float]] = {}
     if source is not None:
         bench = loader.LoaderBench(session, source, find_recipe(loader.RECIPE, IMAGES // 2), VIEWS)
@@ -201,7 +201,7 @@ def _subset_flops() -> float:
 
 
 def _step_parts(session: Session) -> float:
-    """The step against its parts called bare: what the loop around them costs is the rest."""
+    """The step against its parts called directly; the difference is the cost of the loop around them."""
     step, batches = _step(session, "model.drop_path=0")
     optimizer_step = step.state.optimizer
 

@@ -27,7 +27,7 @@ RECIPE = "deit3_small_patch16@224"
 MOST_WORKERS = 16
 CASES = ("decode", "three_augment", "repeated_augmentation", "evaluation", "shards_256")
 RACES = ("race_three_augment", "race_repeated_augmentation", "race_evaluation", "race_rand_augment")
-"""Run where they are named: ours against all loaders of loader_peers.py."""
+"""Cases that run only when they are named: ours against all loaders of loader_peers.py."""
 
 
 def run(session: Session, data: str | None, cases: list[str] | None) -> None:
@@ -51,7 +51,7 @@ def run(session: Session, data: str | None, cases: list[str] | None) -> None:
 
 
 class LoaderBench:
-    """The cases on one source; `views` images or views in each timed pass, as far as whole batches go."""
+    """The cases on one source. views: images or views in each timed pass, rounded to whole batches."""
 
     def __init__(self, session: Session, source: Source, recipe: Recipe, views: int) -> None:
         self.session, self.source, self.recipe = session, source, recipe
@@ -62,7 +62,7 @@ class LoaderBench:
         self.normalise = normaliser(recipe, self.device)
 
     def measure(self, case: str) -> Row:
-        """One of CASES or RACES: rates of all sides and their ratios."""
+        """The row of one of CASES or RACES: rates of all sides and their ratios."""
         if case in RACES:
             row = self.race(case.removeprefix("race_"))
             return {**row, "pss_mb": self._memory(case.removeprefix("race_"), list(row["cpu_ms_per_view"]))}
@@ -94,7 +94,7 @@ class LoaderBench:
         return row
 
     def race(self, case: str) -> Row:
-        """A case of RACES, without `race_`: CPU time of ours and of every peer that is installed, and their ratios."""
+        """A case of RACES, without `race_`: CPU time of ours and of every installed peer, and their ratios."""
         recipe = self.recipe
         size, data = recipe.model.image_size, recipe.data
         if case == "evaluation":
@@ -127,7 +127,7 @@ class LoaderBench:
         }
 
     def _memory(self, case: str, names: list[str]) -> dict[str, float]:
-        """MB of each side in a process of its own, on a CPU."""
+        """MB of each side, measured in a process of its own, on a CPU."""
         found: dict[str, float] = {}
         for name in names if self.device.type == "cpu" else []:
             self.session.say(f"memory: {name}")
@@ -179,7 +179,7 @@ class LoaderBench:
         return {"ours": ours, "peer": self._peer(source, indices, evaluation_chain(size, data))}, len(indices)
 
     def _decode(self) -> tuple[dict[str, Callable[[], None]], int]:
-        """Whole images in our pipeline's decoder, of which one pixel is handed on, against PIL."""
+        """Decoding of whole images in our pipeline, which hands on one pixel of each, against PIL."""
         on_gpu = self.device.type == "cuda"
         indices = np.arange(self.steps * self.batch) % len(self.source)
         waiting: list[list[int]] = []
@@ -206,7 +206,7 @@ class LoaderBench:
         return {"ours": ours, "peer": self._peer(self.source, indices, decode_chain)}, len(indices)
 
     def _shards(self) -> tuple[dict[str, Callable[[], None]], int]:
-        """Our loader on 256-px tar shards made here, against itself on the originals."""
+        """Our loader on 256-px tar shards that are made here, against itself on the original files."""
         self._folder = tempfile.TemporaryDirectory(prefix="deit-fast-shards-")
         folder, count = Path(self._folder.name), len(self.source)
         self.session.say(f"writing {count} images as a 256-px shard")

@@ -1,4 +1,4 @@
-"""Memory of one side of a race, in a process of its own that imports what this side needs: `race_memory` starts it."""
+"""Memory of one side of a race, measured in a process that imports only that side; `race_memory` starts the process."""
 
 import json
 import sys
@@ -23,9 +23,9 @@ _SAMPLE_SECONDS = 0.1
 
 
 def race_memory(name: str, case: str, source: Source, recipe: Recipe, batch: int, steps: int, workers: int) -> float:
-    """MB (2**20) of PSS that passes by "ours" or a peer take at most, worker processes included, on a CPU.
+    """Peak PSS in MB (2**20) of passes by "ours" or a peer, including worker processes, on a CPU.
 
-    case: a race's, without `race_`. source: as `open_images` gives it. Raises RunError where the process fails.
+    case: of a race, without `race_`. source: from `open_images`. Raises RunError where the process fails.
     """
     asked = {"name": name, "case": case, "uri": source.uri, "images": len(source), "batch": batch, "steps": steps,
              "workers": workers, "recipe": recipe.model_dump(mode="json")}  # fmt: skip

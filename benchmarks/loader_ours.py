@@ -1,4 +1,4 @@
-"""Our loaders as `loader` times them, built from what a race needs and nothing that a training run adds."""
+"""Our loaders for the cases of `loader`, without the parts that only a training run needs."""
 
 from collections.abc import Callable
 
@@ -19,14 +19,14 @@ from .images import Sample
 
 
 def normaliser(recipe: Recipe, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """uint8 [B, 3, S, S] -> float32, normalised: the model does so inside its step, the reference in its chain."""
+    """uint8 [B, 3, S, S] -> float32, normalised: our model normalises in its step, the reference in its transforms."""
     return Classifier(nn.Identity(), recipe, torch.float32, device).normalise
 
 
 def training(
     source: Source, recipe: Recipe, repeats: int, batch: int, steps: int, device: torch.device, backend: str = "auto"
 ) -> tuple[TrainLoader, NDArray[np.int64]]:
-    """A loader of so many steps, and the images that it shows, in order, int64 [steps * batch]."""
+    """A loader of `steps` steps, and the images that it shows, in order, int64 [steps * batch]."""
     sampler = TrainSampler(FullOrder(len(source), 0), repeats, batch)
     loader = TrainLoader(
         source, recipe.augment, recipe.model.image_size, [sampler], 0, device, cpu_threads(), stop_step=steps,
@@ -38,7 +38,7 @@ def training(
 def evaluation(source: Source, recipe: Recipe, batch: int, device: torch.device) -> tuple[EvalLoader, Sample]:
     """A loader of whole batches, and the images that it shows.
 
-    Of a few photographs, what pads the last batch would be a third of the work, of 50,000 nothing.
+    With a few photographs, padding the last batch would be a third of the work; with 50,000 it is negligible.
     """
     whole = Sample(source, len(source) // batch * batch)
     return EvalLoader(whole, recipe.data, recipe.model.image_size, batch, device, cpu_threads()), whole
@@ -51,5 +51,5 @@ def race_recipe(recipe: Recipe, case: str) -> Recipe:
 
 
 def race_repeats(case: str) -> int:
-    """Views of an image in a batch."""
+    """Number of views of an image in a batch."""
     return 3 if case == "repeated_augmentation" else 1

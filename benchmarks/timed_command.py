@@ -1,4 +1,4 @@
-"""What a command costs as a whole: wall and CPU seconds, and memory, of its process and of all that it starts."""
+"""The cost of a whole command: wall and CPU seconds, and memory, of its process and of all that it starts."""
 
 import os
 import subprocess
@@ -17,8 +17,11 @@ _SAMPLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds: of the clock. cpu_seconds: user and system. peak_pss_mb: MB (2**20) of all its processes together, a
-    shared page counted once, the most that was seen in samples `every` seconds apart."""
+    """The cost of a command. seconds: wall time. cpu_seconds: user and system.
+
+    peak_pss_mb: peak of the memory of all its processes together, in MB (2**20), in samples `every` seconds apart;
+    shared pages count once.
+    """
 
     seconds: float
     cpu_seconds: float
@@ -28,7 +31,7 @@ class Cost:
 def time_command(command: Sequence[str], log: Path, every: float = _SAMPLE_SECONDS) -> Cost:
     """Runs the command to its end, with stdout and stderr in `log`. Raises RunError where its status is not 0.
 
-    every: seconds from one look at its memory to the next.
+    every: seconds between two samples of its memory.
     """
     peak = _Peak(every)
     start = time.perf_counter()
@@ -37,7 +40,7 @@ def time_command(command: Sequence[str], log: Path, every: float = _SAMPLE_SECON
         try:
             watcher = threading.Thread(target=peak.watch, args=(process.pid,), daemon=True)
             watcher.start()
-            _, status, used = os.wait4(process.pid, 0)  # with the time of its own children, which it waited for
+            _, status, used = os.wait4(process.pid, 0)  # includes the time of children that it waited for
             process.returncode = os.waitstatus_to_exitcode(status)
         finally:
             if process.returncode is None:
@@ -75,6 +78,6 @@ def _pss(process: int) -> int:
     for each in family:
         try:
             total += each.memory_full_info().pss
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # the process has just ended
             continue
     return total

@@ -101,7 +101,7 @@ class Console:
             self._bar.close()
 
     def _describe(self) -> None:
-        """Gives the bar its words, which it shows when it is drawn next."""
+        """Sets the bar's text, which appears when the bar is drawn next."""
         if self._bar is not None:
             self._bar.set_description_str(self._live_line(), refresh=False)
 
