@@ -1,4 +1,4 @@
-"""Logs of stages: live while their jobs run, the last lines of those that fail."""
+"""Logs of stages: live while jobs run, and the last lines of failed jobs."""
 
 import contextlib
 import re
@@ -34,7 +34,7 @@ def follow_log(
             yield f"no log: {explain(error)}"
 
     def copy(source: Stream | None) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads the stream any more, or it is closed
+        with contextlib.suppress(OSError, ValueError):  # the reader of the stream is gone, or the stream is closed
             for line in lines(source):
                 stream.write(f"{stage} | {line}\n")
                 stream.flush()

@@ -45,7 +45,7 @@ class RunStore:
         self.uri = uri.rstrip("/")
         self.folder = local_place(self.uri)
         self._stored: dict[str, _Content] = {}
-        """What the store has, by name, as far as this process knows."""
+        """Files in the store by name, as this process last saw them."""
 
     def pull(self) -> list[str]:
         """Makes the copy equal to the store: the newest whole checkpoint, the best one, metrics and result.

@@ -81,7 +81,7 @@ def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[st
         complain(f"{run.path}: nothing says which images it has: expected --data")
         return []
     held_out = _validation(run, given.get("val"), data, trained)
-    own_labels = labels if held_out in (data, trained) else None  # or they are of other images than those trained on
+    own_labels = labels if held_out in (data, trained) else None  # else they are of other images
     parts, shown = [], []
     try:
         source = open_trained(run.path, trained, run.recipe.data.category, own_labels)

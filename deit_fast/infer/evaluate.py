@@ -55,7 +55,7 @@ class Scored:
     """An evaluation of a checkpoint, with its images and the result for each image."""
 
     result: dict[str, Any]
-    """What `evaluate_checkpoint` returns."""
+    """The result of `evaluate_checkpoint`."""
     source: Source
     """The images that were scored."""
     outcomes: Outcomes

@@ -44,13 +44,13 @@ class LoadedModel(Classifier):
         super().__init__(model, recipe, choose_dtype(recipe.run, device), device)
         self.recipe = recipe
         self.changes = list(changes)
-        """What differed between the checkpoint and the model; empty where every weight was taken as it is."""
+        """Differences between the checkpoint and the model; empty if every weight was taken unchanged."""
         self.notes = list(notes)
-        """Lines on what was read from the words beside the weights, such as the crop in a config.json."""
+        """Lines about facts from the text beside the weights, such as the crop in a config.json."""
         self.classes = classes
         """[K] names of the classes in the order of the head: folder names, WordNet ids for ImageNet."""
         self.names = class_names(classes)
-        """[K] the same for people: "tench, Tinca tinca" for n01440764."""
+        """[K] readable names: "tench, Tinca tinca" for n01440764."""
         self.device = device
         self.eval()
 

@@ -53,7 +53,7 @@ def truncated_normal(std: float, random: np.random.RandomState, count: int) -> N
         if std <= BOUND:
             drawn = std * random.standard_normal(missing)
             drawn = drawn[np.abs(drawn) <= BOUND]
-        else:  # a wide normal lies outside mostly, so uniform numbers are accepted by density
+        else:  # draws of a wide normal mostly lie outside, so uniform draws are accepted by its density
             drawn = BOUND * (2 * random.random_sample(missing) - 1)
             drawn = drawn[random.random_sample(missing) < np.exp(-((drawn / std) ** 2) / 2)]
         found = np.concatenate([found, drawn])

@@ -153,8 +153,8 @@ def profiled(
 ) -> Iterator[T]:
     """The same steps; on the main process, `count` of them after `warmup` are profiled into out/profile/.
 
-    Leaves trace.json.gz and summary.txt. A run of fewer steps than both together profiles what there is after the
-    warm-up, and nothing where there is nothing.
+    Leaves trace.json.gz and summary.txt. If the run is shorter, the steps after the warm-up are profiled, if there are
+    any.
     """
     if not world.is_main:
         yield from steps

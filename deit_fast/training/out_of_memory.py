@@ -18,9 +18,9 @@ class MemoryGuard:
 
     def __init__(self, recipe: Recipe, world: World) -> None:
         self.recipe = recipe
-        """The run's, with a number of passes once that is settled."""
+        """The run's recipe, with a number of passes once that is settled."""
         self.state: TrainState | None = None
-        """The run's, once it is there."""
+        """The run's state, once it exists."""
         self._world = world
 
     def __enter__(self) -> Self:

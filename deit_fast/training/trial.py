@@ -27,7 +27,7 @@ class StepTrial:
         self._recipe, self._world, self._dtype, self._teacher = recipe, world, dtype, teacher
         self._built: tuple[TrainState, Objective] | None = None
         self.failure = ""
-        """What the last try that did not fit ended with."""
+        """The error of the last try that did not fit into memory."""
 
     def __call__(self, passes: int, images: int) -> bool:
         """Whether a step of `passes` passes of `images` images each fits on this process's device."""

@@ -1,4 +1,4 @@
-"""The types of the zoo's rows: a model family, its architectures, and what was published of them. No torch."""
+"""The types of the zoo's rows: a model family, its architectures, and published facts about them. No torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

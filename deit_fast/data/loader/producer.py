@@ -67,7 +67,7 @@ class Producer:
         window: Window | None = None,
     ) -> None:
         self.in_flight: deque[Prepared] = deque()
-        """Batches that DALI has and the consumer has not, oldest first."""
+        """Batches that DALI has received and the consumer has not, oldest first."""
         self.error: BaseException | None = None
         self._source, self._plans, self._substitutes, self._patience = source, plans, substitutes, patience
         self._window = window

@@ -125,7 +125,7 @@ class TrainSampler:
         self.order, self.repeats = order, repeats
         self.steps_per_epoch = steps_per_epoch(order.length, repeats, global_batch)
         self.lane_views = global_batch // order.lanes
-        """Views that each lane gives to a step."""
+        """Number of views that each lane gives to a step."""
         self._positions = rank_positions(global_batch, parts, part)
         views = place_order(global_batch, group, layout, order.lanes)
         self._lanes = _by_lane(views[self._positions], self.lane_views)

@@ -27,7 +27,7 @@ class Substitutes:
 
     def __init__(self, images: int, seed: int, device: torch.device, windows: bool) -> None:
         self.suspects: set[int] = set()
-        """Images that DALI has refused."""
+        """Indices of images that DALI has refused before."""
         self._images, self._seed, self._device, self._windows = images, seed, device, windows
 
     def choose(self, epoch: int, index: int, attempt: int, error: DataError) -> int:

@@ -39,12 +39,12 @@ class Source(ABC):
     def __init__(self, uri: str, classes: list[str], labels: NDArray[np.int64]) -> None:
         self.uri = uri
         self.place = uri
-        """Which images were taken: the folder of a split, say, where `uri` holds several."""
+        """The place of the images: for example the folder of a split, if `uri` holds several splits."""
         self.classes = classes
         self.labels = labels
-        """Integers [N], indices into classes; of a data set with an index a view of its map, uint32."""
+        """Integers [N], indices into classes; for a data set with an index, a view of the mapped rows, uint32."""
         self.counted = False
-        """Whether the classes are only as many as the largest label says, so that there may be more."""
+        """Whether the number of classes is only the largest label plus 1, so that there may be more classes."""
         self.shard_edges: NDArray[np.int64] | None = None
         """int64 [shards + 1]: shard s holds the images from shard_edges[s] to shard_edges[s + 1] - 1; or None."""
         self.shard_bytes: NDArray[np.int64] | None = None

@@ -84,7 +84,7 @@ def _number_classes(
 def _place_images(folder: Path, names: list[str]) -> list[str]:
     """Paths in the folder of the files listed: as the archives have them, or without the folders of supercategories.
 
-    The second is what the reference reads: train_val2018/Plantae/7477/x.jpg at train_val2018/7477/x.jpg.
+    The reference reads the second form: train_val2018/Plantae/7477/x.jpg at train_val2018/7477/x.jpg.
     """
     for shorten in (False, True):
         paths = [str(PurePath(re.sub(r"^([^/]+)/[^/]+/", r"\1/", name) if shorten else name)) for name in names]

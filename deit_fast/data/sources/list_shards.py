@@ -19,7 +19,7 @@ class ListedShards(TarShards):
     def __init__(self, uri: str, shards: Sequence[Path]) -> None:
         named = classes_beside(shards[0])
         self.faults: list[tuple[str, str]] = []
-        """Shard, printable, and what is wrong, in words; several of a shard may be."""
+        """Pairs of a shard's printable name and a fault in words; a shard may have several faults."""
         read = [read_shard(shard, named, len(named) or MAX_CLASSES) for shard in shards]
         numbered = any(isinstance(sample.label, int) for listing, _ in read for sample in listing.samples)
         known, index_name = known_parts(shards, named)

@@ -149,7 +149,7 @@ class ListingBuilder:
         self._folder_of: list[int] = []
         self._folders: dict[str, int] = {}
         self.count = 0
-        """Images so far."""
+        """Number of images added so far."""
 
     def add(self, folder: str, files: Sequence[str]) -> None:
         """Adds the next files, all of one folder; an empty sequence adds nothing."""

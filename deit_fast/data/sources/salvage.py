@@ -31,7 +31,7 @@ class SalvagedShards(TarShards):
 
     def __init__(self, uri: str, shards: Sequence[Path]) -> None:
         self.damaged: dict[int, str] = {}
-        """What is wrong, in words, by the number of the shard."""
+        """The faults of damaged shards, in words, by the number of the shard."""
         super().__init__(uri, shards, self._find(shards, classes_beside(shards[0])))
 
     def read(self, index: int) -> NDArray[np.uint8]:

@@ -90,7 +90,7 @@ class ShardCache:
         self.disk = disk
         disk.caches.add(self)
         self.stopped = threading.Event()
-        """Set while nothing is expected any more: whoever waits for the store gives up."""
+        """Set while no shards are expected: threads that wait for the store then give up."""
         self._shards = shards
         self._most = max(1, _TRANSFERS // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         self._speaks = os.environ.get("LOCAL_RANK", "0") == "0"

@@ -29,7 +29,7 @@ class ShardFiles:
 
     def __init__(self, shards: Sequence[Object]) -> None:
         self.sizes = [each.size for each in shards]
-        """Of the whole shards, bytes."""
+        """Bytes of each whole shard."""
         self._paths = [cached_place(each) for each in shards]
         self._folders: dict[Path, dict[str, int]] = {}
         for number, path in enumerate(self._paths):

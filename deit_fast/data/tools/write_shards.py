@@ -45,7 +45,7 @@ _VIEW_SIZE = 224
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_shards` has made."""
+    """The result of `write_shards`."""
 
     images: int
     shards: int
