@@ -30,7 +30,7 @@ def race_memory(name: str, case: str, source: Source, recipe: Recipe, batch: int
     asked = {"name": name, "case": case, "uri": source.uri, "images": len(source), "batch": batch, "steps": steps,
              "workers": workers, "recipe": recipe.model_dump(mode="json")}  # fmt: skip
     with tempfile.NamedTemporaryFile(prefix="deit-fast-race-", suffix=".log") as log:
-        command = [sys.executable, "-m", __spec__.name, json.dumps(asked)]
+        command = [sys.executable, "-m", f"{__package__}.loader_memory", json.dumps(asked)]
         return time_command(command, Path(log.name), _SAMPLE_SECONDS).peak_pss_mb
 
 

@@ -1,6 +1,7 @@
 """The guard on the CPU ratios, and the model table's rotation over the zoo."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_the_loaders_floors_are_of_the_same_image_backend(
     measured(monkeypatch, 2.0)  # too little of the FLOPs, of which 0.99 is asked for
     assert main(words) == 1
     said = capsys.readouterr()
-    assert {line.split()[5].rstrip(":") for line in said.err.splitlines() if "NO FLOOR" in line} == loads
+    assert set(re.findall(r"floors: (\w+): NO FLOOR", said.err)) == loads
     assert said.out.count("no floor recorded") == len(loads)
     assert said.out.count("UNDER ITS FLOOR") == 1
     measured(monkeypatch, 5.0)

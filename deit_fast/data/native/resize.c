@@ -8,23 +8,18 @@
 #include <math.h>
 #include <string.h>
 
-#include "views.h"
+#include "weigh.h"
 
-#define BITS 22    /* fractional bits of a weight, as in Pillow */
-#define ROWS 16    /* rows that are summed together */
-#define GROUP 48   /* values of one column in all of these rows: 16 rows x RGB */
+#define ROWS 16    /* rows that are summed together: GROUP values are one column of all of them */
 #define ALIGN 64
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
-typedef uint8_t bytes8 __attribute__((vector_size(8)));
-typedef uint16_t shorts8 __attribute__((vector_size(16)));
 typedef uint16_t shorts16 __attribute__((vector_size(32)));
-typedef int32_t ints8 __attribute__((vector_size(32)));
 
 /* Weights of one side of the view; for each of its pixels the first input pixel, the number of pixels, the weights. */
 struct weights {
-    int32_t *first, *count, *weight;
-    int32_t most;    /* largest number of weights of a pixel */
+    int32_t *first, *count, *weight, *parts; /* parts: the parts of each weight, see weigh.h */
+    int32_t most;    /* largest number of weights of a pixel, rounded up to an even number */
     int32_t low, high; /* range of the input pixels that are needed: low <= pixel < high */
 };
 
@@ -56,7 +51,7 @@ static double support_of(const struct side *side, int kernel, double *scale) {
 
 static int32_t most_weights(const struct side *side, int kernel) {
     double scale;
-    return (int32_t)ceil(support_of(side, kernel, &scale)) * 2 + 1;
+    return (int32_t)ceil(support_of(side, kernel, &scale)) * 2 + 2;
 }
 
 /* Fills `to` for the `length` pixels of a view's side. A pixel beyond a BLACK border has no weights. */
@@ -86,42 +81,11 @@ static void weigh(const struct side *side, int kernel, int border, int length, s
             double share = sum != 0.0 ? exact[each] / sum : exact[each];
             weight[each] = (int32_t)((share < 0 ? -0.5 : 0.5) + share * (1 << BITS));
         }
+        part_weights(weight, last - first, to->parts + (size_t)column * to->most);
         to->first[column] = first, to->count[column] = last - first;
         if (first < to->low) to->low = first;
         if (last > to->high) to->high = last;
     }
-}
-
-/* Converts a weighted sum, to which a half was added for rounding, to a value. */
-INLINE uint8_t clip(int32_t sum) {
-    sum >>= BITS;
-    return sum < 0 ? 0 : sum > 255 ? 255 : sum;
-}
-
-#define LANES 8
-
-/* The same for 8 sums. */
-INLINE void clip8(ints8 sum, uint8_t *to) {
-    sum >>= BITS;
-    sum &= ~(sum >> 31);      /* sum >> 31 has all bits set if the sum is below 0 */
-    sum |= (255 - sum) >> 31; /* this has all bits set if the sum is above 255 */
-    bytes8 values = __builtin_convertvector(__builtin_convertvector(sum & 255, shorts8), bytes8);
-    memcpy(to, &values, sizeof values);
-}
-
-INLINE ints8 widen8(const uint16_t *from) {
-    shorts8 values;
-    memcpy(&values, from, sizeof values);
-    return __builtin_convertvector(values, ints8);
-}
-
-/* Weighted sums of `count` rows of 48 values, `gap` apart, converted to values. */
-INLINE void weigh48(const uint16_t *from, size_t gap, const int32_t *weight, int count, uint8_t *to) {
-    ints8 sum[GROUP / LANES];
-    for (int part = 0; part < GROUP / LANES; part++) sum[part] = (ints8){0} + (1 << (BITS - 1));
-    for (int tap = 0; tap < count; tap++, from += gap)
-        for (int part = 0; part < GROUP / LANES; part++) sum[part] += widen8(from + part * LANES) * weight[tap];
-    for (int part = 0; part < GROUP / LANES; part++) clip8(sum[part], to + part * LANES);
 }
 
 /* Transposes 16 rows of 16 values and widens the values; the results are `gap` values apart. */
@@ -177,6 +141,7 @@ SIMD static void weigh_columns(
     uint8_t *weighed, uint16_t *out
 ) {
     const uint8_t *rows[ROWS];
+    weigh_rows_of_group *weigh_group = choose_weigh();
     int width = across->high - across->low;
     for (int top = 0; top < height; top += ROWS) {
         for (int row = 0; row < ROWS; row++) {
@@ -185,26 +150,29 @@ SIMD static void weigh_columns(
         }
         turn(rows, width * 3, turned);
         for (int column = 0; column < side; column++) {
-            const int32_t *weight = across->weight + (size_t)column * across->most;
+            size_t place = (size_t)column * across->most;
+            const int32_t *weight = across->weight + place, *parts = across->parts + place;
             const uint16_t *from = turned + (size_t)(across->first[column] - across->low) * GROUP;
-            if (across->count[column]) weigh48(from, GROUP, weight, across->count[column], weighed + column * GROUP);
-            else memset(weighed + column * GROUP, 0, GROUP);
+            uint8_t *to = weighed + column * GROUP;
+            if (across->count[column]) weigh_group(from, GROUP, weight, parts, across->count[column], to);
+            else memset(to, 0, GROUP);
         }
         turn_back(weighed, side * 3, out + (size_t)top * side * 3, (size_t)side * 3);
     }
 }
 
 SIMD static void weigh_rows(const uint16_t *rows, const struct weights *down, int side, uint8_t *view) {
+    weigh_rows_of_group *weigh_group = choose_weigh();
     int length = side * 3;
     for (int row = 0; row < side; row++, view += length) {
-        const int32_t *weight = down->weight + (size_t)row * down->most;
+        const int32_t *weight = down->weight + (size_t)row * down->most, *parts = down->parts + (size_t)row * down->most;
         const uint16_t *from = rows + (size_t)(down->first[row] - down->low) * length;
         int count = down->count[row], at = 0;
         if (!count) {
             memset(view, 0, length);
             continue;
         }
-        for (; at + GROUP <= length; at += GROUP) weigh48(from + at, length, weight, count, view + at);
+        for (; at + GROUP <= length; at += GROUP) weigh_group(from + at, length, weight, parts, count, view + at);
         for (; at < length; at++) {
             int32_t sum = 1 << (BITS - 1);
             for (int tap = 0; tap < count; tap++) sum += weight[tap] * from[(size_t)tap * length + at];
@@ -246,8 +214,9 @@ static void furnish(const struct side *down, const struct side *across, int kern
         each[which]->first = (int32_t *)take(&at, sizeof(int32_t) * side);
         each[which]->count = (int32_t *)take(&at, sizeof(int32_t) * side);
         each[which]->weight = (int32_t *)take(&at, sizeof(int32_t) * side * each[which]->most);
+        each[which]->parts = (int32_t *)take(&at, sizeof(int32_t) * side * each[which]->most);
     }
-    room->turned = (uint16_t *)take(&at, sizeof(uint16_t) * across->from * GROUP);
+    room->turned = (uint16_t *)take(&at, sizeof(uint16_t) * (across->from + 1) * GROUP);
     room->weighed = take(&at, (size_t)side * GROUP);
     room->rows = (uint16_t *)take(&at, sizeof(uint16_t) * (down->from + ROWS) * side * 3);
     room->end = at;
