@@ -39,10 +39,10 @@ def run_stages(
 ) -> int | None:
     """Runs the stages, or what is left of them, and returns an exit status: 0, 1 for a failed stage, 130 interrupted.
 
-    Every stage becomes a job before the first starts. Stages recorded in `folder` as done are skipped, those still running
-    are followed, the rest start as their needs succeed, at most `max_parallel` at once. A failed stage stops those that
-    need it and no others. Logs of running stages go to `stream`, if given. Local jobs end with an interrupt (they
-    resume when run again), jobs on a cluster go on.
+    Every stage is made a job before the first starts. Stages recorded in `folder` as done are skipped, those still
+    running are followed, the rest start as their needs succeed, at most `max_parallel` at once. A failed stage stops
+    those that need it and no others. Logs of running stages go to `stream`, if given. Local jobs end with an interrupt
+    (they resume when run again), jobs on a cluster go on.
 
     A queue, as Slurm's, gets all stages at once, each to wait for its needs; without `watch` they are left to it, and
     None is returned unless all were done before.
