@@ -1,8 +1,8 @@
 /* The inner loop of weigh.h, for vectors of any processor, and with AVX2's 16-bit multiplications, which add pairs.
  *
- * A weight has 24 bits with its sign. The sums over its upper 13 bits and over its lower 11 bits are computed separately,
- * each exactly in 32 bits, and combined at the end. That takes half the instructions of 32-bit multiplications, and gives
- * the same sum.
+ * A weight has 24 bits with its sign. The sums over its upper 13 bits and over its lower 11 bits are computed
+ * separately, each exactly in 32 bits, and combined at the end. That takes half the instructions of 32-bit
+ * multiplications, and gives the same sum.
  */
 #include <string.h>
 

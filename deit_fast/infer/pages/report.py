@@ -105,7 +105,8 @@ def published_part(run: RunFolder) -> list[str]:
 def recipe_part(recipe: Recipe) -> list[str]:
     """The recipe in words, and its differences from the table's row with the same name."""
     title, _, rest = recipe.description.partition("\n")
-    parts = [page.paragraph(text, soft=number > 0) for number, text in enumerate((title, " ".join(rest.split()))) if text]
+    about = page.paragraph(" ".join(rest.split()), soft=True) if rest else ""
+    parts = [page.paragraph(title), about] if title else []
     row = RECIPES.get(recipe.name)
     if row is None:
         return [*parts, page.paragraph("The recipe is none of the table's; recipe.json has every value.")]

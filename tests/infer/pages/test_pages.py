@@ -148,7 +148,7 @@ def test_held_out_images_are_not_among_the_training_images(
     """Of a run with --val 0.25, and of one that takes its list: each part has its own images, also where they moved."""
     photos = shutil.copytree(folder_data / "train", tmp_path / "photos")
     total = len(list(photos.rglob("*.jpg")))
-    words = ["model.num_classes=3", "model.image_size=16", "schedule.epochs=1", "schedule.warmup_epochs=0.5", "run.global_batch=8"]
+    words = ["model.num_classes=3", "schedule.epochs=1", "schedule.warmup_epochs=0.5", "run.global_batch=8"]
     first, second = tmp_path / "first", tmp_path / "second"
     train("demo_pretrain", photos, first, val=0.25, overrides=words)
     train("demo_pretrain", photos, second, val=first / LIST_NAME, overrides=[*words, "run.seed=1"])
