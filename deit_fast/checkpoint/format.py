@@ -20,9 +20,9 @@ SEAL = ".sha256"
 
 Digests = dict[str, str]
 
-# Recipe keys that may differ between a run and its continuation, because they do not change what is trained. Some
-# change the last bits of the results: compile and accumulation change rounding and the random draws of dropout,
-# hw_decoder_load and image_backend change the rounding of pixels.
+# Recipe keys that may differ between a run and its continuation, because none changes what is trained on. Some change
+# rounding: compile and accumulation change that of sums, and the random draws of dropout; hw_decoder_load and
+# image_backend change that of pixels.
 _FREE = ("accumulation", "device", "start", "log_every", "trackers", "eval_every", "checkpoint_every",
          "keep_checkpoints", "compile", "compute_copy", "parallel", "grad_checkpointing", "nonfinite_limit",
          "hang_timeout", "cache_gib", "hw_decoder_load", "image_backend", "profile")  # fmt: skip

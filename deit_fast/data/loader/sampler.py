@@ -79,7 +79,7 @@ def place_order(global_batch: int, group: int, layout: Layout, lanes: int = 1) -
     pairs = np.minimum(places, places[::-1])
     groups, members = np.divmod(pairs, group // 2)
     members = np.where(places == pairs, members, np.bincount(groups)[groups] - 1 - members)
-    keys = (groups, members) if layout == "spread" else (members, groups)  # np.lexsort sorts by the last key first
+    keys = (groups, members) if layout == "spread" else (members, groups)  # the last key is the primary one
     order = np.empty(global_batch, np.int64)
     order[np.lexsort(keys)] = places
     return order
