@@ -64,8 +64,8 @@ class LoaderBench:
     def measure(self, case: str) -> Row:
         """The row of one of CASES or RACES: rates of all sides and their ratios."""
         if case in RACES:
-            row = self.race(case.removeprefix("race_"))
-            return {**row, "pss_mb": self._memory(case.removeprefix("race_"), list(row["cpu_ms_per_view"]))}
+            raced = self.race(case.removeprefix("race_"))
+            return {**raced, "pss_mb": self._memory(case.removeprefix("race_"), list(raced["cpu_ms_per_view"]))}
         build = {
             "decode": self._decode,
             "three_augment": self._three_augment,
