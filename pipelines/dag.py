@@ -39,10 +39,10 @@ def run_stages(
 ) -> int | None:
     """Runs the stages, or what is left of them, and returns an exit status: 0, 1 for a failed stage, 130 interrupted.
 
-    Every stage is dry-run before the first starts. Stages recorded in `folder` as done are skipped, those still running
-    are followed, the rest start as their needs succeed, at most `max_parallel` at once. A failed stage stops those that
-    need it and no others. Logs of running stages go to `stream`, if given. Local jobs end with an interrupt (they
-    resume when run again), jobs on a cluster go on.
+    Every stage is made a job before the first starts. Stages recorded in `folder` as done are skipped, those still
+    running are followed, the rest start as their needs succeed, at most `max_parallel` at once. A failed stage stops
+    those that need it and no others. Logs of running stages go to `stream`, if given. Local jobs end with an interrupt
+    (they resume when run again), jobs on a cluster go on.
 
     A queue, as Slurm's, gets all stages at once, each to wait for its needs; without `watch` they are left to it, and
     None is returned unless all were done before.
@@ -50,10 +50,10 @@ def run_stages(
     Raises PipelineError before anything is started.
     """
     order = sort_stages(stages)
-    for stage in order:
-        dryrun_stage(stage, folder, runner, scheduler, cfg)
+    # Before any thread follows a log: TorchX parses components, and CPython 3.11's ast.parse may fail in two threads.
+    jobs = {stage.name: dryrun_stage(stage, folder, runner, scheduler, cfg) for stage in order}
     with locked(folder, "pipeline.lock", "another run of this pipeline"), remembering() as signals:
-        run = _Run(order, folder, runner, scheduler, dict(cfg), stream, signals)
+        run = _Run(order, jobs, folder, runner, scheduler, dict(cfg), stream, signals)
         try:
             run.attach(poll_seconds)
             if find_scheduler(scheduler).queue:
@@ -69,6 +69,8 @@ def run_stages(
 @dataclass
 class _Run:
     order: list[Stage]
+    jobs: dict[str, AppDryRunInfo[Any]]
+    """What TorchX submits for each stage; a stage starts at most once in a run."""
     folder: Path
     runner: Runner
     scheduler: str
@@ -94,7 +96,7 @@ class _Run:
             handle = queued.get(stage.output)
             if handle and (record is None or (record.state != "succeeded" and record.handle != handle)):
                 # A driver was killed after submitting it and before writing that down.
-                record = self._record(stage, handle, self._dryrun(stage))
+                record = self._record(stage, handle)
             if record is None:
                 continue
             state: AppState | None = AppState.SUCCEEDED
@@ -196,7 +198,7 @@ class _Run:
     def _start(self, stage: Stage) -> None:
         scheduler = find_scheduler(self.scheduler)
         try:
-            job = self._dryrun(stage)
+            job = self.jobs[stage.name]
             after = [self.records[need].handle for need in stage.needs if need in self.running]
             scheduler.prepare(job, stage.output, after)
             handle = scheduler.submit(self.runner, job)
@@ -206,7 +208,7 @@ class _Run:
             self.failed.add(stage.name)
             self._say(stage, f"could not start: {explain(error)}")
             return
-        record = self._record(stage, handle, job, after)
+        record = self._record(stage, handle, after)
         self.running[stage.name] = stage
         self._save()
         with contextlib.suppress(PipelineError):  # what a driver that was killed has submitted may only now be there
@@ -217,11 +219,8 @@ class _Run:
         self._say(stage, f"{'queued ' if scheduler.queue else 'started'}       {record.handle}{again}{waits}")
         self._follow(stage, record)
 
-    def _dryrun(self, stage: Stage) -> AppDryRunInfo[Any]:
-        return dryrun_stage(stage, self.folder, self.runner, self.scheduler, self.cfg)
-
-    def _record(self, stage: Stage, handle: str, job: AppDryRunInfo[Any], after: Sequence[str] = ()) -> Record:
-        role, words = get_app(job).roles[0], list(stage.arguments)
+    def _record(self, stage: Stage, handle: str, after: Sequence[str] = ()) -> Record:
+        role, words = get_app(self.jobs[stage.name]).roles[0], list(stage.arguments)
         attempt = self.records[stage.name].attempt + 1 if stage.name in self.records else 1
         self.records[stage.name] = record = Record(
             "running", stage.component, words, handle, role.name, role.num_replicas, attempt, time.time(), list(after)
@@ -288,13 +287,14 @@ class _Run:
 
     def _follow(self, stage: Stage, record: Record) -> None:
         if self.stream is not None:
-            self.threads[stage.name] = follow_log(
-                self.runner, stage.name, record, self.stream, lambda: stage.name not in self.running
-            )
+            name, ended = self._padded(stage), lambda: stage.name not in self.running
+            self.threads[stage.name] = follow_log(self.runner, name, record, self.stream, ended)
+
+    def _padded(self, stage: Stage) -> str:
+        return stage.name.ljust(max(len(each.name) for each in self.order))
 
     def _say(self, stage: Stage, text: str) -> None:
-        width = max(len(each.name) for each in self.order)
-        print(f"{time.strftime('%H:%M:%S')}  {stage.name:<{width}}  {text}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')}  {self._padded(stage)}  {text}", flush=True)
 
     def _save(self) -> None:
         write_records(self.folder / "pipeline.json", self.records)

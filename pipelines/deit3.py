@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m pipelines.dei
                     print(f"=== {stage.name}" + (f", after {', '.join(stage.needs)}" if stage.needs else ""))
                     print(f"{pformat(asdict(get_app(job)), width=120)}\n{job}\n")
                 return 0
-            stream = sys.stderr if sys.stderr.isatty() and not options.quiet else None
+            stream = None if options.quiet else sys.stderr
             poll_seconds = 1.0 if scheduler.local else 10.0
             status = run_stages(
                 stages, state, runner, options.scheduler, cfg, limit, poll_seconds, stream, options.watch

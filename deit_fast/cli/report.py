@@ -10,8 +10,7 @@ from deit_fast.runtime.errors import DataError, RecipeError, RunError
 from deit_fast.runtime.stdout import tell
 
 if TYPE_CHECKING:
-    from deit_fast.data.sources.base import Source
-    from deit_fast.infer.pages.evaluated import Evaluated
+    from deit_fast.infer.evaluate import Scored
     from deit_fast.infer.pages.run_folder import RunFolder
 
 EVALUATION = "evaluation"
@@ -71,65 +70,68 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[str]:
     """The sections of the run's images: its data, samples, and an evaluation of its best weights."""
-    from deit_fast.data.sources.image_list import LIST_NAME
-    from deit_fast.data.sources.open import open_source
     from deit_fast.infer.pages import page
     from deit_fast.infer.pages.report import data_part
     from deit_fast.infer.pages.samples import training_samples
+    from deit_fast.infer.scored_images import open_trained
 
     given = run.starts[-1] if run.starts else {}
-    data = data or given.get("data")
-    if data is None:
+    trained, labels = data or given.get("data"), None if data or val else given.get("labels")
+    if trained is None:
         complain(f"{run.path}: nothing says which images it has: expected --data")
         return []
-    listed = run.path / LIST_NAME
-    named = val or (listed if listed.is_file() else given.get("val"))
-    held_out = data if named is None or read_val_fraction(str(named)) is not None else str(named)
+    held_out = _validation(run, given.get("val"), data, trained)
+    own_labels = labels if held_out in (data, trained) else None  # or they are of other images than those trained on
     parts, shown = [], []
     try:
-        source = open_source(data, "train", run.recipe.data.category)
+        source = open_trained(run.path, trained, run.recipe.data.category, own_labels)
         shown.append(data_part(source, "training"))
         samples = training_samples(run.recipe, source)
         shown_samples = page.pictures(page.picture([each], words, name) for each, name, words in samples)
         parts.append(page.section("Inputs of the network", shown_samples))
     except (DataError, RunError, RecipeError) as error:
         complain(f"training images are not shown: {error}")
-    found = _evaluate(run, held_out)
-    if found is not None:
-        evaluated, source = found
-        shown.append(data_part(source, "validation"))
-        parts += _evaluated_parts(run, evaluated, source)
+    try:
+        scored, about = _score(run, val or held_out, labels)
+        shown.append(data_part(scored.source, "validation"))
+        parts += about
+    except (DataError, RunError, RecipeError) as error:
+        complain(f"confusions, mistakes and attention are not shown: {error}")
     return [page.section("Data", *shown), *parts]
 
 
-def _evaluated_parts(run: "RunFolder", evaluated: "Evaluated", source: "Source") -> list[str]:
-    from deit_fast.infer.pages import page
-    from deit_fast.infer.pages.evaluated import attention, confusion, mistakes
-    from deit_fast.infer.predict import load_model
+def _validation(run: "RunFolder", given: str | None, data: str | None, trained: str) -> str | None:
+    """The place of the images that a run validated on; None for those that it held out, where its list says they are.
 
-    low, high = evaluated.scores["top1_interval"]
-    words = f"{evaluated.scores['checkpoint']}: top-1 {evaluated.scores['top1']:.2f} % ({low:.1f} to {high:.1f})"
-    return [
-        page.section("Confusions", page.paragraph(words), confusion(evaluated)),
-        page.section("Most confident mistakes", mistakes(evaluated, source)),
-        page.section("Attention of the class token", attention(load_model(run.path), evaluated, source)),
-    ]
+    given: the run's --val. data: the --data of the report. trained: the training images.
+    """
+    from deit_fast.data.sources.image_list import LIST_NAME
+
+    if (run.path / LIST_NAME).is_file():
+        return data
+    return trained if given is None or read_val_fraction(given) is not None else given
 
 
-def _evaluate(run: "RunFolder", val: str) -> "tuple[Evaluated, Source] | None":
-    """The outcomes of the run's best weights on its validation images, and these; kept beside the run."""
+def _score(run: "RunFolder", val: str | None, labels: str | None) -> "tuple[Scored, list[str]]":
+    """The run's best weights on its validation images, kept beside the run, and the sections about these.
+
+    val: images; None for those that the run held out of its own. Raises DataError, RunError, RecipeError.
+    """
+    from deit_fast.convert.locate import find_weights
     from deit_fast.convert.pretrained import open_weights
-    from deit_fast.infer.evaluate import evaluate_checkpoint
-    from deit_fast.infer.pages.evaluated import read_evaluated
-    from deit_fast.infer.scored_images import open_scored
+    from deit_fast.infer.evaluate import score_weights
+    from deit_fast.infer.pages import page
+    from deit_fast.infer.pages.evaluated import as_evaluated, attention, confusion, mistakes
+    from deit_fast.infer.predict import build_loaded
 
-    folder = run.path / EVALUATION
-    try:
-        evaluate_checkpoint(run.path, val, report=folder)
-        weights = open_weights(run.path)
-        source, _ = open_scored(str(run.path), weights, val, run.recipe.data.category, None)
-    except (DataError, RunError, RecipeError) as error:
-        complain(f"confusions, mistakes and attention are not shown: {error}")
-        return None
-    evaluated = read_evaluated(folder)
-    return None if evaluated is None else (evaluated, source)
+    weights = open_weights(run.path)
+    scored = score_weights(weights, run.path, val, report=run.path / EVALUATION, labels=labels)
+    evaluated, notes = as_evaluated(scored), scored.result["notes"]
+    low, high = scored.result["top1_interval"]
+    words = f"{find_weights(run.path)}: top-1 {scored.result['top1']:.2f} % ({low:.1f} to {high:.1f})"
+    said = (page.paragraph(note, soft=True) for note in notes)
+    return scored, [
+        page.section("Confusions", page.paragraph(words), *said, confusion(evaluated)),
+        page.section("Most confident mistakes", mistakes(evaluated, scored.source)),
+        page.section("Attention of the class token", attention(build_loaded(weights), evaluated, scored.source)),
+    ]

@@ -20,7 +20,7 @@ from deit_fast.data.loader.streaming_plan import disk_limit
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.class_subset import CLASS_CHOICES, ClassChoice, choose_classes
 from deit_fast.infer.metrics import Metric, Predicted, Totals, build_metrics, find_metrics
-from deit_fast.infer.outcomes import outcome_rows, read_outcomes
+from deit_fast.infer.outcomes import Outcomes, outcome_rows, read_outcomes
 from deit_fast.infer.precision import average_mirrored, build_predictor, choose_dtype, mirrored_notes
 from deit_fast.infer.report import wilson_interval, write_report
 from deit_fast.infer.scored_images import open_scored
@@ -48,6 +48,17 @@ class Scores:
     """Images evaluated, each once."""
     images_per_second: float
     """Over all processes; the first of several batches is not timed."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An evaluation of a checkpoint, with the images and what became of each."""
+
+    result: dict[str, Any]
+    """What `evaluate_checkpoint` returns."""
+    source: Source
+    """The images that were scored."""
+    outcomes: Outcomes
 
 
 def build_eval_loader(recipe: Recipe, source: Source, world: World, backend: str | None = None) -> EvalLoader:
@@ -134,11 +145,27 @@ def evaluate_checkpoint(
     read from words beside the weights. Raises RecipeError, DataError or RunError, this also for logits that are not
     finite. Example: `evaluate("runs/digits", "digits")["top1"]`, by its name in deit_fast.
     """
-    start = time.perf_counter()
-    report = Path(report) if report is not None else None
     if classes is not None and classes not in CLASS_CHOICES:
         raise RunError(f"classes={classes!r}: expected {' or '.join(map(repr, CLASS_CHOICES))}")
     weights = open_weights(checkpoint, ema)
+    return score_weights(weights, checkpoint, data, overrides, ema, flip, metrics, report, labels, classes).result
+
+
+def score_weights(
+    weights: Weights,
+    checkpoint: str | Path,
+    data: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    ema: bool = False,
+    flip: bool = False,
+    metrics: Iterable[str] = (),
+    report: str | Path | None = None,
+    labels: str | Path | None = None,
+    classes: ClassChoice | None = None,
+) -> Scored:
+    """`evaluate_checkpoint` of weights that are read already, from `checkpoint`; ema: whether they are the average."""
+    start = time.perf_counter()
+    report = Path(report) if report is not None else None
     recipe = weights.recipe.taken_over(overrides)
     need_head(weights, recipe)
     own, asked = weights.recipe.model.num_classes or recipe.model.classes, recipe.model.num_classes
@@ -199,7 +226,7 @@ def evaluate_checkpoint(
     }
     if report is not None and world.is_main:
         write_report(report, source, outcomes, result)
-    return result
+    return Scored(result, source, outcomes)
 
 
 def _class_names(weights: Weights, count: int, source: Source) -> list[str]:

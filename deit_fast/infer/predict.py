@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from deit_fast.convert.detect import Weights
 from deit_fast.convert.fit import Change, build_initialised, need_head
 from deit_fast.convert.pretrained import open_weights
 from deit_fast.data.sources.pixels import as_rgb
@@ -104,7 +105,11 @@ def load_model(checkpoint: str | Path, ema: bool = False, overrides: Sequence[st
     No process group is joined: in a program that torchrun started each process has a model of its own, on the GPU of
     its LOCAL_RANK. Raises RecipeError or RunError.
     """
-    weights = open_weights(checkpoint, ema)
+    return build_loaded(open_weights(checkpoint, ema), overrides)
+
+
+def build_loaded(weights: Weights, overrides: Sequence[str] = ()) -> LoadedModel:
+    """`load_model` of weights that are read already."""
     recipe = weights.recipe.taken_over(overrides)
     need_head(weights, recipe)
     device = choose_device(recipe.run.device)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.identity import identify
 from deit_fast.infer.outcomes import Outcomes
 from deit_fast.runtime.files import atomic_path, write_json
 
@@ -45,7 +46,8 @@ def confusion_matrix(
 def write_report(folder: Path, source: Source, outcomes: Outcomes, scores: dict[str, Any]) -> None:
     """Writes scores.json, per_class.csv, mistakes.csv and the confusion matrix into `folder`, which is made.
 
-    outcomes.npz has what became of each image: labels, predictions, confidences, in_top5 [N], and the classes' names.
+    outcomes.npz has what became of each image: labels, predictions, confidences, in_top5 [N], and the classes' names;
+    and the digest by which the same images are known again.
 
     Of up to 100 classes the matrix is confusion.csv and confusion.png, of more confusion.npz, in the form that
     scipy.sparse.load_npz reads. mistakes.csv has the 200 most confident ones. Raises OSError.
@@ -63,7 +65,7 @@ def write_report(folder: Path, source: Source, outcomes: Outcomes, scores: dict[
     with atomic_path(folder / OUTCOMES) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, labels=source.labels.astype(np.int64), classes=np.array(source.classes, dtype=str),
                             predictions=outcomes.predictions, confidences=outcomes.confidences,
-                            in_top5=outcomes.in_top5)  # fmt: skip
+                            in_top5=outcomes.in_top5, digest=np.array(identify(source).digest))  # fmt: skip
     write_json(folder / "scores.json", scores)
 
 

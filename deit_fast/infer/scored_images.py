@@ -8,7 +8,7 @@ from pathlib import Path
 from deit_fast.convert.detect import Weights
 from deit_fast.convert.locate import newest_run
 from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.held_out import choose_held_out, find_listed
+from deit_fast.data.sources.held_out import all_but, choose_held_out, find_listed
 from deit_fast.data.sources.identity import Identity, identify
 from deit_fast.data.sources.image_list import LIST_NAME, ImageList
 from deit_fast.data.sources.open import find_validation, open_source
@@ -42,6 +42,20 @@ def open_scored(
             return found
     source = open_source(data, "val", category, labels=labels)
     return source, _warn(weights, data, source)
+
+
+def open_trained(run: Path, data: str, category: str, labels: str | None = None) -> Source:
+    """The training images of a run's folder: those of `data` without what the run's list says was held out.
+
+    labels: the file of labels that the run was given, which are the training images' own where no validation split
+    is beside them. Raises DataError, RunError.
+    """
+    listed = _find_list(str(run))
+    beside = listed is None and find_validation(data) is not None
+    whole = open_source(data, "train", category, labels=None if beside else labels)
+    if listed is None:
+        return whole
+    return Subset(whole, all_but(whole, find_listed(whole, listed[1].images)[0]))
 
 
 def _find_list(checkpoint: str) -> tuple[str, ImageList] | None:

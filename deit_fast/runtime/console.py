@@ -69,8 +69,8 @@ class Console:
         """One step is done."""
         self._step += 1
         self._pace.step(time.perf_counter())
+        self._describe()
         if self._bar is not None:
-            self._bar.set_description_str(self._live_line(), refresh=False)
             self._bar.update()
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
@@ -83,6 +83,7 @@ class Console:
         top1, best = values.get("top1"), self._best
         better = top1 is not None and (best is None or top1 > best)
         self._best = top1 if better else best
+        self._describe()
         mark = "" if top1 is None else "best" if better or top1 == best else f"best so far {best:.2f} %"
         say("  ".join(filter(None, [self._place(step), *score_words(values), mark])))
 
@@ -94,6 +95,11 @@ class Console:
         """Ends the live line."""
         if self._bar is not None:
             self._bar.close()
+
+    def _describe(self) -> None:
+        """Gives the bar its words, which it shows when it is drawn next."""
+        if self._bar is not None:
+            self._bar.set_description_str(self._live_line(), refresh=False)
 
     def _place(self, step: int) -> str:
         epoch, width = self._epochs * step / self._total, len(f"{self._total:,}")

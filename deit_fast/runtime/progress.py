@@ -27,20 +27,11 @@ def say(line: str) -> None:
 class Progress:
     """`start` of `total` things, named `what`, are done; a context manager.
 
-    unit: what a thing is called beside the rate; "B" are bytes, shown as MiB and the like. lines: whether a log file
-    gets "WHAT: 3 of 9" on stderr every LINE_SECONDS; False where the caller writes lines of its own. show: False for
-    all but the one process of several that reports.
+    A log file gets "WHAT: 3 of 9" on stderr every LINE_SECONDS. unit: what a thing is called beside the rate; "B" are
+    bytes, shown as MiB and the like. show: False for all but the one process of several that reports.
     """
 
-    def __init__(
-        self,
-        total: int,
-        what: str,
-        start: int = 0,
-        unit: str = "it",
-        lines: bool = True,
-        show: bool = True,
-    ) -> None:
+    def __init__(self, total: int, what: str, start: int = 0, unit: str = "it", show: bool = True) -> None:
         self._what, self._total, self._done = what, total, start
         self._bytes = unit == "B"
         drawn = show and sys.stderr.isatty()
@@ -49,7 +40,7 @@ class Progress:
                  unit_scale=self._bytes, unit_divisor=1024)
             if drawn else None
         )  # fmt: skip
-        self._lines = show and lines and not drawn
+        self._lines = show and not drawn
         self._last_line = time.monotonic()
 
     def update(self, count: int = 1) -> None:

@@ -22,7 +22,8 @@ def describe_start(job: Job, state: TrainState, reason: str) -> list[str]:
         "data": _data(job),
         "batch": describe_batch(recipe, job.world.size, reason),
         "schedule": f"{recipe.optim.name}, peak rate {recipe.optim.lr:g}; {schedule.epochs:g} epochs of "
-        f"{job.steps_per_epoch:,} steps, {job.total_steps:,} in all, {schedule.warmup_epochs:g} epochs of warmup"
+        f"{job.steps_per_epoch:,} steps, {job.total_steps:,} in all, "
+        f"{schedule.warmup_epochs:g} epoch{'s' * (schedule.warmup_epochs != 1)} of warmup"
         + (f"; from step {state.step:,} on" if state.step else ""),
         "out": f"{job.out}: checkpoints/, metrics.jsonl, tensorboard/, curves.png"
         + (f"; kept in {job.store.uri}" if job.store is not None else ""),

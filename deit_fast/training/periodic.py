@@ -146,7 +146,8 @@ class Evaluation:
         self._log.paused(time.perf_counter() - start)
         if found := standing(job.recipe, state.step / job.steps_per_epoch, scores.get("top1")):
             self._log.say(str(found))
-        draw_curves(job)
+        if state.step < job.total_steps:  # the end of a run draws them with its result
+            draw_curves(job)
 
     def _watch(self) -> bool:
         self._watchdog.beat("evaluation")

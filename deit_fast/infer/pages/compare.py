@@ -55,9 +55,8 @@ class Paired:
 
 
 def paired(first: Evaluated, second: Evaluated) -> Paired | None:
-    """The two on the same images; None where these are not the same ones, by number, labels and names of classes."""
-    same = len(first.labels) == len(second.labels) and first.classes == second.classes
-    if not same or not (first.labels == second.labels).all() or first.scores.get("data") != second.scores.get("data"):
+    """The two on the same images; None where their images, or the classes that these are of, are not the same."""
+    if first.digest != second.digest or len(first.labels) != len(second.labels) or first.classes != second.classes:
         return None
     right = [each.outcomes.predictions == each.labels for each in (first, second)]
     gained, lost = int((~right[0] & right[1]).sum()), int((right[0] & ~right[1]).sum())

@@ -1,9 +1,7 @@
 """The part of a report that needs the validation images: confusion matrix, worst mistakes as pictures, attention."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +10,9 @@ from PIL import Image
 
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.headers import open_image
+from deit_fast.data.sources.identity import identify
 from deit_fast.data.sources.pixels import as_rgb
+from deit_fast.infer.evaluate import Scored
 from deit_fast.infer.outcomes import Outcomes
 from deit_fast.infer.pages import page
 from deit_fast.infer.pages.attention import attention_maps, has_attention, overlay
@@ -31,21 +31,26 @@ _SIDE = 224  # px of a picture in a page
 class Evaluated:
     """An evaluation of a run's weights, image by image."""
 
-    scores: dict[str, Any]
-    """scores.json: what evaluate_checkpoint returned."""
     outcomes: Outcomes
     labels: NDArray[np.int64]
     """[N]."""
     classes: list[str]
+    digest: str
+    """Of the images, by data/sources/identity.py."""
+
+
+def as_evaluated(scored: Scored) -> Evaluated:
+    """The same of an evaluation that was made just now."""
+    source = scored.source
+    return Evaluated(scored.outcomes, source.labels.astype(np.int64), source.classes, identify(source).digest)
 
 
 def read_evaluated(folder: Path) -> Evaluated | None:
     """What write_report left in a folder; None where something is missing."""
     try:
-        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
         with np.load(folder / OUTCOMES) as held:
             outcomes = Outcomes(held["predictions"], held["confidences"], held["in_top5"])
-            return Evaluated(scores, outcomes, held["labels"], held["classes"].tolist())
+            return Evaluated(outcomes, held["labels"], held["classes"].tolist(), str(held["digest"]))
     except (OSError, ValueError, KeyError):
         return None
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.identity import identify
 from deit_fast.infer.pages import page
 from deit_fast.infer.pages.charts import run_charts
 from deit_fast.infer.pages.on_track import published_curve, standings_of
@@ -103,7 +104,9 @@ def published_part(run: RunFolder) -> list[str]:
 
 def recipe_part(recipe: Recipe) -> list[str]:
     """The recipe in words, and what differs from the row of the table that it has the name of."""
-    parts = [page.paragraph(" ".join(recipe.description.split()), soft=True)] if recipe.description else []
+    title, _, rest = recipe.description.partition("\n")
+    about = page.paragraph(" ".join(rest.split()), soft=True) if rest else ""
+    parts = [page.paragraph(title), about] if title else []
     row = RECIPES.get(recipe.name)
     if row is None:
         return [*parts, page.paragraph("The recipe is none of the table's; recipe.json has every value.")]
@@ -113,12 +116,12 @@ def recipe_part(recipe: Recipe) -> list[str]:
     return [*parts, page.table(("key", "here", f"in {row.name}"), changed)]
 
 
-def data_part(source: Source, split: str, digest: str = "") -> str:
-    """Number of images and classes, and how the images are spread over the classes."""
+def data_part(source: Source, split: str) -> str:
+    """Number of images and classes, their digest, and how the images are spread over the classes."""
     counts = np.bincount(source.labels, minlength=len(source.classes))
     spread = f"{counts.min():,} to {counts.max():,} in a class, median {np.median(counts):,.0f}"
     words = f"{split}: {len(source):,} images of {len(source.classes):,} classes, {spread}: {printable(source.place)}"
-    parts = page.paragraph(words) + (page.paragraph(f"digest {digest}", soft=True) if digest else "")
+    parts = page.paragraph(words) + page.paragraph(f"digest {identify(source).digest}", soft=True)
     if len(counts) <= _NAMED_BARS:
         return parts + page.bars(dict(zip(source.classes, counts.tolist(), strict=True)))
     order = np.sort(counts)[::-1]
