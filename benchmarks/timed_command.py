@@ -18,16 +18,19 @@ _SAMPLE_SECONDS = 1.0
 @dataclass(frozen=True)
 class Cost:
     """seconds: of the clock. cpu_seconds: user and system. peak_pss_mb: MB (2**20) of all its processes together, a
-    shared page counted once, the most that was seen in samples a second apart."""
+    shared page counted once, the most that was seen in samples `every` seconds apart."""
 
     seconds: float
     cpu_seconds: float
     peak_pss_mb: float
 
 
-def time_command(command: Sequence[str], log: Path) -> Cost:
-    """Runs the command to its end, with stdout and stderr in `log`. Raises RunError where its status is not 0."""
-    peak = _Peak()
+def time_command(command: Sequence[str], log: Path, every: float = _SAMPLE_SECONDS) -> Cost:
+    """Runs the command to its end, with stdout and stderr in `log`. Raises RunError where its status is not 0.
+
+    every: seconds from one look at its memory to the next.
+    """
+    peak = _Peak(every)
     start = time.perf_counter()
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
@@ -51,14 +54,14 @@ def time_command(command: Sequence[str], log: Path) -> Cost:
 class _Peak:
     """The largest sum of the proportional set sizes (PSS) of a process and its descendants."""
 
-    def __init__(self) -> None:
-        self.bytes = 0
+    def __init__(self, every: float) -> None:
+        self.bytes, self._every = 0, every
         self.ended = threading.Event()
 
     def watch(self, process: int) -> None:
         while True:
             self.bytes = max(self.bytes, _pss(process))
-            if self.ended.wait(_SAMPLE_SECONDS):
+            if self.ended.wait(self._every):
                 return
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from deit_fast.infer.compile import CompiledPredictor
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import Run
 from deit_fast.runtime.errors import RecipeError
@@ -84,6 +83,8 @@ def build_predictor(model: nn.Module, recipe: Recipe, dtype: torch.dtype, world:
 
     The function is compiled where the recipe's training step is.
     """
+    from deit_fast.infer.compile import CompiledPredictor  # which imports all models: normalising alone needs none
+
     return CompiledPredictor(Classifier(model, recipe, dtype, world.device), recipe.run, world)
 
 

@@ -20,6 +20,8 @@ from deit_fast.data.loader.substitute import Substitutes
 from deit_fast.data.loader.window import Window
 from deit_fast.data.sources.base import Source
 from deit_fast.recipe.sections import Augment, Data
+from deit_fast.runtime.hardware import cpu_threads
+from deit_fast.runtime.host_memory import limit_arenas
 from deit_fast.runtime.patience import PATIENCE_SECONDS
 
 
@@ -55,6 +57,8 @@ class _Loader(ABC):
         self._source, self._device, self._patience, self._substitutes = source, device, patience, substitutes
         self._producer: Producer | None = None
         self._pipeline: Pipeline | None = None
+        if device.type == "cpu":  # before the threads of readers and decoders start
+            limit_arenas(max(2, cpu_threads()))
 
     @abstractmethod
     def _plans(self) -> Iterator[Plan]: ...
