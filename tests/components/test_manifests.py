@@ -17,7 +17,7 @@ from torchx.schedulers import get_scheduler_factories
 from pipelines.deit3 import PIPELINES, build_stages, main
 from tests.conftest import ROOT
 
-kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="needs the extra: test")
+pytest.importorskip("kubernetes_validate", reason="needs the extra: test")
 
 from tests.kubernetes.manifests import check_job, check_pods, check_rules
 from tests.kubernetes.schemas import BEFORE, CURRENT, KUBERNETES, check
@@ -327,6 +327,8 @@ def test_a_pipelines_files_are_refused_in_a_line(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.parametrize("versions", [CURRENT, BEFORE], ids=["current", "before"])
 def test_what_the_page_tells_an_administrator_is_valid(versions: dict[str, str]) -> None:
+    import kubernetes_validate
+
     blocks = re.findall(r"```yaml[^\n]*\n(.*?)```", (ROOT / "docs" / "clusters.md").read_text(), re.S)
     written = [each for block in blocks for each in yaml.safe_load_all(block) if "kind" in each]
     kinds = ["ResourceFlavor", "ClusterQueue", "LocalQueue", "WorkloadPriorityClass"]

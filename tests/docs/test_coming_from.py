@@ -186,7 +186,9 @@ def test_the_pages_say_what_the_error_messages_say(page: str) -> None:
                 assert row.ours[0] == "deit-fast evaluate"
             elif name in OPTIONS and row.section.partition(":")[0] in ("train.py", "main.py", "tools/train.py"):
                 meant = OPTIONS[name].partition("=")[0]
-                assert any(word.partition("=")[0].partition(" ")[0] == meant for word in row.ours), f"{name}: {row.ours}"
+                assert any(word.partition("=")[0].partition(" ")[0] == meant for word in row.ours), (
+                    f"{name}: {row.ours}"
+                )
 
 
 @pytest.mark.parametrize("ours", [
