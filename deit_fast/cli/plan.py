@@ -114,12 +114,15 @@ def _time(plan: "RunPlan") -> str:
     if hours is None:
         return "not known: nothing was measured or published of such a device; --gpus NxNAME names one"
     kind = "measured" if hours.measured else "estimate, by peak rates and FLOPs where it is of another device or size"
-    span, spent = _span(hours.least, hours.most), _span(hours.least * count, hours.most * count)
-    return "\n".join([f"{span} h, {spent} GPU-hours ({kind})", *(f"by {each}" for each in hours.sources)])
+    if hours.most < 0.1:
+        spent = f"{_span(60 * hours.least, 60 * hours.most)} min"
+    else:
+        spent = f"{_span(hours.least, hours.most)} h, {_span(hours.least * count, hours.most * count)} GPU-hours"
+    return "\n".join([f"{spent} ({kind})", *(f"by {each}" for each in hours.sources)])
 
 
 def _span(least: float, most: float) -> str:
-    low, high = _hours(least), _hours(most)
+    low, high = _number(least), _number(most)
     return low if most < 1.02 * least else f"{low} to {high}"
 
 
@@ -133,8 +136,8 @@ def _size(count: float) -> str:
     return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.0f} MiB"
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 10 else f"{hours:,.1f}" if hours >= 0.1 else f"{hours:,.2g}"
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:,.1f}" if value >= 0.1 else f"{value:,.2g}"
 
 
 def _open(recipe: Recipe, arguments: argparse.Namespace) -> "tuple[Recipe, Images]":

@@ -43,7 +43,8 @@ def model_card(
         f"Images are resized to {shorter} px on their shorter side ({data.eval_interpolation}), cut to the central "
         f"{size} x {size} px, scaled to [0, 1], less ({_numbers(data.mean)}) and divided by ({_numbers(data.std)}).",
         "",
-        f"Recipe: `{recipe.name}`. {' '.join(recipe.description.split())}".rstrip(),
+        f"Recipe: `{recipe.name}`, with `model.image_size={size}`, `schedule.epochs={recipe.schedule.epochs:g}`.",
+        *(["", " ".join(about.split())] if (about := recipe.description.partition("\n")[2]) else []),
     ]
     if found := _accuracies(scores):
         lines += [

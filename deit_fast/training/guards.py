@@ -101,7 +101,7 @@ class Divergence:
         return (
             f"step {first}: {what} was not finite, and {in_a_row} steps in a row were skipped "
             f"(run.nonfinite_limit={run.nonfinite_limit}, looked at every {check_interval(run)} steps); {settings}, "
-            f"computed in {precision}; what to turn: README, 'A loss that is not finite'; "
+            f"computed in {precision}; what to turn: docs/training.md, 'A loss that is not finite'; "
             f"images of that step: {self._path}"
         )
 

@@ -99,14 +99,14 @@ def test_it_stops_with_the_first_step_and_its_images(
     message = (
         r"^step 5: the loss on rank 0 was not finite, and 5 steps in a row were skipped \(run\.nonfinite_limit=3, "
         r"looked at every 3 steps\); learning rate of that step 0\.00667, optim\.max_grad_norm=1, computed in fp32; "
-        r"what to turn: README, 'A loss that is not finite'; images of that step: .*nonfinite\.txt$"
+        r"what to turn: docs/training\.md, 'A loss that is not finite'; images of that step: .*nonfinite\.txt$"
     )
     with pytest.raises(RunError, match=message):
         train(recipe, str(folder_data), tmp_path / "run")
     expected = names_of(folder_data, recipe, 4)
     assert listed(tmp_path / "run") == ["# step 5, epoch 0.8333, run.seed=0", *expected]
     assert not (tmp_path / "run" / "checkpoints").exists()
-    assert "**A loss that is not finite**" in (ROOT / "README.md").read_text()
+    assert "## A loss that is not finite\n" in (ROOT / "docs" / "training.md").read_text()
 
 
 @pytest.mark.filterwarnings("error:.*encountered in:RuntimeWarning")
