@@ -1,0 +1,313 @@
+"""A reader who does what a page says: in a folder with the demo's data and runs, and with nothing of ImageNet's.
+
+What a command needs decides how it is followed, by rule:
+
+* A command on the demo's data, or on a file that an earlier command of the page made, is run.
+* A command that names a place elsewhere (`_ELSEWHERE`: /data, an object store, published weights, ...), or a run that
+  such a command makes, is checked instead: its options are parsed and its recipe is made. Nothing is started.
+* A pipeline, a TorchX component and a job's YAML are made with everything in them, and not submitted.
+* `make TARGET` and `pip install` are looked up. Other programs (`_OUTSIDE`) are the reader's own.
+
+Trainings have one epoch.
+"""
+
+import contextlib
+import functools
+import importlib
+import io
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deit_fast
+from deit_fast.cli.main import build_parser, main
+from deit_fast.cli.other_tools import refuse_options_of_others
+from deit_fast.recipe import get_recipe
+from deit_fast.zoo import find_weights_row
+from tests.conftest import ROOT
+from tests.docs.blocks import Block, Command, Program, commands_of, programs_of
+
+SHORT = {"schedule.epochs": "1", "schedule.warmup_epochs": "0"}
+"""The words of every training here. A page's own words of these names are checked, and then left out."""
+
+_ELSEWHERE = re.compile(r"(^|[=,:])(/(data|datasets|shared|scratch|runs|mnt|imagenet)\b|(s3|gs|hf|https?|file)://)")
+_OWN_WEIGHTS = (".pth", ".pt", ".msgpack", ".safetensors", ".bin", ".pdparams")
+_CHECKED = {"push", "benchmark"}  # uploads, and takes minutes
+_OUTSIDE = {
+    ".", "apt-get", "aws", "cat", "cd", "cp", "curl", "docker", "git", "head", "helm", "kind", "kubectl", "less", "ln",
+    "ls", "mkdir", "mv", "nvidia-smi", "python3", "rm", "sacct", "sbatch", "scancel", "scontrol", "sha256sum", "source",
+    "squeue", "srun", "sudo", "tail", "tar", "tensorboard", "unzip", "watch", "wget", "xdg-open",
+}  # fmt: skip
+
+
+class Reader:
+    """Follows pages in `folder`, the working directory. `real`: runs what the demo has the data for; else checks it."""
+
+    def __init__(self, folder: Path, real: bool, elsewhere: set[str] | None = None) -> None:
+        self.folder, self.real = folder, real
+        self.elsewhere = set() if elsewhere is None else elsewhere
+        """Runs and files that commands make from what is elsewhere; of all pages that were read."""
+        self.variables: dict[str, str] = {}
+        self.names: dict[str, Any] = {"__name__": "__main__"}
+        self.ran: list[str] = []
+        """Places of what was run."""
+        self.checked: list[str] = []
+        """Places of what was checked alone."""
+
+    def follow(self, block: Block) -> None:
+        """Does what a block says. Raises AssertionError, with its place in the page, for what does not work."""
+        if block.title is not None:
+            self._write(block)
+        elif block.kind == "console":
+            for command in commands_of(block):
+                self._command(command)
+        elif block.kind == "python":
+            self._python(block)
+        elif block.kind == "toml":
+            _check_recipe(block.place, block.text, self.folder / "block.toml")
+            self.checked.append(block.place)
+
+    def _write(self, block: Block) -> None:
+        """A block with a title is that file. Those of docs/extending.md are followed by tests/test_extending.py."""
+        if block.page == "docs/extending.md":
+            return
+        path = self.folder / str(block.title)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.text, encoding="utf-8")
+        if path.suffix == ".toml":
+            _check_recipe(block.place, block.text, path)
+        elif path.suffix == ".py":
+            compile(block.text, block.place, "exec")
+        self.checked.append(block.place)
+
+    def _python(self, block: Block) -> None:
+        code = compile("\n" * (block.line - 1) + block.text, block.page, "exec")
+        if self.real and not any(self._is_elsewhere(word) for word in re.findall(r"[\"']([^\"'\n]+)[\"']", block.text)):
+            exec(code, self.names)
+            self.ran.append(block.place)
+            return
+        for name in re.findall(r"\bdeit_fast((?:\.\w+)+)", block.text):
+            _resolve(name.removeprefix(".").split("."), block.place)
+        self.checked.append(block.place)
+
+    def _command(self, command: Command) -> None:
+        for program in programs_of(command.text, self.variables):
+            said = io.StringIO()
+            ran: bool | None = None
+            try:
+                with contextlib.redirect_stderr(said):
+                    ran = self._program(program)
+                status = 0
+            except SystemExit as end:
+                status = end.code if isinstance(end.code, int) else 1
+            shown = [line for line in command.shown if line.startswith("deit-fast:")]
+            if status and not (ran is None and shown):  # a page may show a refusal
+                raise AssertionError(f"{command.place}: {command.text}\nends with {status}: {said.getvalue()[-2000:]}")
+            if ran is not None:
+                (self.ran if ran else self.checked).append(command.place)
+
+    def _program(self, program: Program) -> bool | None:
+        """Whether it was run; None for one that is not ours. Raises SystemExit with a status other than 0."""
+        name, *words = program.words
+        if name == "eval":
+            return self._program(programs_of(words[0].removeprefix("$(").removesuffix(")"), self.variables)[0])
+        if name == "make":
+            for word in (word for word in words if "=" not in word and not word.startswith("-")):
+                targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+                assert word in targets, f"make {word}: expected one of {targets}"
+            return False
+        if name.endswith("pip") and words[:1] == ["install"]:
+            _check_extras(" ".join(words))
+            return False
+        if name == "torchrun" or words[:2] == ["-m", "deit_fast.runtime.torchrun"]:
+            name, *words = _launched(words if name == "torchrun" else words[2:])
+        if name == "torchx":
+            return self._torchx(words)
+        if name == "bash" or name.endswith(".sh"):
+            script = words[0] if name == "bash" else name
+            assert (ROOT / script).exists() or script in self.elsewhere, f"{script}: no such file"
+            return False
+        if name in ("python", "python3") and words[:1] == ["-m"] and words[1] != "venv":
+            name, words = {"deit_fast.cli": "deit-fast"}.get(words[1], words[1]), words[2:]
+        elif name == "python" and words[0].endswith(".py"):
+            return self._script(words)
+        if name in ("pipelines.deit3", "deit_fast.pipelines.deit3"):
+            name, words = "deit-fast", ["pipeline", *words]
+        elif name in ("benchmarks", "deit_fast.benchmarks"):
+            name, words = "deit-fast", ["benchmark", *words]
+        if name == "deit-fast":
+            with self._stdout(program.stdout):
+                return self._deit_fast(words)
+        assert name in _OUTSIDE or name in ("venv", "pytest", "ruff", "mypy", "tests.soak"), f"{name}: no such program"
+        return None
+
+    def _deit_fast(self, words: Sequence[str]) -> bool:
+        if words[0] == "pipeline":
+            return self._pipeline(list(words[1:]))
+        if words[0] == "benchmark":
+            parser = importlib.import_module("deit_fast.benchmarks.__main__").build_parser()
+            parser.parse_args(words[1:])
+            return False
+        check(words)
+        always = words[0] in ("zoo", "completion", "manifest", "show") or {"--help", "--version"} & set(words)
+        if not always and (words[0] in _CHECKED or not self.real or any(map(self._is_elsewhere, words))):
+            self._remember(words)
+            return False
+        _end(main(list(words)))
+        return True
+
+    def _pipeline(self, words: list[str]) -> bool:
+        """Makes every job of a pipeline, where the page's words would submit them."""
+        pipeline = importlib.import_module("deit_fast.pipelines.deit3")
+        words = [word for word in words if not word.startswith("--dry-run")]
+        with contextlib.redirect_stdout(io.StringIO()):
+            _end(pipeline.main([*words, *([] if "--manifests" in words else ["--dry-run=full"])]))
+        self._remember(words)
+        return False
+
+    def _torchx(self, words: Sequence[str]) -> bool:
+        """Makes a component's job, and parses TorchX's other commands."""
+        from torchx.cli.main import create_parser, get_sub_cmds
+
+        parser = create_parser(get_sub_cmds())
+        if words[0] == "run":
+            words = ["run", "--dryrun", "--workspace", "", *words[1:]]
+        arguments = parser.parse_args(words)
+        if words[0] == "run":
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.chdir(ROOT):
+                arguments.func(arguments)
+            self._remember(words)
+        return False
+
+    def _script(self, words: Sequence[str]) -> bool:
+        """A script of the repository, or one that the page wrote, runs in this process."""
+        import runpy
+        import sys
+
+        path = next((each for each in (self.folder / words[0], ROOT / words[0]) if each.exists()), None)
+        assert path is not None, f"{words[0]}: no such file"
+        if not self.real or any(map(self._is_elsewhere, words)):
+            compile(path.read_text(encoding="utf-8"), str(path), "exec")
+            return False
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+            patch.setattr(sys, "argv", list(words))
+            runpy.run_path(str(path), run_name="__main__")
+        return True
+
+    def _is_elsewhere(self, word: str) -> bool:
+        """Whether a word names what the demo has not: by its form, or because it was made from such things."""
+        if _ELSEWHERE.search(word):
+            return True
+        if "=" in word or word.startswith("-") or (self.folder / word).exists() or not word:
+            return False
+        if any(word == place or word.startswith(f"{place}/") for place in self.elsewhere):
+            return True
+        if "/" not in word and word.endswith(_OWN_WEIGHTS):  # a file that the reader has
+            return True
+        return bool(re.fullmatch(r"[\w@:.]+", word)) and find_weights_row(word) is not None and word != "probe"
+
+    def _remember(self, words: Sequence[str]) -> None:
+        """What a command would have made: the place after --out, or the last of two paths."""
+        for index, word in enumerate(words):
+            if word in ("--out", "--manifests", "--report", "--csv") and index + 1 < len(words):
+                self.elsewhere.add(words[index + 1].rstrip("/"))
+            elif word.startswith("--out="):
+                self.elsewhere.add(word.removeprefix("--out=").rstrip("/"))
+        if words[0] == "convert" or words[:2] == ["data", "shard"]:
+            given = [word for word in words if not word.startswith("-") and "=" not in word]
+            self.elsewhere.add(given[2 if words[0] == "convert" else 3].rstrip("/"))
+
+    @contextlib.contextmanager
+    def _stdout(self, file: str | None) -> Iterator[None]:
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            yield
+        if file is not None and file != "/dev/null":
+            path = self.folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def check(words: Sequence[str]) -> None:
+    """Reads a command's words as deit-fast does, and makes its recipe. Ends with SystemExit, or raises RecipeError."""
+    refuse_options_of_others(words)
+    arguments, rest = build_parser().parse_known_args(list(words))
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
+    assert not unknown, f"{' '.join(words)}: no such option: {unknown}"
+    overrides = [*getattr(arguments, "overrides", []), *rest]
+    if getattr(arguments, "recipe", None) is not None:
+        recipe = get_recipe(arguments.recipe, overrides)
+        if arguments.command == "train":
+            recipe.check_teacher(arguments.teacher)
+    elif overrides:  # over the recipe of a checkpoint
+        get_recipe("deit3_base_1k_224", overrides)
+
+
+@contextlib.contextmanager
+def short_trainings() -> Iterator[None]:
+    """Every training of deit_fast.train, and of the command, has the words of SHORT."""
+
+    def shortened(words: Iterable[str]) -> list[str]:
+        kept = [word for word in words if word.split("=")[0] not in SHORT]
+        return [*kept, *(f"{key}={value}" for key, value in SHORT.items())]
+
+    commands = importlib.import_module("deit_fast.cli.commands")
+    real_recipe, real_train = commands.get_recipe, deit_fast.train
+
+    @functools.wraps(real_train)
+    def train(*arguments: Any, overrides: Iterable[str] = (), **options: Any) -> Any:
+        return real_train(*arguments, overrides=shortened(overrides), **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "get_recipe", lambda name, words=(): real_recipe(name, shortened(words)))
+        patch.setattr(deit_fast, "train", train, raising=False)
+        yield
+
+
+def _end(status: int) -> None:
+    if status:
+        raise SystemExit(int(status))
+
+
+def _launched(words: Sequence[str]) -> list[str]:
+    """What torchrun starts; its own options are parsed by itself."""
+    from torch.distributed.run import get_args_parser
+
+    arguments = get_args_parser().parse_args(list(words))
+    assert arguments.module, f"torchrun {' '.join(words)}: expected -m MODULE"
+    return ["python", "-m", arguments.training_script, *arguments.training_script_args]
+
+
+def _check_extras(words: str) -> None:
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    for extras in re.findall(r"\[([\w,-]+)\]", words):
+        for extra in extras.split(","):
+            assert extra in config["options.extras_require"], f"pip install {words}: no extra {extra!r}"
+
+
+def _check_recipe(place: str, text: str, path: Path) -> None:
+    """A TOML block is a recipe file, whole or with a base."""
+    content = tomllib.loads(text)
+    path.write_text(text if "base" in content else f'base = "demo_pretrain"\n{text}', encoding="utf-8")
+    get_recipe(str(path))
+    path.write_text(text, encoding="utf-8")
+
+
+def _resolve(names: Sequence[str], place: str) -> None:
+    """Raises AssertionError where deit_fast has no such module or name."""
+    found: Any = deit_fast
+    for depth, name in enumerate(names):
+        if not hasattr(found, name):
+            try:
+                found = importlib.import_module(".".join(["deit_fast", *names[: depth + 1]]))
+                continue
+            except ImportError:
+                raise AssertionError(f"{place}: deit_fast has no {'.'.join(names)}") from None
+        found = getattr(found, name)
