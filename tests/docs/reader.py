@@ -40,7 +40,7 @@ _ELSEWHERE = re.compile(r"(^|[=,:])(/(data|datasets|shared|scratch|runs|mnt|imag
 _OWN_WEIGHTS = (".pth", ".pt", ".msgpack", ".safetensors", ".bin", ".pdparams")
 _CHECKED = {"push", "benchmark"}  # uploads, and takes minutes
 _OUTSIDE = {
-    ".", "apt-get", "aws", "cat", "cd", "cp", "curl", "docker", "git", "head", "helm", "kind", "kubectl", "less", "ln",
+    ".", "apt-get", "aws", "cat", "cd", "cp", "curl", "docker", "git", "head", "helm", "jupyter", "kind", "kubectl", "less", "ln",
     "ls", "mkdir", "mv", "nvidia-smi", "python3", "rm", "sacct", "sbatch", "scancel", "scontrol", "sha256sum", "source",
     "squeue", "srun", "sudo", "tail", "tar", "tensorboard", "unzip", "watch", "wget", "xdg-open",
 }  # fmt: skip
@@ -197,7 +197,10 @@ class Reader:
             return False
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
             patch.setattr(sys, "argv", list(words))
-            runpy.run_path(str(path), run_name="__main__")
+            try:
+                runpy.run_path(str(path), run_name="__main__")
+            except SystemExit as end:
+                _end(end.code if isinstance(end.code, int) else int(end.code is not None))
         return True
 
     def _is_elsewhere(self, word: str) -> bool:
