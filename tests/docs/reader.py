@@ -173,8 +173,11 @@ class Reader:
 
     def _torchx(self, words: Sequence[str]) -> bool:
         """Makes a component's job, and parses TorchX's other commands."""
+        from torchx.cli.argparse_util import ArgOnceAction, torchxconfig
         from torchx.cli.main import create_parser, get_sub_cmds
 
+        ArgOnceAction.called_args.clear()  # its parsers refuse an option that the process has seen before
+        torchxconfig.called_args.clear()
         parser = create_parser(get_sub_cmds())
         if words[0] == "run":
             words = ["run", "--dryrun", "--workspace", "", *words[1:]]
