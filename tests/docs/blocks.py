@@ -56,7 +56,8 @@ class Program:
 
 def pages() -> list[str]:
     """All pages whose blocks are run, as paths from the root of the repository. The first shows what there is."""
-    return ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+    docs = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
+    return ["README.md", "CONTRIBUTING.md", *docs]
 
 
 def blocks_of(page: str, root: Path = ROOT) -> list[Block]:

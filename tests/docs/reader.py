@@ -29,7 +29,8 @@ import deit_fast
 from deit_fast.cli.main import build_parser, main
 from deit_fast.cli.other_tools import refuse_options_of_others
 from deit_fast.recipe import get_recipe
-from deit_fast.zoo import find_weights_row
+from deit_fast.zoo import ARCHITECTURES, find_weights_row
+from deit_fast.zoo.architectures import ALIASES
 from tests.conftest import ROOT
 from tests.docs.blocks import Block, Command, Program, commands_of, programs_of
 
@@ -88,7 +89,7 @@ class Reader:
 
     def _python(self, block: Block) -> None:
         code = compile("\n" * (block.line - 1) + block.text, block.page, "exec")
-        if self.real and not any(self._is_elsewhere(word) for word in re.findall(r"[\"']([^\"'\n]+)[\"']", block.text)):
+        if self.real and not self._reads_elsewhere(block.text):
             exec(code, self.names)
             self.ran.append(block.place)
             return
@@ -106,6 +107,8 @@ class Reader:
                 status = 0
             except SystemExit as end:
                 status = end.code if isinstance(end.code, int) else 1
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise AssertionError(f"{command.place}: {command.text}\n{error}") from error
             shown = [line for line in command.shown if line.startswith("deit-fast:")]
             if status and not (ran is None and shown):  # a page may show a refusal
                 raise AssertionError(f"{command.place}: {command.text}\nends with {status}: {said.getvalue()[-2000:]}")
@@ -216,7 +219,15 @@ class Reader:
             return True
         if "/" not in word and word.endswith(_OWN_WEIGHTS):  # a file that the reader has
             return True
-        return bool(re.fullmatch(r"[\w@:.]+", word)) and find_weights_row(word) is not None and word != "probe"
+        return bool(re.fullmatch(r"[\w@:.]+", word)) and find_weights_row(word) is not None
+
+    def _reads_elsewhere(self, code: str) -> bool:
+        """Whether Python needs what the demo has not. The name of a model is that of weights only where they are read."""
+        if re.search(r"pretrained=True", code):
+            return True
+        read = set(re.findall(r"(?:load_model\(|evaluate\(|(?:init|pretrained|teacher)=)\s*\"([^\"]+)\"", code))
+        texts, names = re.findall(r"\"([^\"\n]+)\"", code), {*ARCHITECTURES, *ALIASES}
+        return any(self._is_elsewhere(text) for text in texts if text in read or text not in names)
 
     def _remember(self, words: Sequence[str]) -> None:
         """What a command would have made: the place after --out, or the last of two paths."""

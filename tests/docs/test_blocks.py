@@ -98,7 +98,7 @@ def test_every_block_runs(page: str, folder: Path, elsewhere: set[str]) -> None:
 )
 def test_what_does_not_work_is_noticed(text: str, folder: Path) -> None:
     reader = Reader(folder, real=True)
-    with pytest.raises((AssertionError, ValueError)):
+    with pytest.raises(AssertionError, match=r"page\.md:1"):
         reader.follow(Block("page.md", 1, "console", None, text + "\n"))
 
 
