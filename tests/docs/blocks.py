@@ -12,6 +12,7 @@ _FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\w*)(?P<rest>[^\n`]*)\n(?P<text
 _TITLE = re.compile(r'title="([^"]+)"')
 _HEREDOC = re.compile(r"<<-?\s*['\"]?(\w+)['\"]?")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+_STDERR = re.compile(r"\s2>\s*(&1|\S+)")
 _SEPARATORS = {"&&", "||", ";", "|", "&"}
 
 
@@ -97,8 +98,8 @@ def commands_of(block: Block) -> Iterator[Command]:
 
 def programs_of(text: str, variables: dict[str, str]) -> list[Program]:
     """The programs of a command; `variables` replace $NAME, and a command of assignments alone, or export, sets them."""
-    lexer = shlex.shlex(re.sub(r"\$\{?(\w+)\}?", lambda name: variables.get(name[1], name[0]), text), posix=True,
-                        punctuation_chars="|&;<>")  # fmt: skip
+    text = _STDERR.sub("", re.sub(r"\$\{?(\w+)\}?", lambda name: variables.get(name[1], name[0]), text))
+    lexer = shlex.shlex(text, posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
     words, found = [], []
     for token in [*lexer, ";"]:
@@ -123,7 +124,7 @@ def _program(tokens: list[str]) -> Program:
         token = tokens.pop(0)
         if token in (">", ">>"):
             stdout = tokens.pop(0)
-        elif token in ("<", "<<", ">&"):
+        elif token in ("<", "<<"):
             tokens.pop(0)
         elif not words and _ASSIGNMENT.match(token):
             assignments.append(token)

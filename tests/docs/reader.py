@@ -20,6 +20,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from configparser import ConfigParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ class Reader:
             return False
         check(words)
         always = words[0] in ("zoo", "completion", "manifest", "show") or {"--help", "--version"} & set(words)
-        if not always and (words[0] in _CHECKED or not self.real or any(map(self._is_elsewhere, words))):
+        if not always and (words[0] in _CHECKED or not self.real or self._needs_elsewhere(words)):
             self._remember(words)
             return False
         _end(main(list(words)))
@@ -198,7 +199,7 @@ class Reader:
 
         path = next((each for each in (self.folder / words[0], ROOT / words[0]) if each.exists()), None)
         assert path is not None, f"{words[0]}: no such file"
-        if not self.real or any(map(self._is_elsewhere, words)):
+        if not self.real or self._needs_elsewhere(words):
             compile(path.read_text(encoding="utf-8"), str(path), "exec")
             return False
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
@@ -229,16 +230,14 @@ class Reader:
         texts, names = re.findall(r"\"([^\"\n]+)\"", code), {*ARCHITECTURES, *ALIASES}
         return any(self._is_elsewhere(text) for text in texts if text in read or text not in names)
 
+    def _needs_elsewhere(self, words: Sequence[str]) -> bool:
+        """Whether a command reads what the demo has not, or writes to a store."""
+        made = _outputs(words)
+        return any(_ELSEWHERE.search(word) if word in made else self._is_elsewhere(word) for word in words)
+
     def _remember(self, words: Sequence[str]) -> None:
-        """What a command would have made: the place after --out, or the last of two paths."""
-        for index, word in enumerate(words):
-            if word in ("--out", "--manifests", "--report", "--csv") and index + 1 < len(words):
-                self.elsewhere.add(words[index + 1].rstrip("/"))
-            elif word.startswith("--out="):
-                self.elsewhere.add(word.removeprefix("--out=").rstrip("/"))
-        if words[0] == "convert" or words[:2] == ["data", "shard"]:
-            given = [word for word in words if not word.startswith("-") and "=" not in word]
-            self.elsewhere.add(given[2 if words[0] == "convert" else 3].rstrip("/"))
+        """Notes what a command would have made."""
+        self.elsewhere.update(word.removeprefix("--out=").rstrip("/") for word in _outputs(words))
 
     @contextlib.contextmanager
     def _stdout(self, file: str | None) -> Iterator[None]:
@@ -249,6 +248,19 @@ class Reader:
             path = self.folder / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _outputs(words: Sequence[str]) -> set[str]:
+    """The places that a command writes to: behind --out and the like, or the last of two paths."""
+    named = ("--out", "--manifests", "--report", "--csv", "--json")
+    found = {word for before, word in pairwise(words) if before in named and not word.startswith("-")}
+    found |= {word for word in words if word.startswith("--out=")}
+    given = [word for word in words if not word.startswith("-") and "=" not in word]
+    if words[0] == "convert":
+        found.add(given[2])
+    elif list(words[:2]) == ["data", "shard"]:
+        found.add(given[3])
+    return found
 
 
 def check(words: Sequence[str]) -> None:

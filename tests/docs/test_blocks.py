@@ -4,7 +4,6 @@ tests/docs/reader.py has the rules. The first page is run each time, and the oth
 """
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,33 @@ from tests.docs.blocks import Block, blocks_of, commands_of, pages, programs_of
 from tests.docs.reader import SHORT, Reader, short_trainings
 
 PAGES = pages()
+COMMANDS = {"deit-fast", "deit_fast.cli", "pipelines.deit3"}
 WORDS = [f"{key}={value}" for key, value in SHORT.items()]
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/ as `make demo` leaves it, after an epoch, and a few images of the reader's own in photos/ and more/."""
+    """runs/ after the first half of `make demo`, with an epoch, and a few images of the reader's own in photos/, more/."""
     folder = tmp_path_factory.mktemp("demo")
     digits, runs = str(folder / "runs" / "digits"), folder / "runs" / "demo"
     assert main(["data", "demo", digits]) == 0
     pretrained = str(runs / "pretrain")
     assert main(["train", "demo_pretrain", "--data", digits, "--out", pretrained, *WORDS]) == 0
-    finetuned = ["--init", pretrained, "--out", str(runs / "finetune")]
-    assert main(["train", "demo_finetune", "--data", digits, *finetuned, *WORDS]) == 0
     for label in range(3):
         for index, path in enumerate(sorted((folder / "runs/digits/train" / str(label)).iterdir())[:8]):
             for copy in (folder / "photos" / f"class{label}" / path.name, folder / "more" / path.name):
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 Image.open(path).resize((80, 60 + index)).save(copy)
     return folder
+
+
+@pytest.fixture(scope="module")
+def finetuned(demo: Path) -> Path:
+    """The demo with its second half."""
+    runs = demo / "runs" / "demo"
+    words = ["--data", str(demo / "runs" / "digits"), "--init", str(runs / "pretrain"), "--out", str(runs / "finetune")]
+    assert main(["train", "demo_finetune", *words, *WORDS]) == 0
+    return demo
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +51,20 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         for block in blocks_of(page):
             for command in commands_of(block) if block.kind == "console" and block.title is None else ():
                 for program in programs_of(command.text, reader.variables):
-                    if any(map(reader._is_elsewhere, program.words)):
-                        reader._remember(program.words)
+                    start = next((at for at, word in enumerate(program.words, 1) if word in COMMANDS), None)
+                    if start is not None and reader._needs_elsewhere(words := program.words[start:]):
+                        reader._remember(words)
     return reader.elsewhere
 
 
 @pytest.fixture
-def folder(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the demo's folder, as the working directory."""
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the demo's folder, as the working directory. The first page does without the finetuned run."""
+    whole = request.node.get_closest_marker("soak") is not None
     copy = tmp_path / "work"
-    shutil.copytree(demo, copy)
+    shutil.copytree(request.getfixturevalue("finetuned" if whole else "demo"), copy)
     monkeypatch.chdir(copy)
-    yield copy
+    return copy
 
 
 def follow(page: str, reader: Reader) -> None:
@@ -103,7 +112,7 @@ def test_what_does_not_work_is_noticed(text: str, folder: Path) -> None:
 
 
 def test_a_command_goes_on_in_the_next_line() -> None:
-    text = "$ MOUNTS=a,b\n$ run -m \"$MOUNTS\" \\\n      x=1 > out.json  # why\nshown\n$ a | b <<EOF\nc\nEOF\nd\n"
+    text = "$ MOUNTS=a,b\n$ run -m \"$MOUNTS\" \\\n      x=1 2>&1 > out.json  # why\nshown\n$ a | b <<EOF\nc\nEOF\nd\n"
     first, second, third = commands_of(Block("page.md", 3, "console", None, text))
     assert (second.place, second.shown, third.shown) == ("page.md:4", ("shown",), ("d",))
     variables: dict[str, str] = {}
