@@ -15,14 +15,14 @@ import statistics
 import sys
 from pathlib import Path
 
-from torchx.runner import get_runner
-from torchx.schedulers import get_scheduler_factories
-
 from deit_fast.pipelines.dag import run_stages
 from deit_fast.pipelines.options import component_defaults, scheduler_options
 from deit_fast.pipelines.schedulers import find_scheduler
 from deit_fast.pipelines.stages import Stage, dryrun_stage
 from deit_fast.pipelines.trainings import COMPONENTS
+from torchx.runner import get_runner
+from torchx.schedulers import get_scheduler_factories
+
 from deit_fast.runtime.errors import RecipeError, RunError
 
 

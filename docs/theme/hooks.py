@@ -1,4 +1,4 @@
-"""Links of the pages that stand in the repository too: inside docs/ they are links, to any other file they are its path."""
+"""What a page's links are on the site: to another page a link, to any other file of the repository that file's path."""
 
 import posixpath
 import re

@@ -97,7 +97,7 @@ def commands_of(block: Block) -> Iterator[Command]:
 
 
 def programs_of(text: str, variables: dict[str, str]) -> list[Program]:
-    """The programs of a command; `variables` replace $NAME, and a command of assignments alone, or export, sets them."""
+    """The programs of a command. `variables` replace $NAME. Assignments alone, and export, set them."""
     text = _STDERR.sub("", re.sub(r"\$\{?(\w+)\}?", lambda name: variables.get(name[1], name[0]), text))
     lexer = shlex.shlex(text, posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True

@@ -15,10 +15,9 @@ import contextlib
 import functools
 import importlib
 import io
-import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from configparser import ConfigParser
 from itertools import pairwise
 from pathlib import Path
@@ -42,8 +41,8 @@ _ELSEWHERE = re.compile(r"(^|[=,:])(/(data|datasets|shared|scratch|runs|mnt|imag
 _OWN_WEIGHTS = (".pth", ".pt", ".msgpack", ".safetensors", ".bin", ".pdparams")
 _CHECKED = {"push", "benchmark"}  # uploads, and takes minutes
 _OUTSIDE = {
-    ".", "apt-get", "aws", "cat", "cd", "cp", "curl", "docker", "git", "head", "helm", "jupyter", "kind", "kubectl", "less", "ln",
-    "ls", "mkdir", "mv", "nvidia-smi", "python3", "rm", "sacct", "sbatch", "scancel", "scontrol", "sha256sum", "source",
+    ".", "apt-get", "aws", "cat", "cd", "cp", "curl", "docker", "git", "head", "helm", "jupyter", "kind", "kubectl",
+    "less", "ln", "ls", "mkdir", "mv", "nvidia-smi", "python3", "rm", "sacct", "sbatch", "scancel", "scontrol", "sha256sum", "source",
     "squeue", "srun", "sudo", "tail", "tar", "tensorboard", "unzip", "watch", "wget", "xdg-open",
 }  # fmt: skip
 
@@ -223,7 +222,7 @@ class Reader:
         return bool(re.fullmatch(r"[\w@:.]+", word)) and find_weights_row(word) is not None
 
     def _reads_elsewhere(self, code: str) -> bool:
-        """Whether Python needs what the demo has not. The name of a model is that of weights only where they are read."""
+        """Whether Python needs what the demo has not. A model's name stands for weights only where weights are read."""
         if re.search(r"pretrained=True", code):
             return True
         read = set(re.findall(r"(?:load_model\(|evaluate\(|(?:init|pretrained|teacher)=)\s*\"([^\"]+)\"", code))

@@ -20,7 +20,7 @@ WORDS = [f"{key}={value}" for key, value in SHORT.items()]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/ after the first half of `make demo`, with an epoch, and a few images of the reader's own in photos/, more/."""
+    """runs/ after the first half of `make demo`, of one epoch, and a few images of one's own in photos/ and more/."""
     folder = tmp_path_factory.mktemp("demo")
     digits, runs = str(folder / "runs" / "digits"), folder / "runs" / "demo"
     assert main(["data", "demo", digits]) == 0
@@ -112,7 +112,7 @@ def test_what_does_not_work_is_noticed(text: str, folder: Path) -> None:
 
 
 def test_a_command_goes_on_in_the_next_line() -> None:
-    text = "$ MOUNTS=a,b\n$ run -m \"$MOUNTS\" \\\n      x=1 2>&1 > out.json  # why\nshown\n$ a | b <<EOF\nc\nEOF\nd\n"
+    text = '$ MOUNTS=a,b\n$ run -m "$MOUNTS" \\\n      x=1 2>&1 > out.json  # why\nshown\n$ a | b <<EOF\nc\nEOF\nd\n'
     first, second, third = commands_of(Block("page.md", 3, "console", None, text))
     assert (second.place, second.shown, third.shown) == ("page.md:4", ("shown",), ("d",))
     variables: dict[str, str] = {}
