@@ -42,8 +42,8 @@ _OWN_WEIGHTS = (".pth", ".pt", ".msgpack", ".safetensors", ".bin", ".pdparams")
 _CHECKED = {"push", "benchmark"}  # uploads, and takes minutes
 _OUTSIDE = {
     ".", "apt-get", "aws", "cat", "cd", "cp", "curl", "docker", "git", "head", "helm", "jupyter", "kind", "kubectl",
-    "less", "ln", "ls", "mkdir", "mv", "nvidia-smi", "python3", "rm", "sacct", "sbatch", "scancel", "scontrol", "sha256sum", "source",
-    "squeue", "srun", "sudo", "tail", "tar", "tensorboard", "unzip", "watch", "wget", "xdg-open",
+    "less", "ln", "ls", "mkdir", "mv", "nvidia-smi", "python3", "rm", "sacct", "sbatch", "scancel", "scontrol", "sha256sum",
+    "source", "squeue", "srun", "sudo", "tail", "tar", "tensorboard", "unzip", "watch", "wget", "xdg-open",
 }  # fmt: skip
 
 
