@@ -16,23 +16,19 @@ import functools
 import importlib
 import io
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
-from configparser import ConfigParser
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import deit_fast
-from deit_fast.cli.main import build_parser, main
-from deit_fast.cli.other_tools import refuse_options_of_others
-from deit_fast.recipe import get_recipe
+from deit_fast.cli.main import main
 from deit_fast.zoo import ARCHITECTURES, find_weights_row
 from deit_fast.zoo.architectures import ALIASES
 from tests.conftest import ROOT
 from tests.docs.blocks import Block, Command, Program, commands_of, programs_of
+from tests.docs.checks import check_command, check_extras, check_name, check_recipe, launched, outputs
 
 SHORT = {"schedule.epochs": "1", "schedule.warmup_epochs": "0"}
 """The words of every training here. A page's own words of these names are checked, and then left out."""
@@ -42,8 +38,8 @@ _OWN_WEIGHTS = (".pth", ".pt", ".msgpack", ".safetensors", ".bin", ".pdparams")
 _CHECKED = {"push", "benchmark"}  # uploads, and takes minutes
 _OUTSIDE = {
     ".", "apt-get", "aws", "cat", "cd", "cp", "curl", "docker", "git", "head", "helm", "jupyter", "kind", "kubectl",
-    "less", "ln", "ls", "mkdir", "mv", "nvidia-smi", "python3", "rm", "sacct", "sbatch", "scancel", "scontrol", "sha256sum",
-    "source", "squeue", "srun", "sudo", "tail", "tar", "tensorboard", "unzip", "watch", "wget", "xdg-open",
+    "less", "ln", "ls", "mkdir", "mv", "nvidia-smi", "python3", "rm", "sacct", "sbatch", "scancel", "scontrol",
+    "sha256sum", "source", "squeue", "srun", "sudo", "tail", "tar", "tensorboard", "unzip", "watch", "wget", "xdg-open",
 }  # fmt: skip
 
 
@@ -71,7 +67,7 @@ class Reader:
         elif block.kind == "python":
             self._python(block)
         elif block.kind == "toml":
-            _check_recipe(block.place, block.text, self.folder / "block.toml")
+            check_recipe(block.place, block.text, self.folder / "block.toml")
             self.checked.append(block.place)
 
     def _write(self, block: Block) -> None:
@@ -82,7 +78,7 @@ class Reader:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text, encoding="utf-8")
         if path.suffix == ".toml":
-            _check_recipe(block.place, block.text, path)
+            check_recipe(block.place, block.text, path)
         elif path.suffix == ".py":
             compile(block.text, block.place, "exec")
         self.checked.append(block.place)
@@ -94,7 +90,7 @@ class Reader:
             self.ran.append(block.place)
             return
         for name in re.findall(r"\bdeit_fast((?:\.\w+)+)", block.text):
-            _resolve(name.removeprefix(".").split("."), block.place)
+            check_name(name.removeprefix(".").split("."), block.place)
         self.checked.append(block.place)
 
     def _command(self, command: Command) -> None:
@@ -103,7 +99,7 @@ class Reader:
             ran: bool | None = None
             try:
                 with contextlib.redirect_stderr(said):
-                    ran = self._program(program)
+                    ran = self.follow_program(program)
                 status = 0
             except SystemExit as end:
                 status = end.code if isinstance(end.code, int) else 1
@@ -115,21 +111,21 @@ class Reader:
             if ran is not None:
                 (self.ran if ran else self.checked).append(command.place)
 
-    def _program(self, program: Program) -> bool | None:
+    def follow_program(self, program: Program) -> bool | None:
         """Whether it was run; None for one that is not ours. Raises SystemExit with a status other than 0."""
         name, *words = program.words
         if name == "eval":
-            return self._program(programs_of(words[0].removeprefix("$(").removesuffix(")"), self.variables)[0])
+            return self.follow_program(programs_of(words[0].removeprefix("$(").removesuffix(")"), self.variables)[0])
         if name == "make":
             for word in (word for word in words if "=" not in word and not word.startswith("-")):
                 targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
                 assert word in targets, f"make {word}: expected one of {targets}"
             return False
         if name.endswith("pip") and words[:1] == ["install"]:
-            _check_extras(" ".join(words))
+            check_extras(" ".join(words))
             return False
         if name == "torchrun" or words[:2] == ["-m", "deit_fast.runtime.torchrun"]:
-            name, *words = _launched(words if name == "torchrun" else words[2:])
+            name, *words = launched(words if name == "torchrun" else words[2:])
         if name == "torchx":
             return self._torchx(words)
         if name == "bash" or name.endswith(".sh"):
@@ -157,10 +153,10 @@ class Reader:
             parser = importlib.import_module("deit_fast.benchmarks.__main__").build_parser()
             parser.parse_args(words[1:])
             return False
-        check(words)
+        check_command(words)
         always = words[0] in ("zoo", "completion", "manifest", "show") or {"--help", "--version"} & set(words)
-        if not always and (words[0] in _CHECKED or not self.real or self._needs_elsewhere(words)):
-            self._remember(words)
+        if not always and (words[0] in _CHECKED or not self.real or self.needs_elsewhere(words)):
+            self.remember(words)
             return False
         _end(main(list(words)))
         return True
@@ -171,7 +167,7 @@ class Reader:
         words = [word for word in words if not word.startswith("--dry-run")]
         with contextlib.redirect_stdout(io.StringIO()):
             _end(pipeline.main([*words, *([] if "--manifests" in words else ["--dry-run=full"])]))
-        self._remember(words)
+        self.remember(words)
         return False
 
     def _torchx(self, words: Sequence[str]) -> bool:
@@ -188,7 +184,7 @@ class Reader:
         if words[0] == "run":
             with contextlib.redirect_stdout(io.StringIO()), contextlib.chdir(ROOT):
                 arguments.func(arguments)
-            self._remember(words)
+            self.remember(words)
         return False
 
     def _script(self, words: Sequence[str]) -> bool:
@@ -198,7 +194,7 @@ class Reader:
 
         path = next((each for each in (self.folder / words[0], ROOT / words[0]) if each.exists()), None)
         assert path is not None, f"{words[0]}: no such file"
-        if not self.real or self._needs_elsewhere(words):
+        if not self.real or self.needs_elsewhere(words):
             compile(path.read_text(encoding="utf-8"), str(path), "exec")
             return False
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
@@ -229,14 +225,14 @@ class Reader:
         texts, names = re.findall(r"\"([^\"\n]+)\"", code), {*ARCHITECTURES, *ALIASES}
         return any(self._is_elsewhere(text) for text in texts if text in read or text not in names)
 
-    def _needs_elsewhere(self, words: Sequence[str]) -> bool:
+    def needs_elsewhere(self, words: Sequence[str]) -> bool:
         """Whether a command reads what the demo has not, or writes to a store."""
-        made = _outputs(words)
+        made = outputs(words)
         return any(_ELSEWHERE.search(word) if word in made else self._is_elsewhere(word) for word in words)
 
-    def _remember(self, words: Sequence[str]) -> None:
+    def remember(self, words: Sequence[str]) -> None:
         """Notes what a command would have made."""
-        self.elsewhere.update(word.removeprefix("--out=").rstrip("/") for word in _outputs(words))
+        self.elsewhere.update(word.removeprefix("--out=").rstrip("/") for word in outputs(words))
 
     @contextlib.contextmanager
     def _stdout(self, file: str | None) -> Iterator[None]:
@@ -247,34 +243,6 @@ class Reader:
             path = self.folder / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text.getvalue(), encoding="utf-8")
-
-
-def _outputs(words: Sequence[str]) -> set[str]:
-    """The places that a command writes to: behind --out and the like, or the last of two paths."""
-    named = ("--out", "--manifests", "--report", "--csv", "--json")
-    found = {word for before, word in pairwise(words) if before in named and not word.startswith("-")}
-    found |= {word for word in words if word.startswith("--out=")}
-    given = [word for word in words if not word.startswith("-") and "=" not in word]
-    if words[0] == "convert":
-        found.add(given[2])
-    elif list(words[:2]) == ["data", "shard"]:
-        found.add(given[3])
-    return found
-
-
-def check(words: Sequence[str]) -> None:
-    """Reads a command's words as deit-fast does, and makes its recipe. Ends with SystemExit, or raises RecipeError."""
-    refuse_options_of_others(words)
-    arguments, rest = build_parser().parse_known_args(list(words))
-    unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
-    assert not unknown, f"{' '.join(words)}: no such option: {unknown}"
-    overrides = [*getattr(arguments, "overrides", []), *rest]
-    if getattr(arguments, "recipe", None) is not None:
-        recipe = get_recipe(arguments.recipe, overrides)
-        if arguments.command == "train":
-            recipe.check_teacher(arguments.teacher)
-    elif overrides:  # over the recipe of a checkpoint
-        get_recipe("deit3_base_1k_224", overrides)
 
 
 @contextlib.contextmanager
@@ -301,41 +269,3 @@ def short_trainings() -> Iterator[None]:
 def _end(status: int) -> None:
     if status:
         raise SystemExit(int(status))
-
-
-def _launched(words: Sequence[str]) -> list[str]:
-    """What torchrun starts; its own options are parsed by itself."""
-    from torch.distributed.run import get_args_parser
-
-    arguments = get_args_parser().parse_args(list(words))
-    assert arguments.module, f"torchrun {' '.join(words)}: expected -m MODULE"
-    return ["python", "-m", arguments.training_script, *arguments.training_script_args]
-
-
-def _check_extras(words: str) -> None:
-    config = ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    for extras in re.findall(r"\[([\w,-]+)\]", words):
-        for extra in extras.split(","):
-            assert extra in config["options.extras_require"], f"pip install {words}: no extra {extra!r}"
-
-
-def _check_recipe(place: str, text: str, path: Path) -> None:
-    """A TOML block is a recipe file, whole or with a base."""
-    content = tomllib.loads(text)
-    path.write_text(text if "base" in content else f'base = "demo_pretrain"\n{text}', encoding="utf-8")
-    get_recipe(str(path))
-    path.write_text(text, encoding="utf-8")
-
-
-def _resolve(names: Sequence[str], place: str) -> None:
-    """Raises AssertionError where deit_fast has no such module or name."""
-    found: Any = deit_fast
-    for depth, name in enumerate(names):
-        if not hasattr(found, name):
-            try:
-                found = importlib.import_module(".".join(["deit_fast", *names[: depth + 1]]))
-                continue
-            except ImportError:
-                raise AssertionError(f"{place}: deit_fast has no {'.'.join(names)}") from None
-        found = getattr(found, name)

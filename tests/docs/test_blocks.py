@@ -52,8 +52,8 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
             for command in commands_of(block) if block.kind == "console" and block.title is None else ():
                 for program in programs_of(command.text, reader.variables):
                     start = next((at for at, word in enumerate(program.words, 1) if word in COMMANDS), None)
-                    if start is not None and reader._needs_elsewhere(words := program.words[start:]):
-                        reader._remember(words)
+                    if start is not None and reader.needs_elsewhere(words := program.words[start:]):
+                        reader.remember(words)
     return reader.elsewhere
 
 

@@ -42,7 +42,7 @@ def test_the_script_for_own_images_has_commands_that_exist(tmp_path: Path, monke
     for line in lines:
         for program in programs_of(line, reader.variables):
             if program.words[0] != "set":
-                assert reader._program(program) is False, line
+                assert reader.follow_program(program) is False, line
                 names.append(program.words[1])
     assert names == ["data", "train", "evaluate", "report", "predict", "convert"]
 
