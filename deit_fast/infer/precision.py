@@ -15,6 +15,8 @@ from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.hardware import has_bf16
 from deit_fast.runtime.world import World
 
+_PIECE = 2**18  # values: as fp32 they fill half of the L2 cache of a server's core
+
 
 def choose_dtype(run: Run, device: torch.device) -> torch.dtype:
     """Type of the forward pass: bf16 where the hardware has it, else fp32. Raises RecipeError for bf16 it lacks."""
@@ -39,10 +41,15 @@ class Classifier(nn.Module):
         """uint8 [B, 3, S, S] -> fp32, of zero mean and unit deviation by the recipe's data.mean and data.std."""
         if torch.compiler.is_compiling() or not images.is_contiguous(memory_format=torch.channels_last):
             return (images.float() - self.mean) * self.scale
-        # The same by whole rows and in place, a tenth of the time on a CPU: three channels are too short for a vector.
-        rows = images.permute(0, 2, 3, 1).flatten(2).float()  # B S 3S
+        # The same by whole rows, because three channels are too short for a vector, and by pieces that stay in a core's
+        # cache from one operation to the next: a tenth of the time on a CPU.
+        rows = images.permute(0, 2, 3, 1).flatten(2)  # B S 3S
         mean, scale = (each.flatten().repeat(images.shape[3]) for each in (self.mean, self.scale))
-        return rows.sub_(mean).mul_(scale).unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
+        normalised = torch.empty(rows.shape, device=images.device)
+        count = len(rows) if images.is_cuda else max(1, _PIECE // rows[0].numel())
+        for to, piece in zip(normalised.split(count), rows.split(count), strict=True):
+            to.copy_(piece).sub_(mean).mul_(scale)
+        return normalised.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits [B, K] of normalised images [B, 3, S, S]."""

@@ -214,7 +214,21 @@ def test_every_processor_makes_the_same(tmp_path: Path, monkeypatch: pytest.Monk
         "factors": rng.uniform(0.6, 1.4, (count, 3)),
     }
     drawn = policy([[name] for name in OPERATIONS], np.full((count, 1), 6.3), np.ones((count, 1)), SIZE)
-    views = [apply(images, drawn, **given)]
+    views, windows = [apply(images, drawn, **given)], [resized_windows()]
     monkeypatch.setattr(native, "library", lambda: ctypes.CDLL(str(plain)))
     views.append(apply(images, drawn, **given))
+    windows.append(resized_windows())
     np.testing.assert_array_equal(*views)
+    np.testing.assert_array_equal(*windows)
+
+
+def resized_windows() -> NDArray[np.uint8]:
+    """Views [64, 50, 50, 3] of windows from one pixel to 300, by both kernels."""
+    rng, views = np.random.default_rng(1), np.zeros(64, native.VIEW)
+    image = rng.integers(0, 256, (300, 300, 3), np.uint8)
+    sides = rng.integers(1, 301, (64, 2))
+    views["geometry"] = np.concatenate([(rng.random((64, 2)) * (301 - sides)).astype(int), sides], axis=1)
+    views["operation"], views["order"], views["kernel"] = -1, -1, np.arange(64) % 2
+    out = np.empty((64, 50, 50, 3), np.uint8)
+    native.make_views([image], views, native.WINDOW_FIRST, 50, 1, out)
+    return out

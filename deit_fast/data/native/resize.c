@@ -7,23 +7,18 @@
 #include <math.h>
 #include <string.h>
 
-#include "views.h"
+#include "weigh.h"
 
-#define BITS 22    /* of a weight's fraction, as in Pillow */
-#define ROWS 16    /* that are weighed together */
-#define GROUP 48   /* values of a pixel of all of them */
+#define ROWS 16    /* that are weighed together: GROUP values are a pixel of all of them */
 #define ALIGN 64
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
-typedef uint8_t bytes8 __attribute__((vector_size(8)));
-typedef uint16_t shorts8 __attribute__((vector_size(16)));
 typedef uint16_t shorts16 __attribute__((vector_size(32)));
-typedef int32_t ints8 __attribute__((vector_size(32)));
 
 /* Weights of one side of the view: for each of its pixels the first input pixel, how many, and their weights. */
 struct weights {
-    int32_t *first, *count, *weight;
-    int32_t most;    /* weights of a pixel at most */
+    int32_t *first, *count, *weight, *parts; /* parts: of weight, see weigh.h */
+    int32_t most;    /* weights of a pixel at most, an even number */
     int32_t low, high; /* the input pixels that are needed at all: low <= pixel < high */
 };
 
@@ -55,7 +50,7 @@ static double support_of(const struct side *side, int kernel, double *scale) {
 
 static int32_t most_weights(const struct side *side, int kernel) {
     double scale;
-    return (int32_t)ceil(support_of(side, kernel, &scale)) * 2 + 1;
+    return (int32_t)ceil(support_of(side, kernel, &scale)) * 2 + 2;
 }
 
 /* Fills `to` for the `length` pixels of a view's side. A pixel beyond a BLACK border has no weights. */
@@ -85,42 +80,11 @@ static void weigh(const struct side *side, int kernel, int border, int length, s
             double share = sum != 0.0 ? exact[each] / sum : exact[each];
             weight[each] = (int32_t)((share < 0 ? -0.5 : 0.5) + share * (1 << BITS));
         }
+        part_weights(weight, last - first, to->parts + (size_t)column * to->most);
         to->first[column] = first, to->count[column] = last - first;
         if (first < to->low) to->low = first;
         if (last > to->high) to->high = last;
     }
-}
-
-/* A sum of weighed values, half added, as a value. */
-INLINE uint8_t clip(int32_t sum) {
-    sum >>= BITS;
-    return sum < 0 ? 0 : sum > 255 ? 255 : sum;
-}
-
-#define LANES 8
-
-/* The same of 8 sums. */
-INLINE void clip8(ints8 sum, uint8_t *to) {
-    sum >>= BITS;
-    sum &= ~(sum >> 31);      /* below 0 all bits are set there */
-    sum |= (255 - sum) >> 31; /* and here above 255 */
-    bytes8 values = __builtin_convertvector(__builtin_convertvector(sum & 255, shorts8), bytes8);
-    memcpy(to, &values, sizeof values);
-}
-
-INLINE ints8 widen8(const uint16_t *from) {
-    shorts8 values;
-    memcpy(&values, from, sizeof values);
-    return __builtin_convertvector(values, ints8);
-}
-
-/* The weighed sums of `count` rows of 48 values, `gap` apart, as values. */
-INLINE void weigh48(const uint16_t *from, size_t gap, const int32_t *weight, int count, uint8_t *to) {
-    ints8 sum[GROUP / LANES];
-    for (int part = 0; part < GROUP / LANES; part++) sum[part] = (ints8){0} + (1 << (BITS - 1));
-    for (int tap = 0; tap < count; tap++, from += gap)
-        for (int part = 0; part < GROUP / LANES; part++) sum[part] += widen8(from + part * LANES) * weight[tap];
-    for (int part = 0; part < GROUP / LANES; part++) clip8(sum[part], to + part * LANES);
 }
 
 /* 16 rows of 16 values, turned on their side and widened, `gap` values apart. */
@@ -176,6 +140,7 @@ SIMD static void weigh_columns(
     uint8_t *weighed, uint16_t *out
 ) {
     const uint8_t *rows[ROWS];
+    weigh_rows_of_group *weigh_group = choose_weigh();
     int width = across->high - across->low;
     for (int top = 0; top < height; top += ROWS) {
         for (int row = 0; row < ROWS; row++) {
@@ -184,26 +149,29 @@ SIMD static void weigh_columns(
         }
         turn(rows, width * 3, turned);
         for (int column = 0; column < side; column++) {
-            const int32_t *weight = across->weight + (size_t)column * across->most;
+            size_t place = (size_t)column * across->most;
+            const int32_t *weight = across->weight + place, *parts = across->parts + place;
             const uint16_t *from = turned + (size_t)(across->first[column] - across->low) * GROUP;
-            if (across->count[column]) weigh48(from, GROUP, weight, across->count[column], weighed + column * GROUP);
-            else memset(weighed + column * GROUP, 0, GROUP);
+            uint8_t *to = weighed + column * GROUP;
+            if (across->count[column]) weigh_group(from, GROUP, weight, parts, across->count[column], to);
+            else memset(to, 0, GROUP);
         }
         turn_back(weighed, side * 3, out + (size_t)top * side * 3, (size_t)side * 3);
     }
 }
 
 SIMD static void weigh_rows(const uint16_t *rows, const struct weights *down, int side, uint8_t *view) {
+    weigh_rows_of_group *weigh_group = choose_weigh();
     int length = side * 3;
     for (int row = 0; row < side; row++, view += length) {
-        const int32_t *weight = down->weight + (size_t)row * down->most;
+        const int32_t *weight = down->weight + (size_t)row * down->most, *parts = down->parts + (size_t)row * down->most;
         const uint16_t *from = rows + (size_t)(down->first[row] - down->low) * length;
         int count = down->count[row], at = 0;
         if (!count) {
             memset(view, 0, length);
             continue;
         }
-        for (; at + GROUP <= length; at += GROUP) weigh48(from + at, length, weight, count, view + at);
+        for (; at + GROUP <= length; at += GROUP) weigh_group(from + at, length, weight, parts, count, view + at);
         for (; at < length; at++) {
             int32_t sum = 1 << (BITS - 1);
             for (int tap = 0; tap < count; tap++) sum += weight[tap] * from[(size_t)tap * length + at];
@@ -245,8 +213,9 @@ static void furnish(const struct side *down, const struct side *across, int kern
         each[which]->first = (int32_t *)take(&at, sizeof(int32_t) * side);
         each[which]->count = (int32_t *)take(&at, sizeof(int32_t) * side);
         each[which]->weight = (int32_t *)take(&at, sizeof(int32_t) * side * each[which]->most);
+        each[which]->parts = (int32_t *)take(&at, sizeof(int32_t) * side * each[which]->most);
     }
-    room->turned = (uint16_t *)take(&at, sizeof(uint16_t) * across->from * GROUP);
+    room->turned = (uint16_t *)take(&at, sizeof(uint16_t) * (across->from + 1) * GROUP);
     room->weighed = take(&at, (size_t)side * GROUP);
     room->rows = (uint16_t *)take(&at, sizeof(uint16_t) * (down->from + ROWS) * side * 3);
     room->end = at;
