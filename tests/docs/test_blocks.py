@@ -1,6 +1,6 @@
 """Every command and every Python block of README and docs/: run on the demo, or checked where it needs other data.
 
-tests/docs/reader.py has the rules. The first page is run each time, and the others are checked; `-m soak` runs all.
+tests/docs/reader.py has the rules. README is run each time, and the other pages are checked. `-m soak` runs all pages.
 """
 
 import shutil
