@@ -40,7 +40,7 @@ def test_a_foreign_listener_costs_a_start_and_the_log_of_each_stays(
     log = job.log()
     assert taken in log
     assert log.count("Slurm's restart 2 of this job") == 2
-    assert log.index("Slurm's restart 1") < log.index("resumed from") < log.rindex("top1")
+    assert log.index("Slurm's restart 1") < log.index("resumed from") < log.rindex("top-1 ")
 
 
 def test_sbatchs_reason_is_in_the_line(cluster: Cluster, digits: Path, tmp_path: Path) -> None:
