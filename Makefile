@@ -20,11 +20,14 @@ NIGHTLY_PATH := $(abspath $(VENV))/$(NIGHTLY)
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml
+	@echo "Installing deit_fast and its packages into $(VENV): about 8 GB, most of them PyTorch's CUDA libraries."
+	@echo "It is done once and takes minutes, most of them downloads; pip shows each with its size."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable $(PACKAGES)
+	$(BIN)/pip install --disable-pip-version-check --editable $(PACKAGES)
 	touch $@
 
 demo: install
+	@echo "The demo: digits as images, a pretraining, a finetuning and an evaluation of each: minutes on two CPU cores."
 	$(BIN)/deit-fast data demo $(RUNS)/digits
 	$(BIN)/python -m pipelines.deit3 --size demo --scheduler local_cwd --data $(RUNS)/digits --out $(RUNS)/demo
 

@@ -1,1 +1,1 @@
-"""Speed, measured side by side with what people have: `python -m benchmarks COMMAND`. README.md says how."""
+"""Speed, measured side by side with existing tools: `python -m benchmarks COMMAND`. README.md explains the commands."""

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m benchmarks") 
     0: success; 1: a test or a part of `day` failed, or a floor did not hold; 2: a mistake; 130: Ctrl-C.
     """
     arguments = build_parser(prog).parse_args(argv)
-    if getattr(arguments, "models", None) and "words" in arguments:  # --models takes the words that follow it as well
+    if getattr(arguments, "models", None) and "words" in arguments:  # --models also swallows the words after it
         arguments.words += [each for each in arguments.models if "=" in each]
         arguments.models = [each for each in arguments.models if "=" not in each] or None
     try:
@@ -128,7 +128,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "throughput":
         from . import throughput
 
-        if not models and session.path.exists():  # what this run does not reach stays where it is
+        if not models and session.path.exists():  # models that this run does not reach stay where they are
             session.path = throughput.next_path(session.path)
 
         throughput.run(session, arguments.mode, models, _batch(arguments.batch))
@@ -190,7 +190,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _file_name(arguments: argparse.Namespace, device: str) -> str:
-    """One file per kind of figure, so that a later part adds to an earlier one and does not replace it."""
+    """A file name for each kind of figure, so that a later part of a day adds to an earlier one."""
     parts = [arguments.command, getattr(arguments, "mode", ""), device]
     parts += [word.replace("@", "-") for word in getattr(arguments, "models", None) or []]
     parts += getattr(arguments, "against", [])

@@ -1,9 +1,9 @@
-"""Whole trainings of real images from the command line, ours and timm's train.py: accuracy, time, memory, by seed.
+"""Whole trainings of real images from the command line, with ours and timm's train.py: accuracy, time, memory.
 
-Each is a process of its own, one after the other, on the same image files. The JSON is written after each, and the
-command given again goes on with what is missing. What is timed is the whole command: its start, the training, the
-evaluation after the last epoch. Other work on the machine lengthens the seconds, the CPU seconds a little, and changes
-no accuracy.
+Each training is a process of its own, one after the other, on the same image files. The JSON is written after each
+training, and the same command run again continues with the missing ones. The whole command is timed: its start, the
+training, and the evaluation after the last epoch. Other work on the machine increases wall time, slightly increases CPU
+time, and does not affect accuracy.
 """
 
 import csv
@@ -26,17 +26,17 @@ from .measure import Row, Session
 from .timed_command import Cost, time_command
 
 WEIGHTS = "accuracy-pretrained.safetensors"
-"""What the cases of finetuning start from, beside the JSON: one training, so that their seeds vary only their own."""
+"""The common start of the finetuning cases, beside the JSON: one training, so that seeds vary the finetuning alone."""
 _MEASURED = ("top1", "seconds", "cpu_seconds", "peak_pss_mb", "images_per_second", "images_per_cpu_second")
 
 
 def run(
     session: Session, data: str, timm: Path | None, names: Sequence[str], seeds: Sequence[int], per_class: int | None
 ) -> None:
-    """A row for each case. data: URI of CIFAR-10 or the like. timm: a checkout; without one its runs are left out.
+    """A row for each case. data: URI of CIFAR-10 or a similar data set. timm: a checkout; None leaves timm's runs out.
 
-    Raises RunError for an unknown case, a checkout without train.py and a training that failed, DataError for data that
-    cannot be read.
+    Raises RunError for an unknown case, a checkout without train.py and a training that failed, DataError for
+    unreadable data.
     """
     known = cases(per_class)
     if unknown := [name for name in names if name not in known]:
@@ -59,10 +59,10 @@ class _Trainings:
     data: str
     timm: Path | None
     folder: Path
-    """Where images and runs are, while the command lasts."""
+    """The folder of images and runs, which is removed when the command ends."""
 
     def run(self, case: Case, seed: int) -> None:
-        """Each contender of the case, but for those that the JSON has."""
+        """Trains each contender of the case, except for those that the JSON already has."""
         row = self._row_of(case)
         done = {(each["contender"], each["seed"]) for each in row["runs"]}
         for name, contender in case.contenders.items():
@@ -88,7 +88,7 @@ class _Trainings:
     def _train(
         self, contender: Ours | Timm, images: Path, out: Path, seed: int, weights: Path | None
     ) -> tuple[float, Cost]:
-        """Top-1 after the last epoch, in percent, and what the command took."""
+        """Top-1 after the last epoch, in percent, and the cost of the command."""
         log = self.folder / "log.txt"
         if isinstance(contender, Ours):
             cost = time_command(contender.command(images, out, seed, weights), log)
@@ -99,7 +99,7 @@ class _Trainings:
             return float(list(csv.DictReader(lines))[-1]["eval_top1"]), cost
 
     def _pretrained(self) -> Path:
-        """Weights, in timm's names, of the model trained on the classes that the cuts leave out; they are kept."""
+        """Weights, with timm's names, of a model trained on the classes that the cuts leave out; they are kept."""
         kept = self.session.path.parent / WEIGHTS
         if not kept.exists():
             images, out = self.folder / "pretraining", self.folder / "pretrained"
@@ -126,7 +126,7 @@ def _rates(views: int, cost: Cost) -> Row:
 
 
 def _spread(runs: list[Row], contender: str) -> Row:
-    """Mean, standard deviation (of one run none), least and most over the seeds."""
+    """Mean, standard deviation (0 for a single run), minimum and maximum over the seeds."""
     mine = [each for each in runs if each["contender"] == contender]
     spread: Row = {"seeds": [each["seed"] for each in mine]}
     for key in _MEASURED if mine else ():
@@ -137,7 +137,7 @@ def _spread(runs: list[Row], contender: str) -> Row:
 
 
 def _ratios(contenders: dict[str, Row]) -> Row:
-    """How much better the first contender's top-1 is, in points, and the second's costs over the first's."""
+    """The difference of the contenders' top-1, in points, and the second's costs over the first's."""
     first, second = list(contenders.values())[:2]
     if not (first["seeds"] and second["seeds"]):
         return {}

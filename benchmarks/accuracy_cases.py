@@ -1,4 +1,4 @@
-"""What `accuracy` trains: which images, and the commands of ours and of timm's train.py that learn them."""
+"""The cases of `accuracy`: the images, and the commands of ours and of timm's train.py that train on them."""
 
 import sys
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ Words = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Cut:
-    """Some images of the data: of every `step`-th class from `first` on the first `per_class`. None: all of them."""
+    """A part of the data: of every `step`-th class from `first` on, the first `per_class` images (None: all)."""
 
     per_class: int | None = None
     first: int = 0
@@ -18,7 +18,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Ours:
-    """`deit-fast train RECIPE` with its words. starts: from the case's pretrained weights."""
+    """`deit-fast train RECIPE` with its words. starts: whether it starts from the case's pretrained weights."""
 
     recipe: str
     words: Words
@@ -32,7 +32,7 @@ class Ours:
 
 @dataclass(frozen=True)
 class Timm:
-    """`python train.py` of timm with its flags. starts: from the case's pretrained weights."""
+    """timm's `python train.py` with its flags. starts: whether it starts from the case's pretrained weights."""
 
     flags: Words
     starts: bool = False
@@ -46,7 +46,10 @@ class Timm:
 
 @dataclass(frozen=True)
 class Case:
-    """Trainings of the same images for the same number of epochs, by contender. images: None is the demo's digits."""
+    """Trainings of the same images for the same number of epochs, by contender.
+
+    images: None means the demo's digits.
+    """
 
     name: str
     images: Cut | None
@@ -61,11 +64,11 @@ class Case:
 
 _MODEL: Words = ("model.name=deit3_nano_patch8", "model.image_size=32", "model.num_classes=null", "model.layer_scale=1",
                  "run.checkpoint_every=null")  # fmt: skip
-"""A ViT of 4 blocks of 128, 0.9 M parameters: at 32 px 16 patches and the class token."""
+"""A ViT of 4 blocks of width 128 with 0.9 M parameters: at 32 px, 16 patches and the class token."""
 
 
 def _timm_model(classes: int) -> Words:
-    """The same model in timm's words."""
+    """The same model as timm's arguments."""
     return ("--model", "deit3_small_patch16_224", "--model-kwargs", "img_size=32", "patch_size=8", "embed_dim=128",
             "depth=4", "num_heads=4", "init_values=1.0", "--img-size", "32", "--num-classes", str(classes),
             "--workers", "2")  # fmt: skip
@@ -87,16 +90,16 @@ _TIMM_SCRATCH: Words = (
     "--weight-decay", "0.05", "--sched-on-updates", "--warmup-epochs", "1", "--warmup-lr", "1e-6", "--min-lr", "1e-5",
     "--epochs", str(_EPOCHS), "--batch-size", str(_BATCH), "--val-interval", str(_EPOCHS),
 )  # fmt: skip
-"""The same in timm's words."""
+"""The same settings as timm's arguments."""
 
 PRETRAINING_CUT = Cut(per_class=2000, first=1, step=2)
 PRETRAINING = Ours("deit3_small_1k_224", (*_PLAIN, "augment.policy=three_augment", "augment.color_jitter=0.3",
                                           "augment.scale=[0.3,1.0]", "schedule.epochs=20", "schedule.warmup_epochs=2",
                                           "run.eval_every=20"))  # fmt: skip
-"""Learns the classes that the cuts for small data leave out."""
+"""Trains on the classes that the cuts for small data leave out."""
 _SMALL = {10: 300, 50: 300, 500: 100}
-"""Images of a class of the cuts for small data, and epochs from scratch. Finetuning has 50."""
-_SMALL_BATCH = 64  # finetune_small's, scratch_small's and probe's
+"""Images per class in the cuts for small data, and epochs from scratch. Finetuning takes 50 epochs."""
+_SMALL_BATCH = 64  # batch size of finetune_small, scratch_small and probe
 
 
 def _drop_path(mode: str) -> Ours:
@@ -104,7 +107,7 @@ def _drop_path(mode: str) -> Ours:
 
 
 def _small(name: str, images: Cut | None, count: int, classes: int, scratch_epochs: int) -> list[Case]:
-    """Own recipes for small data against timm's train.py as it is: SGD, its augmentation, its rate for the batch."""
+    """Own recipes for small data against timm's train.py with its defaults: SGD, augmentation, learning rate."""
 
     def ours(recipe: str, epochs: int, starts: bool) -> Ours:
         return Ours(recipe, (*_MODEL, f"schedule.epochs={epochs}", f"run.eval_every={epochs}"), starts)
@@ -122,7 +125,7 @@ def _small(name: str, images: Cut | None, count: int, classes: int, scratch_epoc
 
 
 def cases(per_class: int | None) -> dict[str, Case]:
-    """The cases by name, in the order in which they are run. per_class: images of each class of the first two."""
+    """The cases by name, in the order in which they run. per_class: images of each class in the first two."""
     found = [
         Case("scratch", Cut(per_class), _EPOCHS,
              {"ours": Ours("deit3_small_1k_224", _SCRATCH), "timm": Timm(_TIMM_SCRATCH)}),

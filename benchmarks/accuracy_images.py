@@ -12,10 +12,11 @@ from .accuracy_cases import Cut
 
 
 def write_images(data: str, cut: Cut | None, folder: Path) -> int:
-    """Writes an image folder with the splits train and val, unless it is there; returns the number of train's images.
+    """Writes an image folder with the splits train and val, unless it exists; returns the number of training images.
 
-    data: URI of a data set that has both. cut: what is taken of it, of its validation images all of the same classes;
-    None for the digits in place of it. The files are the data's own bytes. Raises DataError where it cannot be read.
+    data: URI of a data set with both splits. cut: the part of it that is taken, with all validation images of the same
+    classes; None writes the demo's digits instead. The files are the data's own bytes. Raises DataError where the data
+    are unreadable.
     """
     if cut is None:
         write_demo(folder)

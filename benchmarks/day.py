@@ -1,9 +1,9 @@
-"""A day on a GPU, or its first minutes: the most valuable figures first, each on the disk as soon as it is known.
+"""A day of measurements on a GPU, or its first minutes: the most valuable figures first, each written at once.
 
-Each part is a process of its own. OUT/figures.jsonl gets a line for each figure, OUT/day.json the outcome of each part:
-a part that ended well is not run again, so that the next call goes on where this one stopped. `--rehearse` runs every
-part on a CPU with the smallest model, and what the parts cost on a GPU is reckoned from it (day_costs.py). One thread,
-because two of them wait for each other where other programs run.
+Each part is a process of its own. OUT/figures.jsonl gets a line for each figure, OUT/day.json the outcome of each part.
+A part that ended well is not run again, so the next call continues where this one stopped. `--rehearse` runs every part
+on a CPU with the smallest model, and estimates the cost of the parts on a GPU from that (day_costs.py). It uses one
+thread, because several threads wait for each other where other programs run.
 """
 
 import json
@@ -24,24 +24,24 @@ from .figures import read_figures
 from .workload import TINY
 
 B, S, L, H = "deit3_base_patch16", "deit3_small_patch16", "deit3_large_patch16", "deit3_huge_patch14"
-GRACE = 10.0  # seconds that a part may take beyond its limit to end what it began
+GRACE = 10.0  # seconds beyond its limit in which a part may end its work
 OK = "ok"
 
 
 class Part(NamedTuple):
-    """A command of this CLI, and what it costs on a GPU."""
+    """A command of this CLI, and its cost on a GPU."""
 
     words: str
     cost: Cost
     data: bool = False
     rehearsed: str | None = None
-    """What stands for it in a rehearsal; "" is nothing, where an earlier part rehearses the same."""
+    """The command in a rehearsal; "" for none, if an earlier part rehearses the same."""
 
 
 def _engine(model: str, against: str, blocks: int, words: str = "", rehearsed: str = "") -> Part:
     engines = 1 + len(against.split())
     compiled = engines - ("reference" in against)
-    cost = Cost(graphs=2 * compiled, blocks=blocks, timed=2 * engines * 4.0)  # three repeats, and a warm-up like one
+    cost = Cost(graphs=2 * compiled, blocks=blocks, timed=2 * engines * 4.0)  # three repeats, a warm-up like one
     return Part(f"engine --models {model} --against {against} {words}".strip(), cost, rehearsed=rehearsed)
 
 
@@ -67,15 +67,16 @@ PARTS = [
     Part("throughput --mode train", Cost(graphs=1, blocks=12, timed=10), rehearsed=f"throughput --mode train "
          f"--models {TINY}"),
 ]  # fmt: skip
-"""The most valuable first. What 7 minutes do not reach is for the next call."""
+"""The most valuable parts first. Parts beyond 7 minutes are left for the next call."""
 
 
 def run_day(
     device: str, rehearse: bool, out: Path, minutes: float, data: str | None, parts: list[Part] | None = None
 ) -> int:
-    """Runs the parts that OUT has no outcome "ok" of, within `minutes`, and prints a table of the figures.
+    """Runs the parts without the outcome "ok" in OUT, within `minutes`, and prints a table of the figures.
 
-    0 where every part that ran ended well. A part is started where its first figure is expected within what is left.
+    Returns 0 if every part that ran ended well. A part is started only if its first figure is expected within the time
+    left.
     """
     end, status = time.perf_counter() + 60 * minutes, 0
     chosen = [part for part in parts or PARTS if not rehearse or part.rehearsed != ""]
@@ -112,7 +113,7 @@ def _command(words: str, device: str, rehearse: bool, out: Path, left: float, da
 
 
 def _run(command: list[str], seconds: float, variables: dict[str, str]) -> str:
-    """Runs a command in a process group of its own, so that its loader workers end with it; its outcome in words."""
+    """Runs a command in its own process group, so that its workers end with it; returns its outcome in words."""
     process = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, env=os.environ | variables)
     try:
         status = process.wait(max(1.0, seconds))

@@ -1,8 +1,8 @@
-"""What the parts of a day cost on a GPU, reckoned from a rehearsal on a CPU and scaled by what is compiled.
+"""The cost of the parts of a day on a GPU, estimated from a rehearsal on a CPU and scaled by the amount of compiling.
 
-A part is: Python and imports; graphs to be compiled, whose time grows with the model's blocks; and timed repeats, whose
-length is fixed by the benchmark. The first two are measured in CPU seconds, which other programs on the machine do not
-stretch. That a block costs Triton what it costs g++ is an assumption, which the first GPU will correct.
+A part consists of Python and its imports, of graphs to compile, whose time grows with the model's blocks, and of timed
+repeats, whose length the benchmark sets. The first two are measured in CPU seconds, which other programs on the machine
+do not increase. The estimate assumes that Triton takes as long per block as g++, which no GPU has confirmed yet.
 """
 
 import json
@@ -18,26 +18,27 @@ REHEARSED_GRAPHS, REHEARSED_BLOCKS = 2, 4
 
 @dataclass(frozen=True)
 class Cost:
-    """What a part does besides starting."""
+    """The work of a part besides starting."""
 
     graphs: int = 0
-    """Compiled passes: forward and backward of an engine's training step are one, its evaluation another."""
+    """Number of compiled passes: the forward and backward pass of an engine's training step are one, its evaluation
+    another."""
     blocks: int = 0
-    """Of the model that is compiled."""
+    """Number of blocks of the compiled model."""
     timed: float = 0.0
     """Seconds of its timed repeats and their warm-ups."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Seconds of a part, and of what comes before its first figure."""
+    """Seconds of a part, and seconds until its first figure."""
 
     first: float
     whole: float
 
 
 def expected_seconds(cost: Cost) -> Expected:
-    """By the recorded rehearsal."""
+    """An estimate from the recorded rehearsal."""
     recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
     graph = recorded["graph_per_block"] * cost.blocks
     start = float(recorded["start"])
@@ -45,9 +46,9 @@ def expected_seconds(cost: Cost) -> Expected:
 
 
 def record_costs(out: Path, outcomes: dict[str, dict[str, Any]]) -> None:
-    """Writes OUT/day_costs.json from a rehearsal's outcomes, where all of its parts ended well.
+    """Writes OUT/day_costs.json from a rehearsal's outcomes, if all parts ended well.
 
-    One engine part compiles: what it takes beyond a start counts as the cost of the smallest model's graphs.
+    One engine part compiles. Its time beyond that of a start counts as the cost of the smallest model's graphs.
     """
     spent = {words: each["cpu_seconds"] for words, each in outcomes.items() if each["outcome"] == "ok"}
     compiled = [words for words in spent if "run.compile=on" in outcomes[words]["ran"]]

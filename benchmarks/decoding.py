@@ -1,4 +1,4 @@
-"""DALI's decoded JPEGs, on a GPU at three shares of the decoding engines, against PIL's: pixels and speed."""
+"""JPEG decoding with DALI, on a GPU at three shares of the hardware decoders, against PIL: pixels and speed."""
 
 import io
 from collections.abc import Callable
@@ -20,9 +20,9 @@ Pixels = NDArray[np.uint8]
 
 
 def run(session: Session, data: str | None) -> None:
-    """One row per share: images/s, and how far its pixels are from PIL's and from those of no engine at all.
+    """One row per share: images/s, and differences of its pixels from PIL's and from those of the share 0.
 
-    On CPUs the share has no meaning, and there is one row.
+    On CPUs the share has no effect, so there is one row.
     """
     on_gpu = session.device.type == "cuda"
     batch = 32 if session.quick else 128
@@ -59,7 +59,7 @@ def run(session: Session, data: str | None) -> None:
 
 
 class _Decoder:
-    """All of some JPEGs, decoded by one pipeline, again and again."""
+    """A pipeline that decodes the same JPEGs again and again."""
 
     def __init__(self, encoded: list[Pixels], load: float, device: torch.device) -> None:
         on_gpu, dali = device.type == "cuda", import_dali()
@@ -78,12 +78,12 @@ class _Decoder:
         return self._pipeline.run()[0]
 
     def pixels(self) -> list[Pixels]:
-        """The same, in host memory."""
+        """The same images, in host memory."""
         return [np.array(image) for image in self.decode().as_cpu()]
 
 
 def _differences(found: list[Pixels], expected: list[Pixels]) -> dict[str, float]:
-    """Of values of 0 to 255: the mean and the largest difference, and the share of those that differ, in per cent."""
+    """For values from 0 to 255: mean and largest difference, and the percentage of values that differ."""
     gaps = [np.abs(mine.astype(int) - theirs) for mine, theirs in zip(found, expected, strict=True)]
     every = np.concatenate([gap.ravel() for gap in gaps])
     return {"mean": float(every.mean()), "most": float(every.max()), "different": 100 * float((every > 0).mean())}

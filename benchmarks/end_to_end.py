@@ -1,4 +1,4 @@
-"""Real images through loader and step, against the same step on synthetic batches, and against R with its loader."""
+"""Loader and step on real images, against the same step on synthetic batches and against R with its own loader."""
 
 import itertools
 import random
@@ -25,7 +25,7 @@ from .workload import TINY, find_recipe, in_turn, synthetic_batches
 
 MODELS = {"cuda": ["deit3_base_patch16@224", "deit3_small_patch16@224"], "cpu": ["deit3_tiny_patch16@224"]}
 STEPS = {"cuda": 40, "cpu": 6}
-SETTLE = 8  # steps untimed after a change of case: more than the loader's queue holds
+SETTLE = 8  # untimed steps after a change of case: more than the loader's queue holds
 
 
 def run(session: Session, data: str | None, models: list[str] | None, batch: int | None) -> None:
@@ -46,7 +46,7 @@ def run(session: Session, data: str | None, models: list[str] | None, batch: int
 def _measure(session: Session, word: str, source: Any, batch: int) -> Row:
     device = session.device
     steps, settle = (3, 2) if session.quick else (STEPS[device.type], SETTLE)
-    # A run longer than what is timed, so that the loader never reaches its end.
+    # The schedule is longer than the timed part, so that the loader never reaches its end.
     recipe = find_recipe(word, batch, [f"model.num_classes={len(source.classes)}", "data.repeats=3"])
     recipe = recipe.override([f"schedule.epochs={10_000}"])
     session.say(f"{word}, batch {batch}")
@@ -122,6 +122,6 @@ def _reference_loader(source: Any, order: list[int], recipe: Any, batch: int, de
 
 
 def _endless(build: Callable[[], Any]) -> Iterator[Any]:
-    """Whole batches of one epoch after the other; the workers start at the first."""
+    """Whole batches, epoch after epoch; the workers start with the first."""
     for _ in itertools.count():
         yield from build()

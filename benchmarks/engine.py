@@ -1,4 +1,4 @@
-"""Our training step and evaluation against engines R and T of peers.py: same model, weights, batches and process."""
+"""Our training step and evaluation against engines R and T of peers.py, with one model, weights, batches, process."""
 
 import contextlib
 import itertools
@@ -49,11 +49,11 @@ MODELS = {"cuda": ["deit3_base_patch16@224", "deit3_small_patch16@224", "deit3_l
 _GPU_BATCH = {"deit3_tiny_patch16": 512, "deit3_small_patch16": 512, "deit3_medium_patch16": 512}
 _STEADY_STEPS = 100
 ENGINES = ("ours_dense", "ours_autocast", "timm", "reference")
-"""What our step can be timed against."""
+"""The engines against which our step can be timed."""
 
 
 def default_batch(word: str, device: torch.device, quick: bool) -> int:
-    """The goals' batch on a GPU (512 for S, 256 above, a quarter at 384 px); on CPUs one that takes seconds."""
+    """On a GPU the batch of the goals (512 for S, 256 for larger models, a quarter at 384 px), on CPUs less."""
     if device.type == "cpu":
         return 4 if quick else 8
     name, size = parse_model(word)
@@ -62,7 +62,7 @@ def default_batch(word: str, device: torch.device, quick: bool) -> int:
 
 
 def run(session: Session, models: list[str] | None, batch: int | None, words: list[str], against: list[str]) -> None:
-    """One row per model. against: names of ENGINES; all of them where it is empty."""
+    """One row per model. against: names of ENGINES; an empty list means all."""
     device = session.device
     models = models or ([TINY] if session.quick and device.type == "cpu" else MODELS[device.type])
     session.settings = {
@@ -85,19 +85,19 @@ def run(session: Session, models: list[str] | None, batch: int | None, words: li
 
 
 def variants(recipe: Recipe, device: torch.device) -> dict[str, Recipe]:
-    """Our step and, beside it, our step without what the recipe asks for, where that is another step."""
+    """Our step; and without each option that the recipe asks for, where that makes another step."""
     section, batch = recipe.model, recipe.run.global_batch
     found = {"ours": recipe}
     if section.drop_path and drops_subset(section) and keep_count(batch, section.drop_path) < batch:
-        # What stochastic depth by subsets gains over the same step with every sample computed: goal G2.
+        # The gain of stochastic depth by subsets over the same step that computes every sample: goal G2.
         found["ours_dense"] = recipe.override(["model.drop_path_mode=bernoulli"])
-    if recipe.run.compute_copy:  # what the copy gains over casts by autocast
+    if recipe.run.compute_copy:  # the gain of the copy over casts by autocast
         found["ours_autocast"] = recipe.override(["run.compute_copy=false"])
     return found
 
 
 class _Comparison:
-    """One model's engines: each is timed as soon as it is built, then all in turn. What is known is written at once."""
+    """One model's engines. Each is timed once when it is built, then all in turn. Results are written at once."""
 
     def __init__(self, session: Session, recipe: Recipe, ceiling: float) -> None:
         self._session, self._recipe, self._ceiling, self._device = session, recipe, ceiling, session.device
@@ -115,7 +115,7 @@ class _Comparison:
         self._batches = synthetic_batches(recipe, session.device)
 
     def measure(self, against: list[str]) -> Row:
-        """The row, of our step and of those named in `against`, or of all."""
+        """The row for our step and the engines in `against`, or all engines."""
         session, recipe, device = self._session, self._recipe, self._device
         session.say(f"{self._word}, batch {recipe.run.global_batch}")
         mine = variants(recipe, device)
@@ -227,7 +227,7 @@ class _Comparison:
 
 
 def _speed(timing: Timing, batch: int, section: Model, ceiling: float, memory: float | None) -> Row:
-    """Images per second, and the share of the matmul ceiling: of FLOPs executed, and of FLOPs of the whole model."""
+    """Images per second, and fractions of the matmul ceiling: by executed FLOPs and by the whole model's FLOPs."""
     executed = training_flops(section, batch)
     images = rate(batch, timing.seconds)
     return {
@@ -242,7 +242,7 @@ def _speed(timing: Timing, batch: int, section: Model, ceiling: float, memory: f
 
 
 def _steadiness(session: Session, step: Callable[[], Any], device: torch.device) -> Row:
-    """Spread of single steps by the GPU's own clock, and the profiler's idle share and synchronisations: goal G6."""
+    """Spread of single steps by the GPU's own clock, and the profiler's idle fraction and synchronisations: goal G6."""
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(_STEADY_STEPS + 1)]
     marks[0].record()
     for mark in marks[1:]:
@@ -270,6 +270,6 @@ def sdpa_backend(section: Model, batch: int, device: torch.device) -> str:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     shape = (batch, architecture.num_heads, tokens, architecture.embed_dim // architecture.num_heads)
     query = torch.empty(shape, device=device, dtype=dtype, requires_grad=True)
-    with contextlib.suppress(Exception):  # a private function: its absence must not cost the figures
+    with contextlib.suppress(Exception):  # a private function: without it the other figures are still measured
         return SDPBackend(torch._fused_sdp_choice(query, query, query)).name
     return "unknown"

@@ -1,8 +1,8 @@
-"""An H100 that is not there: enough of one for torch to trace, and for Inductor to generate code for it.
+"""Simulates an H100 without a GPU, as far as torch needs it to trace, and Inductor to generate code for it.
 
-`environment` builds two small libraries with gcc, which a process of its own loads. `pretend` is called there before
-anything of torch's compiler is. Fake tensors (`torch._subclasses.FakeTensorMode`) of that process can be on `cuda:0`;
-torch.compile generates the kernels that it would for sm_90, and nothing can run.
+`environment` builds two small libraries with gcc, which another process loads. That process calls `pretend` before
+anything of torch's compiler is imported. Its fake tensors (`torch._subclasses.FakeTensorMode`) can then be on `cuda:0`.
+torch.compile generates the kernels that it would generate for sm_90, and none of them can run.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ _PROPERTIES = SimpleNamespace(
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The environment of a process that may call `pretend`; its libraries are built in `folder`.
+    """The environment of a process that may call `pretend`; builds the libraries in `folder`.
 
-    Raises RunError where this machine lacks gcc or this torch CUDA's headers.
+    Raises RunError where this machine lacks gcc or this torch lacks CUDA's headers.
     """
     if shutil.which("gcc") is None:
         raise RunError("traffic: expected gcc on PATH, found none")
@@ -44,7 +44,7 @@ def environment(folder: Path) -> dict[str, str]:
         raise RunError(
             f"traffic: expected torch built for CUDA with its headers beside it, got torch {torch.__version__}"
         )
-    # A library of torch's refers to the driver, which is not installed either: its functions do nothing here.
+    # A library of torch refers to the driver, which is not installed either. Its functions are stubs that do nothing.
     names = sorted({name.decode() for name in re.findall(rb"\0(cu[A-Z]\w+)(?=\0)", torch_library.read_bytes())})
     stubs = folder / "driver.c"
     stubs.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in names))
@@ -61,14 +61,14 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def _empty_headers(folder: Path) -> Path:
-    """driver_types.h includes crt/host_defines.h, of the CUDA compiler's package: fake_gpu.c defines what it needs."""
+    """driver_types.h includes the CUDA compiler's crt/host_defines.h; fake_gpu.c defines what is needed of it."""
     (folder / "crt").mkdir(exist_ok=True)
     (folder / "crt" / "host_defines.h").touch()
     return folder
 
 
 def pretend() -> None:
-    """Makes this process believe in one H100. Only for a process with the variables of `environment`."""
+    """Makes this process see one H100. Needs the variables of `environment`."""
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     _patch_torch()
     _patch_triton()
@@ -79,7 +79,7 @@ def pretend() -> None:
 def assemble() -> Iterator[list[dict[str, Any]]]:
     """Assembles all configurations of each Triton kernel that Inductor generates: name, registers, bytes of stack.
 
-    A kernel that spills registers has a stack.
+    A kernel that spills registers uses a stack.
     """
     import triton
     from torch._inductor.runtime import triton_heuristics
@@ -169,7 +169,7 @@ def _patch_triton() -> None:
 
 
 def _patch_inductor() -> None:
-    """All passes stay on but one that times kernels: padding matrix products, which have multiples of 8 here anyway."""
+    """Keeps all passes but one, which times kernels in order to pad matrix products; these are multiples of 8 here."""
     import torch._functorch.config as functorch_config
     import torch._inductor.config as config
     from torch._inductor.fx_passes import joint_graph
@@ -188,7 +188,7 @@ def _patch_inductor() -> None:
     autotuner.precompile = lambda self, *args, **kwargs: None
 
     class OnHost(TorchDispatchMode):
-        """Folding constants computes them: on the host, where they have the same values."""
+        """Computes folded constants on the host, where they have the same values."""
 
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = dict(kwargs or {})
@@ -204,6 +204,6 @@ def _patch_inductor() -> None:
             return deduce(self, node)
 
     folder._deduce_value = deduce_on_host
-    # Patterns of graphs are traced with small tensors, some of them no fake ones: on the host, too.
+    # Graph patterns are traced with small tensors, some of them real ones; these are moved to the host too.
     start = joint_graph.lazy_init
     joint_graph.lazy_init = lambda device=None: start(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The figures of a folder, a line each in figures.jsonl, written as soon as they are known."""
+"""The figures of a folder: figures.jsonl has a line for each, written as soon as it is known."""
 
 import json
 import os
@@ -9,10 +9,10 @@ FIGURES = "figures.jsonl"
 
 
 def write_figure(folder: Path, figure: dict[str, Any]) -> None:
-    """Appends a figure, {"benchmark", "name", "value", "unit", ...}, on the disk when this returns."""
+    """Appends a figure, {"benchmark", "name", "value", "unit", ...}; it is on the disk when this returns."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / FIGURES).open("a+b") as file:
-        if file.tell():  # a line that a crash cut off stays alone
+        if file.tell():  # a line that a crash cut off stays a line of its own
             file.seek(-1, os.SEEK_END)
             file.write(b"" if file.read() == b"\n" else b"\n")
         file.write(json.dumps(figure).encode() + b"\n")
@@ -21,7 +21,7 @@ def write_figure(folder: Path, figure: dict[str, Any]) -> None:
 
 
 def read_figures(folder: Path) -> list[dict[str, Any]]:
-    """The figures in their order, of those of one benchmark and name the last; a line cut off by a crash is none."""
+    """The figures in order; of several with one benchmark and name, the last one. Incomplete lines are left out."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     try:
         lines = (folder / FIGURES).read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,10 +1,10 @@
-"""The project's goals as data: what each asks for, and how it is read from the results. No figure is made here."""
+"""The project's goals as data: the target of each, and how to read its figure from the results."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 Rows = Callable[[str, str], list[dict[str, Any]]]
-"""(benchmark, device) -> rows of the full, not quick, results."""
+"""(benchmark, device) -> rows of the complete results, without those of --quick."""
 
 
 class Goal(NamedTuple):

@@ -1,4 +1,4 @@
-"""Does it run on this GPU at all: the tests marked gpu that import no DALI, each outcome written as it comes."""
+"""Runs the tests marked gpu that import no DALI, to see whether this GPU works; writes each outcome as it comes."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ FILES = (
 
 
 class _Outcomes:
-    """A plugin of pytest that notes 1 for a test that passed and 0 for one that failed."""
+    """A pytest plugin that notes 1 for a passed and 0 for a failed test."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -32,11 +32,11 @@ class _Outcomes:
 
 
 def run(session: Session) -> bool:
-    """Whether all passed or, where there is no GPU, were skipped. Raises RunError outside a checkout."""
+    """Whether all tests passed, or were skipped because there is no GPU. Raises RunError outside a checkout."""
     if not (ROOT / "tests").is_dir():
         raise RunError(f"{ROOT}: expected a checkout with tests/, found none")
     files = [str(ROOT / name) for name in FILES]
-    # A package that one file lacks there must not cost the others.
+    # A package that one test file needs and that is missing must not stop the other files.
     selected = ["-m", "gpu", "--continue-on-collection-errors"]
     options = ["-q", "-rfE", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     return pytest.main([*selected, *options, *files], plugins=[_Outcomes(session)]) == pytest.ExitCode.OK

@@ -1,7 +1,8 @@
-"""What a data set costs by its size: index, start, order and memory at 10 thousand to millions of tiny images.
+"""Costs that depend on the size of a data set: index, start, order, memory, for 10 thousand to millions of tiny images.
 
-Each figure is taken in a process of its own, so that nothing is warm but the disk. The exponent of a cost is the slope
-of its logarithm over that of the images, from one size to the next: 1 is linear, 0 does not grow.
+Each figure is measured in a process of its own, so that only the disk's cache is warm. The exponent of a cost is the
+slope of its logarithm over the logarithm of the number of images, from one size to the next: 1 is linear growth, 0 is
+none.
 """
 
 import json
@@ -18,14 +19,14 @@ from .measure import Row, Session
 from .tiny_shards import SAMPLE_BYTES, write_tiny_shards
 
 SIZES = (10_000, 100_000, 1_000_000)
-EPOCH = 200  # that a run goes on in, midway
+EPOCH = 200  # the epoch in whose middle a run resumes
 PROCESSES = 8
-_SHARD_IMAGES = 6348  # of 13 million images in 2,048 shards
+_SHARD_IMAGES = 6348  # 13 million images in 2,048 shards
 _COSTS = ("index_cpu_seconds", "open_cpu_seconds", "resume_full_cpu_seconds", "resume_block_cpu_seconds", "pss_bytes")
 
 
 def run(session: Session, sizes: list[int]) -> None:
-    """A row for each size. Raises RunError where the disk has no room."""
+    """A row for each size. Raises RunError where the disk has too little room."""
     session.settings = {"epoch": EPOCH, "processes": PROCESSES, "images_per_shard": _SHARD_IMAGES}
     for images in sorted(sizes):
         if session.out_of_time(f"{images} images"):
@@ -64,7 +65,7 @@ def _measure(session: Session, folder: Path, images: int) -> Row:
 
 
 def _ask(folder: Path, *words: str) -> Row:
-    """What a fresh process says, with a cache folder that lasts from one to the next."""
+    """The result of a fresh process; the cache folder is kept between processes."""
     command = [sys.executable, "-m", f"{__package__}.growth_probe", str(folder), *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.growth_probe FOLDER open | resume BLOCK | epoch BLOCK | memory BLOCK PROCESSES
 
-FOLDER holds data/ and what the product keeps in its cache folder.
+FOLDER holds data/ and the product's cache folder.
 """
 
 import json
@@ -42,7 +42,7 @@ def _sampler(source: Source, block: int) -> TrainSampler:
 
 
 def open_once(folder: Path) -> dict[str, Any]:
-    """Seconds, of CPU time too, of opening the data set and knowing which one it is; imports are over before."""
+    """Seconds, and CPU seconds, to open the data set and compute its identity; imports are not included."""
     start, cpu = time.perf_counter(), time.process_time()
     source = _open(folder)
     return {
@@ -53,7 +53,7 @@ def open_once(folder: Path) -> dict[str, Any]:
 
 
 def resume(folder: Path, block: int) -> dict[str, Any]:
-    """CPU seconds to the first batch's indices, midway in an epoch that no process has asked for."""
+    """CPU seconds until the first batch's indices, in the middle of an epoch that no process has used before."""
     sampler = _sampler(_open(folder), block)
     cpu = time.process_time()
     sampler.batch(EPOCH * sampler.steps_per_epoch + sampler.steps_per_epoch // 2)
@@ -61,7 +61,7 @@ def resume(folder: Path, block: int) -> dict[str, Any]:
 
 
 def epoch(folder: Path, block: int) -> dict[str, Any]:
-    """How often an epoch has every image: counts of images by the times that they come."""
+    """How often each image occurs in an epoch: the number of images for each count."""
     source = _open(folder)
     sampler = _sampler(source, block)
     start, seen = time.perf_counter(), np.zeros(len(source), np.uint8)
@@ -73,7 +73,7 @@ def epoch(folder: Path, block: int) -> dict[str, Any]:
 
 
 def memory(folder: Path, block: int, processes: int) -> dict[str, Any]:
-    """What a data set adds to the PSS of so many processes, in all, bytes: opened, all labels read, a batch drawn."""
+    """Bytes that a data set adds to the PSS of all processes together: opened, labels read, a batch drawn."""
     context = multiprocessing.get_context("spawn")
     barrier, added = context.Barrier(processes), context.Queue()
     started = [context.Process(target=_hold, args=(folder, block, barrier, added)) for _ in range(processes)]

@@ -1,4 +1,4 @@
-"""The images that loaders are timed on: those of --data, or generated ones."""
+"""The images for timing loaders: those of --data, or generated ones."""
 
 import contextlib
 import tempfile
@@ -18,7 +18,7 @@ GENERATED = {True: 96, False: 512}  # with --quick and without
 
 
 class Sample(Source):
-    """At most `limit` images of a source, evenly spread over it, under their own classes."""
+    """At most `limit` images of a source, evenly spread over it, with their own classes."""
 
     def __init__(self, source: Source, limit: int) -> None:
         count = min(limit, len(source))
@@ -34,7 +34,7 @@ class Sample(Source):
 
 
 def write_images(folder: Path, count: int) -> None:
-    """An image folder of JPEGs of about ImageNet's sizes: random structure at every scale, quality 90."""
+    """Writes an image folder of JPEGs with about ImageNet's sizes: random structure at every scale, quality 90."""
     rng = np.random.default_rng(0)
     for index in range(count):
         width, height = (500, 375) if index % 3 else (375, 500)
@@ -50,7 +50,7 @@ def write_images(folder: Path, count: int) -> None:
 
 @contextlib.contextmanager
 def open_images(uri: str | None, quick: bool, limit: int) -> Iterator[tuple[Source, str]]:
-    """A source of at most `limit` images, and in words where they come from."""
+    """A source of at most `limit` images, and their origin in words."""
     if uri is not None:
         source = Sample(open_source(uri, "train"), limit)
         yield source, f"{len(source)} images of {Path(uri).name}"

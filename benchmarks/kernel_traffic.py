@@ -1,6 +1,6 @@
-"""Bytes that each of our own kernels reads and writes, of its operator's arguments (deit_fast/models/block_ops.py).
+"""Bytes that each of our own kernels reads and writes, from its operator's arguments (deit_fast/models/block_ops.py).
 
-tests/benchmarks/test_traffic.py runs the kernels in Triton's interpreter and counts the same.
+tests/benchmarks/test_traffic.py runs the kernels in Triton's interpreter and compares the counts.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ def _bytes(*tensors: Tensor | None) -> int:
 
 
 def _rows(stream: Tensor, *branches: tuple[int, Tensor | None]) -> float:
-    """Bytes of the samples of the stream [B, N, D] that any of the branches keeps: (how many it keeps, its places).
+    """Bytes of the samples in the stream [B, N, D] that at least one branch keeps. branches: (samples kept, places).
 
-    Draws are independent: a share of what one branch drops is kept by the other.
+    Draws are independent, so another branch keeps some of the samples that one branch drops.
     """
     dropped = 1.0
     for kept, place in branches:
@@ -72,4 +72,4 @@ TRAFFIC: dict[str, Callable[..., float]] = {
     "gelu_backward": _all,
     "merge_heads": _all,
 }
-"""By the operator's name: its results and arguments, by their names -> bytes."""
+"""For each operator's name: a function of its results and its arguments, by their names, that returns bytes."""

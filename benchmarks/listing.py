@@ -1,6 +1,6 @@
-"""Opening image folders of 10 thousand images and more: the first time, later, and by eight processes of a node.
+"""Opening image folders of 10 thousand images and more: the first time, later, and in eight processes of a node.
 
-The images are hard links of tiny files in 1,000 class folders. Every figure is of a process of its own.
+The images are hard links to tiny files, in 1,000 class folders. Each figure is measured in a process of its own.
 """
 
 import json
@@ -17,7 +17,7 @@ from .measure import Row, Session
 
 SIZES = (10_000, 100_000, 1_000_000)
 CLASSES = 1000
-_LINKS = 60_000  # of one file; ext4 takes 65,000
+_LINKS = 60_000  # links to one file; ext4 allows 65,000
 _PROCESSES = 8
 
 _OPEN = """
@@ -45,7 +45,7 @@ sys.stdin.readline()
 
 
 def run(session: Session, sizes: list[int] | None) -> None:
-    """A row for each number of images: CPU seconds, bytes an image kept, and the memory of eight processes."""
+    """A row for each number of images: CPU seconds, bytes kept per image, and the memory of eight processes."""
     sizes = sizes or ([1000, 4000] if session.quick else list(SIZES))
     for images in sizes:
         if not session.out_of_time(f"{images} images"):
@@ -64,7 +64,7 @@ def _measure(session: Session, folder: Path, images: int) -> Row:
     session.say(f"{images} images")
     _make(small, 2, 1)
     _make(root, images, min(CLASSES, images // 10))
-    time.sleep(2.5)  # a folder that changed just now is listed again
+    time.sleep(2.5)  # a folder that has just changed would be listed again
     environment = {**os.environ, "DEIT_FAST_CACHE": str(folder / "cache")}
     command = [sys.executable, "-c", _OPEN, str(root), str(small)]
     first, *later = (
@@ -101,7 +101,7 @@ def _make(root: Path, images: int, classes: int) -> None:
 
 
 def _memory(root: Path, small: Path, environment: dict[str, str], processes: int) -> int:
-    """Bytes that the processes have more together, each share of a page counted (PSS), once they opened the folder."""
+    """Bytes (PSS, which counts shared pages proportionally) that opening the folder adds to the processes together."""
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
     command = [sys.executable, "-c", _HOLD, str(root), str(small)]
     workers = [subprocess.Popen(command, **pipes) for _ in range(processes)]

@@ -7,20 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from deit_fast.data.loader.batches import EvalLoader, TrainLoader
 from deit_fast.data.loader.dali import Pipeline, decode_images, import_dali
-from deit_fast.data.loader.order import FullOrder
-from deit_fast.data.loader.sampler import TrainSampler
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.open import open_source
 from deit_fast.data.tools.write_shards import write_shards
-from deit_fast.infer.precision import Classifier
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.hardware import cpu_threads
 
-from .images import Sample, open_images
+from .images import open_images
+from .loader_memory import race_memory
+from .loader_ours import evaluation, normaliser, race_recipe, race_repeats, training
 from .loader_peers import absent, build_peer, peers_of
 from .measure import Row, Session, interleave, rate
 from .pil import decode_chain, evaluation_chain, pil_loader, three_augment_chain
@@ -30,7 +27,7 @@ RECIPE = "deit3_small_patch16@224"
 MOST_WORKERS = 16
 CASES = ("decode", "three_augment", "repeated_augmentation", "evaluation", "shards_256")
 RACES = ("race_three_augment", "race_repeated_augmentation", "race_evaluation", "race_rand_augment")
-"""Run where they are named: ours against all loaders of loader_peers.py."""
+"""Cases that run only when they are named: ours against all loaders of loader_peers.py."""
 
 
 def run(session: Session, data: str | None, cases: list[str] | None) -> None:
@@ -54,7 +51,7 @@ def run(session: Session, data: str | None, cases: list[str] | None) -> None:
 
 
 class LoaderBench:
-    """The cases on one source; `views` images or views in each timed pass, as far as whole batches go."""
+    """The cases on one source. views: images or views in each timed pass, rounded to whole batches."""
 
     def __init__(self, session: Session, source: Source, recipe: Recipe, views: int) -> None:
         self.session, self.source, self.recipe = session, source, recipe
@@ -62,13 +59,13 @@ class LoaderBench:
         torch.set_num_threads(1)  # as in each of the peer's workers: threads that wait for each other cost CPU seconds
         self.device, self.batch = session.device, min(recipe.run.global_batch, len(source) // 2 * 2)
         self.steps = max(1, views // self.batch)
-        # The model normalises inside its compiled step; here it is timed with the loader, as in the reference's chain.
-        self.normalise = Classifier(nn.Identity(), recipe, torch.float32, self.device).normalise
+        self.normalise = normaliser(recipe, self.device)
 
     def measure(self, case: str) -> Row:
-        """One of CASES or RACES: rates of all sides and their ratios."""
+        """The row of one of CASES or RACES: rates of all sides and their ratios."""
         if case in RACES:
-            return self._race(case.removeprefix("race_"))
+            raced = self.race(case.removeprefix("race_"))
+            return {**raced, "pss_mb": self._memory(case.removeprefix("race_"), list(raced["cpu_ms_per_view"]))}
         build = {
             "decode": self._decode,
             "three_augment": self._three_augment,
@@ -96,17 +93,15 @@ class LoaderBench:
             }
         return row
 
-    def _race(self, case: str) -> Row:
-        """Ours and every peer that is installed: rates, and how many times as fast per CPU-second ours is."""
+    def race(self, case: str) -> Row:
+        """A case of RACES, without `race_`: CPU time of ours and of every installed peer, and their ratios."""
         recipe = self.recipe
         size, data = recipe.model.image_size, recipe.data
         if case == "evaluation":
             calls, views = self._evaluation()
             ours, shown = calls["ours"], np.arange(views) % (len(self.source) // self.batch * self.batch)
         else:
-            words = ["augment.policy=rand_augment", "augment.color_jitter=0"] if case == "rand_augment" else []
-            repeats = 3 if case == "repeated_augmentation" else 1
-            ours, shown = self._train(self.source, repeats, recipe.override(words))
+            ours, shown = self._train(self.source, race_repeats(case), race_recipe(recipe, case))
         names = peers_of(case)
         missing = {name: module for name in names if (module := absent(name))}
         for name, module in missing.items():
@@ -131,17 +126,19 @@ class LoaderBench:
             "over_ours": {name: each / milliseconds["ours"] for name, each in milliseconds.items() if name != "ours"},
         }
 
+    def _memory(self, case: str, names: list[str]) -> dict[str, float]:
+        """MB of each side, measured in a process of its own, on a CPU."""
+        found: dict[str, float] = {}
+        for name in names if self.device.type == "cpu" else []:
+            self.session.say(f"memory: {name}")
+            found[name] = race_memory(name, case, self.source, self.recipe, self.batch, self.steps, self.workers)
+        return found
+
     def _train(
         self, source: Source, repeats: int, recipe: Recipe | None = None
     ) -> tuple[Callable[[], None], np.ndarray]:
         """A pass over our training loader, and the images it shows, in order."""
-        recipe = recipe or self.recipe
-        sampler = TrainSampler(FullOrder(len(source), 0), repeats, self.batch)
-        loader = TrainLoader(
-            source, recipe.augment, recipe.model.image_size, [sampler], 0, self.device, cpu_threads(),
-            stop_step=self.steps, decode_once=repeats > 1,
-        )  # fmt: skip
-        shown = np.concatenate([sampler.batch(step).indices for step in range(self.steps)])
+        loader, shown = training(source, recipe or self.recipe, repeats, self.batch, self.steps, self.device)
         return lambda: self._consume(batch.images for batch in loader), shown
 
     def _consume(self, batches: Iterable[torch.Tensor]) -> None:
@@ -171,10 +168,8 @@ class LoaderBench:
 
     def _evaluation(self) -> tuple[dict[str, Callable[[], None]], int]:
         size, data = self.recipe.model.image_size, self.recipe.data
-        # Whole batches: of a few photographs, what pads the last batch would be a third of the work, of 50,000 nothing.
-        source = Sample(self.source, len(self.source) // self.batch * self.batch)
+        loader, source = evaluation(self.source, self.recipe, self.batch, self.device)
         passes = max(1, self.steps * self.batch // len(source))
-        loader = EvalLoader(source, data, size, self.batch, self.device, cpu_threads())
         indices = list(range(len(source))) * passes
 
         def ours() -> None:
@@ -184,7 +179,7 @@ class LoaderBench:
         return {"ours": ours, "peer": self._peer(source, indices, evaluation_chain(size, data))}, len(indices)
 
     def _decode(self) -> tuple[dict[str, Callable[[], None]], int]:
-        """Whole images in our pipeline's decoder, of which one pixel is handed on, against PIL."""
+        """Decoding of whole images in our pipeline, which hands on one pixel of each, against PIL."""
         on_gpu = self.device.type == "cuda"
         indices = np.arange(self.steps * self.batch) % len(self.source)
         waiting: list[list[int]] = []
@@ -211,7 +206,7 @@ class LoaderBench:
         return {"ours": ours, "peer": self._peer(self.source, indices, decode_chain)}, len(indices)
 
     def _shards(self) -> tuple[dict[str, Callable[[], None]], int]:
-        """Our loader on 256-px tar shards made here, against itself on the originals."""
+        """Our loader on 256-px tar shards that are made here, against itself on the original files."""
         self._folder = tempfile.TemporaryDirectory(prefix="deit-fast-shards-")
         folder, count = Path(self._folder.name), len(self.source)
         self.session.say(f"writing {count} images as a 256-px shard")

@@ -1,8 +1,8 @@
-"""What people load images with today, for the same cases as ours: each gives normalised batches, [B, 3, S, S] float32.
+"""Image loaders in use today, for the same cases as ours: each returns normalised batches, [B, 3, S, S] float32.
 
-albumentations (OpenCV's decoder and area resize, which is less work than bicubic), a plain DALI graph, torchvision v2
-on tensors, SPDL with simplejpeg, torchvision on PIL, timm's RandAugment on PIL. `pip install deit_fast[peers]` has
-those that are no requirement; one that is not installed is named and left out.
+They are albumentations (OpenCV's decoder, and resizing by area, which is less work than bicubic), a plain DALI graph,
+torchvision v2 on tensors, SPDL with simplejpeg, torchvision on PIL, and timm's RandAugment on PIL. `pip install
+deit_fast[peers]` installs those that deit_fast does not require. A peer that is not installed is named and left out.
 """
 
 import importlib.util
@@ -28,11 +28,11 @@ NEEDS = {
     "torchvision_pil": (),
     "timm_pil": (),
 }
-"""Modules that a peer needs beyond deit_fast's own."""
+"""Modules that a peer needs beyond deit_fast's requirements."""
 
 
 def absent(name: str) -> str:
-    """The first module that the peer needs and that is not installed; empty where it can run."""
+    """The first module that the peer needs and that is missing; "" if the peer can run."""
     for module in NEEDS[name]:
         try:
             if importlib.util.find_spec(module) is None:
@@ -43,7 +43,7 @@ def absent(name: str) -> str:
 
 
 def peers_of(case: str) -> list[str]:
-    """The peers that do a case of `loader`."""
+    """The peers that support a case of `loader`."""
     if case == "rand_augment":
         return ["timm_pil"]
     return [name for name in NEEDS if name != "timm_pil"]
@@ -96,7 +96,7 @@ def _timm(case: str, size: int, data: Data) -> _Chain:
     from timm.data.transforms_factory import create_transform
 
     nothing: Any = None
-    # Without mstd0.5, whose levels of 10 ask Pillow 13 to keep no bit, which it refuses.
+    # Without mstd0.5: its levels of 10 would make Posterize keep no bit, which Pillow 13 refuses.
     chain = create_transform(
         size, is_training=True, auto_augment="rand-m9-inc1", interpolation="bicubic", color_jitter=nothing,
         re_prob=0.0, mean=data.mean, std=data.std,

@@ -1,4 +1,4 @@
-"""The machine that a figure comes from: its CPU and GPU, their state, and the versions that matter."""
+"""The machine on which a figure was measured: CPU, GPU, their state, and versions of relevant packages."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ _SMI = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """CPU and, where there is one, GPU; clocks and power as found, which this code never changes."""
+    """CPU and, if there is one, GPU, with the present clocks and power, which this code never changes."""
     try:
         memory = next(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines())
     except OSError:
@@ -44,7 +44,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def gpu_state(device: torch.device) -> dict[str, Any]:
-    """Driver, clocks (MHz), power (W) and temperature, as nvidia-smi has them; empty where it cannot be asked."""
+    """Driver, clocks (MHz), power (W) and temperature from nvidia-smi; empty where it cannot be run."""
     try:
         uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
         command = ["nvidia-smi", f"--id={uuid}", f"--query-gpu={_SMI}", "--format=csv,noheader,nounits"]

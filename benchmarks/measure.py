@@ -1,4 +1,4 @@
-"""How everything here is measured: interleaved repeats, medians with spread, the machine, one JSON per command."""
+"""The method of all measurements: interleaved repeats, medians with spread, the machine, one JSON per command."""
 
 import contextlib
 import datetime
@@ -50,11 +50,11 @@ def rate(amount: float, seconds: Stats) -> Stats:
 
 @dataclass(frozen=True)
 class Timing:
-    """What one call of a case costs."""
+    """The cost of one call of a case."""
 
     seconds: Stats
     cpu_seconds: Stats
-    """Of this process and of its children, whether they have ended or not."""
+    """CPU seconds of this process and of its children, whether these have ended or not."""
 
 
 def synchronise(device: torch.device) -> None:
@@ -72,11 +72,11 @@ def interleave(
     seconds: float = 0.5,
     known: Callable[[str, Timing], object] = lambda name, timing: None,
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Time of one call of each case, and one line for each that failed.
+    """The time of one call of each case, and one line for each case that failed.
 
-    Every case is warmed up by `warmup` calls and then called as often per repeat as fills about `seconds`. Repeats go
-    round: a b c a b c ..., so that a machine that slows down slows all of them. Host clock between synchronisations.
-    known: called after each repeat of a case with its name and its timing so far.
+    Every case is warmed up by `warmup` calls, and then called in each repeat as often as fills about `seconds`. Repeats
+    alternate (a b c a b c ...), so that a machine that slows down affects all cases. Times are those of the host's
+    clock between synchronisations. known: called after each repeat of a case with its name and its timing so far.
     """
     calls: dict[str, int] = {}
     errors: dict[str, str] = {}
@@ -87,7 +87,7 @@ def interleave(
                 case()
             calls[name] = max(1, min(10_000, round(seconds / _time(case, 1, device)[0])))
         except Exception as error:
-            # One peer that cannot run here (no memory, no compiler) must not cost the others' figures.
+            # A peer that fails here, for lack of memory or of a compiler, must not stop the measurement of the others.
             errors[name] = f"{type(error).__name__}: {one_line(error)[:300]}"
             say(f"{name} failed: {errors[name]}")
             free_memory()
@@ -124,12 +124,12 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    with contextlib.suppress(OSError):  # then the figure is the process's, which is never too low
-        Path("/proc/self/clear_refs").write_text("5")  # the kernel's "forget the resident set's high-water mark"
+    with contextlib.suppress(OSError):  # without it the figure is the process's peak, which is never too low
+        Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's high-water mark of the resident set
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """MB since the reset: torch's allocator on a GPU, the whole process's resident set on a CPU."""
+    """MB since the reset: of torch's allocator on a GPU, of the whole process's resident set on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -157,7 +157,7 @@ def matmul_ceiling(device: torch.device, quick: bool) -> Row:
 
 
 def copy_case(device: torch.device, quick: bool) -> tuple[Callable[[], object], int]:
-    """A copy far larger than any cache, and the bytes it reads and writes."""
+    """A copy far larger than any cache, and the number of bytes that it reads and writes."""
     mega = (256 if quick else 1024) if device.type == "cuda" else (64 if quick else 256)
     source = torch.randn(mega * 2**18, device=device)
     target = torch.empty_like(source)
@@ -170,7 +170,7 @@ def _silent(_: str) -> None:
 
 @dataclass
 class Session:
-    """One command: where it runs, how long it may take, and its JSON, which is written anew after every row."""
+    """One command: its device, its time limit, and its JSON, which is rewritten after every row."""
 
     benchmark: str
     device: torch.device
@@ -194,33 +194,33 @@ class Session:
         return 3 if self.quick or self.brief else REPEATS
 
     def seconds(self, quick: float, full: float) -> float:
-        """How long one repeat of a case takes, about."""
+        """The approximate length of one repeat of a case, seconds."""
         return quick if self.quick else 0.5 if self.brief else full
 
     def say(self, text: str) -> None:
         print(f"[{time.perf_counter() - self.start:6.1f} s] {self.benchmark}: {text}", file=sys.stderr, flush=True)
 
     def out_of_time(self, what: str) -> bool:
-        """Whether the time is over; then `what` is recorded as skipped."""
+        """Whether the time is over; if so, records `what` as skipped."""
         over = self.minutes is not None and time.perf_counter() - self.start > 60 * self.minutes
         if over:
             self.skip(what, "out of time")
         return over
 
     def skip(self, what: str, why: str) -> None:
-        """Records what is left out."""
+        """Records what was left out, and why."""
         self.skipped.append(what)
         self.say(f"skipped, {why}: {what}")
         self.save()
 
     def measure_ceiling(self) -> float:
-        """FLOP/s of the matmul ceiling of this run."""
+        """The FLOP/s of this run's matmul ceiling."""
         self.say("matmul ceiling")
         self.ceilings["matmul"] = matmul_ceiling(self.device, self.quick)
         return self.ceilings["matmul"]["tflops"]["median"] * 1e12
 
     def add(self, row: Row) -> None:
-        """Adds a row, or puts it in the place of the last one where that is its beginning, and writes the JSON."""
+        """Adds a row, or replaces the last row if that is its beginning, and writes the JSON."""
         if self.rows and self._identity(self.rows[-1]) == self._identity(row):
             self.rows.pop()
         self.rows.append(row)
@@ -231,14 +231,14 @@ class Session:
         return tuple(row.get(key) for key in ("case", "model", "resolution", "batch"))
 
     def note(self, name: str, value: float, unit: str) -> None:
-        """Writes a figure to the folder's figures.jsonl at once; a later one of the same name counts instead."""
+        """Writes a figure to the folder's figures.jsonl at once; a later one with the same name replaces it."""
         line = {"benchmark": self.path.stem, "name": name, "value": value, "unit": unit, "device": self.device.type,
                 "quick": self.quick, "at": time.perf_counter() - self.start}  # fmt: skip
         write_figure(self.path.parent, line)
         self.say(f"{name}: {value:.4g} {unit}")
 
     def save(self, ended: bool = False) -> None:
-        """Writes the JSON, when the command has ended with the state of the machine then."""
+        """Writes the JSON; at the end of the command, with the machine's state at that time."""
         if ended and self.device.type == "cuda":
             self.machine["gpu_state_after"] = gpu_state(self.device)
         self.machine["load_average_after"] = os.getloadavg()[0]

@@ -1,4 +1,4 @@
-"""LAMB, clip and moving average of our step against timm's, torch's and apex's, and the bytes they must move."""
+"""LAMB, clipping and moving average of our step against timm's, torch's and apex's, and the bytes they must move."""
 
 import copy
 from collections.abc import Callable
@@ -21,16 +21,16 @@ from .workload import TINY, build_step, find_recipe
 MODELS = {"cuda": ["deit3_small_patch16", "deit3_base_patch16", "deit3_large_patch16", "deit3_huge_patch14"],
           "cpu": ["deit3_small_patch16"]}  # fmt: skip
 FLOORS = {
-    "lamb_clip": 44,  # two passes over gradient, weight and moments, one more over the gradient for its norm
-    "lamb_clip_ema": 52,  # and the average, read and written
-    "lamb_clip_ema_copy": 54,  # and a bf16 copy of the weights, written
-    "lamb_clip_ema_copy_bf16_gradient": 50,  # whose gradient, bf16 too, is what is read twice
+    "lamb_clip": 44,  # two passes over gradient, weight and moments, and one over the gradient for its norm
+    "lamb_clip_ema": 52,  # also reads and writes the average
+    "lamb_clip_ema_copy": 54,  # also writes a bf16 copy of the weights
+    "lamb_clip_ema_copy_bf16_gradient": 50,  # and reads a bf16 gradient in both passes
 }
-"""Bytes per parameter that have to move."""
+"""Bytes per parameter that each case has to move."""
 
 
 def run(session: Session, models: list[str] | None) -> None:
-    """One row per model's parameter shapes."""
+    """One row for the parameter shapes of each model."""
     device = session.device
     models = models or ([TINY] if session.quick and device.type == "cpu" else MODELS[device.type])
     session.settings = {"bytes_per_parameter": FLOORS, "learning_rate": 1e-3}
@@ -92,7 +92,7 @@ def _measure(session: Session, word: str, copy_call: Callable[[], object], copie
 
 
 def time_steps(session: Session, recipe: Recipe, peers: list[str]) -> dict[str, Timing]:
-    """Time of our step, with and without its average, and of some of the peers'."""
+    """Time of our step, with and without its average, and of some peers' steps."""
     cases = _cases(build_step(recipe, session.device))
     chosen = {name: cases[name] for name in ("ours", "ours_without_ema", *peers)}
     timed, errors = _time(session, chosen, recipe.model.name)
@@ -109,7 +109,7 @@ def _time(session: Session, cases: dict[str, Callable[[], Any]], word: str) -> t
 
 
 def _cases(step: TrainStep) -> dict[str, Callable[[], Any]]:
-    """Our optimizer and the peers', on the step's weights with random gradients."""
+    """Our optimizer and the peers' optimizers, on the step's weights with random gradients."""
     optim, device = step.recipe.optim, step.world.device
     generator = torch.Generator(device).manual_seed(0)
     for param in step.state.model.parameters():
@@ -125,7 +125,7 @@ def _cases(step: TrainStep) -> dict[str, Callable[[], Any]]:
 
 
 def _peers(step: TrainStep, ema_decay: float | None) -> dict[str, Callable[[], Any]]:
-    """Optimizers on a model of their own with the same weights and gradients, each alone and with its average."""
+    """The peers' optimizers on their own model with the same weights and gradients, with and without average."""
     section = step.recipe.optim
 
     def clone() -> nn.Module:
@@ -156,7 +156,7 @@ def _peers(step: TrainStep, ema_decay: float | None) -> dict[str, Callable[[], A
     }
     try:
         from apex.optimizers import FusedLAMB
-    except Exception:  # apex without its CUDA extensions raises whatever it likes
+    except Exception:  # apex without its CUDA extensions may raise anything
         return cases
     apex_model = clone()
     apex = FusedLAMB(apex_model.parameters(), lr=section.lr, weight_decay=section.weight_decay)

@@ -1,4 +1,4 @@
-"""Orders of an epoch: how well each mixes, and what each costs as the data set grows. No image is read."""
+"""Orders of an epoch: how well each mixes, and how its cost grows with the data set. No image is read."""
 
 import statistics
 import tempfile
@@ -24,12 +24,12 @@ from .measure import Row, Session
 SHARDS, EACH, CLASSES, BATCH = 640, 2000, 1000, 2048
 BLOCKS = ((1, 1), (8, 1), (32, 1), (64, 1), (128, 1), (32, 2), (32, 4), (32, 8))  # shards, lanes
 SIZES = (10_000, 100_000, 1_000_000, 13_000_000)
-PER_SHARD = 1270  # of photographs, in 128 MB
+PER_SHARD = 1270  # photographs in a shard of 128 MB
 EPOCH = 200
 
 
 def run(session: Session) -> None:
-    """Rows of both parts: `kind` is mixing or cost."""
+    """The rows of both parts: `kind` is mixing or cost."""
     edges = np.arange(SHARDS + 1) * (EACH // 20 if session.quick else EACH)
     for block, lanes in ((0, 1), *BLOCKS):
         order = BlockOrder(edges, 0, block, lanes) if block else FullOrder(edges[-1], 0, edges)
@@ -51,9 +51,9 @@ def run(session: Session) -> None:
 
 
 def measure_mixing(order: Order) -> Row:
-    """Over an epoch's batches: shards in a batch; chi-square of its classes over degrees of freedom; entropy.
+    """Means over an epoch's batches: shards in a batch; chi-square of its classes over degrees of freedom; entropy.
 
-    again: pairs of a batch that share one in the next epoch too, over a full shuffle's expectation.
+    again: pairs of images in a batch that share a batch in the next epoch too, over the expectation for a full shuffle.
     """
     images = int(order.edges[-1])
     shuffled = np.random.default_rng(0).permutation(np.arange(images) % CLASSES)
@@ -78,7 +78,7 @@ def measure_mixing(order: Order) -> Row:
 
 
 def batch_of_image(order: Order, epoch: int) -> NDArray[np.int64]:
-    """The batch that each image is in, int64 [N]; -1 for those left over."""
+    """The batch of each image, int64 [N]; -1 for images that are left over."""
     steps, share = order.length // BATCH, BATCH // order.lanes
     found = np.full(order.edges[-1], -1)
     for lane in range(order.lanes):
@@ -87,19 +87,19 @@ def batch_of_image(order: Order, epoch: int) -> NDArray[np.int64]:
 
 
 def table(batches: NDArray[np.int64], values: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
-    """How often each value is in each batch, int64 [steps, values]."""
+    """How often each value occurs in each batch, int64 [steps, values]."""
     used, width = batches >= 0, int(values.max()) + 1
     return np.bincount(batches[used] * width + values[used], minlength=steps * width).reshape(steps, width)
 
 
 def chi_square(counts: NDArray[np.int64]) -> float:
-    """Mean over batches of the classes' chi-square over its degrees of freedom."""
+    """Mean over the batches of the classes' chi-square over its degrees of freedom."""
     expected = BATCH / CLASSES
     return float((((counts - expected) ** 2 / expected).sum(1) / (CLASSES - 1)).mean())
 
 
 def costs(images: int, folder: Path) -> dict[str, Callable[[], float]]:
-    """CPU seconds of what a run pays for its order, by name, each from the start as a new process has it."""
+    """By name, functions that measure the CPU seconds of a part of an order, from scratch as in a new process."""
     edges = np.append(np.arange(0, images, PER_SHARD), images)
     block = recommended_block(len(edges) - 1)
     labels = np.random.default_rng(0).integers(0, CLASSES, images, np.uint32)
@@ -114,7 +114,7 @@ def costs(images: int, folder: Path) -> dict[str, Callable[[], float]]:
         order = BlockOrder(edges, 0, block)
         steps = images // 512
         window = Window(Told(edges), order, [0], 512, 1, steps, 300 * steps)
-        order.images(EPOCH, 0, images // 2, images // 2 + 1)  # the batch was planned before
+        order.images(EPOCH, 0, images // 2, images // 2 + 1)  # an earlier batch was planned before
         return timed(lambda: window.tell(EPOCH * steps + steps // 2, EPOCH * steps + steps // 2))
 
     def make() -> float:
@@ -137,7 +137,7 @@ def costs(images: int, folder: Path) -> dict[str, Callable[[], float]]:
 
 
 class Told(Source):
-    """Takes what it is told."""
+    """A source that accepts `expect` and does nothing."""
 
     def __init__(self, edges: NDArray[np.int64]) -> None:
         super().__init__("", [], np.empty(0, np.int64))

@@ -1,9 +1,8 @@
-"""What people train with today, re-created from timm and torch parts: engines R and T. R's image loader is in pil.py.
+"""The tools in use today, rebuilt from parts of timm and torch: engines R and T. R's image loader is in pil.py.
 
-R follows facebookresearch/deit (engine.py, main.py), T timm's train.py of 1.0.31 with --amp
---amp-dtype bfloat16 --torchcompile --opt lamb --channels-last --model-ema. Where a choice had to be made it favours the
-peer: R gets images normalised beforehand (its workers do that), T gets images mixed beforehand (its collate function
-does) and never reads its loss back.
+R follows facebookresearch/deit (engine.py, main.py). T follows timm 1.0.31's train.py with --amp --amp-dtype bfloat16
+--torchcompile --opt lamb --channels-last --model-ema. Choices favour the peer: R gets normalised images, since its
+workers normalise; T gets mixed images, since its collate function mixes, and never reads its loss back.
 """
 
 import contextlib
@@ -43,14 +42,14 @@ PLAIN = {
     "run.accumulation": 1,
     "augment.erase": 0.0,
 }
-"""What the peers have in place of a choice."""
+"""The peers' values for settings that are a choice in recipes."""
 
 
 def plain_model(recipe: Recipe, weights: dict[str, Tensor] | None = None, fused_attention: bool = True) -> nn.Module:
     """timm's own vision transformer with the recipe's sizes and rates: Bernoulli DropPath, LayerScale as one op.
 
-    Raises RecipeError for a model that is none, or that has more than timm's plain one, and for a recipe that asks for
-    what the peers do not do.
+    Raises RecipeError for an unknown model, for one with more parts than timm's plain one, and for a recipe with
+    settings that the peers do not have.
     """
     section, architecture = recipe.model, find_architecture(recipe.model.name)
     family = find_family(section.name)
@@ -112,10 +111,10 @@ def _soft_targets(labels: Tensor, lam: float, smoothing: float, num_classes: int
 
 @dataclass
 class ReferenceBatch:
-    """A batch as R's loader hands it over, and the one draw of mixup or CutMix that the whole batch shares."""
+    """A batch as R's loader returns it, with one draw of mixup or CutMix for the whole batch."""
 
-    images: Tensor  # B 3 S S fp32, normalised
-    labels: Tensor  # B
+    images: Tensor  # fp32 [B, 3, S, S], normalised
+    labels: Tensor  # [B]
     lam: float = 1.0
     box: tuple[int, ...] = (0, 0, 0, 0)
     cutmix: bool = False
@@ -124,14 +123,14 @@ class ReferenceBatch:
     def of(cls, batch: MicroBatch, data: Data) -> "ReferenceBatch":
         mean, std = (torch.tensor(each, device=batch.images.device).view(1, 3, 1, 1) for each in (data.mean, data.std))
         made = cls(((batch.images.float() / 255 - mean) / std).contiguous(), batch.labels)
-        if batch.mixing is not None:  # shared, because workload.find_recipe sets mix.group to the batch
+        if batch.mixing is not None:  # one draw, because workload.find_recipe sets mix.group to the batch
             made.lam, made.cutmix = float(batch.mixing.lam[0]), bool(batch.mixing.cutmix[0])
             made.box = tuple(batch.mixing.box[0].tolist())
         return made
 
 
 class ReferenceEngine:
-    """R: eager, fp16 autocast and GradScaler (fp32 on CPUs), explicit softmax attention, a host wait every step."""
+    """R: eager, fp16 autocast and GradScaler (fp32 on CPUs), explicit softmax attention, a host wait each step."""
 
     def __init__(self, recipe: Recipe, device: torch.device, weights: dict[str, Tensor] | None = None) -> None:
         self.recipe, self.device = recipe, device
@@ -159,7 +158,7 @@ class ReferenceEngine:
         return images
 
     def __call__(self, batch: ReferenceBatch, lr: float) -> float:
-        """One step; returns its loss, which the reference reads back every step."""
+        """One step; returns its loss, which the reference reads back in every step."""
         self.model.train()
         _set_lr(self.optimizer, lr)
         images = self._mixed(batch)
@@ -188,7 +187,7 @@ class ReferenceEngine:
 
 
 class TimmBatch:
-    """A batch as T's collate function hands it over: uint8 images mixed already, soft targets."""
+    """A batch as T's collate function returns it: mixed uint8 images, and soft targets."""
 
     def __init__(self, batch: MicroBatch, recipe: Recipe) -> None:
         images, lam = batch.images.float(), 1.0
@@ -201,7 +200,7 @@ class TimmBatch:
 class TimmEngine:
     """T: bf16 autocast, torch.compile, timm's Lamb and ModelEmaV3, channels-last; fp32 on CPUs.
 
-    timm's own ClassificationTask, whose compiled module also evaluates: the fix of timm pull request 2699.
+    It uses timm's own ClassificationTask, whose compiled module also evaluates: the fix of timm pull request 2699.
     """
 
     def __init__(
@@ -215,7 +214,7 @@ class TimmEngine:
         self.optimizer = timm_lamb(model, recipe.optim)
         if compiled:
             self.task.compile()
-        shape = (1, 3, 1, 1)  # timm's prefetcher: pixel values, not fractions
+        shape = (1, 3, 1, 1)  # as in timm's prefetcher: pixel values, not fractions
         self.mean = 255 * torch.tensor(recipe.data.mean, device=device).view(shape)
         self.std = 255 * torch.tensor(recipe.data.std, device=device).view(shape)
         self.updates = 0

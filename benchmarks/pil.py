@@ -13,11 +13,11 @@ from torchvision import transforms
 from deit_fast.data.sources.base import Source
 from deit_fast.recipe.sections import Data
 
-WORKER_TIMEOUT = 120  # seconds; a worker that hangs is an error, not a benchmark that never ends
+WORKER_TIMEOUT = 120  # seconds; a worker that hangs then raises an error
 
 
 class _Blur:
-    """PIL's blur with a radius drawn between 0.1 and 2."""
+    """PIL's blur with a radius drawn from 0.1 to 2."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
@@ -52,12 +52,12 @@ def evaluation_chain(image_size: int, data: Data) -> Callable[[Image.Image], Ten
 
 
 def decode_chain(image: Image.Image) -> Tensor:
-    """Nothing but the decoding, which has happened already."""
+    """Only decoding, which has happened before this is called."""
     return torch.tensor(image.width)
 
 
 class PILImages(Dataset[tuple[Tensor, int]]):
-    """The images of a source in a given order, decoded by PIL: an index that comes three times is decoded thrice."""
+    """The images of a source in a given order, decoded by PIL: an index that occurs thrice is decoded thrice."""
 
     def __init__(self, source: Source, indices: Sequence[int], transform: Callable[[Image.Image], Tensor]) -> None:
         self.source, self.indices, self.transform = source, indices, transform
@@ -79,7 +79,7 @@ def pil_loader(
     workers: int,
     pin_memory: bool,
 ) -> DataLoader[tuple[Tensor, int]]:
-    """torch's DataLoader as the reference sets it up, but for its workers, which live as long as it does."""
+    """torch's DataLoader with the reference's settings, but with workers that live as long as the loader."""
     return DataLoader(
         PILImages(source, indices, transform),
         batch_size=batch,

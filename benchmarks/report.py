@@ -1,4 +1,4 @@
-"""README tables and plots from the JSONs in a folder. What no JSON holds is "not measured yet"."""
+"""Tables and plots for the README, from the JSONs in a folder. A figure without a JSON is "not measured yet"."""
 
 import json
 from collections import defaultdict
@@ -19,7 +19,7 @@ _SAME_STEP = ("batch", "compute_copy")
 
 
 class Results:
-    """The JSONs of a folder; of rows that measured the same, the newest full (not --quick) one counts."""
+    """The JSONs of a folder; of rows that measure the same, the newest complete (not --quick) one counts."""
 
     def __init__(self, folder: Path) -> None:
         contents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
@@ -36,7 +36,7 @@ class Results:
         return list(newest.values())
 
     def machines(self) -> list[str]:
-        """Where and when the figures come from, one line per machine."""
+        """Where and when the figures were measured, one line per machine."""
         dates: dict[str, list[str]] = defaultdict(list)
         for content in self.contents:
             m, v = content["machine"], content["versions"]
@@ -47,7 +47,7 @@ class Results:
 
 
 def _joined(earlier: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """The row, with what only an earlier one compared with: a part of a day times our step against some engines."""
+    """The row, with comparisons that only an earlier row has: a part of a day uses some of the engines."""
     both = ((earlier.get(key), value) for key, value in row.items())
     kept = [old if isinstance(old, dict) and isinstance(new, dict) else {} for old, new in both]
     return {key: old | new if old else new for (key, new), old in zip(row.items(), kept, strict=True)}
@@ -161,7 +161,7 @@ def end_to_end_table(found: Results) -> list[str]:
 
 
 def _plots(found: Results, out: Path) -> list[Path]:
-    """Bars of the ratios to the peers, one picture per device that has any."""
+    """Bar charts of the ratios to the peers, one for each device with ratios."""
     from matplotlib.figure import Figure
 
     paths = []

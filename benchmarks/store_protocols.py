@@ -1,4 +1,4 @@
-"""What store_server.py speaks beside plain HTTP: S3's listing, GCS's JSON API, the Hub's API; as far as fsspec asks."""
+"""Protocols of store_server.py besides plain HTTP, as far as fsspec uses them: those of S3, GCS and the Hub."""
 
 import base64
 import hashlib
@@ -12,13 +12,13 @@ from xml.sax.saxutils import escape
 
 from .store_state import Answer, Request, Store, answer_object, version
 
-_PAGE = 1000  # entries of a listing, as S3 and GCS have it
-_LFS_BYTES = 4096  # of the Hub's files, those that lie on a content network
-_uploads: dict[str, tuple[str, bytes]] = {}  # resumable ones of GCS: name and bytes so far
+_PAGE = 1000  # entries on a page of a listing, as in S3 and GCS
+_LFS_BYTES = 4096  # Hub files from this size on lie on a content network
+_uploads: dict[str, tuple[str, bytes]] = {}  # GCS's resumable uploads: name, and bytes so far
 
 
 def _list_keys(root: Path, prefix: str, delimiter: str, after: str, limit: int) -> tuple[list[str], list[str], str]:
-    """Keys and common prefixes below a bucket, and the last of them where there are more."""
+    """Keys and common prefixes below a bucket, and the last of them if there are more."""
     below = root / prefix.rpartition("/")[0]
     found = sorted(str(path.relative_to(root)) for path in below.rglob("*") if path.is_file())
     entries = dict.fromkeys(
@@ -35,7 +35,7 @@ def _list_keys(root: Path, prefix: str, delimiter: str, after: str, limit: int) 
 
 
 def answer_s3(store: Store, request: Request) -> Answer:
-    """ListObjectsV2 of a bucket, or HEAD of it."""
+    """Answers ListObjectsV2 of a bucket, or HEAD of it."""
     bucket, query = request.path.strip("/").partition("/")[0], request.query
     root = store.place(bucket)
     if not root.is_dir():
@@ -62,7 +62,7 @@ def answer_s3(store: Store, request: Request) -> Answer:
 
 
 def answer_gcs(store: Store, request: Request) -> Answer:
-    """Metadata, listing and media of GCS's JSON API, and what gcsfs writes with: uploads, copies, removals."""
+    """Answers GCS's JSON API: metadata, listing and media, and gcsfs's writes: uploads, copies, removals."""
     path, query = request.path, request.query
     if path.startswith("/upload/"):
         return _upload_gcs(store, request)
@@ -143,9 +143,9 @@ def _resource(store: Store, bucket: str, key: str) -> dict[str, object]:
 
 
 def answer_hub(store: Store, request: Request) -> Answer:
-    """The Hub's description, tree and paths-info of a dataset, and its files, which lie at /datasets/OWNER/NAME.
+    """Answers the Hub's API: description, tree, paths-info and files of a dataset, which lies at /datasets/OWNER/NAME.
 
-    Of a model, which lies at /models/OWNER/NAME, it has the files alone, as huggingface_hub downloads them.
+    Of a model, which lies at /models/OWNER/NAME, only files are served, which is all that huggingface_hub downloads.
     """
     if found := re.fullmatch(r"/(?!datasets/)([^/]+/[^/]+)/resolve/[^/]+/(.+)", request.path):
         return _answer_model(store, request, f"models/{found[1]}", found[2])
@@ -154,12 +154,12 @@ def answer_hub(store: Store, request: Request) -> Answer:
         if not path.is_file():
             return Answer(404, headers={"X-Error-Code": "EntryNotFound"})
         linked = {"X-Linked-Etag": f'"{_lfs_hash(path)}"', "X-Linked-Size": str(path.stat().st_size)}
-        if path.stat().st_size >= _LFS_BYTES:  # elsewhere, where no token of the Hub's is to be shown
+        if path.stat().st_size >= _LFS_BYTES:  # on another host, which must not get the Hub's token
             target = f"http://localhost:{store.port}/cdn/{version(path)}/{found[1]}/{found[2]}"
             return Answer(302, headers={"Location": target, **linked})
         answer = answer_object(store, Request(request.method, f"/{found[1]}/{found[2]}", {}, request.headers))
         return Answer(answer.status, answer.body, answer.headers | {"ETag": f'"{_blob_hash(path)}"'})
-    if request.path.startswith("/cdn/"):  # which has objects by their content
+    if request.path.startswith("/cdn/"):  # serves objects by their content's hash
         _, _, hashed, name = request.path.split("/", 3)
         path = store.place(name)
         if not path.is_file() or version(path) != hashed:

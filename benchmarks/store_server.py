@@ -2,11 +2,11 @@
 
     python -m benchmarks.store_server ROOT [--port 0] [--latency 0.03] [--rate 100e6] [--token T] [--503 P] [--cut P]
 
-prints its port and serves until it is killed. `GET /_requests` tells the requests so far as JSON, `POST /_set` takes
-`{"latency": 0.03, ...}`. In a test, `with serve(root) as store` does the same in a thread of this process. The file
+prints its port and serves until it is killed. `GET /_requests` returns the requests so far as JSON. `POST /_set` takes
+`{"latency": 0.03, ...}`. In a test, `with serve(root) as store` serves in a thread of the test's process. The file
 ROOT/BUCKET/KEY is http://127.0.0.1:PORT/BUCKET/KEY. With the variables of `store.environment` it is s3://BUCKET/KEY and
-gs://BUCKET/KEY too, ROOT/datasets/OWNER/NAME/FILE is hf://datasets/OWNER/NAME/FILE, and ROOT/models/OWNER/NAME/FILE is
-hf://OWNER/NAME/FILE, which is read alone. Only gs:// can be written.
+gs://BUCKET/KEY too. ROOT/datasets/OWNER/NAME/FILE is hf://datasets/OWNER/NAME/FILE, and ROOT/models/OWNER/NAME/FILE is
+hf://OWNER/NAME/FILE, which is read-only. Only gs:// can be written.
 """
 
 import argparse
@@ -62,10 +62,10 @@ def _answer(store: Store, request: Request, fault: str) -> Answer:
 
 
 async def _send(store: Store, request: Request, answer: Answer, fault: str, writer: asyncio.StreamWriter) -> bool:
-    """Writes the answer. Returns whether the connection stays."""
+    """Writes the answer. Returns whether the connection stays open."""
     status, body, headers = answer.status, answer.body, dict(answer.headers)
     with open(body, "rb") if isinstance(body, Path) else io.BytesIO(body) as file:
-        if isinstance(body, Path) and version(body) not in headers.get("ETag", version(body)):  # replaced since then
+        if isinstance(body, Path) and version(body) not in headers.get("ETag", version(body)):  # replaced meanwhile
             return False
         return await _send_piece(store, request, status, body, headers, fault, writer, file)
 
@@ -161,7 +161,7 @@ async def _stop(server: asyncio.Server) -> None:
 
 @contextlib.contextmanager
 def serve(root: Path, context: ssl.SSLContext | None = None) -> Iterator[Store]:
-    """The store in a thread of this process, for as long as the block runs; over TLS where a context is given."""
+    """The store in a thread of this process while the block runs; over TLS if `context` is given."""
     store, loop = Store(root), asyncio.new_event_loop()
     server = loop.run_until_complete(_listen(store, context))
     thread = threading.Thread(target=loop.run_forever, daemon=True)

@@ -1,4 +1,4 @@
-"""What store_server.py keeps: how it behaves and a log of what was asked; and the answer for a file of its folder."""
+"""The state of store_server.py: its behaviour and a log of requests; and the answer for a file in its folder."""
 
 import asyncio
 import base64
@@ -12,26 +12,26 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
 
-_HASHED_BYTES = 1 << 20  # larger files are told apart by inode, size and time
+_HASHED_BYTES = 1 << 20  # larger files are identified by inode, size and time
 
 
 @dataclass
 class Request:
-    """A request as the log keeps it: what was asked, then what was answered."""
+    """A request in the log: the question, and then the answer."""
 
     method: str
     path: str
     query: dict[str, str]
     headers: dict[str, str]
-    """Names in lower case."""
+    """Header names in lower case."""
     body: bytes = b""
     status: int = 0
     sent: int = 0
-    """Bytes of the body that went out."""
+    """Bytes of the body that were sent."""
 
     @property
     def range(self) -> tuple[int, int | None] | None:
-        """First and last byte that were asked for, of `bytes=first-last` or `bytes=first-`; else None."""
+        """First and last byte asked for with `bytes=first-last` or `bytes=first-`; else None."""
         kind, _, span = self.headers.get("range", "").partition("=")
         first, _, last = span.partition("-")
         return (int(first), int(last) if last else None) if kind == "bytes" and first else None
@@ -39,7 +39,7 @@ class Request:
 
 @dataclass
 class Answer:
-    """What goes back: a body, or a piece of a file."""
+    """An answer: a body, or a part of a file."""
 
     status: int
     body: bytes | Path = b""
@@ -48,27 +48,27 @@ class Answer:
 
 @dataclass
 class Store:
-    """The store's state; a test changes it as it likes while the store serves."""
+    """The store's state, which a test may change while the store serves."""
 
     root: Path
     latency: float = 0.0
     """Seconds before each answer."""
     rate: float = math.inf
-    """Bytes a second of all bodies together."""
+    """Bytes per second of all bodies together."""
     token: str | None = None
-    """What has to be in `Authorization: Bearer`, or the password of `Basic`. /token gives it to gs."""
+    """The token expected in `Authorization: Bearer`, or the password of `Basic`. /token gives it to gs."""
     access_key: str | None = None
-    """The key that S3's signatures have to name; an expired signature is refused anyway."""
+    """The key that S3's signatures have to name. Expired signatures are always refused."""
     unavailable: float = 0.0
-    """Share of the answers that are 503."""
+    """Fraction of answers with status 503."""
     cut: float = 0.0
-    """Share of the bodies that end in the middle."""
+    """Fraction of bodies that end in the middle."""
     fault: Callable[[Request], str] = lambda request: ""
-    """What becomes of a request. "": nothing. "503", "429", ...: this status. "302 URL": a redirect. "cut": the body
-    ends in the middle. "short": half of the body, with its Content-Length. "whole": as if no range had been asked for.
+    """The fault of a request. "": none. "503", "429", ...: this status. "302 URL": a redirect. "cut": the body ends in
+    the middle. "short": half of the body, with its Content-Length. "whole": the whole object instead of a range.
     "shift": the next range. "drop": no answer. "stall": nothing for `stall_seconds` after the head."""
     retry_after: str = ""
-    """The header of 429 and 503, if any."""
+    """The header Retry-After of 429 and 503, if any."""
     stall_seconds: float = 3600.0
     requests: list[Request] = field(default_factory=list)
     port: int = 0
@@ -81,22 +81,22 @@ class Store:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables with which s3fs, gcsfs and huggingface_hub ask this store."""
+        """The environment variables with which s3fs, gcsfs and huggingface_hub use this store."""
         return {"AWS_ENDPOINT_URL": self.url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
                 "AWS_DEFAULT_REGION": "us-east-1", "STORAGE_EMULATOR_HOST": self.url,
                 "HF_ENDPOINT": self.url}  # fmt: skip
 
     def count(self, method: str = "GET", end: str = "") -> int:
-        """Number of requests so far, of this method, whose path ends so."""
+        """The number of requests so far with this method whose path ends with `end`."""
         return sum(each.method == method and each.path.endswith(end) for each in self.requests)
 
     def place(self, path: str) -> Path:
-        """The file, or the folder, at a path of this store."""
+        """The file or folder at a path of this store."""
         place = (self.root / path.strip("/")).resolve()
         return place if place.is_relative_to(self.root.resolve()) else self.root / "nowhere"
 
     async def pace(self, count: int) -> None:
-        """Waits until `count` bytes more may go out."""
+        """Waits until `count` more bytes may be sent."""
         now = time.monotonic()
         self._free_at = max(self._free_at, now) + count / self.rate
         if self._free_at - now > 0.002:
@@ -110,7 +110,7 @@ class Store:
         return "cut" if self._random.random() < self.cut else ""
 
     def admits(self, request: Request) -> bool:
-        """Whether the request shows the token, or an S3 signature that has not expired."""
+        """Whether the request has the token, or an S3 signature that has not expired."""
         query, given = request.query, request.headers.get("authorization", "")
         if signature := query.get("X-Amz-Credential") or given.partition("AWS4-HMAC-SHA256 Credential=")[2]:
             if self.access_key not in (None, signature.partition("/")[0]):
@@ -126,7 +126,7 @@ class Store:
 
 
 def version(path: Path) -> str:
-    """32 hexadecimal digits, other ones whenever the content is (for large files: whenever it was written anew)."""
+    """32 hexadecimal digits that change with the content (for large files: whenever they are written)."""
     info = path.stat()
     known = (
         path.read_bytes()
@@ -137,7 +137,7 @@ def version(path: Path) -> str:
 
 
 def answer_object(store: Store, request: Request) -> Answer:
-    """GET or HEAD of a file; also what the other protocols do once they know which file is meant."""
+    """Answers GET or HEAD of a file; other protocols use it once they know the file."""
     path = store.place(request.path)
     if not path.is_file():
         return Answer(404, b"<Error><Code>NoSuchKey</Code><Message>none</Message></Error>")

@@ -1,8 +1,9 @@
 """Training images from a store: ours, an earlier build, webdataset, MosaicML streaming and litdata, side by side.
 
-Every contender is a process of its own (streams/contenders.py) that reads two epochs from the same slow store on
-loopback, with an empty disk before each. They take turns, so that a machine that slows down slows all of them. Two
-rows: `encoded` ends at the encoded bytes, `decoded` at cropped images behind a store that is five times slower.
+Every contender is a process of its own (streams/contenders.py), which reads two epochs from the same slow store on
+loopback, each time with an empty disk. Contenders alternate, so that a machine that slows down affects all of them.
+There are two rows: `encoded` measures up to the encoded bytes, `decoded` up to cropped images, with a store that is
+five times slower.
 """
 
 import contextlib
@@ -29,9 +30,9 @@ from .store_server import serve
 from .store_state import Store
 
 LATENCY_SECONDS = 0.03
-RATES = {"encoded": 100e6, "decoded": 20e6}  # bytes a second of all transfers together
+RATES = {"encoded": 100e6, "decoded": 20e6}  # bytes per second of all transfers together
 ROUNDS = 3
-BLOCK = 4  # shards that ours shuffles together where its disk is limited
+BLOCK = 4  # shards that ours shuffles together if its disk is limited
 BUCKET = "bucket"
 _READ, _WRITE = (Path(__file__).parent / "streams" / name for name in ("contenders.py", "formats.py"))
 _PATIENCE_SECONDS = 300
@@ -39,14 +40,14 @@ _PATIENCE_SECONDS = 300
 
 @dataclass(frozen=True)
 class Contender:
-    """One line of the table: whose reader, from which copy of the data, with how much disk."""
+    """One line of the table: a reader, its copy of the data, and its disk limit."""
 
     reader: str
     prefix: str
-    """Folder of the bucket that holds its format."""
+    """The bucket's folder that holds its format."""
     scheme: str = "s3"
     limit_blocks: int = 0
-    """Most that it may keep on the disk, in blocks of BLOCK shards; 0 is no limit."""
+    """Limit of its disk space, in blocks of BLOCK shards; 0 means no limit."""
 
 
 CONTENDERS = {
@@ -61,12 +62,12 @@ CONTENDERS = {
     "litdata": Contender("litdata", "litdata"),
     "litdata_limited": Contender("litdata", "litdata", limit_blocks=3),
 }
-_ALONE = {"encoded": "local", "decoded": "download"}  # contenders that say nothing there
+_ALONE = {"encoded": "local", "decoded": "download"}  # contenders that are useless in this case
 _PEERS = ("webdataset", "mosaic", "litdata")
 
 
 class Numbered(Source):
-    """Images of another source over and over, each a class of its own: what is read can be told apart by its class."""
+    """Images of another source repeated, each with a class of its own, by which images are told apart."""
 
     def __init__(self, source: Source, count: int) -> None:
         super().__init__(source.uri, [f"{number:05}" for number in range(count)], np.arange(count))
@@ -81,20 +82,20 @@ class Numbered(Source):
 
 @dataclass
 class Contest:
-    """The data in every format, and how the contenders are run."""
+    """The data in every format, and the method of running contenders."""
 
     session: Session
     folder: Path
-    """Holds store/BUCKET/PREFIX/... and the contenders' caches."""
+    """The folder of store/BUCKET/PREFIX/... and of the contenders' caches."""
     peers_python: str
     before: Path | None
     images: int
     shards: list[str] = field(default_factory=list)
     bytes: int = 0
-    """Of all shards."""
+    """Bytes of all shards."""
 
     def prepare(self, source: Source, shards: int) -> None:
-        """Writes the shards, then the peers' copies of them, each in shards as large."""
+        """Writes the shards, and then the peers' copies of them, with shards of the same size."""
         place = self.folder / "store" / BUCKET
         write_shards(Numbered(source, self.images), place / "shards", "train", None, self.images // shards, 1)
         self.shards = sorted(path.name for path in (place / "shards").glob("*.tar"))
@@ -106,7 +107,7 @@ class Contest:
                 self.session.skip(peer, error)
 
     def measure(self, case: str, repeats: int) -> Row:
-        """A row: for every contender the medians of its figures over `repeats` rounds, and what failed."""
+        """A row: for every contender, the medians of its figures over `repeats` rounds, and its failures."""
         found: dict[str, list[Row]] = {}
         errors: dict[str, str] = {}
         names = [name for name in CONTENDERS if name != _ALONE[case] and self._can_run(name)]
@@ -129,7 +130,7 @@ class Contest:
         return row
 
     def _cap(self, case: str) -> float:
-        """Images a second that the store can send."""
+        """Images per second that the store can send."""
         return self.images * RATES[case] / self.bytes
 
     def _can_run(self, name: str) -> bool:
@@ -172,7 +173,7 @@ class Contest:
         return found
 
     def _figures(self, found: dict[str, Any]) -> Row:
-        """Of two epochs that were read. Raises RunError where not all images came."""
+        """The figures of two epochs. Raises RunError where not all images were read."""
         for epoch in found["epochs"]:
             if not 0.95 * self.images <= epoch["distinct"] <= epoch["images"] <= self.images:
                 raise RunError(f"expected {self.images} images, each once, found {epoch}")
@@ -192,7 +193,7 @@ class Contest:
         }
 
     def _call(self, python: str, words: list[str], more: dict[str, str]) -> tuple[str, str]:
-        """What the script printed, and why it failed."""
+        """The script's output, and the reason of its failure, if any."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")} | more
         command = [python, *words]
         try:
@@ -206,7 +207,7 @@ class Contest:
 
 
 def run(session: Session, data: str | None, peers_python: str, before: Path | None) -> None:
-    """A row for each of RATES. data: images to repeat; generated ones where it is not given."""
+    """A row for each of RATES. data: images to repeat, by default generated ones."""
     images, shards = (400, 16) if session.quick else (2000, 40)
     with (
         open_images(data, session.quick, images) as (source, described),

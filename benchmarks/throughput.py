@@ -34,11 +34,11 @@ from .workload import (
 
 Mode = Literal["inference", "train"]
 LARGEST = {"cuda": 4096, "cpu": 64}
-WORTH = 1.02  # a doubled batch has to gain this much for the search to go on
+WORTH = 1.02  # gain that a doubled batch needs for the search to continue
 
 
 def run(session: Session, mode: Mode, models: list[str] | None, batch: int | Literal["auto"] | None) -> None:
-    """One row per model. Without `models` the whole zoo, as far as the time goes: those without a figure first."""
+    """One row per model. By default the whole zoo, as far as the time allows: models without a figure first."""
     if not models:
         quick = session.quick and session.device.type == "cpu"
         models = [TINY] if quick else least_recent_first(ZOO, session.path.parent, session.device, mode, batch)
@@ -60,16 +60,16 @@ def run(session: Session, mode: Mode, models: list[str] | None, batch: int | Lit
             )
         except RecipeError:
             raise
-        except Exception as error:  # one model that cannot run here must not cost the others' figures
+        except Exception as error:  # a model that fails here must not stop the others
             session.skip(word, f"{type(error).__name__}: {one_line(error)[:200]}")
 
 
 def least_recent_first(
     models: list[str], folder: Path, device: torch.device, mode: Mode, batch: int | str | None
 ) -> list[str]:
-    """The models in their order, those with a figure in the JSONs of `folder` behind those without, oldest first.
+    """The models in order, but those with a figure in the JSONs of `folder` last, the oldest figure first.
 
-    Compiling the whole zoo takes longer than one call may, so that each call continues where the last one ended.
+    Compiling the whole zoo takes longer than one call may, so each call continues where the last one ended.
     """
     dates: dict[str, str] = {}
     chosen = "best" if batch == "auto" else "fixed"
@@ -83,13 +83,13 @@ def least_recent_first(
 
 
 def next_path(path: Path) -> Path:
-    """NAME-2.json, NAME-3.json, ...: the first that is not there."""
+    """NAME-2.json, NAME-3.json, ...: the first that does not exist."""
     candidates = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
     return next(each for each in candidates if not each.exists())
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Memory that is left: of the GPU, or of the machine."""
+    """Free memory, bytes: of the GPU, or of the machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     lines = Path("/proc/meminfo").read_text().splitlines()
@@ -97,17 +97,19 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _fits(word: str, mode: Mode, device: torch.device) -> bool:
-    """Whether weights, and in training gradients, two moments and average, take less than the free memory.
+    """Whether weights, and in training gradients, two moments and average, need less than the free memory.
 
-    On a CPU running out of memory ends the process, and a GPU would spend minutes on finding it out.
+    On a CPU, running out of memory would end the process; on a GPU, finding it out would take minutes.
     """
     per_parameter = 20 if mode == "train" else 4
     return per_parameter * count_parameters(find_recipe(word, 2).model) < 0.9 * _free_bytes(device)
 
 
 def find_batch(session: Session, mode: Mode, word: str) -> int:
-    """The batch after which doubling no longer pays, or no longer fits. Searched without torch.compile, which would
-    take a minute at every size."""
+    """The batch after which doubling no longer pays, or no longer fits.
+
+    The search does not use torch.compile, which would take a minute for every size.
+    """
     best, fastest, size = 0, 0.0, 8 if session.device.type == "cuda" else 2
     largest = 8 if session.quick else LARGEST[session.device.type]
     while size <= largest:
@@ -135,7 +137,7 @@ def find_batch(session: Session, mode: Mode, word: str) -> int:
 
 
 def build_call(recipe: Recipe, mode: Mode, device: torch.device) -> Callable[[], Any]:
-    """One training step, or one evaluated batch, on batches in turn."""
+    """One training step, or one evaluated batch, on alternating batches."""
     batches = synthetic_batches(recipe, device)
     step = build_step(recipe, device)
     if mode == "train":
@@ -187,7 +189,7 @@ def _measure(session: Session, mode: Mode, word: str, batch: int, ceiling: float
 
 
 def _words(mode: Mode, *words: str) -> list[str]:
-    """Inference needs no moving average beside the model."""
+    """Words for inference, which needs no moving average."""
     return [*words, *(["optim.ema_decay=null"] if mode == "inference" else [])]
 
 

@@ -1,4 +1,4 @@
-"""What a command costs as a whole: wall and CPU seconds, and memory, of its process and of all that it starts."""
+"""The cost of a whole command: wall and CPU seconds, and memory, of its process and of all that it starts."""
 
 import os
 import subprocess
@@ -17,24 +17,30 @@ _SAMPLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds: of the clock. cpu_seconds: user and system. peak_pss_mb: MB (2**20) of all its processes together, a
-    shared page counted once, the most that was seen in samples a second apart."""
+    """The cost of a command. seconds: wall time. cpu_seconds: user and system.
+
+    peak_pss_mb: peak of the memory of all its processes together, in MB (2**20), in samples `every` seconds apart;
+    shared pages count once.
+    """
 
     seconds: float
     cpu_seconds: float
     peak_pss_mb: float
 
 
-def time_command(command: Sequence[str], log: Path) -> Cost:
-    """Runs the command to its end, with stdout and stderr in `log`. Raises RunError where its status is not 0."""
-    peak = _Peak()
+def time_command(command: Sequence[str], log: Path, every: float = _SAMPLE_SECONDS) -> Cost:
+    """Runs the command to its end, with stdout and stderr in `log`. Raises RunError where its status is not 0.
+
+    every: seconds between two samples of its memory.
+    """
+    peak = _Peak(every)
     start = time.perf_counter()
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:
             watcher = threading.Thread(target=peak.watch, args=(process.pid,), daemon=True)
             watcher.start()
-            _, status, used = os.wait4(process.pid, 0)  # with the time of its own children, which it waited for
+            _, status, used = os.wait4(process.pid, 0)  # includes the time of children that it waited for
             process.returncode = os.waitstatus_to_exitcode(status)
         finally:
             if process.returncode is None:
@@ -51,14 +57,14 @@ def time_command(command: Sequence[str], log: Path) -> Cost:
 class _Peak:
     """The largest sum of the proportional set sizes (PSS) of a process and its descendants."""
 
-    def __init__(self) -> None:
-        self.bytes = 0
+    def __init__(self, every: float) -> None:
+        self.bytes, self._every = 0, every
         self.ended = threading.Event()
 
     def watch(self, process: int) -> None:
         while True:
             self.bytes = max(self.bytes, _pss(process))
-            if self.ended.wait(_SAMPLE_SECONDS):
+            if self.ended.wait(self._every):
                 return
 
 
@@ -72,6 +78,6 @@ def _pss(process: int) -> int:
     for each in family:
         try:
             total += each.memory_full_info().pss
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # the process has just ended
             continue
     return total

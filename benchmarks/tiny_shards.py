@@ -1,7 +1,7 @@
-"""Tar shards of millions of tiny samples, written as fast as a disk takes them: what a large set costs, pixels aside.
+"""Writes tar shards of millions of tiny samples quickly, to measure the costs of a large data set apart from pixels.
 
-A sample is 2 KiB: a JPEG of one pixel and its class, each a header and a block. All headers of a shard are made at once
-as an array, because a loop over tarfile would take a quarter of an hour for ImageNet-21k's 13 million.
+A sample is 2 KiB: a JPEG of one pixel and its class, each as a header and a block. All headers of a shard are made at
+once as an array, because a loop over tarfile would take a quarter of an hour for ImageNet-21k's 13 million images.
 """
 
 import io
@@ -14,13 +14,13 @@ from PIL import Image
 CLASSES = 1000
 SAMPLE_BYTES = 2048
 _BLOCK = 512
-_DIGITS = 8  # of a key, and of a header's octal fields
+_DIGITS = 8  # digits of a key, and of a header's octal fields
 _OFFSETS = (0, 100, 108, 116, 124, 136, 148, 156, 257)
-"""Of the name, mode, owner, group, size, time, checksum, type and magic in a USTAR header (POSIX.1), bytes."""
+"""Lengths in bytes of name, mode, owner, group, size, time, checksum, type and magic in a USTAR header (POSIX.1)."""
 
 
 def write_tiny_shards(folder: Path, images: int, shards: int, seed: int = 0) -> int:
-    """Writes folder/train-NNNNNN.tar with classes drawn at random, of CLASSES. Returns the bytes."""
+    """Writes folder/train-NNNNNN.tar with random classes out of CLASSES. Returns the number of bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     rng, total = np.random.default_rng(seed), 0
     for number in range(shards):

@@ -1,8 +1,9 @@
-"""What a training step moves through a GPU's memory, counted without a GPU: bytes of a transformer block's kernels.
+"""Bytes that a training step moves through a GPU's memory, counted without a GPU for one transformer block.
 
-Inductor generates the step's kernels for an H100 that is not there (fake_gpu.py), in a process of its own, and each is
-counted by what it reads and writes (traffic_count.py; our own kernels by kernel_traffic.py). The difference between a
-model of two blocks and one of one is what a block moves, forward and backward: a third and a fourth move the same.
+In a process of its own, Inductor generates the step's kernels for a simulated H100 (fake_gpu.py). The bytes that each
+kernel reads and writes are counted (traffic_count.py; for our own kernels kernel_traffic.py). The difference between a
+model of two blocks and a model of one block is what one block moves, forward and backward; a third and a fourth block
+move the same.
 """
 
 import json
@@ -27,7 +28,7 @@ from .workload import find_recipe, parse_model
 RECORD = Path(__file__).with_name("traffic.json")
 BATCH = 256
 SHARE = 0.02
-"""By which a sum may differ from the recorded one, of the same torch."""
+"""Fraction by which a sum may differ from the recorded one for the same torch."""
 BLOCKS = (2, 1)
 CASES = (
     ("deit3_base_patch16@224",),
@@ -35,20 +36,20 @@ CASES = (
     ("deit3_large_patch16@192",),
     ("deit3_huge_patch14@154", "model.drop_path=0.6"),
 )
-"""Models, with changes of their recipes: what traffic.json holds."""
+"""The cases in traffic.json: models, with changes of their recipes."""
 
 
 def run(session: Session, models: list[str] | None, words: list[str], record: bool, assemble: bool) -> bool:
-    """One row for each model; whether the sums are the recorded ones, where this torch has a record of the case.
+    """One row for each model; returns whether the sums equal the recorded ones, if this torch has a record of the case.
 
-    record: no sum is held, and what is counted becomes this torch's record. assemble: whether all kernels are assembled
-    for sm_90, too; one that spills registers fails.
+    record: no sum is compared, and the counts become this torch's record. assemble: whether all kernels are assembled
+    for sm_90 too; one that spills registers fails.
     """
     cases = [(model, *words) for model in models] if models else [(*case, *words) for case in CASES]
     held = {} if record else read_record()
     session.settings = {"batch": BATCH, "recorded": bool(held)}
     chosen = cases[:1] if session.quick else cases
-    # Each is a process of one thread.
+    # Each count is a process with one thread.
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(min(len(chosen), cpu_threads())) as pool:
         variables = environment(Path(folder))
         session.say(f"compiling {', '.join(map(' '.join, chosen))}")
@@ -60,7 +61,7 @@ def run(session: Session, models: list[str] | None, words: list[str], record: bo
                 if held or record or models:
                     pool.shutdown(cancel_futures=True)
                     raise
-                session.skip(" ".join(case), str(error))  # of another torch, whose compiler has changed
+                session.skip(" ".join(case), str(error))  # another torch, whose compiler has changed
     if record:
         sums = {row["case"]: {key: row[key] for key in ("products", "others")} for row in session.rows}
         write_json(RECORD, {"torch": torch.__version__, "gigabytes": sums})
@@ -69,13 +70,13 @@ def run(session: Session, models: list[str] | None, words: list[str], record: bo
 
 
 def read_record() -> dict[str, dict[str, float]]:
-    """The recorded sums by case; none where they are another torch's."""
+    """The recorded sums by case; empty if they are of another torch."""
     found = json.loads(RECORD.read_text(encoding="utf-8"))
     return dict(found["gigabytes"]) if found["torch"] == torch.__version__ else {}
 
 
 def table(rows: list[Row], kernels: bool) -> str:
-    """The sums of each row as aligned text; with `kernels` the larger ones, too."""
+    """The sums of each row as aligned text; with `kernels`, the larger kernels too."""
     lines = [f"{'products and attention':>22} {'others':>7}  GB of a block, forward and backward, batch {BATCH}"]
     for row in rows:
         verdict = f"   DIFFERS: recorded {row['recorded']}" if row["differs"] else ""
@@ -95,7 +96,7 @@ def table(rows: list[Row], kernels: bool) -> str:
 def _count(
     model: str, words: list[str], variables: dict[str, str], held: dict[str, dict[str, float]], assemble: bool
 ) -> Row:
-    recipe = find_recipe(model, BATCH, words)  # a mistake in it is said before anything is compiled
+    recipe = find_recipe(model, BATCH, words)  # reports a mistake before anything is compiled
     options = [model, str(BATCH), *map(str, BLOCKS), *(["--assemble"] if assemble else [])]
     command = [sys.executable, "-m", f"{__package__}.traffic_count", *options, "--", *words]
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
@@ -130,7 +131,7 @@ def _sum(kernels: list[dict[str, Any]], product: bool) -> int:
 
 
 def _difference(fewer: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The kernels that a block adds, the largest first."""
+    """The kernels that one block adds, largest first."""
 
     def count(kernels: list[dict[str, Any]]) -> Counter[tuple[bool, str, int]]:
         return Counter((each["product"], each["name"], round(each["bytes"] / 1e6)) for each in kernels)

@@ -1,4 +1,4 @@
-"""What is timed: recipes of the zoo's entries, their FLOPs, and synthetic batches as the loop hands them on."""
+"""The workloads that are timed: recipes of the zoo's entries, their FLOPs, and synthetic batches like the loop's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,21 +19,21 @@ from deit_fast.zoo import ARCHITECTURES, PUBLISHED, find_family, resolve_name
 
 from .measure import Row, Session, free_memory
 
-# Every entry but the demo's: first what DeiT III and DeiT published, then the other families, then the sizes without
-# weights. Where time is short, the last are left for another run.
+# All entries but the demo's: first those published for DeiT III and DeiT, then the other families, then sizes without
+# weights. If time is short, the last ones are left for another run.
 _WITH_WEIGHTS = {row.name for row in PUBLISHED if row.weights} | {"deit3_tiny_patch16"}
 ZOO = sorted(
     (name for name in ARCHITECTURES if "nano" not in name),
     key=lambda name: (name not in _WITH_WEIGHTS, not find_family(name).is_vit),
 )
-TINY = "deit3_nano_patch8@32"  # what --quick runs on CPUs
-BATCHES = 4  # different inputs in turn, so that none stays in a cache
+TINY = "deit3_nano_patch8@32"  # the model of --quick on CPUs
+BATCHES = 4  # different inputs in turn, so that no input stays in a cache
 
 
 def parse_model(word: str) -> tuple[str, int]:
-    """`deit3_base_patch16@192` -> entry and resolution; where none is given, the name's own, or 224.
+    """`deit3_base_patch16@192` -> entry and resolution; by default the resolution in the name, or 224.
 
-    Raises RecipeError for no entry.
+    Raises RecipeError for an unknown entry.
     """
     name, _, size = word.partition("@")
     entry, resolution = resolve_name(name)
@@ -43,8 +43,8 @@ def parse_model(word: str) -> tuple[str, int]:
 def find_recipe(word: str, batch: int, words: list[str] | None = None) -> Recipe:
     """The published pretraining of a zoo entry at a resolution and batch.
 
-    Stochastic depth is that of the recipe for this resolution where there is one. Entries without a recipe take
-    ViT-S's. The whole batch shares one draw of mixup and CutMix, as a GPU's batch does in the reference.
+    Stochastic depth is that of the recipe for this resolution, if there is one. Entries without a recipe use ViT-S's.
+    The whole batch shares one draw of mixup and CutMix, as one GPU's batch does in the reference.
     """
     name, size = parse_model(word)
     rows = [recipe for recipe in RECIPES.values() if recipe.model.name == name]
@@ -65,7 +65,7 @@ def find_recipe(word: str, batch: int, words: list[str] | None = None) -> Recipe
 
 
 def build_step(recipe: Recipe, device: torch.device) -> TrainStep:
-    """The training step as a run of one process has it."""
+    """The training step of a run with one process."""
     world = World(0, 1, device)
     dtype, before = check_machine(recipe.run, world), _graphs()
     step = prepare(recipe, initial_state(recipe, world), world, dtype)
@@ -74,12 +74,12 @@ def build_step(recipe: Recipe, device: torch.device) -> TrainStep:
 
 
 def _graphs() -> int:
-    """Functions that torch.compile has compiled in this process; those that it went on with eagerly do not count."""
+    """The number of functions that torch.compile has compiled in this process; those run eagerly do not count."""
     return int(counters["frames"]["ok"])
 
 
 def synthetic_batches(recipe: Recipe, device: torch.device, count: int = BATCHES) -> list[MicroBatch]:
-    """Random images and labels on the device, mixed by the draws of the first steps."""
+    """Random images and labels on the device, mixed with the draws of the first steps."""
     generator = torch.Generator().manual_seed(0)
     build_batch = BatchBuilder(recipe, device)
     size, batch = recipe.model.image_size, recipe.run.global_batch
@@ -95,7 +95,7 @@ def synthetic_batches(recipe: Recipe, device: torch.device, count: int = BATCHES
 
 
 def in_turn(function: Callable[..., Any], items: list[Any]) -> Callable[[], Any]:
-    """A call without arguments that passes the items in turn."""
+    """A function without arguments that passes the items in turn."""
     calls = 0
 
     def call() -> Any:
@@ -107,10 +107,10 @@ def in_turn(function: Callable[..., Any], items: list[Any]) -> Callable[[], Any]
 
 
 def add_fitting_row(session: Session, word: str, batch: int, measure: Callable[[str, int], Row]) -> None:
-    """Adds the row that `measure` makes of a model at `batch`, or at the first of its halves that fits in memory.
+    """Adds the row that `measure` returns for a model at `batch`, or at the first half of it that fits in memory.
 
-    A model that no batch of it fits is recorded as skipped. Each try starts without the graphs of earlier models: of
-    more than torch keeps for one function it would run the next eagerly, which is an error here.
+    A model that does not fit at any batch is recorded as skipped. Each try starts without the graphs of earlier models:
+    beyond torch's limit of graphs per function, the next model would run eagerly, which is an error here.
     """
     while batch >= 2:
         torch._dynamo.reset()

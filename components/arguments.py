@@ -1,7 +1,7 @@
-"""The arguments of the components, checked: each wrong one is a line on stderr, and exit status 2, before a job exists.
+"""Checks the arguments of the components: a wrong one is a line on stderr and exit status 2, before a job exists.
 
-TorchX takes any word but `true` for False, and fails with a traceback on a mapping it cannot split. So booleans,
-mappings and lists come as the text that was typed, and are read here.
+TorchX takes any word but `true` for False, and fails with a traceback on a mapping that it cannot split. Booleans,
+mappings and lists are therefore passed as the typed text, and parsed here.
 """
 
 import re
@@ -18,16 +18,16 @@ from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.errors import RecipeError, one_line
 
 IMAGE = "deit_fast:latest"
-"""The container image of who names none."""
-SHUTDOWN_SECONDS = 100  # for the last checkpoint, before torchrun kills
+"""The container image of a job whose user names none."""
+SHUTDOWN_SECONDS = 100  # time for the last checkpoint before torchrun kills the workers
 MAX_PORT = 65535
-# NAME=value, where a value in quotes may hold anything, and any other ends before the next `,NAME=` or `;NAME=`.
+# NAME=value. A value in quotes may contain anything; any other value ends before the next `,NAME=` or `;NAME=`.
 _NAME = r"\s*([A-Za-z_][\w-]*)\s*="
 _PAIR = re.compile(rf"{_NAME}\s*(\"[^\"]*\"|'[^']*'|.*?)\s*(?:[,;](?={_NAME})|$)", re.DOTALL | re.ASCII)
 
 
 class Where(NamedTuple):
-    """The arguments every component has: on how many, on what, how often."""
+    """The arguments that every component has: the number of processes, their resources, and the number of retries."""
 
     j: str
     h: str | None
@@ -42,7 +42,7 @@ class Where(NamedTuple):
     rdzv_port: int
 
     def check(self) -> None:
-        """Refuses numbers that no scheduler takes, and an image without a name."""
+        """Refuses numbers that no scheduler accepts, and an image without a name."""
         for name in ("cpu", "gpu", "memMB", "max_retries"):
             if getattr(self, name) < 0:
                 refuse(f"{name}={getattr(self, name)}: expected 0 or more")
@@ -52,12 +52,12 @@ class Where(NamedTuple):
 
     @property
     def in_container(self) -> bool:
-        """Whether a container's paths are meant, which this machine need not have."""
+        """Whether the job runs in a container, whose paths need not exist on this machine."""
         return bool(self.mounts or self.overlay) or self.image != IMAGE
 
     @property
     def layout(self) -> tuple[int, int]:
-        """Nodes, processes per node."""
+        """Number of nodes, and of processes per node."""
         match = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)", self.j)
         if match is None:
             refuse(f"j={self.j!r}: expected NODESxPROCESSES or PROCESSES, for example 2x8")
@@ -74,7 +74,7 @@ class Where(NamedTuple):
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment variables."""
+        """The environment variables of the job."""
         variables = parse_pairs("env", self.env)
         for name in variables:
             if "-" in name:
@@ -83,12 +83,12 @@ class Where(NamedTuple):
 
     @property
     def volumes(self) -> list[specs.BindMount | specs.VolumeMount | specs.DeviceMount]:
-        """What the container has mounted."""
+        """The container's mounts."""
         words = [word.strip() for word in self.mounts.split(",")] if self.mounts.strip() else []
         expected = "expected type=volume,src=CLAIM,dst=PATH[,readonly],... (also type=bind and type=device)"
         for word in words:
             key, equals, value = word.partition("=")
-            if key in ("readonly", "read_only") and equals:  # which TorchX takes for read-only, whatever it says
+            if key in ("readonly", "read_only") and equals:  # TorchX takes these for read-only, whatever their value
                 refuse(f"mounts={self.mounts!r}: {word}: expected readonly alone, or nothing")
             if key not in ("readonly", "read_only") and not value:
                 refuse(f"mounts={self.mounts!r}: {word!r}: {expected}")
@@ -105,7 +105,7 @@ class Where(NamedTuple):
 
     @property
     def pod(self) -> dict[str, Any]:
-        """What is laid over a pod of Kubernetes, which kills after 30 seconds if not told otherwise."""
+        """The overlay for Kubernetes' pods; it extends the grace period, which is 30 seconds by default."""
         pod: dict[str, Any] = {"spec": {"terminationGracePeriodSeconds": SHUTDOWN_SECONDS + 20}}
         if not self.overlay:
             return pod
@@ -123,9 +123,9 @@ class Where(NamedTuple):
 
 
 def parse_pairs(name: str, text: str) -> dict[str, str]:
-    """The mapping that `NAME=value,NAME=value` means; values may hold `=` and commas, and begin with either.
+    """The mapping in the text `NAME=value,NAME=value`. Values may contain `=` and commas, also at their beginning.
 
-    name: the argument's, for the line that refuses another text.
+    name: the argument's name, for the line that refuses another text.
     """
     pairs: dict[str, str] = {}
     at = 0
@@ -144,7 +144,7 @@ def parse_pairs(name: str, text: str) -> dict[str, str]:
 
 
 def parse_switch(name: str, text: object) -> bool:
-    """True or False for the words `true` and `false`, however they are written."""
+    """True or False for the words `true` and `false`, in upper or lower case."""
     word = str(text).lower()
     if word not in ("true", "false"):
         refuse(f"{name}={text!r}: expected true or false")
@@ -152,7 +152,7 @@ def parse_switch(name: str, text: object) -> bool:
 
 
 def check_given(**texts: str) -> None:
-    """Refuses an argument that is there but empty, as an unset variable of the shell makes it."""
+    """Refuses an argument that is given but empty, as when an unset shell variable was used."""
     for name, text in texts.items():
         if not text.strip():
             refuse(f"{name}={text!r}: expected a value")

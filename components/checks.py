@@ -1,10 +1,11 @@
-"""What can be known of a training's or an evaluation's paths before it waits in a queue.
+"""Checks the paths of a training or an evaluation before its job waits in a queue.
 
-A path may be the nodes' alone. One that is not here is therefore refused by one rule only: its folder is here, and lies
-on storage that the nodes share. That is the file system of --out, or of the working folder, where Slurm's logs go. What
-stands here is looked at. These are left to the job: relative paths that are not here, URIs, what would lie in / itself,
-where each machine mounts its own, and files below a run's checkpoints/, which the run may be about to write. So is
-every path of a job that runs in a container: with --mounts, --overlay or an --image of its own.
+A path may exist on the nodes only. A path that does not exist here is therefore refused by one rule only: its folder
+exists here, on storage that the nodes share. Shared storage means the file system of --out, or of the working folder,
+to which Slurm's logs go. Paths that exist here are inspected. The job itself checks all others: relative paths that do
+not exist here, URIs, paths directly below /, where each machine has its own mounts, and files below a run's
+checkpoints/, which the run may be about to write. It also checks every path of a job in a container, that is with
+--mounts, --overlay or another --image.
 """
 
 import contextlib
@@ -23,13 +24,13 @@ from deit_fast.runtime.errors import DataError, RecipeError, RunError
 from deit_fast.runtime.object_store import check_writable, is_remote
 from deit_fast.zoo import find_published, published_row
 
-_COPIES = 4  # of the weights in a checkpoint: both files', the optimizer's two moments; the moving average is another
+_COPIES = 4  # of the weights in a checkpoint: one per file, the two moments; the moving average is one more
 
 
 def check_paths(where: Where, out: str, images: Mapping[str, str], files: Mapping[str, str]) -> None:
-    """Refuses a job one of whose paths cannot be right, in one line. Empty paths are those that were not given.
+    """Refuses, in one line, a job with a path that cannot be right. Empty paths are arguments that were not given.
 
-    out: what the job writes. images: data sets by their argument, files: checkpoints and the like.
+    out: the job's output. images: data sets by their argument. files: checkpoints and other input files, likewise.
     """
     for name, given in files.items():
         try:
@@ -59,10 +60,10 @@ def check_paths(where: Where, out: str, images: Mapping[str, str], files: Mappin
 
 
 def check_classes(recipe: Recipe, data: str, where: Where) -> None:
-    """Refuses a data set whose train/, where it is here, has another number of class folders than the recipe's classes.
+    """Refuses data whose train/ folder has another number of class folders than the recipe has classes.
 
-    Where something else may be in train/, shards or what a program left there, the job counts; so it does for one
-    folder, which may hold the images of all classes.
+    The check is left to the job if train/ is not here, if it may hold something else, such as shards or another
+    program's files, or if it holds a single folder, in which all class folders may lie.
     """
     expected, root = recipe.model.num_classes, os.path.join(os.path.expanduser(data), "train")
     if expected is None or where.in_container or is_remote(data) or not os.path.isdir(root):
@@ -71,19 +72,19 @@ def check_classes(recipe: Recipe, data: str, where: Where) -> None:
         entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
         if not all(entry.name[0].isalnum() and entry.is_dir() and any(os.scandir(entry)) for entry in entries):
             return
-    except OSError:  # of a folder that only the job may read, say
+    except OSError:  # for example a folder that only the job may read
         return
     if (found := len(entries)) not in (0, 1, expected):
         refuse(f"model.num_classes={expected}: {data} has {found} classes; set model.num_classes={found}")
 
 
 def check_space(recipe: Recipe, out: str, where: Where) -> None:
-    """Refuses an --out whose disk, where it is here, has no room for the checkpoints that a run keeps and one more.
+    """Refuses an --out whose disk, if it is here, lacks room for the checkpoints that a run keeps and one more.
 
-    A finished run writes none. A file system that says nothing of its size has none here, as some of FUSE's.
+    A finished run writes no checkpoint. File systems that do not report their size, as some of FUSE's, are not checked.
     """
     folder = Path(out)
-    sizes = find_published([recipe.model.name])  # of ImageNet-1k's classes, which others hardly change
+    sizes = find_published([recipe.model.name])  # for ImageNet-1k's classes; another number changes the size little
     if not sizes or where.in_container or is_remote(out) or not os.path.isdir(folder.parent):
         return
     if os.path.exists(folder / "result.json"):
@@ -102,7 +103,7 @@ def check_space(recipe: Recipe, out: str, where: Where) -> None:
 
 
 def _parts(name: str, path: str) -> list[str]:
-    """The shards of a brace range; of a glob the folder before its first wildcard; any other path itself."""
+    """The shards of a brace range; for a glob, the folder before its first wildcard; for any other path, the path."""
     if has_braces(path):
         try:
             return expand_braces(path)
@@ -122,7 +123,7 @@ def _check_readable(name: str, path: str, place: Path) -> None:
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest of its parents that is here."""
+    """The path, or its nearest parent that exists here."""
     path = path.absolute()
     while not os.path.exists(path):
         path = path.parent

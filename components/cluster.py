@@ -1,4 +1,4 @@
-"""Kubernetes' API, as the schedulers need it. Its client is imported where it is used, since few have it."""
+"""Access to Kubernetes' API for the schedulers. The client is imported on use, because few installations have it."""
 
 import contextlib
 import json
@@ -10,13 +10,13 @@ from typing import Any
 
 from deit_fast.runtime.errors import one_line
 
-FOLLOW_SECONDS = 5.0  # between two looks at the log of a pod
-_OVERLAP_SECONDS = 60  # of two looks, as far as the clocks of this machine and of a node may differ
+FOLLOW_SECONDS = 5.0  # between two reads of a pod's log
+_OVERLAP_SECONDS = 60  # overlap of two reads, as the clocks of this machine and of a node may differ
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*Z) ?")
 
 
 def connect() -> Any:
-    """The client of the cluster that the kubeconfig names, or of the one that this process is a pod of.
+    """A client for the cluster in the kubeconfig, or for the cluster in which this process runs as a pod.
 
     Raises the client's ConfigException where there is neither.
     """
@@ -31,7 +31,7 @@ def connect() -> Any:
 
 
 def explain_error(error: BaseException) -> str:
-    """An error of the client's as one line: what Kubernetes answered, without the headers, where it did."""
+    """An error of the client as one line: Kubernetes' answer without its headers, if there was an answer."""
     if body := getattr(error, "body", None):
         with contextlib.suppress(ValueError, TypeError, KeyError):
             return one_line(f"Kubernetes: {json.loads(body)['message']}")
@@ -50,9 +50,9 @@ def context_namespace() -> str:
 
 
 def read_log(namespace: str, pod: str, since_seconds: int | None = None) -> list[str]:
-    """The lines that a pod has printed so far, each after the time at which it did. See split_time.
+    """The lines that a pod has printed so far, each preceded by its time (see split_time).
 
-    Clients before 37 give the printed form of the bytes, in one line, for the text that TorchX asks for.
+    Clients before version 37 return, for the text that TorchX asks for, the printed form of the bytes in one line.
     """
     from kubernetes import client
 
@@ -62,16 +62,16 @@ def read_log(namespace: str, pod: str, since_seconds: int | None = None) -> list
 
 
 def follow_log(read: Callable[[int | None], list[str]], ended: Callable[[], bool]) -> Iterator[str]:
-    """The lines of a pod's log as they come, until the job has `ended`; of the pods that take its place, too.
+    """The lines of a pod's log as they arrive, until the job has `ended`; continues with pods that replace the pod.
 
-    read: the lines of the last so many seconds (None: all) of the pod that there is now, each after its time.
+    read: returns the lines of the last seconds (None: all) of the present pod, each preceded by its time.
     """
     last, since = "", time.monotonic()
     while True:
-        over, seen, now = ended(), last, time.monotonic()  # before the log is read: there may be more
+        over, seen, now = ended(), last, time.monotonic()  # before the log is read: more lines may follow
         try:
             lines = read(math.ceil(now - since) + _OVERLAP_SECONDS if seen else None)
-        except Exception:  # no pod yet, or none any more
+        except Exception:  # no pod yet, or no longer
             lines = []
         for line in lines:
             at, text = split_time(line)
@@ -84,6 +84,6 @@ def follow_log(read: Callable[[int | None], list[str]], ended: Callable[[], bool
 
 
 def split_time(line: str) -> tuple[str, str]:
-    """The time that Kubernetes puts before a line, and the line."""
+    """The time that Kubernetes puts before a line, and the line itself."""
     stamp = _STAMP.match(line)
     return (stamp[1], line[stamp.end() :].rstrip()) if stamp else ("", line.rstrip())

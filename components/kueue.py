@@ -2,7 +2,7 @@
 
     torchx run -s kueue -cfg namespace=research,queue=gpus deit.pretrain ...
 
-A job is NAMESPACE:NAME. A stopped one waits in the queue: it is PENDING, as before its first start.
+A job's id is NAMESPACE:NAME. A stopped job waits in the queue and is PENDING, as it was before its first start.
 """
 
 from collections.abc import Iterable
@@ -31,13 +31,13 @@ from torchx.specs import (
 )  # fmt: skip
 
 KINDS = ("jobset", "trainjob")
-"""The kinds of jobs that Kueue queues, the default first."""
+"""The kinds of jobs that Kueue queues; the first one is the default."""
 _INDEX = "batch.kubernetes.io/job-completion-index"
 
 
 @dataclass
 class Request:
-    """The objects of a job, in the order in which they are created; the job itself is the last."""
+    """The objects of a job in the order of their creation; the last one is the job itself."""
 
     kind: str
     objects: list[Object]
@@ -66,11 +66,11 @@ class Kueue(Scheduler[Any]):
         if kind not in KINDS:
             refuse(f"kind={kind!r}: expected {' or '.join(KINDS)}")
         place = Place(**{name: cfg.get(name) or default for name, default in Place._field_defaults.items()})
-        # TorchX draws a name by lot, so that the same command makes another job.
+        # TorchX draws a random name, so that the same command makes another job.
         return AppDryRunInfo(build_request(app, kind, place, make_unique(app.name)), str)
 
     def schedule(self, dryrun_info: AppDryRunInfo[Request]) -> str:
-        """Creates the objects of a job, or none of them. Where Kubernetes refuses, a line says why."""
+        """Creates all objects of a job, or none. If Kubernetes refuses, a line says why."""
         metadata = dryrun_info.request.resource["metadata"]
         namespace, name, created = metadata["namespace"], metadata["name"], []
         try:
@@ -80,7 +80,7 @@ class Kueue(Scheduler[Any]):
             for each in dryrun_info.request.objects:
                 api.create_namespaced_custom_object(**_where(each), namespace=namespace, body=each)
                 created.append(_where(each))
-        except Exception as error:  # of a client that may be missing, for an API that may be anywhere
+        except Exception as error:  # the client may be missing, and may raise anything
             for where in created:
                 _delete(api, where, namespace, name)
             refuse(f"kueue: {namespace}:{name}: {explain_error(error)}")
@@ -108,13 +108,13 @@ class Kueue(Scheduler[Any]):
         )
 
     def list(self, cfg: Any = None) -> list[ListAppResponse]:
-        """TorchX's jobs of the current context's namespace."""
+        """TorchX's jobs in the current context's namespace."""
         namespace = context_namespace()
         return [ListAppResponse(app_id=f"{namespace}:{resource['metadata']['name']}", state=kind.state(resource))
                 for kind, resource in list_jobs(namespace)]  # fmt: skip
 
     def _cancel_existing(self, app_id: str) -> None:
-        """Deletes the job, whose pods have their grace period to end in."""
+        """Deletes the job. Its pods have their grace period to end."""
         from kubernetes import client
 
         namespace, name = app_id.split(":")
@@ -136,7 +136,7 @@ class Kueue(Scheduler[Any]):
         should_tail: bool = False,
         streams: Stream | None = None,
     ) -> Iterable[str]:
-        """The lines of a node, of its newest pod; followed, those of the pods that take its place too."""
+        """The lines of a node's newest pod; with should_tail, also those of pods that replace it."""
         if streams not in (None, Stream.COMBINED) or until is not None:
             raise ValueError("kueue: expected the combined stream of a pod, and no --until")
         namespace, name = app_id.split(":")
@@ -159,14 +159,17 @@ def create_scheduler(session_name: str, **_: object) -> Kueue:
 
 
 def build_request(app: AppDef, kind: str, place: Place, name: str) -> Request:
-    """The objects of an app. `name`: what the job is to be called, as far as Kubernetes allows it."""
+    """The objects of an app. name: of the job; it is shortened to what Kubernetes allows."""
     if len(app.roles) != 1:
         refuse(f"{app.name}: expected an app of one role, got {len(app.roles)}")
     return Request(kind, find_kinds()[kind].build(Job(object_name(name), app.name, app.roles[0], place)))
 
 
 def find_job(namespace: str, name: str) -> tuple[Kind, Object] | None:
-    """A job and its kind; a TrainJob rather than the JobSet of the same name that it is made into."""
+    """A job and its kind.
+
+    A TrainJob takes precedence over the JobSet of the same name that the Trainer makes from it.
+    """
     from kubernetes import client
 
     api = client.CustomObjectsApi(connect())
@@ -174,13 +177,13 @@ def find_job(namespace: str, name: str) -> tuple[Kind, Object] | None:
         try:
             return kind, api.get_namespaced_custom_object(**kind.api, namespace=namespace, name=name)
         except client.ApiException as error:
-            if error.status != 404:  # no such job, or a cluster without that kind
+            if error.status != 404:  # no such job, or a cluster without this kind of jobs
                 raise
     return None
 
 
 def list_jobs(namespace: str) -> list[tuple[Kind, Object]]:
-    """TorchX's jobs of a namespace, the oldest first."""
+    """TorchX's jobs in a namespace, oldest first."""
     from kubernetes import client
 
     api, found = client.CustomObjectsApi(connect()), []
@@ -189,7 +192,7 @@ def list_jobs(namespace: str) -> list[tuple[Kind, Object]]:
         try:
             items = api.list_namespaced_custom_object(**kind.api, namespace=namespace, label_selector=selector)["items"]
         except client.ApiException as error:
-            if error.status != 404:  # a cluster without that kind
+            if error.status != 404:  # a cluster without this kind of jobs
                 raise
             continue
         found += [(kind, each) for each in items if not each["metadata"].get("ownerReferences")]
@@ -205,17 +208,17 @@ def find_pod(namespace: str, name: str, index: int) -> str:
 
 
 def _list_pods(namespace: str, name: str) -> list[Any]:
-    """The pods of a job's nodes, the oldest first."""
+    """The pods of a job's nodes, oldest first."""
     from kubernetes import client
 
     selector = f"jobset.sigs.k8s.io/jobset-name={name},{_INDEX}"
     pods = client.CoreV1Api(connect()).list_namespaced_pod(namespace, label_selector=selector).items
-    # Times are whole seconds, in which a job may start twice.
+    # Creation times are whole seconds, within which a job may start twice.
     return sorted(pods, key=lambda pod: (pod.metadata.creation_timestamp, int(pod.metadata.labels.get(RESTARTS, 0))))
 
 
 def _replicas(namespace: str, name: str, role: str) -> list[ReplicaStatus]:
-    """The state of each node, which is that of its newest pod."""
+    """The state of each node, which is the state of its newest pod."""
     newest = {int(pod.metadata.labels[_INDEX]): pod for pod in _list_pods(namespace, name)}
     return [
         ReplicaStatus(index, ReplicaState[pod.status.phase.upper()], role, pod.spec.node_name or "")
@@ -224,7 +227,7 @@ def _replicas(namespace: str, name: str, role: str) -> list[ReplicaStatus]:
 
 
 def _why_pending(namespace: str, resource: Object) -> list[str]:
-    """What Kueue says of a job that waits, where the user may ask."""
+    """Kueue's reasons why a job waits, if the user may read them."""
     from kubernetes import client
 
     api, uid = client.CustomObjectsApi(connect()), resource["metadata"].get("uid")
@@ -251,5 +254,5 @@ def _delete(api: Any, where: dict[str, str], namespace: str, name: str) -> None:
     try:
         api.delete_namespaced_custom_object(**where, namespace=namespace, name=name)
     except client.ApiException as error:
-        if error.status != 404:  # gone meanwhile
+        if error.status != 404:  # it was deleted meanwhile
             raise

@@ -25,10 +25,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def render(stage: str, words: Sequence[str]) -> str:
-    """The YAML documents of a stage's job, in the order in which they are to be created.
+    """The YAML documents of a stage's job, in the order in which they have to be created.
 
-    words: the options of this command, and all that the component of that name takes. A word that is wrong is a line on
-    stderr, and SystemExit with status 2. The same words give the same name: applied again, nothing is made twice.
+    words: options of this command, and arguments of the component with the stage's name. A wrong word prints a line on
+    stderr and raises SystemExit with status 2. The same words give the same name, so applying them again creates
+    nothing twice.
     """
     parser = _build_parser(stage)
     if "--help" in words:
@@ -45,7 +46,7 @@ def _make_app(stage: str, words: list[str]) -> AppDef:
     try:
         with contextlib.redirect_stderr(said):
             return materialize_appdef(STAGES[stage], words, load_sections("component").get(f"deit.{stage}", {}))
-    except SystemExit:  # with lines of the component's, or with a page of TorchX's parser, whose last line tells
+    except SystemExit:  # the component printed lines, or TorchX's parser a page whose last line says what is wrong
         _, error, message = said.getvalue().partition("error: ")
         if error:
             refuse(message.strip())
@@ -56,7 +57,7 @@ def _make_app(stage: str, words: list[str]) -> AppDef:
 def _build_parser(stage: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"deit-fast manifest {stage}",
-        add_help=False,  # -h is a component's argument
+        add_help=False,  # -h is an argument of the component
         allow_abbrev=False,
         description="YAML of a job for kubectl apply -f -, from the role of the TorchX component deit." + stage,
     )

@@ -1,6 +1,6 @@
-"""Named resources of a node, for `-h` of the components: what to ask a scheduler for.
+"""Named resources of a node for `-h` of the components: the amounts to request from a scheduler.
 
-Less than the usual machine of that kind has, so that the system's own processes fit beside it.
+They are smaller than the usual machine of that kind, to leave room for the system's own processes.
 """
 
 from torchx.specs import Resource

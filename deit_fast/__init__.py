@@ -1,6 +1,7 @@
 """deit_fast: DeiT III vision transformers, trained fast and faithfully.
 
-A name below is loaded when it is first used: torch by the models, DALI where images are read, neither by recipes.
+Each name below is imported when it is first used. torch is therefore imported only by models, and DALI only where
+images are read; recipes import neither.
 """
 
 from importlib import import_module
@@ -38,7 +39,7 @@ _HOMES = {
     "list_recipes": "deit_fast.recipe.table",
     "train": "deit_fast.training.run",
 }
-_NAMES = {"evaluate": "evaluate_checkpoint"}  # where a name has another meaning at home
+_NAMES = {"evaluate": "evaluate_checkpoint"}  # for names that their module calls otherwise
 
 
 def __getattr__(name: str) -> Any:

@@ -1,1 +1,1 @@
-"""Pipelines of TorchX components, resumable at any point: dag runs stages, deit3 holds the published ones as data."""
+"""Pipelines of TorchX components that can be resumed at any point: dag runs stages, deit3 holds published ones."""

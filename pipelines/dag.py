@@ -1,7 +1,7 @@
-"""A run of a pipeline's stages that can be stopped anywhere and continued.
+"""Runs the stages of a pipeline; a run can be interrupted anywhere and continued.
 
-The jobs, their processes and their queues are TorchX's. This module decides what to start next, or lets a
-queue decide that can, and remembers it in FOLDER/pipeline.json, which is written whole or not at all.
+TorchX starts the jobs and knows their state. This module decides which stage starts next, or leaves the order to a
+queue that can keep it. It records the stages in FOLDER/pipeline.json, which is written atomically.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from .schedulers import find_scheduler
 from .stages import Stage, check_unchanged, dryrun_stage, get_app, sort_stages
 from .state import PipelineError, Record, deaf, explain, is_written, read_records, remembering, write_records
 
-PATIENCE_SECONDS = 60.0  # for a scheduler that fails to answer, or does not list a job it has only just taken
+PATIENCE_SECONDS = 60.0  # for a scheduler that does not answer, or does not yet list a new job
 
 
 def run_stages(
@@ -37,23 +37,21 @@ def run_stages(
     stream: TextIO | None = None,
     watch: bool = True,
 ) -> int | None:
-    """Runs the stages, or what is left of them, and returns an exit status: 0, 1 for a failed stage, 130 interrupted.
+    """Runs the stages that are not done, and returns an exit status: 0, 1 for a failed stage, 130 if interrupted.
 
-    Every stage is dry-run before the first starts. Stages recorded in `folder` as done are skipped, those still running
-    are followed, the rest start as their needs succeed, at most `max_parallel` at once. A failed stage stops those that
-    need it and no others. Logs of running stages go to `stream`, if given. Local jobs end with an interrupt (they
-    resume when run again), jobs on a cluster go on.
+    The jobs of all stages are built before the first one starts. Stages that `folder` records as done are skipped,
+    running stages are followed, and the others start when their needs have succeeded, at most `max_parallel` at once. A
+    failed stage stops only the stages that need it. Logs of running stages go to `stream`, if given. An interrupt ends
+    local jobs, which resume when run again; jobs on a cluster continue.
 
-    A queue, as Slurm's, gets all stages at once, each to wait for its needs; without `watch` they are left to it, and
-    None is returned unless all were done before.
-
-    Raises PipelineError before anything is started.
+    A queue such as Slurm's gets all stages at once, each waiting for its needs. Without `watch` they are left to the
+    queue, and None is returned unless all were done before. Raises PipelineError before anything is started.
     """
     order = sort_stages(stages)
-    for stage in order:
-        dryrun_stage(stage, folder, runner, scheduler, cfg)
+    # Before any thread follows a log: TorchX parses components, and CPython 3.11's ast.parse may fail in two threads.
+    jobs = {stage.name: dryrun_stage(stage, folder, runner, scheduler, cfg) for stage in order}
     with locked(folder, "pipeline.lock", "another run of this pipeline"), remembering() as signals:
-        run = _Run(order, folder, runner, scheduler, dict(cfg), stream, signals)
+        run = _Run(order, jobs, folder, runner, scheduler, dict(cfg), stream, signals)
         try:
             run.attach(poll_seconds)
             if find_scheduler(scheduler).queue:
@@ -69,23 +67,25 @@ def run_stages(
 @dataclass
 class _Run:
     order: list[Stage]
+    jobs: dict[str, AppDryRunInfo[Any]]
+    """TorchX's job for each stage; a stage starts at most once in a run."""
     folder: Path
     runner: Runner
     scheduler: str
     cfg: dict[str, CfgVal]
     stream: TextIO | None
-    signals: list[int]  # that arrived; what their handlers raised may have been lost
+    signals: list[int]  # that arrived, since exceptions from their handlers may be lost
     records: dict[str, Record] = field(default_factory=dict)
     running: dict[str, Stage] = field(default_factory=dict)
     adopted: set[str] = field(default_factory=set)
-    """Stages an earlier process started."""
+    """Stages that an earlier process started."""
     failed: set[str] = field(default_factory=set)
     silent_since: dict[str, float] = field(default_factory=dict)
-    """Handles the scheduler gives no state for, and since when."""
+    """Handles for which the scheduler gives no state, and since when."""
     threads: dict[str, list[threading.Thread]] = field(default_factory=dict)
 
     def attach(self, poll_seconds: float) -> None:
-        """Reads pipeline.json and settles what is done, what still runs and what is to be started."""
+        """Reads pipeline.json, and finds out which stages are done, still running, or to be started."""
         self.records = read_records(self.folder / "pipeline.json")
         scheduler = find_scheduler(self.scheduler)
         queued = self._find_jobs()
@@ -93,8 +93,8 @@ class _Run:
             record = self.records.get(stage.name)
             handle = queued.get(stage.output)
             if handle and (record is None or (record.state != "succeeded" and record.handle != handle)):
-                # A driver was killed after submitting it and before writing that down.
-                record = self._record(stage, handle, self._dryrun(stage))
+                # A driver was killed after it submitted the job and before it recorded that.
+                record = self._record(stage, handle)
             if record is None:
                 continue
             state: AppState | None = AppState.SUCCEEDED
@@ -102,7 +102,7 @@ class _Run:
                 while (state := self._look(stage, record)) is AppState.UNKNOWN:
                     time.sleep(poll_seconds)
             elif record.result_seen and not is_written(stage.result):
-                state = None  # removed for it to run again
+                state = None  # the user removed its result to run it again
             if state is AppState.SUCCEEDED:
                 again = f"use another folder, or remove {stage.output} to run it again"
                 check_unchanged(stage, record, f"and is done: {again}")
@@ -113,7 +113,7 @@ class _Run:
                 self._say(stage, "done before")
             elif state is not None and not is_terminal(state):
                 if scheduler.queue and (lost := self._lost_needs(stage) or self._replaced_needs(stage)):
-                    # It waits for a job that failed or was cancelled; the queue would end it a moment later.
+                    # It waits for a job that failed or was cancelled; the queue would cancel it a moment later.
                     scheduler.cancel(self.runner, record.handle)
                     record.state = "cancelled"
                     self._say(stage, f"cancelled     {record.handle}: {lost[0]!r} has to run again")
@@ -131,7 +131,7 @@ class _Run:
         self._save()
 
     def submit(self) -> None:
-        """Leaves what is left to the scheduler's queue, whole."""
+        """Submits all remaining stages to the scheduler's queue."""
         for stage in self.order:
             if stage.name not in self.running and not self._done(stage.name) and not self._lost_needs(stage):
                 self._start(stage)
@@ -154,7 +154,7 @@ class _Run:
         return 1 if left else 0
 
     def interrupt(self) -> None:
-        """Ends local jobs, each with a checkpoint, or at a second interrupt at once; jobs on a cluster stay."""
+        """Ends local jobs with a checkpoint each, at a second interrupt at once; jobs on a cluster continue."""
         find_scheduler(self.scheduler).stop([self.records[name].handle for name in self.running])
         with deaf():
             for name, stage in self.running.items():
@@ -176,12 +176,12 @@ class _Run:
         return [need for need in stage.needs if not self._done(need) and need not in self.running]
 
     def _replaced_needs(self, stage: Stage) -> list[str]:
-        """Needs with another job than the one that this stage's job waits for."""
+        """Needs whose present job is not the one for which this stage's job waits."""
         after = self.records[stage.name].after
         return [n for n in stage.needs if after and n in self.running and self.records[n].handle not in after]
 
     def _find_jobs(self) -> dict[str, str]:
-        """Handles of jobs that wait or run, by what they make. Of two that make the same, the younger is cancelled."""
+        """Handles of waiting or running jobs, by output. Of two jobs with one output, the newer one is cancelled."""
         scheduler, stages = find_scheduler(self.scheduler), {stage.output: stage for stage in self.order}
         found = {output: jobs for output, jobs in scheduler.find(self.cfg).items() if output in stages}
         for output, (first, *others) in found.items():
@@ -196,7 +196,7 @@ class _Run:
     def _start(self, stage: Stage) -> None:
         scheduler = find_scheduler(self.scheduler)
         try:
-            job = self._dryrun(stage)
+            job = self.jobs[stage.name]
             after = [self.records[need].handle for need in stage.needs if need in self.running]
             scheduler.prepare(job, stage.output, after)
             handle = scheduler.submit(self.runner, job)
@@ -206,10 +206,10 @@ class _Run:
             self.failed.add(stage.name)
             self._say(stage, f"could not start: {explain(error)}")
             return
-        record = self._record(stage, handle, job, after)
+        record = self._record(stage, handle, after)
         self.running[stage.name] = stage
         self._save()
-        with contextlib.suppress(PipelineError):  # what a driver that was killed has submitted may only now be there
+        with contextlib.suppress(PipelineError):  # a job submitted by a killed driver may appear only now
             record.handle = self._find_jobs().get(stage.output, handle)
             self._save()
         again = f" (attempt {record.attempt})" if record.attempt > 1 else ""
@@ -217,11 +217,8 @@ class _Run:
         self._say(stage, f"{'queued ' if scheduler.queue else 'started'}       {record.handle}{again}{waits}")
         self._follow(stage, record)
 
-    def _dryrun(self, stage: Stage) -> AppDryRunInfo[Any]:
-        return dryrun_stage(stage, self.folder, self.runner, self.scheduler, self.cfg)
-
-    def _record(self, stage: Stage, handle: str, job: AppDryRunInfo[Any], after: Sequence[str] = ()) -> Record:
-        role, words = get_app(job).roles[0], list(stage.arguments)
+    def _record(self, stage: Stage, handle: str, after: Sequence[str] = ()) -> Record:
+        role, words = get_app(self.jobs[stage.name]).roles[0], list(stage.arguments)
         attempt = self.records[stage.name].attempt + 1 if stage.name in self.records else 1
         self.records[stage.name] = record = Record(
             "running", stage.component, words, handle, role.name, role.num_replicas, attempt, time.time(), list(after)
@@ -229,9 +226,9 @@ class _Run:
         return record
 
     def _look(self, stage: Stage, record: Record) -> AppState | None:
-        """The state of a stage's job: UNKNOWN while the scheduler may yet answer, None when there is no such job.
+        """The state of a stage's job: UNKNOWN while the scheduler may still answer, None if there is no such job.
 
-        Of a job that the scheduler no longer knows the result tells how it ended.
+        If the scheduler no longer knows the job, the job's result tells how it ended.
         """
         scheduler, reason = find_scheduler(record.handle), "no such job"
         missing: AppState | None = AppState.UNKNOWN
@@ -243,7 +240,7 @@ class _Run:
             missing = scheduler.missing if state is None else AppState.UNKNOWN
         except SignalException:
             raise
-        except Exception as error:  # a failed squeue, an API that is away, a state TorchX cannot translate
+        except Exception as error:  # a failed squeue, an API out of reach, a state that TorchX cannot translate
             reason = explain(error)
         if is_written(stage.result, record.started - 2):
             return AppState.SUCCEEDED
@@ -262,7 +259,7 @@ class _Run:
         del self.running[stage.name]
         record.ended = time.time()
         for thread in self.threads.pop(stage.name, []):
-            thread.join(timeout=5)  # its last lines belong before the news of its end
+            thread.join(timeout=5)  # its last lines come before the line about its end
         if state is AppState.SUCCEEDED:
             record.succeed(stage.result)
             self._say(stage, f"done          {(record.ended - record.started) / 60:.1f} min")
@@ -288,13 +285,14 @@ class _Run:
 
     def _follow(self, stage: Stage, record: Record) -> None:
         if self.stream is not None:
-            self.threads[stage.name] = follow_log(
-                self.runner, stage.name, record, self.stream, lambda: stage.name not in self.running
-            )
+            name, ended = self._padded(stage), lambda: stage.name not in self.running
+            self.threads[stage.name] = follow_log(self.runner, name, record, self.stream, ended)
+
+    def _padded(self, stage: Stage) -> str:
+        return stage.name.ljust(max(len(each.name) for each in self.order))
 
     def _say(self, stage: Stage, text: str) -> None:
-        width = max(len(each.name) for each in self.order)
-        print(f"{time.strftime('%H:%M:%S')}  {stage.name:<{width}}  {text}", flush=True)
+        print(f"{time.strftime('%H:%M:%S')}  {self._padded(stage)}  {text}", flush=True)
 
     def _save(self) -> None:
         write_records(self.folder / "pipeline.json", self.records)

@@ -1,9 +1,9 @@
-"""The published DeiT III trainings, whole: pretraining, finetuning at higher resolutions, an evaluation of each.
+"""The published DeiT III trainings as pipelines: pretraining, finetuning at higher resolutions, evaluations of each.
 
     python -m pipelines.deit3 --size base --data /data/imagenet --out runs/base -j 1x8
 
-Run again with the same --out, it continues: with what is left, or with what still runs. On Slurm all stages are queued
-at once and the command returns.
+A second run with the same --out continues with the stages that are left or still running. On Slurm all stages are
+queued at once and the command returns.
 """
 
 import argparse
@@ -34,7 +34,7 @@ try:
     from .stages import Stage, dryrun_stage, get_app, sort_stages
     from .state import PipelineError, read_result
     from .trainings import COMPONENTS, PIPELINES, build_stages, name_trainings
-except KeyboardInterrupt:  # these take a second, and TorchX's entry points more
+except KeyboardInterrupt:  # these imports take a second, and TorchX's entry points take longer
     print("deit-fast: interrupted before anything was started; run the same command again", file=sys.stderr)
     sys.exit(130)
 
@@ -42,11 +42,11 @@ WHERE: dict[str, type] = {
     **dict.fromkeys(("j", "h", "image", "env", "mounts", "overlay"), str),
     **dict.fromkeys(("cpu", "gpu", "memMB", "max_retries", "rdzv_port"), int),
 }
-"""Component arguments that apply to every stage, passed on as they are."""
+"""Component arguments that apply to every stage, passed on unchanged."""
 
 
 def format_report(stages: Sequence[Stage]) -> str:
-    """The stages' results as a Markdown table; `-` where a result is not readable from this machine."""
+    """The stages' results as a Markdown table; `-` for a result that is unreadable from this machine."""
     columns = {
         "resolution": ("image_size", "{:.0f}"),
         "top-1": ("top1", "{:.2f}"),
@@ -64,7 +64,7 @@ def format_report(stages: Sequence[Stage]) -> str:
 
 
 def _state_folder(given: str | None, out: str) -> Path:
-    """This machine's folder for pipeline.json: for an `out` in a store, unless one is given, where runs keep theirs.
+    """This machine's folder for pipeline.json; by default `out`, or for an `out` in a store the cache folder's copy.
 
     Raises PipelineError for a URI.
     """
@@ -125,7 +125,7 @@ def build_parser(prog: str = "python -m pipelines.deit3") -> argparse.ArgumentPa
     )
     parser.add_argument("--quiet", action="store_true", help="do not follow the logs of the stages that run")
     parser.add_argument("--dry-run", action="store_const", const="plan", help="print what every stage takes, no more")
-    # An option of its own: with an optional value, the word that follows --dry-run would be taken for that.
+    # A separate option: if --dry-run had an optional value, the word after it would be taken for the value.
     parser.add_argument(
         "--dry-run=full", dest="dry_run", action="store_const", const="full", help="print every job as TorchX has it"
     )
@@ -149,11 +149,11 @@ def build_parser(prog: str = "python -m pipelines.deit3") -> argparse.ArgumentPa
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m pipelines.deit3") -> int:
-    """Runs the command line; 0 all done, 1 a stage failed, 2 a bad value before anything started, 130 interrupted."""
+    """Runs the command line. 0: all done, 1: a stage failed, 2: a bad value before any start, 130: interrupted."""
     try:
         options = build_parser(prog).parse_intermixed_args(argv)
-        logging.getLogger("torchx").setLevel(logging.ERROR)  # its hints repeat with every dry run
-        warnings.filterwarnings("ignore", r"\s*Role \w+ configured with restarts")  # of a bug in Volcano 1.4
+        logging.getLogger("torchx").setLevel(logging.ERROR)  # its hints would repeat with every dry run
+        warnings.filterwarnings("ignore", r"\s*Role \w+ configured with restarts")  # about a bug in Volcano 1.4
         out = options.out.rstrip("/") if is_remote(options.out) else os.path.abspath(options.out)
         state = _state_folder(options.state, out)
         given = {name: getattr(options, name) for name in WHERE if getattr(options, name) is not None}
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m pipelines.dei
                     print(f"=== {stage.name}" + (f", after {', '.join(stage.needs)}" if stage.needs else ""))
                     print(f"{pformat(asdict(get_app(job)), width=120)}\n{job}\n")
                 return 0
-            stream = sys.stderr if sys.stderr.isatty() and not options.quiet else None
+            stream = None if options.quiet else sys.stderr
             poll_seconds = 1.0 if scheduler.local else 10.0
             status = run_stages(
                 stages, state, runner, options.scheduler, cfg, limit, poll_seconds, stream, options.watch

@@ -1,9 +1,10 @@
-"""Logs of stages: live while their jobs run, the last lines of those that fail."""
+"""Logs of stages: live while jobs run, and the last lines of failed jobs."""
 
+import contextlib
 import re
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from torchx.runner import Runner
@@ -20,15 +21,23 @@ _TORCHRUN_REPORT = re.compile(r"torch/distributed/elastic/.*\] (failed \(exitcod
 def follow_log(
     runner: Runner, stage: str, record: Record, stream: TextIO, ended: Callable[[], bool]
 ) -> list[threading.Thread]:
-    """Copies the first node's log to `stream`, line by line, until the job has `ended`."""
+    """Copies the first node's log to `stream`, line by line and with the stage's name, until the job has `ended`.
+
+    A stream whose reader is gone gets no more lines; the stage continues.
+    """
     scheduler = find_scheduler(record.handle)
 
-    def copy(source: Stream | None) -> None:
+    def lines(source: Stream | None) -> Iterator[str]:
         try:
-            for line in scheduler.follow(runner, record.handle, record.role, source, ended):
-                stream.write(f"{stage} | {line}\n")
+            yield from scheduler.follow(runner, record.handle, record.role, source, ended)
         except Exception as error:  # a scheduler without logs is no reason to stop
-            stream.write(f"{stage} | no log: {explain(error)}\n")
+            yield f"no log: {explain(error)}"
+
+    def copy(source: Stream | None) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the reader of the stream is gone, or the stream is closed
+            for line in lines(source):
+                stream.write(f"{stage} | {line}\n")
+                stream.flush()
 
     threads = [threading.Thread(target=copy, args=(source,), daemon=True) for source in scheduler.streams]
     for thread in threads:
@@ -39,7 +48,7 @@ def follow_log(
 def log_tail(runner: Runner, record: Record) -> list[str]:
     """The last lines of every node's log, without torchrun's own report of a failed worker.
 
-    Of what comes after that report, our own line about the end of the run is the one to know.
+    After that report, only lines of deit_fast itself are kept, which say how the run ended.
     """
     scheduler = find_scheduler(record.handle)
     tail: list[str] = []

@@ -1,4 +1,4 @@
-"""A pipeline as files for kubectl: one for each stage, numbered in the order in which they are to be done."""
+"""A pipeline as files for kubectl: one for each stage, numbered in the order of their execution."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +15,8 @@ from .state import PipelineError, explain
 def write_manifests(stages: Sequence[Stage], folder: Path, cfg: str) -> list[str]:
     """Writes the files into a new or an existing folder, and returns the commands that run the stages one by one.
 
-    Raises PipelineError where they cannot be written; a wrong option raises SystemExit.
-
-    stages: each after its needs. cfg: `KEY=VALUE,...`, of which `kind` names the kind of the jobs.
+    stages: in an order in which each follows its needs. cfg: `KEY=VALUE,...`, where `kind` is the kind of the jobs.
+    Raises PipelineError where the files cannot be written; a wrong option raises SystemExit.
     """
     given = {"kind": "jobset", **parse_pairs("cfg", cfg)}
     kind = given.pop("kind")

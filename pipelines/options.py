@@ -1,4 +1,4 @@
-"""Options that a pipeline hands to TorchX: those of the command line, over those of .torchxconfig."""
+"""Options that a pipeline passes to TorchX: those of .torchxconfig, overridden by the command line."""
 
 from pathlib import Path
 
@@ -12,19 +12,19 @@ from .state import PipelineError, explain
 
 
 def component_defaults(file: Path) -> dict[str, dict[str, str]]:
-    """.torchxconfig's [component:deit.NAME] sections for the components addressed by file."""
+    """The [component:deit.NAME] sections of .torchxconfig, for components addressed by file."""
     sections = load_sections("component")
     return {f"{file}:{name}": sections.get(f"deit.{name}", {}) for name in ("pretrain", "finetune", "evaluate")}
 
 
 def scheduler_options(runner: Runner, scheduler: str, text: str) -> dict[str, CfgVal]:
-    """The options of `--cfg KEY=VALUE,...`, of .torchxconfig, and what the scheduler's module sets besides.
+    """The options of `--cfg KEY=VALUE,...` and of .torchxconfig, and the defaults of the scheduler's module.
 
-    Raises PipelineError for one that the scheduler does not have.
+    Raises PipelineError for an option that the scheduler does not have.
     """
     try:
         known = runner.scheduler_run_opts(scheduler)
-    except Exception as error:  # a missing client package
+    except Exception as error:  # for example a missing client package
         raise PipelineError(f"--scheduler {scheduler}: {explain(error)}") from error
     names = [name for name, _ in known]
     cfg: dict[str, CfgVal] = {}

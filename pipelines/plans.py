@@ -1,6 +1,6 @@
-"""What the stages of a pipeline take, as `deit-fast plan` says: what --dry-run prints.
+"""The needs of a pipeline's stages, from `deit-fast plan`; --dry-run prints them.
 
-It is another process for each training: plans need torch, which pipelines do without.
+Each training is planned in another process, because plans need torch and pipelines do not.
 """
 
 import os
@@ -15,14 +15,14 @@ from .stages import Stage
 from .state import PipelineError
 
 UNNAMED_GIB = 80
-"""Memory of a cluster's GPU of which nobody says the kind."""
+"""Assumed memory of a cluster's GPU of unknown kind."""
 
 
 def describe_stages(stages: Sequence[Stage], where: Mapping[str, object], local: bool) -> list[str]:
-    """For each stage a heading and what it takes; an evaluation in one line.
+    """For each training a heading and its needs; for an evaluation one line.
 
-    where: the components' arguments, of which j and h say how many processes, and of what kind. local: whether jobs run
-    on this machine, whose GPUs or cores are then planned with. Raises PipelineError where a stage cannot be planned.
+    where: the components' arguments, of which j and h give the number and kind of processes. local: whether jobs run on
+    this machine, so that its GPUs or cores are planned with. Raises PipelineError where a stage cannot be planned.
     """
     nodes, _, processes = str(where.get("j", "1x1")).rpartition("x")
     count, kind = int(nodes or 1) * int(processes), str(where.get("h", ""))
@@ -48,9 +48,9 @@ def describe_stages(stages: Sequence[Stage], where: Mapping[str, object], local:
 
 
 def plan_stage(stage: Stage, words: Sequence[str], processes: int) -> str:
-    """What `deit-fast plan` prints for these words, with so many processes on this machine's cores.
+    """The output of `deit-fast plan` for these words, with `processes` processes on this machine's cores.
 
-    Raises PipelineError with its complaint.
+    Raises PipelineError with the command's message.
     """
     command = [sys.executable, "-m", "deit_fast.cli", "plan", *words]
     environment = {**os.environ, "WORLD_SIZE": str(processes)}
@@ -62,6 +62,6 @@ def plan_stage(stage: Stage, words: Sequence[str], processes: int) -> str:
 
 
 def _is_seen(data: str) -> bool:
-    """Whether there is anything where the data are; of shards with a range or a glob, in their folder."""
+    """Whether the data exist here; for shards with a range or a glob, whether their folder has any content."""
     place = data if not any(sign in data for sign in "{*?[") else os.path.dirname(data)
     return os.path.exists(place or ".")

@@ -1,4 +1,4 @@
-"""The stages of a pipeline: calls of TorchX components, what each needs first, and the jobs they make."""
+"""The stages of a pipeline: calls of TorchX components, their needs, and the jobs that they make."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ class Stage:
 
     name: str
     component: str
-    """Address TorchX knows: `FILE.py:FUNCTION` or a registered name."""
+    """The component's address for TorchX: `FILE.py:FUNCTION` or a registered name."""
     arguments: tuple[str, ...]
-    """What the stage computes, as the component's command line. Not to change once the stage is done."""
+    """The computation, as words of the component's command line. They must not change once the stage is done."""
     needs: tuple[str, ...] = ()
     """Stages that have to succeed first."""
     where: tuple[str, ...] = ()
-    """Where and on how many, as the component's command line; it precedes `arguments` and may change at any time."""
+    """Place and number of processes, as words of the component's command line before `arguments`; they may change."""
     output: str = ""
-    """Folder or file the stage makes: what to remove for it to run again."""
+    """Folder or file that the stage makes; the user removes it to run the stage again."""
     result: str = ""
-    """JSON file inside or at `output` that exists when the stage has succeeded, if it leaves one."""
+    """JSON file inside or at `output` that exists when the stage has succeeded, if the stage leaves one."""
 
 
 def sort_stages(stages: Sequence[Stage]) -> list[Stage]:
-    """The stages, each after its needs.
+    """The stages in an order in which each follows its needs.
 
     Raises PipelineError for a duplicate name, an unknown need or a cycle.
     """
@@ -55,28 +55,28 @@ def sort_stages(stages: Sequence[Stage]) -> list[Stage]:
 def dryrun_stage(
     stage: Stage, folder: Path, runner: Runner, scheduler: str, cfg: Mapping[str, CfgVal]
 ) -> AppDryRunInfo[Any]:
-    """The job a stage would submit; local ones log under `folder`.
+    """The job that a stage would submit; local jobs log below `folder`.
 
     Raises PipelineError; a component that refuses its arguments raises SystemExit.
     """
-    if find_scheduler(scheduler).local:  # TorchX makes a temporary log_dir where it is given none, and deletes it
+    if find_scheduler(scheduler).local:  # else TorchX makes a temporary log_dir, and deletes it
         cfg = {**cfg, "log_dir": str(folder / "logs" / stage.name)}
     try:
         return runner.dryrun_component(stage.component, [*stage.where, *stage.arguments], scheduler, cfg=cfg)
     except SignalException:  # LocalScheduler's interrupt is an ordinary exception
         raise
-    except Exception as error:  # whatever a component, a plugin or a scheduler's client makes of its configuration
+    except Exception as error:  # components, plugins and schedulers' clients may raise anything
         raise PipelineError(f"stage {stage.name!r}: {explain(error)}") from error
 
 
 def get_app(job: AppDryRunInfo[Any]) -> AppDef:
-    """What TorchX makes the job from."""
+    """The app from which TorchX makes the job."""
     app: AppDef = getattr(job, "app", None) or job._app  # nightlies; 0.7.0
     return app
 
 
 def check_unchanged(stage: Stage, record: Record, remedy: str) -> None:
-    """Raises PipelineError, which ends in the remedy, if the stage's job was given other words than it has now."""
+    """Raises PipelineError, ending with `remedy`, if the stage's job had other words than the stage has now."""
     before, now = record.arguments, list(stage.arguments)
     if before != now:
         dropped = " ".join(word for word in before if word not in now) or "fewer words"

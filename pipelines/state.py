@@ -1,4 +1,4 @@
-"""What outlives a driver: pipeline.json, and what the stages leave, here or in an object store."""
+"""The state that outlives a driver: pipeline.json, and the results of stages, here or in an object store."""
 
 import contextlib
 import json
@@ -18,12 +18,12 @@ from deit_fast.runtime.object_store import is_remote, modified_at, read_object
 
 
 class PipelineError(RunError):
-    """A pipeline that cannot be run as asked. The message is one line: the stage, what is wrong, what to do."""
+    """A pipeline that cannot run as asked. The message is one line: the stage, what is wrong, what to do."""
 
 
 @dataclass
 class Record:
-    """What pipeline.json remembers of a stage."""
+    """The record of a stage in pipeline.json."""
 
     state: Literal["running", "succeeded", "failed", "cancelled"]
     component: str
@@ -34,20 +34,20 @@ class Record:
     attempt: int
     started: float
     after: list[str] = field(default_factory=list)
-    """Handles of the jobs it waits for in a queue."""
+    """Handles of the jobs for which it waits in a queue."""
     ended: float | None = None
     result_seen: bool = False
-    """Whether the result was readable from here; on another machine's disk it never is."""
+    """Whether the result was readable from this machine; on another machine's disk it never is."""
 
     def succeed(self, result: str) -> None:
-        """Notes the stage as done; `result` is the file that it was to leave, or empty."""
+        """Records the stage as done. result: the file that the stage was to leave, or ""."""
         self.state, self.result_seen = "succeeded", is_written(result)
 
 
 def is_written(result: str, since: float = 0.0) -> bool:
-    """Whether a stage has left its result, a path or a URI, after that moment, seconds since 1970; "" is no result.
+    """Whether a stage has left its result, a path or a URI, after `since`, seconds since 1970; False for "".
 
-    Raises StorageError where a store does not answer: a result that is not seen is no result that is not there.
+    Raises StorageError where a store does not answer, because a result that cannot be seen may exist.
     """
     if is_remote(result):
         moment = modified_at(result)
@@ -59,7 +59,7 @@ def is_written(result: str, since: float = 0.0) -> bool:
 
 
 def read_result(result: str) -> dict[str, Any]:
-    """What a stage has left as its result; empty where it is not readable from this machine."""
+    """The result of a stage; empty where it is unreadable from this machine."""
     try:
         content = json.loads(read_object(result) if is_remote(result) else Path(result).read_bytes())
     except (OSError, ValueError, RunError):
@@ -68,7 +68,7 @@ def read_result(result: str) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> dict[str, Record]:
-    """Records by stage name; none where there is no file. Raises PipelineError for a file that is not ours."""
+    """Records by stage name; empty without a file. Raises PipelineError for a file of another kind."""
     if not path.exists():
         return {}
     try:
@@ -83,16 +83,16 @@ def write_records(path: Path, records: dict[str, Record]) -> None:
 
 
 def explain(error: BaseException) -> str:
-    """An error of someone else's code as one line."""
+    """An error of other code as one line."""
     return one_line(error) if isinstance(error, PipelineError) else explain_error(error)
 
 
 @contextlib.contextmanager
 def remembering() -> Iterator[list[int]]:
-    """The SIGINT and SIGTERM that arrive while entered, beside what their handlers do.
+    """The SIGINT and SIGTERM that arrive while entered; their handlers run as well.
 
-    Those raise, and Python drops what is raised inside a finaliser or a weak reference's callback: whoever must not
-    miss a signal looks at the list too.
+    The handlers raise exceptions, and Python drops an exception that is raised inside a finaliser or a weak reference's
+    callback. The list therefore has every signal.
     """
     seen: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -115,7 +115,7 @@ def remembering() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def deaf() -> Iterator[None]:
-    """No second interrupt while the first one is seen to."""
+    """Ignores a second interrupt while the first one is handled."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Which trainings make a pipeline: those of a published size, or recipes that a user names; and the jobs they are."""
+"""The trainings of a pipeline, those of a published size or recipes named by the user, and the jobs for them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,8 +28,8 @@ PIPELINES: dict[str, dict[str, str]] = {
     "huge_21k": {"pretrain": "deit3_huge_21k_128", "finetune_1k": "deit3_huge_21k_1k_224_ft"},
     "demo": {"pretrain": "demo_pretrain", "finetune": "demo_finetune"},
 }
-"""Training stages and their recipes by size; each starts from the weights of the one before. SIZE_21k: on ImageNet-21k,
-then on ImageNet-1k."""
+"""Training stages and their recipes by size; each starts from the weights of the stage before. SIZE_21k trains on
+ImageNet-21k, then on ImageNet-1k."""
 
 COMPONENTS = Path(__file__).resolve().parent.parent / "components" / "deit.py"
 
@@ -46,14 +46,13 @@ def build_stages(
     trainings: Mapping[str, str] | None = None,
     init: str = "",
 ) -> list[Stage]:
-    """The stages of a size: each training and the evaluation of its last checkpoint, as the reference reports.
+    """The stages of a size: each training, and an evaluation of its last checkpoint, as the reference reports it.
 
-    trainings: recipes by stage, where they are not those of `size`, which then is a name for the jobs alone; the first
-    starts from the weights `init`, if these are given.
-    `overrides` are section.key=value words for every training, or STAGE:section.key=value for one stage.
-    `pretrain_data`, where it is given, is what the first training learns and is evaluated on, with its own val split.
-    `labels` is the file of labels of validation images without class folders.
-    Raises PipelineError for an unknown stage.
+    trainings: recipes by stage, if they are not those of `size`, which then only names the jobs. init: weights from
+    which the first of them starts. overrides: section.key=value words for every training, or STAGE:section.key=value
+    for one stage. pretrain_data: data for the first training, whose evaluation uses their own val split; by default
+    `data`. labels: the file of labels of validation images without class folders. Raises PipelineError for an unknown
+    stage.
     """
     trainings = PIPELINES[size] if trainings is None else trainings
     names = [name for training in trainings for name in (training, f"evaluate_{training}")]
@@ -103,9 +102,9 @@ def build_stages(
 
 
 def name_trainings(size: str | None, recipes: str, init: str) -> tuple[str, dict[str, str]]:
-    """A name for the jobs, and recipes by stage: of a published size, or those named, with commas between.
+    """A name for the jobs, and recipes by stage: of a published size, or those named in `recipes`, separated by commas.
 
-    init: weights that the first starts from. Raises PipelineError, RecipeError.
+    init: weights from which the first training starts. Raises PipelineError, RecipeError.
     """
     if bool(size) == bool(recipes):
         raise PipelineError(f"--size={size or ''} --recipe={recipes}: expected one of the two")

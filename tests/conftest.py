@@ -1,4 +1,4 @@
-"""Shared pieces of the tests: small data, the shared folder of real images, and markers that skip with a reason."""
+"""Fixtures shared by all tests: small data, the shared folder of real images, and markers that skip with a reason."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.toys import TOYS
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
-# Two test processes on two cores must not start four threads each.
+# On two cores, two test processes must not start four threads each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real images kept beside the repository; the tests that use them say so when they are absent."""
+    """Real images kept beside the repository. Tests that use them skip with a reason when the folder is absent."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"needs the real images of {SHARED_DATA.parent.name}/data beside the repository, which are absent")
     return SHARED_DATA
@@ -44,7 +44,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def folder_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image folder with train/ (96 images) and val/ (33) of three classes that colour tells apart."""
+    """An image folder with train/ (96 images) and val/ (33) of three classes, which differ in colour."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for split, count in (("train", 32), ("val", 11)):
@@ -61,7 +61,7 @@ def folder_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The cache folder of a session's tests, so that none of them writes to the user's."""
+    """The cache folder of a session's tests, so that no test writes to the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEIT_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -69,7 +69,7 @@ def _cache_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 @pytest.fixture
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache folder, where listings go, and indexes of shards in read-only folders: one of the test's own."""
+    """A cache folder for one test. It receives listings, and indexes of shards in read-only folders."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.delenv("DEIT_FAST_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
@@ -78,7 +78,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="session")
 def photographs() -> list[NDArray[np.uint8]]:
-    """Six encoded images of all shapes, made up."""
+    """Six generated images of different shapes, encoded."""
     from tests.views import six_photographs
 
     return six_photographs()
@@ -86,6 +86,6 @@ def photographs() -> list[NDArray[np.uint8]]:
 
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The families' toys as entries of the zoo."""
+    """Adds the families' toy models to the zoo."""
     for name, architecture in TOYS.items():
         monkeypatch.setitem(ARCHITECTURES, name, architecture)

@@ -1,4 +1,4 @@
-"""Damaged images and shards, made by a seeded generator, and what has to hold of everything that reads them."""
+"""Images and shards damaged by a seeded generator, and checks of everything that reads them."""
 
 import io
 import tarfile
@@ -23,14 +23,14 @@ from tests.image_files import encode, write_tar
 SIZE = 16
 BATCH = 12
 CPU = torch.device("cpu")
-# Nothing but crop and flip, so that an image's colour, which is its class's, survives.
+# Only crop and flip, so that an image keeps its colour, which tells its class.
 AUGMENT = Augment(policy="none", color_jitter=0.0)
 OPTIONS = [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}, {"format": "PNG"}, {"format": "WEBP"}]
 KINDS = ("flips", "cut", "splice", "zeros", "garbage", "empty", "grown", "header", "huge", "gif", "missing")
 
 
 class Memory(Source):
-    """Images of three colours, the classes, some of which are damaged; the class is known by the pixels alone."""
+    """Images of three colours, one for each class, some of them damaged; only the pixels tell the class."""
 
     def __init__(self, images: list[bytes | None]) -> None:
         super().__init__("memory", ["red", "green", "blue"], np.arange(len(images)) % 3)
@@ -65,7 +65,7 @@ def damage(kind: str, data: bytes, other: bytes, rng: np.random.Generator) -> by
     if kind == "flips":
         for each in rng.integers(len(content), size=int(rng.integers(1, 9))).tolist():
             content[each] ^= 1 << int(rng.integers(8))
-    elif kind == "header":  # where parsers decide what to allocate
+    elif kind == "header":  # the part by which parsers decide how much to allocate
         for each in rng.integers(min(len(content), 250), size=3).tolist():
             content[each] = int(rng.integers(256))
     elif kind == "cut":
@@ -93,7 +93,7 @@ def damage(kind: str, data: bytes, other: bytes, rng: np.random.Generator) -> by
 
 
 def refused_by_decoder(image: bytes) -> bytes:
-    """A JPEG with a sound header and end, and a Huffman table that is none."""
+    """A JPEG with a valid header and end, and an invalid Huffman table."""
     table = image.index(b"\xff\xc4")
     return image[: table + 5] + b"\xff" * 16 + image[table + 21 :]
 
@@ -108,7 +108,7 @@ def batches_of(source: Source, start: int, stop: int, parts: int = 1, part: int 
 
 
 def check_training(seed: int, images: int = 48, share: float = 0.5) -> dict[str, int]:
-    """One epoch over images of which `share` are damaged, and a part of it once more; how many were damaged and bad."""
+    """Trains an epoch with a fraction `share` of images damaged, and a part again; returns counts: damaged, bad."""
     rng = np.random.default_rng(seed)
     sound = sound_images(images, rng)
     damaged = {
@@ -143,7 +143,10 @@ def check_training(seed: int, images: int = 48, share: float = 0.5) -> dict[str,
 
 
 def check_shard(seed: int, folder: Path) -> bool:
-    """A damaged shard is refused or has the labels it had, also what training saves of it; whether it was refused."""
+    """Checks that a damaged shard is refused or keeps its labels, also when it is salvaged.
+
+    Returns whether it was refused.
+    """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 9, 6).tolist()
     members = {}
@@ -157,13 +160,13 @@ def check_shard(seed: int, folder: Path) -> bool:
     way, place = int(rng.integers(4)), int(rng.integers(len(content)))
     if way == 0:
         for each in rng.integers(len(content), size=int(rng.integers(1, 5))).tolist():
-            if each not in texts:  # a digit of another value is a label like any other: tar has no sums of contents
+            if each not in texts:  # a changed digit is a valid label, since tar has no checksum of contents
                 content[each] ^= 1 << int(rng.integers(8))
     elif way == 1:
         del content[place:]
-    elif way == 2:  # blocks lost
+    elif way == 2:  # blocks are lost
         del content[place // 512 * 512 : place // 512 * 512 + 512 * int(rng.integers(1, 4))]
-    else:  # blocks twice
+    else:  # blocks are repeated
         block = place // 512 * 512
         content[block:block] = content[block : block + 512 * int(rng.integers(1, 4))]
     path.write_bytes(content)
@@ -186,7 +189,7 @@ def check_shard(seed: int, folder: Path) -> bool:
 
 
 def _check_salvaged(path: Path, labels: dict[str, int], listed: ListedShards) -> None:
-    """Every whole sample is there with its label, and what is not can only be lost."""
+    """Checks that every whole sample is present with its label, and that all others are lost."""
     try:
         source = SalvagedShards(str(path), [path])
     except DataError:

@@ -1,4 +1,4 @@
-"""Encoded images, files and shards for the tests of data sets, and what a data set that cannot be opened says."""
+"""Encoded images, files and shards for tests of data sets, and the message of a data set that cannot be opened."""
 
 import io
 import tarfile
@@ -45,7 +45,7 @@ def samples(start: int, count: int, suffix: str = "jpg") -> dict[str, bytes]:
 
 
 def refused(uri: Path | str, split: str | None = None, kind: type[Exception] = DataError) -> str:
-    """The message of the error that opening costs; it has to be one line."""
+    """The message of the error that opening raises; it has to be one line."""
     with pytest.raises(kind) as error:
         open_source(str(uri), split)
     assert "\n" not in str(error.value)

@@ -1,7 +1,7 @@
-"""Files of every kind of pixels, written here by the formats' specifications, with the RGB that they mean.
+"""Files of every kind of pixels, written here from the formats' specifications, with the RGB that they mean.
 
-All show one smooth picture of SIDE x SIDE px. `kinds` gives the files, and for each its pixels, float [SIDE, SIDE, 3]
-on a scale of 0 to 255, or a part of the words with which it has to be refused.
+All show one smooth picture of SIDE x SIDE px. `kinds` yields the files. With each file comes its expected pixels, float
+[SIDE, SIDE, 3] on a scale of 0 to 255, or a part of the message with which it has to be refused.
 """
 
 import io
@@ -30,7 +30,7 @@ def levels(pixels: Pixels, white: int) -> NDArray[np.int64]:
 
 
 def meant(samples: Pixels, white: float = 255) -> NDArray[np.float64]:
-    """The colours of grey or RGB samples."""
+    """The colours that grey or RGB samples mean."""
     rgb = samples if samples.ndim == 3 else np.repeat(samples[..., None], 3, axis=2)
     return rgb / white * 255
 
@@ -42,13 +42,13 @@ def stored(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def by_pil(content: bytes) -> NDArray[np.float64]:
-    """For lossy codes, whose oracle is libjpeg or libwebp."""
+    """For lossy formats, whose oracle is libjpeg or libwebp."""
     with Image.open(io.BytesIO(content)) as image:
         return np.asarray(image.convert("RGB"), np.float64)
 
 
 def pack(samples: Pixels, bits: int, order: str = ">") -> bytes:
-    """Rows of samples [H, n], each row beginning with a byte of its own."""
+    """Rows of samples [H, n] as bits; each row begins with a new byte."""
     if bits % 8 == 0:
         return samples.astype(samples.dtype.newbyteorder(order)).tobytes()
     parts = ((samples[..., None].astype(int) >> np.arange(bits)[::-1]) & 1).reshape(len(samples), -1)
@@ -187,7 +187,7 @@ def other_kinds() -> Iterator[tuple[str, bytes, object]]:
     ):  # fmt: skip
         content = stored(image, "WEBP", **options)
         yield f"webp{name}", content, by_pil(content)
-    odd = next(each for each in _webps_with_exif() if each[34] % 2)  # a chunk of an odd size before that of EXIF
+    odd = next(each for each in _webps_with_exif() if each[34] % 2)  # with a chunk of an odd size before the EXIF chunk
     yield "webp odd exif", odd, by_pil(odd)
     for kind in ("GIF", "JPEG2000"):
         yield kind.lower(), stored(colour, kind), "no JPEG, PNG, BMP"

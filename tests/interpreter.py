@@ -1,7 +1,7 @@
-"""Triton's interpreter: the cases of a test file run on a GPU where there is one, and on a CPU in a child process.
+"""Triton's interpreter: the cases of a test file run on a GPU, or in a child process on the CPU if there is no GPU.
 
-Triton decides at import whether to interpret. A file that takes `case` and `DEVICE` from here runs its kernels in the
-process that `run_interpreted` starts, and is marked gpu in any other.
+Triton decides at import whether to interpret. A file that uses `case` and `DEVICE` from here runs its kernels in the
+process that `run_interpreted` starts; in any other process its cases are marked gpu.
 """
 
 import os
@@ -20,7 +20,7 @@ case: Any = (lambda test: test) if INTERPRETED else pytest.mark.gpu
 
 
 def run_interpreted(*files: str) -> None:
-    """Runs the tests of these files in a process whose Triton interprets."""
+    """Runs the tests of these files in a process in which Triton interprets."""
     if INTERPRETED:
         pytest.skip("this is the interpreter")
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -33,7 +33,7 @@ def run_interpreted(*files: str) -> None:
 
 
 class Accesses:
-    """What kernels read and write from here on, by address."""
+    """Addresses that kernels read and write from its creation on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from triton.runtime.interpreter import InterpreterBuilder
@@ -46,7 +46,7 @@ class Accesses:
 
     @property
     def distinct(self) -> int:
-        """Bytes, of which each counts once if read and once if written."""
+        """The number of bytes accessed; a byte counts once if it is read and once if it is written."""
         return len(self.read) + len(self.written)
 
     def _watch(self, monkeypatch: pytest.MonkeyPatch, builder: Any, name: str, addresses: set[int]) -> None:

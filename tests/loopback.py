@@ -1,4 +1,4 @@
-"""The store on loopback (benchmarks/store_server.py) as every library sees it that a scheme is read with."""
+"""The store on loopback (benchmarks/store_server.py), set up for every library that reads a scheme."""
 
 import os
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ SCHEMES = ("s3", "gs", "hf", "http", "file")
 
 @contextmanager
 def serve_loopback(monkeypatch: pytest.MonkeyPatch, root: Path) -> Iterator[Store]:
-    """Serves `root`, whose bucket/ is s3://bucket, gs://bucket, and with datasets/me/set hf://datasets/me/set."""
+    """Serves `root`: its bucket/ is s3://bucket and gs://bucket, its datasets/me/set is hf://datasets/me/set."""
 
     for key in [key for key in os.environ if key.startswith(SECRETS)]:
         monkeypatch.delenv(key)
@@ -31,8 +31,8 @@ def serve_loopback(monkeypatch: pytest.MonkeyPatch, root: Path) -> Iterator[Stor
         for key, value in store.environment.items():
             monkeypatch.setenv(key, value)
         monkeypatch.setenv("NO_GCE_CHECK", "true")
-        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own tries lie inside ours, and pause for seconds each
-        hub = huggingface_hub.constants  # which reads the environment when it is imported
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own retries inside ours would pause for seconds each
+        hub = huggingface_hub.constants  # it reads the environment only when it is imported
         template = hub.HUGGINGFACE_CO_URL_TEMPLATE.replace(hub.ENDPOINT, store.url)
         monkeypatch.setattr(hub, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(hub, "ENDPOINT", store.url)
@@ -44,7 +44,7 @@ def serve_loopback(monkeypatch: pytest.MonkeyPatch, root: Path) -> Iterator[Stor
 
 
 def place(store: Store, scheme: str) -> tuple[str, Path]:
-    """The URI of a folder in each scheme, and the folder on the disk that it is."""
+    """The URI of a folder in a scheme, and the same folder on the disk."""
     folder = store.root / ("datasets/me/set" if scheme == "hf" else "bucket/set")
     folder.mkdir(parents=True, exist_ok=True)
     uris = {"hf": "hf://datasets/me/set", "http": f"{store.url}/bucket/set", "file": f"file://{folder}"}

@@ -1,4 +1,4 @@
-"""Checkpoints that run code where a pickle is trusted: every route to it that we know of, in every container."""
+"""Checkpoints that run code in a reader that trusts pickles: all known ways, in every container."""
 
 import argparse
 import atexit
@@ -34,13 +34,13 @@ from torch.jit.unsupported_tensor_ops import execWrapper
 
 
 class Call:
-    """Pickles as a call of `function`, as a malicious file has it."""
+    """Pickles as a call of `function`, as in a malicious file."""
 
     def __init__(self, function: object, *arguments: object, state: object = None) -> None:
         self.function, self.arguments, self.state = function, arguments, state
 
     def __call__(self) -> None:
-        """Callable, so that it may stand as the function of another."""
+        """Callable, so that it can be the function of another Call."""
 
     def __reduce__(self) -> tuple:
         return (self.function, self.arguments) if self.state is None else (self.function, self.arguments, self.state)
@@ -74,7 +74,7 @@ def python(proof: str) -> str:
 
 
 def memory_map(proof: str, *named: str) -> tuple:
-    """numpy.memmap's __new__ makes the file: NEWOBJ, or NEWOBJ_EX with keywords."""
+    """numpy.memmap's __new__ creates the file, by NEWOBJ or, with keywords, by NEWOBJ_EX."""
     if named:
         return copyreg.__newobj_ex__, (np.memmap, (proof,), {"dtype": "uint8", "mode": "w+", "shape": (1,)})  # type: ignore[attr-defined]
     return copyreg.__newobj__, (np.memmap, proof, "uint8", "w+", 0, (1,))  # type: ignore[attr-defined]
@@ -87,15 +87,15 @@ class New:
         self.reduced = reduced
 
     @property
-    def __class__(self) -> type:  # pickle compares it with the class that is made
+    def __class__(self) -> type:  # pickle compares it with the class to be made
         return np.memmap
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         return self.reduced
 
 
-# Route -> how it is built around the file that it makes, and the name that the refusal has. Each runs where it is
-# trusted, which test_convert_safety shows, but for those in NO_PROOF.
+# Route -> function that builds it around the file that it creates, and the name in the message of the refusal. Each
+# route runs in a trusting reader, which test_convert_safety shows, except those in NO_PROOF.
 ROUTES: dict[str, tuple[Callable[[str], object], str]] = {
     "os.system": (lambda f: Call(os.system, shell(f)), "posix.system"),
     "eval": (lambda f: Call(eval, python(f)), "builtins.eval"),
@@ -163,12 +163,12 @@ def function_of_code(proof: str) -> bytes:
 
 
 def from_memo(proof: str) -> bytes:
-    """The names come out of the memo, and the stack shows none of them next to STACK_GLOBAL."""
+    """The names come out of the memo, so that the stack shows none of them next to STACK_GLOBAL."""
     names = short_text("posix") + b"\x940" + short_text("system") + b"\x940"
     return b"\x80\x04" + names + b"h\x00h\x01\x93" + short_text(shell(proof)) + b"\x85R."
 
 
-# Pickles made by hand: how they are built, what the refusal says, and whether they run where they are trusted.
+# Handmade pickles: how to build them, the message of the refusal, and whether they run in a trusting reader.
 OPERATIONS: dict[str, tuple[Callable[[str], bytes], str, bool]] = {
     "protocol-0": (lambda f: f"cposix\nsystem\n(S'{shell(f)}'\ntR.".encode(), "starts with", True),
     "inst": (lambda f: f"\x80\x02(S'{shell(f)}'\niposix\nsystem\n.".encode("latin1"), "operation INST", True),
@@ -218,7 +218,7 @@ def evil(proof: str) -> bytes:
     return pickle.dumps(Call(os.system, shell(proof)), 4)
 
 
-# Other archives that somebody's loader runs.
+# Other archives that some loader runs.
 ARCHIVES: dict[str, tuple[Callable[[str], bytes], str]] = {
     "npy": (array_of_objects, "starts with"),
     "npz": (arrays_of_objects, "not one of torch.save"),
@@ -234,7 +234,7 @@ ARCHIVES: dict[str, tuple[Callable[[str], bytes], str]] = {
 
 
 def hostile_files(proof: str) -> dict[str, tuple[bytes, str]]:
-    """Every file by its name, with a part of the line that has to refuse it."""
+    """Every file by its name, with a part of the line with which it has to be refused."""
     files: dict[str, tuple[bytes, str]] = {}
     for route, (build, name) in ROUTES.items():
         for protocol in (2, 4):
@@ -248,7 +248,7 @@ def hostile_files(proof: str) -> dict[str, tuple[bytes, str]]:
     return files
 
 
-# Protocol 2 spells a dotted name by getattr, keywords of __new__ by partial, and names that Python 2 had as it did.
+# Protocol 2 writes a dotted name with getattr, keywords of __new__ with partial, and Python 2's names as Python 2 did.
 PYTHON_2 = {
     "path-method": "builtins.getattr",
     "subprocess": "commands.Popen",

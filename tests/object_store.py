@@ -1,4 +1,4 @@
-"""A local S3 server, moto's, behind a door that counts requests and lets some of them fail."""
+"""A local S3 server (moto) behind a proxy that counts requests and lets some of them fail."""
 
 import os
 import threading
@@ -22,7 +22,7 @@ Fault = Callable[[str, str], str]
 
 
 class S3:
-    """fault: what becomes of a request (method, path): "", "403", "500", or "cut" in the middle."""
+    """fault: the fault of a request (method, path): "", "403", "500", or "cut" in the middle."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -62,7 +62,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
         answer = moto(environ, start)
         if fault == "cut":
             whole = b"".join(answer)
-            return [whole[: len(whole) // 2]]  # and the connection ends short of its Content-Length
+            return [whole[: len(whole) // 2]]  # the connection ends before its Content-Length
         return answer
 
     server = make_server("127.0.0.1", 0, door, threaded=True)
@@ -75,7 +75,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own tries lie inside ours, and pause for seconds each
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own retries inside ours would pause for seconds each
     s3fs.S3FileSystem.clear_instance_cache()
     try:
         from moto.backends import get_backend

@@ -1,4 +1,4 @@
-"""Weights of a toy as if they had been published, on a mirror on loopback, and what tests of fetching them ask."""
+"""A toy model's weights as published weights on a mirror on loopback, and helpers for tests of fetching them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ def file_of(tensors: dict[str, torch.Tensor], path: Path) -> bytes:
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, *rows: Published) -> None:
-    """Toys of the zoo as if their weights had been published."""
+    """Adds rows of published weights for toys to the zoo."""
     monkeypatch.setattr(weights, "_WEIGHTS", [*weights._WEIGHTS, *rows])
     for row in rows:
         monkeypatch.setitem(weights._BY_ADDRESS, row.weights, row)
@@ -41,7 +41,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, *rows: Published) -> None:
 
 @contextmanager
 def serve_mirror(monkeypatch: pytest.MonkeyPatch, root: Path) -> Iterator[Store]:
-    """A mirror with small.pth; `deit3`, of the fixture toys, is the name of its weights."""
+    """A mirror with small.pth. With the fixture toys, `deit3` is the name of these weights."""
     monkeypatch.setattr(patience, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(pretrained, "_CONNECT_SECONDS", 0.3)
     publish(monkeypatch, SMALL)
@@ -60,10 +60,10 @@ def refused(given: str, kind: type[Exception] = RunError) -> str:
 
 
 def kept(cache: Path) -> list[str]:
-    """The files that a person sees below the cache folder."""
+    """The files below the cache folder, without hidden ones."""
     return sorted(path.name for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
 
 
 def bodies(store: Store) -> list[Request]:
-    """The requests for more than the first byte, with which one asks what is there."""
+    """The requests for more than the first byte; requests for one byte only check for existence."""
     return [each for each in store.requests if each.sent > 1]

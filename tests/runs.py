@@ -1,4 +1,4 @@
-"""A training on a cluster as its files and its log show it, whichever scheduler runs it."""
+"""A training on a cluster, seen through its files and its log, for any scheduler."""
 
 import json
 import subprocess
@@ -20,18 +20,18 @@ class Run:
     """A training of the demo's recipe."""
 
     out: Path
-    """Its folder, as this machine sees it."""
+    """Its folder as this machine sees it."""
 
     @abstractmethod
     def log(self) -> str:
-        """What the processes printed, of all attempts."""
+        """The processes' output of all attempts."""
 
     @abstractmethod
     def states(self) -> list[str]:
-        """What the scheduler says of it."""
+        """The states that the scheduler reports."""
 
     def step(self) -> int:
-        """Last step in the metrics."""
+        """The last step in the metrics."""
         path = self.out / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
@@ -43,7 +43,7 @@ class Run:
             time.sleep(0.3)
 
     def wait_for_checkpoint(self) -> None:
-        """Until there is work that a disturbance could lose, and work left to do."""
+        """Waits until a disturbance could lose work, while work is left to do."""
         path = self.out / "checkpoints" / "last.pt"
         self.wait_until(path.exists, 90, "the first checkpoint")
 
@@ -58,7 +58,7 @@ class Run:
 
 
 def check_same(run: Run, undisturbed: Run) -> None:
-    """Bit-identical weights, and every step in the metrics exactly once."""
+    """Checks that the weights are bit-identical, and that the metrics have every step exactly once."""
     assert run.result()["step"] == undisturbed.result()["step"]
     expected, found = undisturbed.weights(), run.weights()
     different = [name for name in expected if not torch.equal(expected[name], found[name])]
@@ -68,8 +68,8 @@ def check_same(run: Run, undisturbed: Run) -> None:
 
 
 def run_torchx(*words: str, cwd: Path, environment: Mapping[str, str]) -> str:
-    """What the command line of TorchX prints; it has to succeed."""
+    """The output of TorchX's command line, which has to succeed."""
     command = [str(Path(sys.executable).with_name("torchx")), *words]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr  # logs go to the latter
+    return done.stdout + done.stderr  # logs go to stderr

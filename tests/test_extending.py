@@ -31,7 +31,7 @@ def follow_the_page(parent: Path) -> dict[str, list[str]]:
     kept = ("deit_fast", "components", "pipelines", "benchmarks", "tests", "docs")
     for folder in kept:
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md"):
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "CONTRIBUTING.md"):
         shutil.copy(ROOT / name, copy / name)
     tests = []
     for section in SECTIONS:

@@ -67,8 +67,8 @@ def test_every_module_stands_in_a_room() -> None:
     assert [path.name for path in (PACKAGE / "data").glob("*.py")] == ["__init__.py"]
 
 
-def test_the_readme_lists_the_rooms_in_the_same_order() -> None:
-    assert " -> ".join(ROOMS) in " ".join((ROOT / "README.md").read_text().split())
+def test_contributors_are_told_the_rooms_in_the_same_order() -> None:
+    assert " -> ".join(ROOMS) in " ".join((ROOT / "CONTRIBUTING.md").read_text().split())
 
 
 def test_every_package_is_installed() -> None:

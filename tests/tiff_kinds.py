@@ -84,7 +84,7 @@ def tiff_kinds() -> Iterator[tuple[str, bytes, object]]:
     yield "tiff palette of bytes", tiff(GREY, 3, tags=table), "whose colour map has 8 bits"
     for meaning in (0, 2):
         extra = [(338, 3, [meaning])]
-        if meaning or PIL_VERSION >= 13:  # PIL before that cannot read it
+        if meaning or PIL_VERSION >= 13:  # earlier versions of PIL cannot read it
             yield f"tiff grey alpha {meaning}", tiff(veiled_grey, 1, tags=extra), meant(GREY)
             yield f"tiff grey alpha {meaning}, tiles", tiff(veiled_grey, 1, tags=extra, tile=16), meant(GREY)
         yield f"tiff RGB alpha {meaning}", tiff(veiled, 2, tags=extra), meant(COLOUR)
@@ -123,7 +123,7 @@ def tiff_kinds() -> Iterator[tuple[str, bytes, object]]:
     yield "tiff group 4", stored(Image.fromarray(bilevel.astype(bool)), "TIFF", compression="group4"), meant(bilevel, 1)
 
 
-# What rows and columns of the file mean, TIFF 6.0 page 36, to those of the picture shown.
+# The transposition for each orientation in a file (TIFF 6.0, page 36) that restores the picture.
 _FLIP, _DOWN, _MAIN = Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE
 _TURNS = {
     2: [_FLIP], 3: [_FLIP, _DOWN], 4: [_DOWN], 5: [_MAIN], 6: [_MAIN, _FLIP], 7: [_MAIN, _FLIP, _DOWN],

@@ -1,4 +1,4 @@
-"""The toy of every kind of model that a family has, under its own name: what tests of all families go over."""
+"""A toy model for each kind of model of every family, by its name; tests of all families iterate over them."""
 
 from deit_fast.zoo import FAMILIES, Architecture
 

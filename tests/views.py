@@ -1,4 +1,4 @@
-"""Views of made-up photographs through the image graph, and how far they are from the ones expected."""
+"""Views of generated photographs through the image graph, and their distance from expected views."""
 
 import io
 from typing import Any
@@ -19,7 +19,7 @@ Encoded = list[NDArray[np.uint8]]
 
 
 def photograph(seed: int, height: int, width: int) -> Image.Image:
-    """Something like a photograph: smooth fields at several scales, shapes with hard edges, a little noise."""
+    """A synthetic photograph: smooth fields at several scales, shapes with hard edges, a little noise."""
     rng = np.random.default_rng(seed)
     field = np.zeros((height, width, 3))
     for cells in (3, 9, 30):
@@ -39,13 +39,13 @@ def encode(image: Image.Image, **options: object) -> NDArray[np.uint8]:
 
 
 def six_photographs() -> Encoded:
-    """Six of them, of all shapes."""
+    """Six photographs of different shapes."""
     sizes = [(120, 160), (160, 120), (97, 131), (200, 90), (80, 80), (333, 500)]
     return [encode(photograph(seed, *size)) for seed, size in enumerate(sizes)]
 
 
 def params(count: int, **given: object) -> ViewParams:
-    """Hand-made parameters: the whole image, nothing done, but for what is given."""
+    """Parameters for views of the whole image without any augmentation, except for those given."""
     values: dict[str, object] = {
         "geometry": np.tile(np.int32([0, 0, SIZE, SIZE]), (count, 1)),
         "flip": np.zeros(count, np.int32),
@@ -77,7 +77,7 @@ def run(
 def run_on_pixels(
     augment: Augment, images: list[Image.Image], backend: str = "dali", **given: object
 ) -> NDArray[np.uint8]:
-    """What follows the crop alone: SxS PNGs, whole, so that decode and resize change nothing."""
+    """The steps after the crop alone: S x S PNGs, uncropped, so that decoding and resizing change nothing."""
     encoded = [encode(image, format="PNG") for image in images]
     return run(augment, encoded, params(len(images), **given), backend=backend)
 
@@ -87,7 +87,7 @@ def squares(count: int) -> list[Image.Image]:
 
 
 def difference(actual: NDArray[np.uint8], expected: list[Image.Image]) -> tuple[float, float, float]:
-    """mean, 99th percentile, maximum"""
+    """Mean, 99th percentile, maximum."""
     gap = np.abs(actual.astype(int) - np.stack([np.asarray(image) for image in expected]).astype(int))
     return float(gap.mean()), float(np.percentile(gap, 99)), float(gap.max())
 

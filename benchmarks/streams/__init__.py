@@ -1,1 +1,1 @@
-"""Scripts of `benchmarks streaming`, apart from its module: a peer's package is called streaming too."""
+"""Scripts of `benchmarks streaming`, in a folder of another name, because a peer's package is called streaming too."""

@@ -1,9 +1,9 @@
-"""One contender of `benchmarks streaming`, run as a script, so that another environment's Python may run it.
+"""Runs one contender of `benchmarks streaming`; a script, so that the Python of another environment can run it.
 
     python contenders.py NAME URL CACHE encoded|decoded LIMIT_BYTES
 
-It reads two epochs and prints one JSON: seconds to the first batch and for each epoch, images, what was asked of the
-store, disk, memory and CPU time. Each contender imports its own package and nothing else of them.
+It reads two epochs and prints one JSON: seconds to the first batch and for each epoch, images, requests to the store,
+disk, memory and CPU time. Each contender imports its own package and none of the others.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ BATCH = 64
 EPOCHS = 2
 _DOWNLOADS = 16
 Sample = tuple[bytes, int]
-"""Encoded image and its class."""
+"""Encoded image, and its class."""
 Batches = Iterator[list[Sample]]
 Open = Callable[[str, Path, int | None], Iterator[Batches]]
-"""(URL, folder for what it keeps, most bytes of it) -> EPOCHS epochs. Its making imports the package, untimed."""
+"""(URL, cache folder, its limit in bytes) -> EPOCHS epochs. Making it imports the package, which is not timed."""
 
 
 def download() -> Open:
-    """Whole shards by 16 threads, whose classes are read, no more: the network alone."""
+    """Downloads whole shards with 16 threads and reads their classes only: the network alone."""
     import urllib3
 
     pool = urllib3.PoolManager(maxsize=_DOWNLOADS)
@@ -55,7 +55,10 @@ def download() -> Open:
 
 
 def webdataset() -> Open:
-    """Over HTTP with one worker; the shards and a buffer of 1,000 samples are shuffled, nothing is kept on the disk."""
+    """Over HTTP with one worker.
+
+    The shards, and a buffer of 1,000 samples, are shuffled; nothing is kept on the disk.
+    """
     from webdataset import WebDataset, WebLoader
 
     def open_epochs(url: str, cache: Path, limit: int | None) -> Iterator[Batches]:
@@ -69,7 +72,7 @@ def webdataset() -> Open:
 
 
 def mosaic() -> Open:
-    """From S3 in this process, shuffled as it does by default (py1e)."""
+    """From S3 in this process, with its default shuffle (py1e)."""
     from streaming import StreamingDataset
     from torch.utils.data import DataLoader
 
@@ -98,7 +101,7 @@ def litdata() -> Open:
 
 
 def _rows(samples: list[dict[str, Any]]) -> list[Sample]:
-    return [(bytes(sample["jpg"]), sample["cls"]) for sample in samples]  # a view of litdata cannot be sent
+    return [(bytes(sample["jpg"]), sample["cls"]) for sample in samples]  # litdata's views cannot be sent
 
 
 def _same(value: bytes) -> bytes:
@@ -106,11 +109,11 @@ def _same(value: bytes) -> bytes:
 
 
 def decode() -> Callable[[Batches], Batches]:
-    """What a plain DALI graph of two CPU threads makes of a contender's batches: random crops of 224 px, flipped."""
+    """Decodes a contender's batches with a plain DALI graph of two CPU threads: random crops of 224 px, flipped."""
     from nvidia import dali
 
     def run(batches: Batches) -> Batches:
-        given: deque[list[Sample]] = deque()  # DALI asks for two batches before it hands one out
+        given: deque[list[Sample]] = deque()  # DALI asks for two batches before it returns one
 
         def feed() -> Iterator[list[np.ndarray]]:
             for samples in batches:
@@ -135,7 +138,7 @@ def decode() -> Callable[[Batches], Batches]:
 
 
 def ours(decodes: bool) -> Open:
-    """The product's loader, at both builds: of the plain graph's crops and flips, or without its graph."""
+    """The product's loader, of both builds: with the plain graph's crops and flips, or without decoding."""
     import boto3  # noqa: F401 (as the peers, whose imports are over before anything is timed)
     import nvidia.dali  # noqa: F401
     import s3fs  # noqa: F401
@@ -147,7 +150,7 @@ def ours(decodes: bool) -> Open:
     from deit_fast.recipe.table import get_recipe
 
     class Undecoded(TrainLoader):
-        """Stands in for DALI's pipeline, too."""
+        """Also takes the place of DALI's pipeline."""
 
         def _build_pipeline(self) -> Any:
             return self
@@ -198,7 +201,7 @@ PEERS: dict[str, Callable[[], Open]] = {
 
 
 class Peak(threading.Thread):
-    """The most bytes that the files below a folder took, looked at twenty times a second."""
+    """The largest disk use of the files below a folder, sampled twenty times a second."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(daemon=True)
@@ -215,7 +218,7 @@ class Peak(threading.Thread):
 
 
 def disk_bytes(folder: Path) -> int:
-    """Bytes on the disk, which holes do not take; a file that goes away meanwhile counts as gone."""
+    """Bytes on the disk, without holes; a file that disappears meanwhile does not count."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
@@ -227,7 +230,7 @@ def disk_bytes(folder: Path) -> int:
 
 
 def asked() -> dict[str, int]:
-    """What the store was asked so far."""
+    """The number of requests to the store so far."""
     with urllib.request.urlopen(f"{os.environ['STORE']}/_requests") as answer:
         log = json.load(answer)
     ranges = sum("range" in each["headers"] for each in log)
@@ -240,12 +243,12 @@ def family() -> list[psutil.Process]:
 
 
 def cpu_seconds() -> float:
-    """Of this process and its children, also of those that have ended."""
+    """CPU seconds of this process and its children, including those that have ended."""
     return sum(sum(each.cpu_times()[:2]) for each in family()) + sum(psutil.Process().cpu_times()[2:4])
 
 
 def read(name: str, url: str, cache: Path, decodes: bool, limit: int | None) -> dict[str, Any]:
-    """The epochs as fast as they come. The first batch counts from when the imports are over, and nothing is open."""
+    """Reads the epochs as fast as possible. Time starts after all imports, with nothing opened."""
     is_peer = name in PEERS
     open_epochs = PEERS[name]() if is_peer else ours(decodes)
     finish = decode() if decodes and is_peer else iter
@@ -274,7 +277,7 @@ def read(name: str, url: str, cache: Path, decodes: bool, limit: int | None) -> 
 
 def main(name: str, url: str, cache: str, case: str, limit: str) -> None:
     print(json.dumps(read(name, url, Path(cache), case == "decoded", int(limit) or None)), flush=True)
-    os._exit(0)  # what workers of some contenders do after their last batch is not timed, nor waited for
+    os._exit(0)  # ends without waiting for the contenders' workers
 
 
 if __name__ == "__main__":

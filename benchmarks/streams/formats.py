@@ -1,4 +1,4 @@
-"""Tar shards written again as a peer of `benchmarks streaming` wants them, run as a script by the peer's Python.
+"""Writes tar shards in a peer's format for `benchmarks streaming`; a script that the peer's Python runs.
 
 python formats.py mosaic|litdata SHARDS OUT SHARD_BYTES
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 Sample = tuple[bytes, int]
-"""Encoded image and its class."""
+"""Encoded image, and its class."""
 
 
 def read_samples(shards: Path) -> Iterator[Sample]:

@@ -1,6 +1,7 @@
-"""A role of the components as Kubernetes' objects, for `kubectl apply` and for `torchx run -s kueue`.
+"""Kubernetes objects for a role of the components, for `kubectl apply` and for `torchx run -s kueue`.
 
-One module for each kind of job that a cluster may have: jobset, trainjob, volcano. They share the pod (pods.py).
+There is one module for each kind of job that a cluster may support: jobset, trainjob, volcano. They share the pod
+(pods.py).
 """
 
 from collections.abc import Mapping
@@ -16,31 +17,31 @@ Object = dict[str, Any]
 
 
 class Kind:
-    """A kind of job. Objects are what YAML and the API make of them: mappings, lists, strings and numbers."""
+    """A kind of job. Objects have the form of YAML and of the API: mappings, lists, strings and numbers."""
 
     api_version: str
-    """GROUP/VERSION of the job's own object."""
+    """GROUP/VERSION of the job object."""
     plural: str
-    """What the API calls several of it."""
+    """The plural by which the API knows the kind."""
     done: str
-    """What `kubectl wait --for` waits for: the end of a job that did well."""
+    """The condition for `kubectl wait --for` that a job has ended successfully."""
 
     @property
     def api(self) -> dict[str, str]:
-        """The arguments by which the client knows the kind."""
+        """The arguments with which the client identifies the kind."""
         group, _, version = self.api_version.partition("/")
         return {"group": group, "version": version, "plural": self.plural}
 
     def build(self, job: Job) -> list[Object]:
-        """The objects of a job: what it needs, in order, and at the end the job itself."""
+        """The objects of a job, in order: first those that it needs, last the job itself."""
         raise NotImplementedError
 
     def nodes(self, found: Mapping[str, Any]) -> int:
-        """The pods of a job that the API has shown."""
+        """The number of pods of a job in the form that the API returned."""
         raise NotImplementedError
 
     def state(self, found: Mapping[str, Any]) -> AppState:
-        """The state of a job that the API has shown."""
+        """The state of a job in the form that the API returned."""
         conditions = {
             each["type"] for each in found.get("status", {}).get("conditions", ()) if each["status"] == "True"
         }
@@ -51,11 +52,11 @@ class Kind:
         return AppState.RUNNING if self._is_active(found) and not found["spec"].get("suspend") else AppState.PENDING
 
     def _is_active(self, found: Mapping[str, Any]) -> bool:
-        """Whether there are pods of the job."""
+        """Whether the job has pods."""
         raise NotImplementedError
 
 
 @cache
 def find_kinds() -> dict[str, Kind]:
-    """The kinds of jobs by the names of their modules."""
+    """The kinds of jobs, by the names of their modules."""
     return discover(__name__, "KIND", Kind)

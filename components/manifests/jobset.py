@@ -1,11 +1,11 @@
-"""JobSet (jobset.x-k8s.io/v1alpha2), which Kueue queues: one Job whose pods are the nodes.
+"""JobSet (jobset.x-k8s.io/v1alpha2), which Kueue can queue: one Job whose pods are the nodes.
 
-The exit status of a pod decides what becomes of the whole set. The Job fails at its first failed pod, and says in its
-message with which status; the rules of the set look into that message:
+The exit status of a pod decides what happens to the whole set. The Job fails when its first pod fails, and its message
+names that pod's status. The rules of the set match this message:
 
-* a status that no start mends ends the set;
-* STOPPED, an orderly end with a checkpoint when the pod was told to go, starts it again however often that happens;
-* any other starts it again up to max_retries times.
+* A status after which a restart is useless ends the set.
+* STOPPED, an orderly end with a checkpoint after the pod was told to end, restarts the set any number of times.
+* Any other status restarts the set up to max_retries times.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class JobSet(Kind):
 
 
 def queued_metadata(job: Job) -> dict[str, Any]:
-    """The metadata of a job that Kueue is to queue, and may stop and start again at any time."""
+    """The metadata of a job that Kueue may queue, stop and restart at any time."""
     metadata, place = job.metadata, job.place
     if not place.queue:
         return metadata
@@ -51,7 +51,7 @@ def queued_metadata(job: Job) -> dict[str, Any]:
 
 
 def build_set(job: Job, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The spec of a JobSet. `labels`: those that the template of its Job has besides."""
+    """The spec of a JobSet. labels: additional labels for the template of its Job."""
     retries = job.role.max_retries
     rules = [_rule("final", "FailJobSet", FINAL)]
     if retries:
@@ -87,7 +87,7 @@ def build_set(job: Job, labels: Mapping[str, str] | None = None) -> dict[str, An
 
 
 def _fail_job(statuses: list[int]) -> dict[str, Any]:
-    # Without this rule the Job fails too (backoffLimit), with a message that does not name the status.
+    # Without this rule the Job would fail too (backoffLimit), but its message would not name the status.
     codes = {"containerName": CONTAINER, "operator": "In", "values": [int(status) for status in statuses]}
     return {"action": "FailJob", "onExitCodes": codes}
 

@@ -1,4 +1,4 @@
-"""The pod of a node of a training: the same for every kind of job, but for how the kind tells a pod its place."""
+"""The pod of a training's node: the same for every kind of job, except for how a kind tells a pod its index."""
 
 import copy
 import re
@@ -11,19 +11,19 @@ from torchx.specs import macros
 
 from deit_fast.runtime.exit_status import ExitStatus
 
-CONTAINER = "node"  # Kubeflow's Trainer knows the container that trains by this name
+CONTAINER = "node"  # Kubeflow's Trainer identifies the training container by this name
 FINAL = sorted(int(status) for status in ExitStatus if status.final)
-"""The exit statuses that no other start of the same command mends."""
+"""The exit statuses after which starting the same command again is useless."""
 ROLE = "torchx.pytorch.org/role-name"
 MANAGER = {"app.kubernetes.io/managed-by": "torchx.pytorch.org"}
 _RANK0 = "DEIT_FAST_RANK0"
-_MAX_NAME = 63 - len(f"-{CONTAINER}-0-0000-abcde")  # of a pod: the job's index, the node's, and what is drawn by lot
-# What TorchX leaves to the system of a node that a job has whole: a request of all would never fit.
+_MAX_NAME = 63 - len(f"-{CONTAINER}-0-0000-abcde")  # of a pod, with the job's index, the node's, and a random suffix
+# TorchX leaves this much of a whole node to the system: a request for everything would never fit.
 _RESERVED_CPU, _RESERVED_MB = 0.1, 1024
 
 
 class Place(NamedTuple):
-    """Where in a cluster a job runs: the options of `deit-fast manifest` and of TorchX's scheduler kueue."""
+    """The place of a job in a cluster: the options of `deit-fast manifest` and of TorchX's scheduler kueue."""
 
     namespace: str = "default"
     queue: str = ""
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
     @property
     def topology_annotations(self) -> dict[str, str]:
-        """Kueue's request that the pods be near each other."""
+        """Kueue's request that the pods run close to one another."""
         if not self.topology:
             return {}
         word, equals, level = self.topology.partition(":")
@@ -56,12 +56,12 @@ HELP = {
     "topology": "required:LABEL or preferred:LABEL: all pods on nodes with the same value of a label, by Kueue",
     "secrets": "names of secrets whose keys become environment variables, A,B",
 }
-"""What each field of a Place is."""
+"""The meaning of each field of a Place."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job to be: the name of its object, the app and the role that it runs, and where."""
+    """A job to be created: the name of its object, its app and role, and its place."""
 
     name: str
     app: str
@@ -74,7 +74,7 @@ class Job:
 
     @property
     def starts_once(self) -> bool:
-        """Whether a second start would begin where the first began, and not where it was stopped."""
+        """Whether a second start would begin at the beginning instead of where the first one stopped."""
         return bool(self.role.metadata.get("starts_once"))
 
     @property
@@ -92,21 +92,21 @@ class Job:
 
 
 def object_name(name: str) -> str:
-    """The name as one of RFC 1035, so short that those of the pods are labels too."""
+    """The name in the form of RFC 1035, so short that the names of its pods are valid labels too."""
     return (name if name[0].isalpha() else f"deit-{name}")[:_MAX_NAME].strip("-")
 
 
 def build_pod(job: Job, rank: str, rank0: str, restarts: str) -> dict[str, Any]:
     """The template of a job's pods.
 
-    rank: the environment variable that the kind sets to a pod's index. rank0: host name of the first pod. restarts:
-    the annotation of a pod with the number of the job's restarts.
+    rank: the environment variable to which this kind of job sets a pod's index. rank0: host name of the first pod.
+    restarts: the annotation of a pod that holds the job's number of restarts.
     """
-    # Kubernetes puts the value of a container's variable in the place of $(NAME).
+    # Kubernetes replaces $(NAME) by the value of the container's variable.
     values = macros.Values(img_root="", app_id=job.name, replica_id=f"$({rank})", rank0_env=_RANK0)
     role = values.apply(job.role)
     command = [role.entrypoint, *role.args]
-    if command[:2] == ["bash", "-c"]:  # its own name may not be in the cluster's DNS yet when the first pod starts
+    if command[:2] == ["bash", "-c"]:  # the first pod's own name may not be in the cluster's DNS yet
         command[2] = f"[ $({rank}) != 0 ] || {_RANK0}=localhost; {command[2]}"
     volumes, mounts, privileged = _volumes(role)
     count = {"fieldRef": {"fieldPath": f"metadata.annotations['{restarts}']"}}
@@ -129,14 +129,14 @@ def build_pod(job: Job, rank: str, rank0: str, restarts: str) -> dict[str, Any]:
     spec: dict[str, Any] = {"restartPolicy": "Never", "containers": [container], "volumes": volumes}
     if job.place.service_account:
         spec["serviceAccountName"] = job.place.service_account
-    # A sidecar of Istio would outlive the container, and the job wait for it.
+    # An Istio sidecar would keep running after the container, and the job would not end.
     annotations = {"sidecar.istio.io/inject": "false", **job.place.topology_annotations}
     pod = {"metadata": {"labels": dict(job.labels), "annotations": annotations}, "spec": spec}
     return lay_over(pod, job.role.metadata.get("kubernetes", {}).get("V1Pod", {}))
 
 
 def lay_over(base: Any, overlay: Any) -> Any:
-    """The overlay over the base as in TorchX's nightlies: mappings are merged, lists appended, all else is replaced."""
+    """Applies the overlay as TorchX's nightly releases do: merges mappings, appends lists, replaces all else."""
     if isinstance(base, dict) and isinstance(overlay, dict):
         return {**base, **{key: lay_over(base[key], value) if key in base else value for key, value in overlay.items()}}
     return [*base, *overlay] if isinstance(base, list) and isinstance(overlay, list) else copy.deepcopy(overlay)
@@ -156,8 +156,8 @@ def _resources(resource: specs.Resource) -> dict[str, Any]:
 
 
 def _volumes(role: specs.Role) -> tuple[list[dict[str, Any]], list[dict[str, Any]], bool]:
-    """Volumes, where they are mounted, and whether that takes a privileged container."""
-    # The loader's processes share memory; a container has 64 MB of it if not told otherwise.
+    """Volumes, their mounts, and whether these need a privileged container."""
+    # The loader's processes share memory, of which a container has 64 MB by default.
     volumes: list[dict[str, Any]] = [{"name": "dshm", "emptyDir": {"medium": "Memory"}}]
     mounts: list[dict[str, Any]] = [{"name": "dshm", "mountPath": "/dev/shm"}]
     for index, mount in enumerate(role.mounts):

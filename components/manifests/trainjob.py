@@ -1,7 +1,7 @@
 """TrainJob of Kubeflow's Trainer v2 (trainer.kubeflow.org/v1alpha1), with the TrainingRuntime that it runs in.
 
-A TrainJob says on how many nodes; the runtime is the template of the JobSet that the Trainer makes of both. What an
-exit status means stands in that template, so each job brings its own runtime.
+A TrainJob sets the number of nodes. The runtime is the template of the JobSet that the Trainer makes from both. The
+template also holds the rules for exit statuses, so each job brings its own runtime.
 """
 
 from collections.abc import Mapping

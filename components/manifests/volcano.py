@@ -11,7 +11,7 @@ POLICIES: list[dict[str, Any]] = [
     {"event": "PodEvicted", "action": "RestartJob"},
     {"event": "PodFailed", "action": "RestartJob"},
 ]
-"""What becomes of a job at the end of a pod. Volcano takes the first that fits."""
+"""Actions after the end of a pod. Volcano applies the first one that matches."""
 
 
 class Volcano(Kind):
@@ -36,7 +36,7 @@ class Volcano(Kind):
             "schedulerName": "volcano",
             "queue": place.queue or "default",
             "minAvailable": job.nodes,
-            "maxRetry": retries + 1,  # of starts, not of restarts; it takes 0 for 3
+            "maxRetry": retries + 1,  # Volcano counts starts, not restarts, and takes 0 for 3
             "plugins": {"env": [], "svc": ["--publish-not-ready-addresses"]},
             "tasks": [task],
         }

@@ -1,9 +1,10 @@
-"""What a run folder holds before a run starts there: nothing of an earlier run is removed, and nothing else is touched.
+"""A run folder that holds an earlier run: the earlier run is moved aside, and other files are not touched.
 
-A run that starts over moves the earlier one to OUT/earlier-1, the next to OUT/earlier-2. Each of its files and folders
-is renamed into OUT/.earlier-1.part, and that into OUT/earlier-1: a start that finds such a folder goes on with the
-moving, which a crash cut short. In an object store nothing is moved, since a store has no renames, only copies: the new
-run gets a prefix of its own, URI/later-1, and the newest of them is the run that --out URI names.
+A run that starts over moves the earlier run to OUT/earlier-1, the next one to OUT/earlier-2. Each file and folder is
+renamed into OUT/.earlier-1.part, which is then renamed to OUT/earlier-1. If a crash interrupted the moving, the next
+start finds the .part folder and completes the move. In an object store nothing is moved, since a store can only copy,
+not rename. The new run gets a prefix of its own instead, URI/later-1. The newest such prefix is the run that --out URI
+means.
 """
 
 import json
@@ -21,24 +22,24 @@ from deit_fast.runtime.files import sync_folder
 from deit_fast.runtime.object_store import list_objects, read_object
 
 _CHECKPOINTS = "checkpoints"
-# What a run, its evaluations and its log sinks write.
+# Files and folders that a run, its evaluations and its log sinks write.
 _OWN = ("recipe.json", "result.json", "metrics.*", "tensorboard", _CHECKPOINTS, "curves.png", "samples.png", "profile",
         "bad_files.txt", "nonfinite.txt", "hang-*.txt", "evaluation.json", "report", LIST_NAME,
         "report.html", "evaluation", "starts.jsonl", "trackers.json", "wandb", "mlflow.db")  # fmt: skip
-_PART = ".earlier-*.part"  # an earlier run that is being moved
-# What may stand beside a run and stays where it is: its script and log, locks, what file systems and editors keep.
+_PART = ".earlier-*.part"  # an earlier run while it is being moved
+# Files that may lie beside a run and stay where they are: scripts, logs, locks, files of file systems and editors.
 _BESIDE = (".lock", ".stored", ".pull.lock", ".writable", ".*.tmp", "earlier-*", _PART, "later-*", "*.log",
            "*.out", "*.err", "log", "log.*", "log_*", "stdout*", "stderr*", "*.sh", "*.sbatch", "*.slurm", "*.toml",
            ".torchx*", ".nfs*", ".fuse_hidden*", ".snapshot", ".zfs", ".Trash-*", "lost+found", ".DS_Store", "._*",
            ".git*", ".ipynb_checkpoints")  # fmt: skip
-_LEFT = ("bad_files.txt", "nonfinite.txt", "hang-*.txt")  # all that a run which ended early may leave
+_LEFT = ("bad_files.txt", "nonfinite.txt", "hang-*.txt")  # the only files that a run which ended early may leave
 _SEALS = re.compile(r"(step-\d+|last|best)\.sha256")
 
 
 def check_own(folder: Path, over: bool) -> None:
-    """Raises RunError, which names one of them, where `folder` holds other things than a run.
+    """Raises RunError, naming one such file, where `folder` holds files that belong to no run.
 
-    over: whether a run starts over there. One that goes on leaves alone what a user put beside it.
+    over: whether a run starts over there. A run that resumes ignores files that a user put beside it.
     """
     if not folder.exists():
         return
@@ -52,10 +53,10 @@ def check_own(folder: Path, over: bool) -> None:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Moves the run in `folder` to its next earlier-N and returns that; None where there is no run.
+    """Moves the run in `folder` to its next earlier-N and returns that path; None where there is no run.
 
     The caller holds the folder's lock. Raises RunError where something cannot be moved; nothing is lost then, and the
-    next call goes on.
+    next call continues.
     """
     names = [name for name in sorted(os.listdir(folder)) if _matches(name, _OWN)]
     part = next(iter(sorted(folder.glob(_PART))), None)
@@ -79,15 +80,15 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def finish_setting_aside(folder: Path) -> Path | None:
-    """`set_aside`, where a crash cut one short; None where none was."""
+    """Completes a `set_aside` that a crash interrupted; None where there was none."""
     return set_aside(folder) if any(folder.glob(_PART)) else None
 
 
 def find_run(uri: str, resume: str) -> tuple[str, str]:
-    """Where in its store the run of --out `uri` is, or begins, and the earlier one it leaves there; "" for none.
+    """The place in its store at which the run of --out `uri` is or begins, and the earlier run's place, "" for none.
 
-    resume: "auto", "never", or a checkpoint to go on from; one that is not the newest of this run begins another.
-    Raises RunError where the store cannot be asked, or holds other things than a run.
+    resume: "auto", "never", or a checkpoint to resume from; a checkpoint that is not the newest of this run begins
+    another run. Raises RunError where the store fails to answer, or holds objects that belong to no run.
     """
     folders, objects = list_objects(uri)
     names = sorted(folders | {each.name for each in objects})
@@ -112,7 +113,7 @@ def _refuse_foreign(place: str, names: Sequence[str], checkpoints: Sequence[str]
     is_run = half_moved or _is_recipe(recipe) or any(_SEALS.fullmatch(name) for name in checkpoints)
     if is_run and not over:
         return
-    prepared = () if checkpoints else (_CHECKPOINTS,)  # an empty folder, or a link to one on a larger disk
+    prepared = () if checkpoints else (_CHECKPOINTS,)  # an empty folder, or a link to a folder on a larger disk
     known = (*_OWN, *_BESIDE) if is_run else (*prepared, *_LEFT, *_BESIDE)
     foreign = next((name for name in names if not _matches(name, known)), None)
     if foreign is not None:
@@ -134,9 +135,9 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _move(source: Path, destination: Path) -> None:
-    if os.path.lexists(destination):  # written again by a process that did not hold the lock
+    if os.path.lexists(destination):  # written again by a process without the lock
         destination = destination.with_name(f"{destination.name}.{os.getpid()}")
-    if source.is_symlink() and not os.path.isabs(os.readlink(source)):  # it would point elsewhere from a folder below
+    if source.is_symlink() and not os.path.isabs(os.readlink(source)):  # it would lead elsewhere once moved
         destination.symlink_to(source.parent.resolve() / os.readlink(source))
         source.unlink()
     else:

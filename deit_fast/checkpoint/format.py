@@ -1,4 +1,4 @@
-"""The files of a checkpoint: written whole or not at all, verified by checksums, read without running code."""
+"""The files of a checkpoint: written atomically, verified by checksums, read without running code."""
 
 import json
 import os
@@ -20,8 +20,9 @@ SEAL = ".sha256"
 
 Digests = dict[str, str]
 
-# Keys that may change between a run and its continuation: none alters what is trained on, though compile and
-# accumulation round, and draw dropout, otherwise, and hw_decoder_load and image_backend round pixels otherwise.
+# Recipe keys that may differ between a run and its continuation, because none changes what is trained on. Some change
+# rounding: compile and accumulation change that of sums, and the random draws of dropout; hw_decoder_load and
+# image_backend change that of pixels.
 _FREE = ("accumulation", "device", "start", "log_every", "trackers", "eval_every", "checkpoint_every",
          "keep_checkpoints", "compile", "compute_copy", "parallel", "grad_checkpointing", "nonfinite_limit",
          "hang_timeout", "cache_gib", "hw_decoder_load", "image_backend", "profile")  # fmt: skip
@@ -31,17 +32,18 @@ FREE_KEYS = {("run", key) for key in _FREE} | {("data", "may_change"), ("data", 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes `state` (tensors and plain data, with "model" and "recipe") to PATH.pt, its weights to PATH.safetensors.
 
-    The safetensors file has timm's keys and carries recipe, classes and step in its header. PATH.sha256, written last,
-    makes the two a checkpoint: without it they are not resumed from. Raises RunError where a file cannot be written.
+    The safetensors file uses timm's keys and has recipe, classes and step in its header. PATH.sha256, the seal, is
+    written last and makes the two files a checkpoint: files without a seal are not resumed from. Raises RunError where
+    a file cannot be written.
     """
     seal_checkpoint(path, write_checkpoint(path, state))
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> Digests:
-    """The two files of `save_checkpoint` without their seal; returns the SHA-256 of each, hexadecimal, by its suffix.
+    """Writes the two files of `save_checkpoint` without their seal; returns their SHA-256 (hexadecimal) by suffix.
 
-    A full disk leaves both as they were; a crash may leave a new one beside an old one, which no seal fits. Raises
-    StorageError where a file cannot be written, with the bytes that a full disk lacks.
+    A full disk leaves both old files as they were. A crash may leave one new and one old file, which match no seal.
+    Raises StorageError where a file cannot be written, naming the bytes that a full disk lacks.
     """
     weights = {name: value.detach().contiguous().cpu() for name, value in state["model"].items()}
     header = {key: json.dumps(state.get(key)) for key in ("recipe", "classes", "step")}
@@ -50,7 +52,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> Digests:
             save_file(weights, small, metadata={"format": "pt", **header})
             torch.save({"format": FORMAT, **state}, large)
             digests = {".safetensors": hash_file(small), ".pt": hash_file(large)}
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer raises the last for a full disk
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch's writer raises RuntimeError for a full disk
         plain = OSError(error.errno, error.strerror) if isinstance(error, OSError) and error.errno else error
         reason = lacking_space(path.parent, _size_of(weights) + _size_of(state)) or one_line(plain)[:200]
         raise StorageError(f"{path}: cannot be written ({reason})") from error
@@ -66,7 +68,7 @@ def _size_of(content: Any) -> int:
 
 
 def seal_checkpoint(path: Path, digests: Digests) -> None:
-    """Writes PATH.sha256, in the format of sha256sum, which can check it too.
+    """Writes PATH.sha256 in the format of sha256sum, so that `sha256sum --check` can verify the files too.
 
     digests: as `write_checkpoint` returns them. Raises RunError where the file cannot be written.
     """
@@ -78,9 +80,9 @@ def seal_checkpoint(path: Path, digests: Digests) -> None:
 
 
 def link_checkpoint(source: Path, destination: Path, digests: Digests) -> None:
-    """Makes `destination` the same checkpoint as `source`, without a second copy where the file system has links.
+    """Makes `destination` the same checkpoint as `source`, without copying data where there are hard links.
 
-    A crash in between leaves files that the seal beside them does not fit. Raises RunError where they cannot be
+    A crash during the call leaves files that do not match the seal beside them. Raises RunError where they cannot be
     written.
     """
     try:
@@ -97,22 +99,25 @@ def link_checkpoint(source: Path, destination: Path, digests: Digests) -> None:
 
 
 def restore_link(source: Path, destination: Path) -> None:
-    """`link_checkpoint` of a sealed checkpoint, unless `destination` is that one. Raises RunError."""
+    """`link_checkpoint` of a sealed checkpoint, unless `destination` is the same checkpoint already.
+
+    Raises RunError.
+    """
     digests, there = read_digests(source), destination.with_suffix(SEAL)
     if not there.exists() or there.read_bytes() != _format_seal(destination, digests).encode():
         link_checkpoint(source, destination, digests)
 
 
 def read_digests(path: Path) -> Digests:
-    """The SHA-256 of each file of the sealed checkpoint at PATH.pt, as its seal has them."""
+    """The SHA-256 of each file of the checkpoint at PATH.pt, read from its seal."""
     lines = path.with_suffix(SEAL).read_text().splitlines()
     return dict(zip(SUFFIXES, (line.split()[0] for line in lines), strict=True))
 
 
 def verify_checkpoint(path: Path) -> str:
-    """Reads both files of the checkpoint at PATH.pt against PATH.sha256 and returns the SHA-256 of PATH.pt.
+    """Verifies both files of the checkpoint at PATH.pt against PATH.sha256 and returns the SHA-256 of PATH.pt.
 
-    Raises RunError, one line, where one is damaged, missing, or of another checkpoint than the other.
+    Raises RunError, one line, where a file is damaged or missing, or where the files belong to different checkpoints.
     """
     try:
         sealed = path.with_suffix(SEAL).read_bytes()
@@ -137,7 +142,7 @@ def verify_checkpoint(path: Path) -> str:
 
 
 def lacks_seal(path: Path) -> str:
-    """What is wrong with a checkpoint at PATH.pt without PATH.sha256, and what to do."""
+    """The message for a checkpoint at PATH.pt without PATH.sha256: what is wrong, and what to do."""
     if path.is_dir():
         return f"{path}: is a folder: expected a checkpoint's file, such as checkpoints/last.pt in a run's folder"
     name = path.with_suffix(SEAL).name
@@ -152,12 +157,13 @@ def _format_seal(path: Path, digests: Digests) -> str:
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote: plain data and tensors of their weights' shapes [...], on the device.
+    """The state that `save_checkpoint` wrote, with its tensors on the device.
 
-    Raises RunError, one line, for anything else.
+    Raises RunError, one line, for any other file.
     """
     try:
-        # Mapped, not read: who wants the weights alone does not pay for the optimizer's state.
+        # The file is mapped, not read, so that a caller who wants the weights alone does not read the optimizer's
+        # state.
         state = torch.load(path, map_location=device, weights_only=True, mmap=True)
     except FileNotFoundError:
         raise RunError(f"{path}: no such checkpoint") from None
@@ -170,11 +176,11 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def check_same_recipe(recipe: Recipe, saved: Recipe, path: Path) -> None:
-    """Raises RecipeError where the checkpoint at `path` was learned by another recipe."""
+    """Raises RecipeError where the checkpoint at `path` was trained with another recipe."""
     mine, theirs = recipe.model_dump(), saved.model_dump()
     for name in SECTIONS:
         for key, value in mine[name].items():
-            # A key that the other lacks comes after the one that it depends on, which differs then.
+            # A key that only one recipe has depends on an earlier key, whose difference is reported before.
             if value != theirs[name].get(key) and (name, key) not in FREE_KEYS:
                 raise RecipeError(
                     f"{name}.{key}={value!r}: expected {theirs[name].get(key)!r}, with which {path} was started; "
@@ -183,7 +189,7 @@ def check_same_recipe(recipe: Recipe, saved: Recipe, path: Path) -> None:
 
 
 def _way_on(section: str, path: Path) -> str:
-    """What to do where a recipe was changed, in words; with another schedule a run would be trained further."""
+    """What to do after a change of the recipe, in words: a longer schedule continues as a new training."""
     if section == "schedule":
         return f"to train its weights further, choose another --out and --init {path}; or train anew in another --out"
     return "choose another --out, or start over with --resume never, which moves that run aside"

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest that is whole, and the same on every process."""
+"""The checkpoint from which a run resumes: the newest whole one, and the same one in every process."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from deit_fast.runtime.world import World
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The sealed checkpoints of a run: the steps' from the newest down, then last.pt and best.pt.
+    """The sealed checkpoints of a run: those of the steps, newest first, then last.pt and best.pt.
 
-    The last two are left out where they are links to one of the steps'. The list is empty where there is no checkpoint
-    yet. Raises RunError where last.pt has no seal.
+    last.pt and best.pt are left out where they are links to a step's checkpoint. The list is empty where there is no
+    checkpoint yet. Raises RunError where last.pt has no seal.
     """
     steps = sorted(folder.glob(f"step-*{SEAL}"), key=step_of, reverse=True)
     found: list[Path] = []
@@ -25,22 +25,23 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def kept_steps(folder: Path, last: int) -> list[int]:
-    """The steps up to `last` of which the folder has a sealed checkpoint, the smallest first."""
+    """The steps up to `last` with a sealed checkpoint in the folder, in ascending order."""
     return sorted(step for step in map(step_of, folder.glob(f"step-*{SEAL}")) if 0 < step <= last)
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a checkpoint's file; -1 of another file."""
+    """The step in the name of a checkpoint's file; -1 for any other file."""
     number = path.stem.removeprefix("step-")
     return int(number) if number.isdecimal() else -1
 
 
 def agree_on_checkpoint(folder: Path, resume: str, world: World) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, the same on every process, and a line for each that was passed over.
+    """The checkpoint to resume from, the same in every process, and a line for each checkpoint that was skipped.
 
-    resume: a path, "auto" for the newest whole one in `folder`, or "never". The main process finds them, and every
-    process verifies what it would read itself: file systems may show them another state. None to start afresh.
-    Raises RunError, on every process, where there are checkpoints and none is whole.
+    resume: a path, "auto" for the newest whole checkpoint in `folder`, or "never". The main process lists the
+    checkpoints, and every process verifies the files that it would read, because file systems may show processes
+    different states. None means that the run starts afresh. Raises RunError, in every process, where there are
+    checkpoints and none is whole.
     """
     found: list[Path] = []
     error = ""
@@ -74,7 +75,7 @@ def agree_on_checkpoint(folder: Path, resume: str, world: World) -> tuple[Path |
 
 
 def _inspect(path: Path) -> tuple[str, str]:
-    """The digest of the checkpoint, or what is wrong with it."""
+    """The checkpoint's digest, or what is wrong with it."""
     try:
         return verify_checkpoint(path), ""
     except RunError as error:

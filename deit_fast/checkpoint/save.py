@@ -1,12 +1,14 @@
-"""Checkpoints written while training goes on: a copy of the state first, then a thread that writes, syncs and renames.
+"""Writes checkpoints while training continues: the state is copied first, then a thread writes, syncs and renames.
 
-A thread, not torch.distributed.checkpoint's async_save: the state is a few tensors per weight that every process has
-whole, and async_save writes a folder that neither timm nor `load_weights` reads, where one file with the weights alone
-and one that loads with weights_only are wanted. torch's and safetensors' writers release the interpreter's lock.
+Why a thread and not torch.distributed.checkpoint's async_save: every process has the whole state, a few tensors per
+weight. async_save writes a folder that neither timm nor `load_weights` reads. Wanted are one file with the weights
+alone and one file that torch.load(weights_only=True) reads. torch's and safetensors' writers release the interpreter's
+lock.
 
-The files are the same where a run shards its weights: the main process gathers them tensor by tensor, 16 bytes per
-parameter with moments and average, which a host has room for up to the largest model here. Any number of processes,
-sharding or not, goes on from them, each reading its rows alone; checksums, keeping and agreement are of whole files.
+A run with sharded weights writes the same files. The main process gathers the tensors one by one, 16 bytes per
+parameter with moments and average; a host has room for that up to the largest model here. Any number of processes,
+sharded or not, can resume from these files, each reading its own rows alone. Checksums, pruning and the agreement on a
+checkpoint concern whole files.
 """
 
 import threading
@@ -26,7 +28,7 @@ from deit_fast.runtime.errors import RunError
 
 
 class Snapshot:
-    """A copy of a state in host memory, pinned where the state is on a GPU, which the next copy reuses."""
+    """A copy of a state in host memory, pinned if the state is on a GPU. The next copy reuses the memory."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -35,10 +37,10 @@ class Snapshot:
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
     def begin(self, content: Any, later: set[int]) -> Any:
-        """`content`, nested dicts and lists, with a buffer in the place of each tensor [...], to be filled by `copy`.
+        """`content`, nested dicts and lists, with a buffer in the place of each tensor [...]; `copy` fills the buffers.
 
-        A tensor whose address is not in `later` may change before that, and is copied here and now. So is a sharded
-        tensor: every other process gives its rows by calling `gather` with the same content.
+        A tensor whose address is not in `later` may change before `copy` is called, so it is copied at once. So is a
+        sharded tensor, for which every other process gives its rows by calling `gather` with the same content.
         """
         before, self._buffers, self._pairs = iter(self._buffers), [], []
 
@@ -58,7 +60,7 @@ class Snapshot:
             ):  # fmt: skip
                 buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
             self._buffers.append(buffer)
-            if sharded:  # at once: the device has no room for more than a few whole tensors
+            if sharded:  # at once: the device has room for a few whole tensors only
                 buffer.copy_(value, non_blocking=True)
             else:
                 self._pairs.append((buffer, value if value.data_ptr() in later else value.clone()))
@@ -71,9 +73,9 @@ class Snapshot:
 
     @torch.no_grad()
     def copy(self) -> None:
-        """Fills the buffers; returns when they are full.
+        """Fills the buffers, and returns when they are full.
 
-        The thread that writes calls it, while the other one goes on with training.
+        The writing thread calls this while the main thread trains.
         """
         with torch.cuda.stream(self._stream):
             for buffer, value in self._pairs:
@@ -84,15 +86,15 @@ class Snapshot:
 
 
 class Saver:
-    """Checkpoints of a run's state, in the main process: `step-0001000.pt` and so on, of which `keep` stay.
+    """The checkpoints of a run's state, in the main process: `step-0001000.pt` and so on, of which `keep` are kept.
 
-    last.pt and best.pt, with what belongs to them, are links to the files of their steps. At most one checkpoint is
-    being written. A save that fails is told once, by whichever method is called next; what was there before it is
-    whole. A step is saved before it is evaluated, and `mark_best` follows: a crash in between loses nothing, because
-    a run that goes on from a step whose scores it lacks evaluates it first.
+    last.pt and best.pt, with their .safetensors and .sha256, are links to the files of their steps. At most one
+    checkpoint is written at a time. A failed save is reported once, by whichever method is called next; earlier
+    checkpoints stay whole. A step is saved before it is evaluated, and `mark_best` is called after the evaluation. A
+    crash in between loses nothing: a run that resumes from a step without scores evaluates that step first.
 
-    kept: the steps of the checkpoints in the folder that the state descends from; others go with the next save.
-    publish: called in the thread after each checkpoint; its RunError is told like a save that fails.
+    kept: the steps of the checkpoints in the folder that this state descends from; the next save removes others.
+    publish: called in the thread after each checkpoint; its RunError is reported like a failed save.
     """
 
     def __init__(
@@ -111,28 +113,28 @@ class Saver:
         self._pending: list[Future[list[str]]] = []
         self._failed = False  # whether the last checkpoint could not be written
         self._copied = threading.Event()
-        self._hook: RemovableHandle | None = None  # on the optimizer, while a checkpoint is being written
-        for file in folder.glob(".*.tmp"):  # of a process killed while it wrote
+        self._hook: RemovableHandle | None = None  # on the optimizer while a checkpoint is being copied
+        for file in folder.glob(".*.tmp"):  # left by a process that was killed while it wrote
             file.unlink()
         for file in folder.glob("step-*.*"):
             if not file.with_suffix(SEAL).exists():
                 file.unlink()
 
     def save(self, beside: dict[str, Any]) -> list[str]:
-        """Starts to write the state, and `beside`, once the one before it is done; returns what failed of that."""
+        """Starts to write the state and `beside` after the save before it has ended; returns that save's failures."""
         failures = self.finish()
         content = self._snapshot.begin(self._state.state_dict() | beside, _moved_by_updates(self._state))
-        # Between two updates nothing but an update changes a weight, so that the copy has a forward and a backward
-        # pass's time, and the update waits for the rest of it.
+        # Weights change in optimizer steps alone. The copy therefore has the time of a forward and a backward pass, and
+        # the next optimizer step waits until the copy is complete.
         self._copied.clear()
         self._hook = self._state.optimizer.register_step_pre_hook(lambda *_: self._wait_for_copy())
         self._pending = [self._thread.submit(self._work, content)]
         return failures
 
     def mark_best(self, top1: float) -> None:
-        """Makes the checkpoint of the state's step best.pt, once it is written, where no step before had that much.
+        """Makes the checkpoint of the state's step best.pt, once written, if no earlier step reached this accuracy.
 
-        top1: the top-1 accuracy of its evaluation, percent.
+        top1: the top-1 accuracy of the step's evaluation, percent.
         """
         before = self._state.best_top1
         if top1 > before:
@@ -141,11 +143,11 @@ class Saver:
             self._pending.append(self._thread.submit(self._link_best, path, before))
 
     def report(self) -> list[str]:
-        """What failed of the last save, in a line each, where it is done; does not wait."""
+        """The failures of the last save, a line each, if it has ended; does not wait."""
         return self.finish() if all(each.done() for each in self._pending) else []
 
     def finish(self) -> list[str]:
-        """Waits for the checkpoint that is being written; returns what failed of it, in a line each."""
+        """Waits for the checkpoint that is being written; returns its failures, a line each."""
         pending, self._pending = self._pending, []
         failures: list[str] = []
         try:
@@ -158,7 +160,7 @@ class Saver:
         return failures
 
     def close(self) -> list[str]:
-        """`finish`, and the end of the thread."""
+        """Calls `finish`, and ends the thread."""
         failures = self.finish()
         self._thread.shutdown()
         return failures
@@ -167,7 +169,7 @@ class Saver:
         self._copied.wait()
 
     def _work(self, content: dict[str, Any]) -> list[str]:
-        """Writes the checkpoint; returns a line where that failed, or where it is here, whole, and not published."""
+        """Writes the checkpoint; returns a line if writing failed, or if it is written but not published."""
         try:
             self._snapshot.copy()
         finally:
@@ -192,7 +194,7 @@ class Saver:
         return self._published(f"the checkpoint of step {step}")
 
     def _link_best(self, path: Path, before: float) -> list[str]:
-        if not path.with_suffix(SEAL).exists() and not self._failed:  # resumed from another folder: none of this one
+        if not path.with_suffix(SEAL).exists() and not self._failed:  # resumed from another folder
             return []
         failures = []
         try:
@@ -201,7 +203,7 @@ class Saver:
                 return self._published("best.pt")
         except RunError as error:
             failures.append(self._complain(error))
-        self._state.best_top1 = before  # a lower score may still be the best that is on the disk
+        self._state.best_top1 = before  # a lower score may still be the best on the disk
         return failures
 
     def _complain(self, error: RunError) -> str:
@@ -223,14 +225,14 @@ class Saver:
 
 
 def step_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of the state after `step` steps lies."""
+    """The path of the checkpoint of the state after `step` steps."""
     return folder / f"step-{step:07}.pt"
 
 
 def _moved_by_updates(state: TrainState) -> set[int]:
-    """Addresses of the tensors that nothing but the optimizer's step changes: no running statistics, no rates."""
+    """Addresses of the tensors that only optimizer steps change; not running statistics, nor learning rates."""
     if state.shards is not None:
-        return set()  # sharded tensors are copied at once, and the rest is counts and rates
+        return set()  # sharded tensors are copied at once, and the rest is counters and learning rates
     tensors = list(state.model.parameters())
     if state.ema is not None:
         tensors += list(state.ema.parameters())
@@ -239,7 +241,7 @@ def _moved_by_updates(state: TrainState) -> set[int]:
 
 
 def _ignore_errors(action: Callable[[], Any]) -> None:
-    """For tidying up on a disk that may be full or gone."""
+    """For cleaning up on a disk that may be full or gone."""
     try:
         action()
     except OSError:

@@ -1,7 +1,9 @@
-"""A run folder that is kept in an object store: this machine works in a copy of it and brings the store up to date.
+"""A run folder that is kept in an object store: this machine works in a local copy and uploads its changes.
 
-What the store has is the run. A copy with checkpoints of its own counts only where the store is still as this copy left
-it, so that a machine that comes back, or a run that was removed from the store to start over, mixes in nothing old.
+The store decides which run continues. A local copy with its own checkpoints is used only while the store holds exactly
+the state that this copy last uploaded or downloaded. Two cases are therefore harmless: a machine that returns with an
+outdated copy, and a run that was deleted from the store in order to start over. Old files enter the new run in neither
+case.
 """
 
 import json
@@ -30,25 +32,25 @@ from deit_fast.runtime.world import World
 
 _CHECKPOINTS = "checkpoints"
 _RESULT = "result.json"
-_CARRIED = ("metrics.jsonl", _RESULT)  # beside the checkpoints, what a run goes on with
-_MARK = ".stored"  # the newest seal that the store had when this copy was last the same
+_CARRIED = ("metrics.jsonl", _RESULT)  # downloaded beside the checkpoints when a run resumes
+_MARK = ".stored"  # holds the newest seal in the store when this copy was last equal to the store
 
-_Content = tuple[int, int, int]  # inode, time and size of a file: another one whenever it was written anew
+_Content = tuple[int, int, int]  # inode, time and size of a file, which change when it is written again
 
 
 class RunStore:
-    """The run at `uri`, with its copy in `folder`, below the cache folder."""
+    """The run at `uri`, and its copy in `folder`, below the cache folder."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
         self.folder = local_place(self.uri)
         self._stored: dict[str, _Content] = {}
-        """What the store has, by name, as far as this process knows."""
+        """Files in the store by name, as this process last saw them."""
 
     def pull(self) -> list[str]:
-        """Makes the copy what the store has: the newest whole checkpoint, the best, metrics and result.
+        """Makes the copy equal to the store: the newest whole checkpoint, the best one, metrics and result.
 
-        Returns a line for each checkpoint in the store that is damaged. Raises RunError.
+        Returns a line for each damaged checkpoint in the store. Raises RunError.
         """
         try:
             with exclusive(self.folder / ".pull.lock"):
@@ -57,10 +59,11 @@ class RunStore:
             raise RunError(f"{error.filename or self.folder}: cannot be written ({error.strerror})") from None
 
     def push(self, prune: bool = True) -> None:
-        """Brings the store up to date. A checkpoint counts there once its seal, written last, is there.
+        """Brings the store up to date. A checkpoint counts there once its seal is uploaded, which comes last.
 
-        prune: take out the steps that the copy has no more; one just pulled never had the older ones. Raises RunError
-        where the store or the copy fails; what was whole in the store is whole then too.
+        prune: remove steps from the store that the copy no longer has; not to be used right after a pull, which fetches
+        only the newest. Raises RunError where the store or the copy fails; checkpoints that were whole in the store
+        stay whole.
         """
         try:
             self._push(prune)
@@ -68,12 +71,12 @@ class RunStore:
             raise RunError(f"{self.uri}: cannot be brought up to date ({error})") from None
 
     def check_writable(self) -> None:
-        """Raises RunError where the store takes nothing: to be known before days of training."""
+        """Raises RunError where the store accepts no writes, so that this is known before days of training."""
         write_object(f"{self.uri}/.writable", b"\n")
         remove_object(f"{self.uri}/.writable")
 
     def begin(self, recipe: dict[str, Any]) -> None:
-        """Marks this place in the store as the run's before it has a checkpoint. Raises RunError."""
+        """Marks the place in the store as this run's before the run has a checkpoint. Raises RunError."""
         write_object(f"{self.uri}/recipe.json", json.dumps(recipe, indent=2).encode())
 
     def _pull(self) -> list[str]:
@@ -132,7 +135,7 @@ class RunStore:
         local = {str(path.relative_to(self.folder)): path for path in self.folder.rglob("*") if _belongs(path)}
         folders = ("", f"/{_CHECKPOINTS}")
         present = {each.uri.removeprefix(f"{self.uri}/") for f in folders for each in list_objects(self.uri + f)[1]}
-        if _RESULT in present - local.keys():  # of a run that goes on now
+        if _RESULT in present - local.keys():  # of a run that continues now
             remove_object(f"{self.uri}/{_RESULT}")
         for name in sorted(local, key=_order):
             self._send(name, local[name], present)
@@ -148,10 +151,10 @@ class RunStore:
         if name in present and self._stored.get(name) == content:
             return
         uri = f"{self.uri}/{name}"
-        if not name.startswith(f"{_CHECKPOINTS}/"):  # may grow meanwhile
+        if not name.startswith(f"{_CHECKPOINTS}/"):  # such a file may grow meanwhile
             write_object(uri, path.read_bytes())
         elif same := next((each for each, stored in self._stored.items() if stored == content and each != name), None):
-            copy_object(f"{self.uri}/{same}", uri)  # last and best, which are links here
+            copy_object(f"{self.uri}/{same}", uri)  # last and best, which are links on this machine
         else:
             write_object(uri, path)
         self._stored[name] = content
@@ -162,9 +165,9 @@ class RunStore:
 
 
 def pull_everywhere(store: RunStore, world: World) -> list[str]:
-    """Copies of the run on every machine, the same; what the main process has alone goes to the store before.
+    """Makes the copies of the run on every machine equal; files that only the main process has are uploaded first.
 
-    Returns lines for the user. Raises RunError, on every process.
+    Returns lines for the user. Raises RunError, in every process.
     """
     lines: list[str] = []
     error = ""
@@ -177,7 +180,7 @@ def pull_everywhere(store: RunStore, world: World) -> list[str]:
         except RunError as reason:
             error = str(reason)
     lines, error = world.broadcast((lines, error))
-    if not error and not world.is_main and os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine
+    if not error and not world.is_main and os.environ.get("LOCAL_RANK", "0") == "0":  # one process of each machine
         try:
             store.pull()
         except RunError as reason:
@@ -188,8 +191,8 @@ def pull_everywhere(store: RunStore, world: World) -> list[str]:
 
 
 def fetch_sealed(uri: str) -> Path:
-    """The checkpoint at URI.pt with what belongs to it, as files. Raises RunError."""
-    folder = cached_place(find_object(uri)).with_suffix("")  # one for each version, with the names that the seal has
+    """Downloads the checkpoint at URI.pt with its .safetensors and .sha256. Raises RunError."""
+    folder = cached_place(find_object(uri)).with_suffix("")  # a folder per version: the seal has names
     stem, name = uri.removesuffix(".pt"), Path(uri).stem
     for suffix in (*SUFFIXES, SEAL):
         fetch(find_object(f"{stem}{suffix}"), folder / f"{name}{suffix}")
@@ -197,7 +200,7 @@ def fetch_sealed(uri: str) -> Path:
 
 
 def _is_whole(seal: Path, sealed: bytes) -> bool:
-    """Whether the copy has this very checkpoint."""
+    """Whether the copy holds exactly this checkpoint."""
     try:
         verify_checkpoint(seal.with_suffix(".pt"))
         return seal.read_bytes() == sealed
@@ -223,7 +226,7 @@ def _step(name: str) -> int:
 
 
 def _order(name: str) -> tuple[int, bool, str]:
-    """Metrics before the checkpoint they belong to, a step's files, the best, the step's seal, the last, the result."""
+    """Upload order: metrics before their checkpoint, a step's files, best, the step's seal, last, the result."""
     is_seal, kind = name.endswith(SEAL), name.removeprefix(f"{_CHECKPOINTS}/").partition("-")[0].partition(".")[0]
     if not name.startswith(f"{_CHECKPOINTS}/"):
         return (9 if name == _RESULT else 0), False, name

@@ -1,5 +1,5 @@
-"""The command line: words in, printed results out. torch is imported only by the commands that need it.
+"""The command line: words in, printed results out. Only the commands that need torch import it.
 
-main.py parses the words and turns errors into lines and exit statuses, commands.py has a function for each command,
-show.py and zoo_table.py write what `deit-fast show` and `deit-fast zoo` print.
+main.py parses the words and turns errors into lines and exit statuses. commands.py has a function for each command.
+show.py and zoo_table.py make the text of `deit-fast show` and `deit-fast zoo`.
 """

@@ -1,4 +1,4 @@
-"""python -m deit_fast.cli, as torchrun starts it, and the command deit-fast."""
+"""The command deit-fast, also run as python -m deit_fast.cli by torchrun."""
 
 import atexit
 import os
@@ -9,16 +9,19 @@ from deit_fast.runtime.exit_status import ExitStatus, report_status
 
 
 def run() -> NoReturn:
-    """Runs the command line and ends the process with its status; an interrupt is one line from the first import on."""
+    """Runs the command line and ends the process with its status.
+
+    From the first import on, an interrupt prints one line.
+    """
     ended: list[int] = []
 
     def leave() -> None:
-        """Ends the process where Python would take itself and torch's libraries apart: half a second and 100 MB."""
+        """Ends the process without unloading Python and torch's libraries, which takes half a second and 100 MB."""
         if ended:
             _flush()
             os._exit(ended[0])
 
-    atexit.register(leave)  # the first to be registered is the last to be called
+    atexit.register(leave)  # the function registered first is called last
     try:
         from deit_fast.cli.main import main
 
@@ -27,7 +30,7 @@ def run() -> NoReturn:
         print("deit-fast: interrupted; run the same command again", file=sys.stderr)
         status = ExitStatus.INTERRUPTED
         report_status(status)
-    if status == ExitStatus.INTERRUPTED:  # without waiting for threads, of downloads for one
+    if status == ExitStatus.INTERRUPTED:  # without waiting for threads, for example of downloads
         _flush()
         os._exit(ExitStatus.INTERRUPTED)
     ended.append(status)

@@ -1,4 +1,4 @@
-"""What the parsers of the commands share: their kind, their types of words, and options that several have."""
+"""Shared parts of the commands' parsers: the parser class, types of words, and options that several commands have."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ WEIGHTS = "weights in any known format, the folder of a run, a URI, or a name of
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one line on a usage error."""
+    """An ArgumentParser that reports a usage error in one line."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
         if found := re.search(r"invalid choice: '?([^' ]+)'? \(choose from (.+)\)", message):
@@ -52,14 +52,14 @@ def positive(text: str) -> int:
 
 
 def complain(message: object) -> None:
-    """Prints the message's lines to stderr, with the rank where there are several processes."""
+    """Prints the message's lines to stderr, with the rank if there are several processes."""
     rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
     for line in str(message).split("\n"):
         print(f"deit-fast: {rank}{printable(line)}", file=sys.stderr)
 
 
 def complain_of_memory(error: BaseException, arguments: argparse.Namespace) -> ExitStatus | None:
-    """Says that a command had too little memory, and how it ends; None, and nothing said, of any other error."""
+    """Reports that a command ran out of memory, and returns its status; returns None, silently, for any other error."""
     if limit := too_little_memory(error):
         complain(limit)
         return ExitStatus.REFUSED

@@ -1,4 +1,4 @@
-"""The commands: a function for each, from parsed arguments to an exit status. torch and DALI are imported late."""
+"""The commands: one function each, from parsed arguments to an exit status. torch and DALI are imported inside them."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ from deit_fast.zoo import check_given, find_architecture, list_models
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """`deit-fast train`: trains, and tells the result on the main process; 0."""
+    """`deit-fast train`: trains, and prints the result in the main process; returns 0."""
     recipe = get_recipe(arguments.recipe, arguments.overrides)
     recipe.check_teacher(arguments.teacher)
     resume = arguments.resume if arguments.resume not in ("auto", "never") else None
@@ -40,7 +40,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
-    """`deit-fast convert`: writes a checkpoint in another format, and prints what changed; 0."""
+    """`deit-fast convert`: writes a checkpoint in another format, and prints what changed; returns 0."""
     check_given(arguments.source)
     from deit_fast.convert.export import export_checkpoint
     from deit_fast.convert.fit import format_changes
@@ -56,7 +56,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
-    """`deit-fast predict`: prints the classes of images; INCOMPLETE where one could not be read."""
+    """`deit-fast predict`: prints the classes of images; returns INCOMPLETE if an image was unreadable, else 0."""
     check_given(arguments.checkpoint)
     from deit_fast.infer.images import find_images
     from deit_fast.infer.precision import mirrored_notes
@@ -80,9 +80,9 @@ def run_predict(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    """`deit-fast show`: prints the recipe table or one recipe; 0.
+    """`deit-fast show`: prints the recipe table or one recipe; returns 0.
 
-    Raises RecipeError for --images without a recipe or with --json, and for --changed likewise.
+    Raises RecipeError for --images and for --changed without a recipe or with --json.
     """
     if arguments.changed and (arguments.recipe is None or arguments.json or arguments.images is not None):
         raise RecipeError("--changed: expected with a recipe's name, and without --json and --images")
@@ -99,15 +99,15 @@ def run_show(arguments: argparse.Namespace) -> int:
 
 
 def run_zoo(arguments: argparse.Namespace) -> int:
-    """`deit-fast zoo`: prints the zoo's rows that match a pattern; 0. Raises RecipeError where none does."""
+    """`deit-fast zoo`: prints the zoo's rows that match a pattern; returns 0. Raises RecipeError where none matches."""
     names = list_models(arguments.pattern)
     if not names:
-        find_architecture(arguments.pattern)  # says which name is near
+        find_architecture(arguments.pattern)  # its error suggests a similar name
     return _print_page(zoo_as_json(names) if arguments.json else zoo_as_text(names))
 
 
 def run_push(arguments: argparse.Namespace) -> int:
-    """`deit-fast push`: uploads a checkpoint as a model of the Hugging Face Hub, and prints its address; 0."""
+    """`deit-fast push`: uploads a checkpoint as a model of the Hugging Face Hub, and prints its address; returns 0."""
     check_given(arguments.source)
     from deit_fast.convert.push import push_checkpoint
 
@@ -117,7 +117,10 @@ def run_push(arguments: argparse.Namespace) -> int:
 
 
 def run_manifest(arguments: argparse.Namespace) -> int:
-    """`deit-fast manifest`: prints the YAML of a component's job; 0. A wrong word ends the process with REFUSED."""
+    """`deit-fast manifest`: prints the YAML of a component's job; returns 0.
+
+    A wrong word ends the process with REFUSED.
+    """
     from deit_fast.components.manifest import render
 
     tell(render(arguments.stage, arguments.words).rstrip("\n"))

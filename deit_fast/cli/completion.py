@@ -1,4 +1,4 @@
-"""`deit-fast completion SHELL`: commands, options, recipes and keys are completed by argcomplete."""
+"""`deit-fast completion SHELL`: argcomplete completes commands, options, recipes and keys."""
 
 import argparse
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def add_completion_parser(subcommands: "argparse._SubParsersAction[Parser]") -> None:
-    """Adds `completion` to the commands."""
+    """Adds the command `completion`."""
     completion = subcommands.add_parser(
         "completion",
         help="print what makes a shell complete commands, options, recipes and keys",
@@ -26,7 +26,7 @@ def add_completion_parser(subcommands: "argparse._SubParsersAction[Parser]") -> 
 
 
 def run_completion(arguments: argparse.Namespace) -> int:
-    """Prints the shell's code; 0."""
+    """Prints the shell's code; returns 0."""
     import argcomplete
 
     tell(argcomplete.shellcode(["deit-fast"], shell=arguments.shell))
@@ -34,7 +34,7 @@ def run_completion(arguments: argparse.Namespace) -> int:
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answers the shell and ends the process, where it is a shell that asks (environment variable _ARGCOMPLETE)."""
+    """Answers a shell's request for completions (environment variable _ARGCOMPLETE) and ends the process."""
     import argcomplete
 
     for action in _actions(parser):
@@ -45,19 +45,19 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def complete_recipe(prefix: str, **_: Any) -> Iterable[str]:
-    """Names of the recipe table, and files of recipes."""
+    """Names of the recipe table, and paths of recipe files."""
     from argcomplete.completers import FilesCompleter
 
     return [*list_recipes(), *FilesCompleter(("toml", "json"))(prefix)]
 
 
 def complete_model(prefix: str, **_: Any) -> Iterable[str]:
-    """Names of the zoo."""
+    """Names of the zoo's entries."""
     return list_models()
 
 
 def complete_word(prefix: str, **_: Any) -> list[str]:
-    """`section.key=` for every key of a recipe; after the sign the choices, where a key has some."""
+    """`section.key=` for every key of a recipe; after the equals sign, the values of a key with choices."""
     path, equals, _value = prefix.partition("=")
     section, _dot, key = path.partition(".")
     if not equals:
@@ -77,7 +77,7 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterable[argparse.Action]:
-    for action in parser._actions:  # argparse has no public list of them; argcomplete reads the same
+    for action in parser._actions:  # argparse has no public list of them, and argcomplete reads this one too
         yield action
         if isinstance(action, argparse._SubParsersAction):
             for each in dict.fromkeys(action.choices.values()):

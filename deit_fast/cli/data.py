@@ -1,4 +1,4 @@
-"""`deit-fast data demo | preview | check | shard | index`: their words, and what they do."""
+"""`deit-fast data demo | preview | check | shard | index`: their parsers and functions."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from deit_fast.runtime.stdout import tell
 
 
 def add_data_parser(subcommands: "argparse._SubParsersAction[Parser]") -> None:
-    """Adds `data` and its kinds to the commands."""
+    """Adds the command `data` and its subcommands."""
     data = subcommands.add_parser(
         "data",
         help="make the demo data, check, shard or index a data set, look at augmented images",
@@ -80,7 +80,7 @@ def add_data_parser(subcommands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    """`deit-fast data demo`: writes the demo's digits, and prints their folder; 0."""
+    """`deit-fast data demo`: writes the demo's digits, and prints their folder; returns 0."""
     from deit_fast.data.tools.demo import write_demo
 
     tell(write_demo(arguments.folder))
@@ -88,7 +88,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 
 def run_preview(arguments: argparse.Namespace) -> int:
-    """`deit-fast data preview`: writes a picture of what training sees; 0.
+    """`deit-fast data preview`: writes a picture of the views that training sees; returns 0.
 
     Raises RunError for an --out that does not end in .png.
     """
@@ -106,7 +106,7 @@ def run_preview(arguments: argparse.Namespace) -> int:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    """`deit-fast data check`: prints a report of each split; INCOMPLETE where an image could not be used."""
+    """`deit-fast data check`: prints a report of each split; returns INCOMPLETE if an image was unusable, else 0."""
     from deit_fast.data.sources.classes import match_classes
     from deit_fast.data.sources.open import open_splits
     from deit_fast.data.tools.check import check_source, open_to_check, write_bad
@@ -129,7 +129,7 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 
 def run_shard(arguments: argparse.Namespace) -> int:
-    """`deit-fast data shard`: writes tar shards of each split, and prints how many; 0."""
+    """`deit-fast data shard`: writes tar shards of each split, and prints their number; returns 0."""
     from deit_fast.data.sources.classes import match_classes
     from deit_fast.data.sources.open import open_splits
     from deit_fast.data.tools.write_shards import describe_effect, write_shards
@@ -137,7 +137,7 @@ def run_shard(arguments: argparse.Namespace) -> int:
     sources = open_splits(arguments.source, arguments.labels)
     if len(sources) > 1:
         match_classes(sources["val"], sources["train"].classes, f"{arguments.source}'s classes")
-        sources["val"].classes = sources["train"].classes  # one classes.txt, also where validation only has numbers
+        sources["val"].classes = sources["train"].classes  # for one classes.txt, even if validation has numbers only
     if arguments.size is not None:
         tell(describe_effect(next(iter(sources.values())), arguments.size))
     for split, source in sources.items():
@@ -152,7 +152,7 @@ def run_shard(arguments: argparse.Namespace) -> int:
 
 
 def run_index(arguments: argparse.Namespace) -> int:
-    """`deit-fast data index`: makes the index of tar shards, prints what it holds, and what training needs; 0."""
+    """`deit-fast data index`: makes the index of tar shards, and prints its content and training's needs; returns 0."""
     from deit_fast.data.loader.streaming_plan import describe_plan
     from deit_fast.data.tools.index import index_shards
 
@@ -160,6 +160,6 @@ def run_index(arguments: argparse.Namespace) -> int:
     for indexed in found:
         tell(indexed.as_text())
     if arguments.plan is not None:
-        sizes = [shard.bytes for shard in found[0].index.shards]  # of training, where there is some
+        sizes = [shard.bytes for shard in found[0].index.shards]  # of the training shards, if there are any
         tell("", *describe_plan(arguments.data, sizes, len(found[0].index.rows), arguments.plan))
     return 0

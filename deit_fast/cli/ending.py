@@ -1,4 +1,4 @@
-"""What `deit-fast train` says at its end: scores with intervals, where things are, what comes next."""
+"""The last lines of `deit-fast train`: scores with intervals, paths of the results, and next commands."""
 
 import shlex
 from typing import Any
@@ -7,7 +7,7 @@ from deit_fast.infer.report import wilson_interval
 
 
 def describe_end(result: dict[str, Any], out: str, data: str) -> list[str]:
-    """Lines for a person about a run's result.json; `out` and `data` as they were given to the command."""
+    """Lines for a person about a run's result.json. out, data: as given to the command."""
     images, lines = result.get("val_images"), []
     for prefix, name in (("", "top-1"), ("ema_", "top-1 of the moving average")):
         top1 = result.get(f"{prefix}top1")

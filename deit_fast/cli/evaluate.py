@@ -1,4 +1,4 @@
-"""`deit-fast evaluate`: its words, and what it does: one checkpoint on one data set, or a table of several."""
+"""`deit-fast evaluate`: its parser and its function, for one checkpoint on one data set or a table of several."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ _WEIGHTS = (".pt", ".pth", ".safetensors", ".msgpack", ".bin")
 
 
 def add_evaluate_parser(subcommands: "argparse._SubParsersAction[Parser]") -> None:
-    """Adds `evaluate` to the commands."""
+    """Adds the command `evaluate`."""
     evaluate = subcommands.add_parser(
         "evaluate",
         help="top-1 and top-5 of checkpoints",
@@ -60,11 +60,12 @@ def add_evaluate_parser(subcommands: "argparse._SubParsersAction[Parser]") -> No
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
-    """Prints the scores on the main process, in a sentence or in a table; 0.
+    """Prints the scores in the main process, as a sentence or as a table; returns 0.
 
-    Of several evaluations one that is refused costs a line and the command's status, and the others are made.
+    If one of several evaluations is refused, a line says so and the command's status is that of the error; the others
+    run.
     """
-    # argparse gives all words to the first of two such lists.
+    # argparse assigns all words to the first of two such lists.
     given = [*arguments.checkpoints, *arguments.overrides]
     words = [each for each in given if _OVERRIDE.match(each) and not Path(each).exists()]
     checkpoints, report = [each for each in given if each not in words], arguments.report

@@ -35,11 +35,11 @@ FORWARDED = {
     "pipeline": ("deit_fast.pipelines.deit3", "pretrain, finetune and evaluate as jobs (deit-fast pipeline --help)"),
     "benchmark": ("deit_fast.benchmarks.__main__", "speed, memory and accuracy (deit-fast benchmark --help)"),
 }
-"""Commands whose words another module's `main` reads: the module, and what it does."""
+"""Commands whose words are parsed by the `main` of another module: the module, and a description."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands. The function of a command is the `run` of its parsed arguments."""
+    """The parser of all commands. `run` of the parsed arguments is the command's function."""
     parser = Parser(
         prog="deit-fast",
         description="Train DeiT III vision transformers.",
@@ -172,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its ExitStatus; an error that a user can meet is told on stderr, a line each."""
+    """Runs one command and returns its ExitStatus. An error that a user can meet is printed to stderr, a line each."""
     status = _run(argv)
     report_status(status)
     return status
@@ -189,7 +189,7 @@ def _run(argv: Sequence[str] | None) -> int:
             complete(parser)
         refuse_options_of_others(argv)
         arguments, words = parser.parse_known_args(argv)
-        # argparse takes positional words only in one place; key=value words may stand anywhere.
+        # argparse accepts positional words in one place only, but key=value words may stand anywhere.
         unknown = [word for word in words if word.startswith("-") or not hasattr(arguments, "overrides")]
         if unknown:
             raise RecipeError(
@@ -204,7 +204,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except (RecipeError, DataError, RunError, StoppedError) as error:
         complain(error)
         return error.status
-    except OSError as error:  # a full disk, a path that cannot be written
+    except OSError as error:  # for example a full disk, or a path that cannot be written
         place = error.filename or "a file"
         lacking = lacking_space(Path(str(place))) if error.errno == errno.ENOSPC else ""
         complain(f"{place}: {error.strerror or error}" + (f": {lacking}" if lacking else ""))
@@ -221,7 +221,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _options(parser: argparse.ArgumentParser, command: str) -> list[str]:
-    """The command's options, as its usage lists them: argparse has no public list."""
+    """The command's options as its usage lists them; argparse has no public list."""
     usage = next((each.choices[command].format_usage() for each in parser._actions
                   if isinstance(each, argparse._SubParsersAction) and command in each.choices), "")  # fmt: skip
     return re.findall(r"--[\w-]+", usage)

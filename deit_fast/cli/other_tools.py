@@ -1,11 +1,11 @@
-"""What the options of timm's, DeiT's, mmpretrain's and Ultralytics' trainers are called here."""
+"""Options of timm's, DeiT's, mmpretrain's and Ultralytics' trainers, with their names in this project."""
 
 from collections.abc import Sequence
 
 from deit_fast.runtime.errors import RecipeError
 
 OPTIONS: dict[str, str] = {
-    # Key=value words of the recipe, and options of `deit-fast train`.
+    # Names here: key=value words of the recipe, and options of `deit-fast train`.
     "--lr": "optim.lr=",
     "--lr0": "optim.lr=",
     "--batch-size": "run.global_batch=",
@@ -75,14 +75,14 @@ OPTIONS: dict[str, str] = {
     "--distillation-type": "distill.kind=",
     "--teacher-model": "distill.teacher=",
 }
-"""By the option's name, with dashes. None of them is an option of ours."""
+"""Hints by the option's name, with dashes. None of these is an option of deit-fast."""
 
 EVALUATE = {"--eval", "--eval-only"}
-"""What other trainers call what `deit-fast evaluate` does."""
+"""Other trainers' names for `deit-fast evaluate`."""
 
 
 def refuse_options_of_others(words: Sequence[str]) -> None:
-    """Raises RecipeError with a line for each of a command's words that is another trainer's option."""
+    """Raises RecipeError with a line for each word of a command that is another trainer's option."""
     lines = [f"{word}: no such option{hint}" for word in words if word.startswith("--") and (hint := _hint(word))]
     if lines:
         raise RecipeError("\n".join(lines))

@@ -1,4 +1,4 @@
-"""`deit-fast plan`: what a run takes, before it is started. torch is imported late."""
+"""`deit-fast plan`: the needs of a run before it starts. torch is imported late."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ _FACT = 12
 
 
 def add_plan(subcommands: "argparse._SubParsersAction[Parser]") -> None:
-    """Adds `plan` to the commands."""
+    """Adds the command `plan`."""
     plan = subcommands.add_parser(
         "plan",
         help="what a run takes: steps, batch, memory, hours, disk, and what the published run reached",
@@ -46,7 +46,7 @@ def add_plan(subcommands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
-    """Prints the plan; 0."""
+    """Prints the plan; returns 0."""
     recipe = get_recipe(arguments.recipe, arguments.overrides)
     from deit_fast.training.fit_batch import fit_batch
     from deit_fast.training.plan import plan_run
@@ -66,7 +66,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
 
 
 def plan_as_text(plan: "RunPlan") -> str:
-    """The plan as a heading and a line or two for each fact."""
+    """The plan as a heading and one or two lines for each fact."""
     machine = plan.machine
     kind = machine.device.name if machine.device is not None else "GPU" if machine.on_gpu else "CPU"
     head = f"{plan.recipe.name} on {machine.processes} x {kind}, {machine.memory / GIB:,.0f} GiB"
@@ -78,7 +78,7 @@ def plan_as_text(plan: "RunPlan") -> str:
 
 
 def facts_of(plan: "RunPlan") -> Mapping[str, str]:
-    """The facts by name, in words; a line break starts what belongs to the line before."""
+    """The facts by name, in words; a line break begins a continuation line."""
     from deit_fast.training.banner import describe_batch
     from deit_fast.training.plan import published_at
 
@@ -166,7 +166,7 @@ def _open(recipe: Recipe, arguments: argparse.Namespace) -> "tuple[Recipe, Image
 
 
 def _machine(recipe: Recipe, gpus: tuple[int | None, str] | None, memory: float | None) -> "Machine":
-    """What was asked for, or this machine. Raises RecipeError where nobody says how much memory there is."""
+    """The machine that the arguments name, or this one. Raises RecipeError where the amount of memory is unknown."""
     import torch
 
     from deit_fast.infer.precision import choose_dtype
@@ -177,7 +177,7 @@ def _machine(recipe: Recipe, gpus: tuple[int | None, str] | None, memory: float 
     if gpus is None and not here and memory is None:
         dtype = choose_dtype(recipe.run, torch.device("cpu"))
         free = available_memory()
-        processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun would start them here
+        processes = int(os.environ.get("WORLD_SIZE", "1"))  # the number of processes that torchrun would start here
         each = float("inf") if free is None else free / processes
         return Machine(processes, None, each, on_gpu=False, dtype=dtype)
     count, name = gpus or (None, "")

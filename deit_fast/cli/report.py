@@ -1,4 +1,4 @@
-"""`deit-fast report` and `deit-fast compare`: their words, and what they do. torch is imported late."""
+"""`deit-fast report` and `deit-fast compare`: their parsers and functions. torch is imported late."""
 
 import argparse
 from pathlib import Path
@@ -10,16 +10,15 @@ from deit_fast.runtime.errors import DataError, RecipeError, RunError
 from deit_fast.runtime.stdout import tell
 
 if TYPE_CHECKING:
-    from deit_fast.data.sources.base import Source
-    from deit_fast.infer.pages.evaluated import Evaluated
+    from deit_fast.infer.evaluate import Scored
     from deit_fast.infer.pages.run_folder import RunFolder
 
 EVALUATION = "evaluation"
-"""The folder in a run's with the outcomes of its validation images."""
+"""The subfolder of a run with the results for its validation images."""
 
 
 def add_report_parsers(subcommands: "argparse._SubParsersAction[Parser]") -> None:
-    """Adds `report` and `compare` to the commands."""
+    """Adds the commands `report` and `compare`."""
     report = subcommands.add_parser(
         "report",
         help="one page about a run: curves, recipe, images, confusions, worst mistakes, attention",
@@ -44,7 +43,7 @@ def add_report_parsers(subcommands: "argparse._SubParsersAction[Parser]") -> Non
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    """Writes the page, and prints where it is; 0. What cannot be shown costs a line."""
+    """Writes the page, and prints its path; returns 0. Prints a line for each part that cannot be shown."""
     from deit_fast.infer.pages.report import write_run_page
     from deit_fast.infer.pages.run_folder import read_run
 
@@ -55,7 +54,7 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    """Writes the page, and prints where it is; 0. Raises RunError for fewer than two runs."""
+    """Writes the page, and prints its path; returns 0. Raises RunError for fewer than two runs."""
     if len(arguments.run_folders) < 2:
         raise RunError(f"compare {arguments.run_folders[0]}: expected two runs or more")
     from deit_fast.infer.pages.compare import paired_lines, write_comparison
@@ -70,66 +69,70 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
 
 def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[str]:
-    """The sections of the run's images: its data, samples, and an evaluation of its best weights."""
-    from deit_fast.data.sources.image_list import LIST_NAME
-    from deit_fast.data.sources.open import open_source
+    """The sections about the run's images: its data, samples, and an evaluation of its best weights."""
     from deit_fast.infer.pages import page
     from deit_fast.infer.pages.report import data_part
     from deit_fast.infer.pages.samples import training_samples
+    from deit_fast.infer.scored_images import open_trained
 
     given = run.starts[-1] if run.starts else {}
-    data = data or given.get("data")
-    if data is None:
+    trained, labels = data or given.get("data"), None if data or val else given.get("labels")
+    if trained is None:
         complain(f"{run.path}: nothing says which images it has: expected --data")
         return []
-    listed = run.path / LIST_NAME
-    named = val or (listed if listed.is_file() else given.get("val"))
-    held_out = data if named is None or read_val_fraction(str(named)) is not None else str(named)
+    held_out = _validation(run, given.get("val"), data, trained)
+    own_labels = labels if held_out in (data, trained) else None  # else they are of other images
     parts, shown = [], []
     try:
-        source = open_source(data, "train", run.recipe.data.category)
+        source = open_trained(run.path, trained, run.recipe.data.category, own_labels)
         shown.append(data_part(source, "training"))
         samples = training_samples(run.recipe, source)
         shown_samples = page.pictures(page.picture([each], words, name) for each, name, words in samples)
         parts.append(page.section("Inputs of the network", shown_samples))
     except (DataError, RunError, RecipeError) as error:
         complain(f"training images are not shown: {error}")
-    found = _evaluate(run, held_out)
-    if found is not None:
-        evaluated, source = found
-        shown.append(data_part(source, "validation"))
-        parts += _evaluated_parts(run, evaluated, source)
+    try:
+        scored, about = _score(run, val or held_out, labels)
+        shown.append(data_part(scored.source, "validation"))
+        parts += about
+    except (DataError, RunError, RecipeError) as error:
+        complain(f"confusions, mistakes and attention are not shown: {error}")
     return [page.section("Data", *shown), *parts]
 
 
-def _evaluated_parts(run: "RunFolder", evaluated: "Evaluated", source: "Source") -> list[str]:
-    from deit_fast.infer.pages import page
-    from deit_fast.infer.pages.evaluated import attention, confusion, mistakes
-    from deit_fast.infer.predict import load_model
+def _validation(run: "RunFolder", given: str | None, data: str | None, trained: str) -> str | None:
+    """The place of a run's validation images; None for images that the run held out and that its list names.
 
-    low, high = evaluated.scores["top1_interval"]
-    words = f"{evaluated.scores['checkpoint']}: top-1 {evaluated.scores['top1']:.2f} % ({low:.1f} to {high:.1f})"
-    return [
-        page.section("Confusions", page.paragraph(words), confusion(evaluated)),
-        page.section("Most confident mistakes", mistakes(evaluated, source)),
-        page.section("Attention of the class token", attention(load_model(run.path), evaluated, source)),
-    ]
+    given: the run's --val. data: the report's --data. trained: the training images.
+    """
+    from deit_fast.data.sources.image_list import LIST_NAME
+
+    if (run.path / LIST_NAME).is_file():
+        return data
+    return trained if given is None or read_val_fraction(given) is not None else given
 
 
-def _evaluate(run: "RunFolder", val: str) -> "tuple[Evaluated, Source] | None":
-    """The outcomes of the run's best weights on its validation images, and these; kept beside the run."""
+def _score(run: "RunFolder", val: str | None, labels: str | None) -> "tuple[Scored, list[str]]":
+    """Evaluates the run's best weights on its validation images, and keeps the results; returns them with sections.
+
+    val: place of the images; None for those that the run held out of its own data. Raises DataError, RunError,
+    RecipeError.
+    """
+    from deit_fast.convert.locate import find_weights
     from deit_fast.convert.pretrained import open_weights
-    from deit_fast.infer.evaluate import evaluate_checkpoint
-    from deit_fast.infer.pages.evaluated import read_evaluated
-    from deit_fast.infer.scored_images import open_scored
+    from deit_fast.infer.evaluate import score_weights
+    from deit_fast.infer.pages import page
+    from deit_fast.infer.pages.evaluated import as_evaluated, attention, confusion, mistakes
+    from deit_fast.infer.predict import build_loaded
 
-    folder = run.path / EVALUATION
-    try:
-        evaluate_checkpoint(run.path, val, report=folder)
-        weights = open_weights(run.path)
-        source, _ = open_scored(str(run.path), weights, val, run.recipe.data.category, None)
-    except (DataError, RunError, RecipeError) as error:
-        complain(f"confusions, mistakes and attention are not shown: {error}")
-        return None
-    evaluated = read_evaluated(folder)
-    return None if evaluated is None else (evaluated, source)
+    weights = open_weights(run.path)
+    scored = score_weights(weights, run.path, val, report=run.path / EVALUATION, labels=labels)
+    evaluated, notes = as_evaluated(scored), scored.result["notes"]
+    low, high = scored.result["top1_interval"]
+    words = f"{find_weights(run.path)}: top-1 {scored.result['top1']:.2f} % ({low:.1f} to {high:.1f})"
+    said = (page.paragraph(note, soft=True) for note in notes)
+    return scored, [
+        page.section("Confusions", page.paragraph(words), *said, confusion(evaluated)),
+        page.section("Most confident mistakes", mistakes(evaluated, scored.source)),
+        page.section("Attention of the class token", attention(build_loaded(weights), evaluated, scored.source)),
+    ]

@@ -1,4 +1,4 @@
-"""What `deit-fast show` prints: the recipe table, one recipe with every value, and what these values amount to."""
+"""The output of `deit-fast show`: the recipe table, or one recipe with every value and the facts that follow."""
 
 import math
 import re
@@ -15,8 +15,8 @@ from deit_fast.training.schedule import learning_rate, total_steps
 from deit_fast.zoo import find_architecture
 
 WIDTH = 100
-GPUS = 8  # of the usual node, over which the batch is divided here
-_COMMENT = 44  # column where a value's meaning begins
+GPUS = 8  # number in a usual node, by which the batch is divided here
+_COMMENT = 44  # column at which a value's meaning begins
 _FACT = 18
 _CELLS = 4  # learning rates per line
 
@@ -51,10 +51,10 @@ def recipe_as_text(recipe: Recipe, num_images: int | None = None) -> str:
 
 
 def changes_as_text(recipe: Recipe, name: str) -> list[str]:
-    """A line for each value of the recipe that its origin has otherwise: `section.key=value  # was VALUE`.
+    """A line for each value in which the recipe differs from its origin: `section.key=value  # was VALUE`.
 
-    The origin is the row of the table, or the base of a recipe's file, or the row that a run's recipe.json names.
-    Raises RecipeError for a file that has neither.
+    The origin is the row of the table, the base of a recipe's file, or the row that a run's recipe.json names. Raises
+    RecipeError for a file with neither.
     """
     origin = find_origin(name)
     lines = []
@@ -66,9 +66,9 @@ def changes_as_text(recipe: Recipe, name: str) -> list[str]:
 
 
 def derive_facts(recipe: Recipe, num_images: int | None = None) -> dict[str, str]:
-    """What follows from a recipe's values, by name, in words: parameters, steps, learning rates and the like.
+    """Facts that follow from a recipe's values, by name, in words: parameters, steps, learning rates and the like.
 
-    num_images: training images that are counted with, instead of the named data's.
+    num_images: number of training images, instead of that of the data set in the recipe's name.
     """
     model, run, repeats = recipe.model, recipe.run, recipe.data.repeats
     data, known = training_images(recipe)
@@ -105,7 +105,7 @@ def derive_facts(recipe: Recipe, num_images: int | None = None) -> dict[str, str
 
 
 def _rates(recipe: Recipe, steps: int) -> list[tuple[int, float]]:
-    """Learning rates at the starts of the warmup's epochs; after that, and near the end, where they have changed."""
+    """Learning rates at the start of each warmup epoch, and at later steps at which they have changed noticeably."""
     shown: list[tuple[int, float]] = []
     schedule = recipe.schedule
     for epoch in _milestones(schedule):
@@ -156,8 +156,8 @@ def _drop_rates(model: Model) -> str:
 
 
 def _wrap(text: str, first: str, rest: str | None = None) -> list[str]:
-    """`text` in lines of WIDTH, `first` before the first one and `rest`, or as many blanks, before the others."""
-    bound = re.sub(r"(--[\w-]+) (?=[^-])", r"\1\0", text)  # a flag stays with its value
+    """`text` in lines of WIDTH: `first` precedes the first line, and `rest`, or as many blanks, the others."""
+    bound = re.sub(r"(--[\w-]+) (?=[^-])", r"\1\0", text)  # keeps a flag and its value on one line
     wrapped = textwrap.wrap(
         bound, WIDTH, initial_indent=first, subsequent_indent=" " * len(first) if rest is None else rest,
         break_long_words=False, break_on_hyphens=False,

@@ -14,7 +14,7 @@ _HEAD = ("name", "px", "params, M", "GFLOPs", "im/s", "memory, MB", "acc@1", "ac
 
 
 def zoo_as_text(names: Iterable[str]) -> str:
-    """The published rows of the entries `names`, in columns; "-" is what was not published."""
+    """The published rows of the entries `names`, in columns; "-" means not published."""
     return "\n".join(plain_table([_HEAD, *map(_cells, find_published(names))]))
 
 

@@ -1,9 +1,11 @@
-"""Weights of other codebases: told apart by their content, renamed to timm's names, fitted to a model, written.
+"""Weights of other codebases: recognised by content, renamed to timm's names, fitted to a model, and written.
 
-In: `detect.load_weights`, the one door, reads any file or folder. It asks the containers of formats/ (how bytes become
-tensors), then the codebases of names/ (how their names become timm's). recognise.py reads the model off the shapes.
-locate.py finds the weights of a folder, unwrap.py takes off what wrappers put around them, config.py reads the words
-beside them, and declared.py compares the model that these words name with ours.
-Between: fit.py fits the weights to a model of another resolution or head; imagenet21k.py cuts a head of ImageNet-21k.
-Out: `export.export_checkpoint` writes a format of names/ or formats/, reads it back and compares the logits.
+Reading: `detect.load_weights` is the only entry point, for any file or folder. It asks the containers of formats/,
+which turn bytes into tensors, and then the codebases of names/, which turn their names into timm's. recognise.py infers
+the model from the shapes. locate.py finds the weights in a folder, and unwrap.py removes the wrappers around them.
+config.py reads the text beside the weights, and declared.py compares the model that this text names with the inferred
+one.
+Between: fit.py fits weights to a model with another resolution or head; imagenet21k.py cuts down a head of
+ImageNet-21k.
+Writing: `export.export_checkpoint` writes a format of names/ or formats/, reads it back and compares the logits.
 """

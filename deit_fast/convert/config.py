@@ -1,4 +1,4 @@
-"""What is said in words beside weights: by the config.json of timm or of transformers, or by a training's options."""
+"""Text beside weights: timm's or transformers' config.json, or the options of a training script."""
 
 import json
 from collections.abc import Mapping
@@ -14,41 +14,42 @@ from deit_fast.zoo import FAMILIES
 from deit_fast.zoo.class_names import IMAGENETS
 
 _PROCESSOR = "preprocessor_config.json"
-_TIMM_CROP = 0.875  # timm's, where a config says none
+_TIMM_CROP = 0.875  # timm's default, for a config without one
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _TANH = ("gelu_tanh", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
-_EPSILONS = (1e-12, 1e-6)  # transformers' default, with which it has models that were trained with timm's
+_EPSILONS = (1e-12, 1e-6)  # transformers' default, which it also uses for models that were trained with timm's
 
 
 @dataclass(frozen=True)
 class Notes:
-    """What stands beside the weights. Values are as they were found; whoever uses them validates them."""
+    """The facts in the text beside weights. Values are as they were found; users of a value validate it."""
 
     classes: list[str] | None = None
     """Names of the K classes."""
     tanh: bool = False
-    """Trained with GELU's tanh approximation."""
+    """Whether it was trained with GELU's tanh approximation."""
     heads: int | None = None
-    """Of the attention."""
+    """Number of attention heads."""
     size: tuple[int, int] | None = None
     """Height and width of the images, px."""
     data: dict[str, Any] = field(default_factory=dict)
     """Fields of a recipe's data section: crop ratio, interpolation, mean and standard deviation."""
     lost: list[str] = field(default_factory=list)
-    """What it says that evaluation here has no place for, in words."""
+    """Settings that evaluation here does not support, in words."""
     architecture: str | None = None
     """timm's name of the model."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """timm's arguments for it."""
+    """timm's arguments for the model."""
     whence: str = CONFIG
-    """Who says so."""
+    """The source of these facts, in words."""
 
 
 def read_notes(path: Path) -> Notes | None:
-    """What the config.json of a folder says, or the one beside a file that has the name of a folder's weights, if any.
+    """The facts in a folder's config.json, or in the one beside a file named as a folder's weights are; if any.
 
-    Raises BadFileError for one that is too large, that is no plain data, or that names another kind of model.
+    Raises BadFileError for a config.json that is too large, that is not plain data, or that names another kind of
+    model.
     """
     folder = path if path.is_dir() else path.parent
     if not (folder / CONFIG).is_file() or not (path.is_dir() or path.name in WEIGHT_FILES):
@@ -61,9 +62,9 @@ def read_notes(path: Path) -> Notes | None:
 
 
 def read_options(options: Mapping[str, Any]) -> Notes:
-    """What the options of a training script say, `args` in the files of timm and of facebookresearch/deit.
+    """The facts in the options of a training script: `args` in the files of timm and of facebookresearch/deit.
 
-    Of a script unknown here the same names may mean anything, so that a value of another form is passed over.
+    The same names may mean anything in other scripts, so values of an unexpected form are ignored.
     """
     arguments, data = options.get("model_kwargs"), dict[str, Any]()
     kwargs = arguments if isinstance(arguments, dict) else {}
@@ -94,7 +95,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _timm_notes(config: dict[str, Any]) -> Notes:
-    """timm's, of today (preprocessing in pretrained_cfg) and of before 0.9 (all in one object)."""
+    """timm's config.json, in today's form (preprocessing in pretrained_cfg) or that before 0.9 (one object)."""
     pretrained, arguments = config.get("pretrained_cfg") or config, config.get("model_args") or {}
     for key, value in (("pretrained_cfg", pretrained), ("model_args", arguments)):
         if not isinstance(value, dict):
@@ -127,7 +128,7 @@ def _transformers_notes(config: dict[str, Any], processor: dict[str, Any]) -> No
         raise BadFileError(f"has a config.json with layer_norm_eps={eps!r}: expected 1e-6, or transformers' 1e-12")
     names = _listed_names(config.get("id2label"))
     if names is not None and (len(names) in IMAGENETS or names[0] == "LABEL_0"):
-        names = None  # words for ImageNet's classes, whose names are WordNet's ids; or no names at all
+        names = None  # descriptions of ImageNet's classes, whose names are WordNet ids; or no names at all
     data = _processor_colours(processor)
     resample: Any = processor.get("resample")
     lost = _take_interpolation(data, _RESAMPLE.get(resample, resample) if isinstance(resample, int) else resample)
@@ -143,7 +144,7 @@ def _transformers_notes(config: dict[str, Any], processor: dict[str, Any]) -> No
 
 
 def _processor_colours(processor: dict[str, Any]) -> dict[str, Any]:
-    """Means and deviations of images in [0, 1], of a processor that has them for pixels times its factor."""
+    """Means and deviations of images in [0, 1], from a processor that has them for pixels times its factor."""
     if not processor.get("do_normalize", True):
         processor = {**processor, "image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
     factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
@@ -158,7 +159,7 @@ def _processor_colours(processor: dict[str, Any]) -> dict[str, Any]:
 
 
 def _take_interpolation(data: dict[str, Any], found: Any) -> list[str]:
-    """Sets it where evaluation has it; otherwise says that it has not."""
+    """Sets the interpolation if evaluation supports it; else returns a line about it."""
     if found in _INTERPOLATIONS:
         data["eval_interpolation"] = found
         return []
@@ -166,7 +167,7 @@ def _take_interpolation(data: dict[str, Any], found: Any) -> list[str]:
 
 
 def _listed_names(names: Any) -> list[str] | None:
-    """The names of classes in the order of the labels, of a list or of {label: name}, where gaps have their number."""
+    """Class names in the order of the labels, from a list or from {label: name}; missing labels get their number."""
     if isinstance(names, dict):
         labels = {int(label): name for label, name in names.items() if str(label).isdecimal()}
         if len(labels) != len(names) or not labels or max(labels) >= JSON_LIMIT // 40:
@@ -184,7 +185,7 @@ def _is_triple(value: Any) -> bool:
 
 
 def _pair(size: Any) -> tuple[int, int] | None:
-    """Height and width of [C, H, W], [H, W], a side, or transformers' {height, width} or {shortest_edge}."""
+    """Height and width from [C, H, W], [H, W], a side, or transformers' {height, width} or {shortest_edge}."""
     if isinstance(size, dict):
         side = size.get("shortest_edge")
         size = [size.get("height", side), size.get("width", side)]
@@ -195,7 +196,7 @@ def _pair(size: Any) -> tuple[int, int] | None:
 
 
 def describe(notes: Notes, data: Any) -> list[str]:
-    """What of `notes` is taken, by the recipe's words with the values of the section `data`, and what is not."""
+    """Lines on the facts that are used, as words of a recipe with section `data`'s values, and on the others."""
     taken = [f"data.{key}={json.dumps(getattr(data, key))}" for key in notes.data]
     if notes.classes is not None:
         taken.append(f"{len(notes.classes)} names of classes")

@@ -1,7 +1,8 @@
-"""Whether the model that a file names in words is ours: what its shapes cannot say, such as rotary positions.
+"""Compares the model that a file names with the inferred one: shapes do not show everything, e.g. rotary positions.
 
-timm builds both, the model that is named and its own form of ours, on the meta device, and they are compared module by
-module. Two models with the same weights can differ in what has none: activations, epsilons, heads, pooling.
+timm builds both models, the named one and its own form of the inferred one, on the meta device, and they are compared
+module by module. Two models with the same weights can differ in parts without weights: activations, epsilons, heads,
+pooling.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,8 @@ from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import one_line
 from deit_fast.zoo import find_architecture
 
-# What says nothing of the logits in evaluation at the weights' own resolution: how the model is trained and computed,
-# and its sizes, which the weights say. A class slot is a constant added to the token (`fit_positions`).
+# Attributes that do not affect logits in evaluation at the weights' own resolution: settings of training and computing,
+# and sizes, which the weights show. A class slot is a constant that is added to the token (`fit_positions`).
 _FREE = {
     "training", "p", "drop_prob", "scale_by_keep", "inplace", "fused_attn", "grad_checkpointing", "img_size",
     "grid_size", "num_patches", "num_classes", "dynamic_img_size", "dynamic_img_pad", "strict_img_size",
@@ -27,22 +28,23 @@ _FREE = {
     "head_init_scale", "flatten", "output_fmt",
 }  # fmt: skip
 _UNUSED_IN_EVALUATION = ("Identity", "Dropout", "DropPath", "PatchDropout")
-# Sizes of model_args that make timm build as many modules: they must not be more than the file has weights for.
-_HEADS = ("head", "head_dist")  # which may be missing
-_PLACES = ("device", "dtype")  # of timm's weights, of which none are made here
+# Sizes in model_args for which timm builds as many modules: they must not exceed the number that the file has weights
+# for.
+_HEADS = ("head", "head_dist")  # may be missing
+_PLACES = ("device", "dtype")  # arguments for the weights, none of which are made here
 _COUNTS = ("depth", "num_blocks", "depth_token_only", "num_parallel")
 
 
 def training_options(tree: Mapping[Any, Any]) -> dict[str, Any]:
-    """The options of the script that wrote a training file with the dictionary `tree`; empty where it has none."""
+    """The options of the script that wrote a training file with the dictionary `tree`; empty if it has none."""
     options = tree.get("args")
     return options if isinstance(options, dict) else {}
 
 
 def named_model(notes: Notes, tree: Mapping[Any, Any]) -> tuple[str | None, dict[str, Any], str]:
-    """timm's name of the model, its arguments, and who says so: a config.json, or a training file of timm's scripts.
+    """timm's name of the model, its arguments, and their source: a config.json, or a training file of timm's scripts.
 
-    None where nobody names one; a training file may come from scripts with names of their own.
+    The name is None if there is none. A training file may also come from scripts with names of their own.
     """
     if notes.architecture is not None:
         return notes.architecture, notes.arguments, "config.json's architecture"
@@ -60,7 +62,7 @@ def named_model(notes: Notes, tree: Mapping[Any, Any]) -> tuple[str | None, dict
 def check_named_model(name: str, arguments: Mapping[str, Any], model: Model, whence: str) -> None:
     """Raises BadFileError where timm's model `name`, made with `arguments`, computes something else than `model`.
 
-    model: the section that the weights were recognised as. whence: what names the model, in words, for the message.
+    model: the section that was inferred from the weights. whence: the source of the name, in words, for the message.
     """
     entry = find_architecture(model.name)
     own = family_of(model.name).timm_model(entry, model)
@@ -74,7 +76,7 @@ def check_named_model(name: str, arguments: Mapping[str, Any], model: Model, whe
             raise BadFileError(f"{found} with {key}={count}: expected {entry.depth}, by the weights")
     try:
         theirs = _build(name.partition(".")[0], {key: arguments[key] for key in arguments if key not in _PLACES})
-    except Exception as error:  # whatever timm makes of the arguments
+    except Exception as error:  # timm may raise anything for these arguments
         reason = f"{type(error).__name__}: {one_line(error)[:100]}"
         raise BadFileError(f"{found} with arguments that timm does not take ({reason})") from None
     tanh = {"act_layer": "gelu_tanh"} if model.activation == "gelu_tanh" else {}
@@ -88,13 +90,13 @@ def _words(own: TimmModel | None, model: Model) -> str:
 
 
 def _build(name: str, arguments: dict[str, Any]) -> nn.Module:
-    """timm's model on the meta device: no weights are made, and none are read, whatever the arguments ask for."""
+    """timm's model on the meta device: no weights are made, and none are read, whatever the arguments say."""
     with torch.device("meta"):
         return timm.models.model_entrypoint(name)(pretrained=False, **arguments)
 
 
 def _differences(theirs: nn.Module, ours: nn.Module) -> Iterator[str]:
-    """In words, where two models of timm compute different things in evaluation from the same weights."""
+    """The differences, in words, because of which two timm models compute different results from the same weights."""
     left, right = dict(theirs.named_modules()), dict(ours.named_modules())
     for name in dict.fromkeys([*left, *right]):
         one, other = left.get(name), right.get(name)
@@ -119,7 +121,7 @@ def _kind(module: nn.Module | None) -> str:
 
 
 def _values(module: nn.Module) -> dict[str, Any]:
-    """The plain attributes of a module by which its forward pass may differ."""
+    """The plain attributes of a module that may affect its forward pass."""
     return {
         key: value
         for key, value in vars(module).items()

@@ -1,6 +1,7 @@
-"""Any checkpoint as weights with timm's names: what a file is, its content says, never its name.
+"""Loads any checkpoint as weights with timm's names. The content of a file decides its format, never its name.
 
-A file is recognised twice: its first bytes by a container of formats/, its tensors' names by a codebase of names/.
+A file is recognised in two steps: its first bytes by a container of formats/, its tensors' names by a codebase of
+names/.
 """
 
 import contextlib
@@ -35,43 +36,44 @@ from deit_fast.zoo import find_family
 
 T = TypeVar("T", Container, Codebase)
 
-_START = 9  # bytes of a file that its refusal shows
-_PICKLES = 1 << 26  # bytes of a file among which its pickle is looked at once more
-# What parsers of damaged bytes raise, here and in zipfile, msgpack and pickletools.
+_START = 9  # bytes of a file that the message of a refusal shows
+_PICKLES = 1 << 26  # bytes at a file's start that are searched again for its pickle
+# Errors that parsers raise for damaged bytes, here and in zipfile, msgpack and pickletools.
 _DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, struct.error,
            zipfile.BadZipFile, NotImplementedError, RecursionError, MemoryError, RuntimeError)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A model's weights and the recipe they were trained with; of a foreign file, one made up around its model."""
+    """A model's weights and the recipe of their training; a foreign file gets a recipe made for its model."""
 
     tensors: dict[str, Tensor]
-    """By timm's names, on the CPU, each of its weight's shape [...]."""
+    """By timm's names, on the CPU, each with its weight's shape [...]."""
     recipe: Recipe
     classes: list[str] | None
-    """Names of the head's classes, where the file has them."""
+    """Names of the head's classes, if the file has them."""
     source: str = "deit_fast"
-    """Whose format the file is."""
+    """The file's format."""
     file: Path | None = None
-    """Where they are from, for messages."""
+    """The weights' place, for messages."""
     data: Mapping[str, Any] = field(default_factory=dict)
-    """What a .pt of deit_fast's says of its images, by split, as Identity.from_plain takes it."""
+    """The identities of its images in a .pt file of deit_fast, by split, for Identity.from_plain."""
     said: tuple[str, ...] = ()
-    """Lines for the user: what was taken from the words beside the weights, and what was not."""
+    """Lines for the user about the facts from the text beside the weights: those that are used and those that are
+    not."""
 
     def say(self) -> list[str]:
-        """`said`, each with the file's name before it."""
+        """`said`, each line preceded by the file's name."""
         return [f"{self.file}: {line}" for line in self.said]
 
 
 def load_weights(path: Path, ema: bool = False) -> Weights:
-    """Weights of a checkpoint in any known format, on the CPU; `ema` takes the moving average.
+    """Weights of a checkpoint in any known format, on the CPU. ema: takes the moving average.
 
     The formats are deit_fast's own (.pt and .safetensors) and those of the codebases in names/, in the containers of
-    formats/. No file's code is run. A foreign file gets a recipe whose model section (and published crop ratio) is
-    inferred from the tensors; its other values are defaults, so that it can be evaluated, exported and trained from.
-    Raises RunError, one line, for a missing, unknown, damaged or malicious file.
+    formats/. No code in a file is run. A foreign file gets a recipe: its model section (and published crop ratio) is
+    inferred from the tensors, and other values are defaults. The weights can therefore be evaluated, exported and
+    trained from. Raises RunError, one line, for a missing, unknown, damaged or malicious file.
     """
     with _in_one_line(path):
         file = find_weights(path)
@@ -89,7 +91,7 @@ def load_weights(path: Path, ema: bool = False) -> Weights:
 
 
 def _take_notes(weights: Weights, notes: Notes) -> Weights:
-    """Weights of our own, with what the config.json beside an exported one says since somebody changed it."""
+    """deit_fast's own exported weights, with the values in the config.json beside them, which may have been edited."""
     data = weights.recipe.data
     changed = {key: value for key, value in notes.data.items() if getattr(data, key) != value}
     classes = notes.classes if notes.classes is not None else weights.classes
@@ -101,7 +103,7 @@ def _take_notes(weights: Weights, notes: Notes) -> Weights:
 
 
 def _read_foreign(tensors: dict[str, Tensor], tree: dict[Any, Any], notes: Notes) -> Weights:
-    """Weights of another codebase, of a file with the dictionary `tree`; the model is recognised by their shapes."""
+    """Weights of another codebase, from a file with the dictionary `tree`; their shapes identify the model."""
     codebase = _choose(_codebases(), tensors)
     assert codebase is not None, "timm's takes what no other recognises"
     named = codebase.to_timm(tensors)
@@ -147,7 +149,7 @@ def _read_foreign(tensors: dict[str, Tensor], tree: dict[Any, Any], notes: Notes
 
 @contextlib.contextmanager
 def _in_one_line(path: Path) -> Iterator[None]:
-    """Whatever goes wrong with a file, as a RunError."""
+    """Raises a RunError for any error in reading a file."""
     try:
         yield
     except RunError:
@@ -174,7 +176,7 @@ def _codebases() -> dict[str, Codebase]:
 
 
 def _choose(candidates: dict[str, T], content: Any) -> T | None:
-    """The one that recognises `content`, of several the one of the highest priority. Raises BadFileError for a tie."""
+    """The one that recognises `content`, or the one of highest priority. Raises BadFileError for equal priorities."""
     found = {name: each for name, each in candidates.items() if each.recognises(content)}
     highest = max((each.priority for each in found.values()), default=0)
     names = [name for name, each in found.items() if each.priority == highest]
@@ -200,7 +202,7 @@ def _read_container(path: Path, mapped: mmap.mmap) -> dict[Any, Any]:
 
 
 def _read_own(tree: dict[Any, Any], ema: bool, size: int, path: Path) -> Weights:
-    """A checkpoint of deit_fast's, of a file of `size` bytes: its recipe says what its weights are."""
+    """A checkpoint of deit_fast, from a file of `size` bytes: its recipe describes the weights."""
     if wrong := refuse_format(tree.get("format")):
         raise BadFileError(wrong)
     if ema and "ema" not in tree:
@@ -212,12 +214,12 @@ def _read_own(tree: dict[Any, Any], ema: bool, size: int, path: Path) -> Weights
     tensors = read_tensors(state, size)
     try:
         recipe = parse_recipe(words, source=str(path))
-    except RecipeError as error:  # which names the file
+    except RecipeError as error:  # its message names the file
         raise RunError(str(error)) from None
     check_declared(recipe.model, tensors)
     return Weights(tensors, recipe, classes, data=check_plain(tree.get("data")) or {})
 
 
 def _is_known(tensors: dict[str, Tensor]) -> bool:
-    """Whether a codebase has these names; timm's takes any."""
+    """Whether a codebase other than timm's, which accepts any names, has these names."""
     return any(each.recognises(tensors) for each in _codebases().values() if each.priority >= 0)

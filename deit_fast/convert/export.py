@@ -1,4 +1,4 @@
-"""`deit-fast convert`: a checkpoint of any known format in another one, read back and compared with the original."""
+"""`deit-fast convert`: writes a checkpoint in another format, reads it back and compares the logits."""
 
 import functools
 import math
@@ -17,8 +17,8 @@ from deit_fast.convert.pretrained import open_weights
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import RunError, suggest
 
-CHECK_BATCH = 3  # not the batch of a program's example, which is 2
-_FOLDER = "timm"  # what a destination without an ending is
+CHECK_BATCH = 3  # unlike the batch of a program's example, which is 2
+_FOLDER = "timm"  # format of a destination without a suffix
 
 
 @dataclass(frozen=True)
@@ -27,29 +27,29 @@ class Exported:
 
     path: Path
     format: str
-    """Name of the format written, as --format takes it."""
+    """Name of the written format, for --format."""
     source: str
-    """Format of the checkpoint it was made from."""
+    """Format of the checkpoint that was read."""
     changes: list[Change]
-    """What loading it into the model changed."""
+    """Changes at loading the checkpoint into the model."""
     difference: float
-    """Largest absolute difference of logits between the original and what was written, on random images."""
+    """Largest absolute difference of logits between the original and the written model, on random images."""
     notes: list[str]
-    """Lines for the user: what the format has no place for."""
+    """Lines for the user about facts that the format cannot hold."""
     said: list[str]
-    """Lines for the user: what the checkpoint was read as, and what was taken from the words beside its weights."""
+    """Lines for the user about how the checkpoint was read, and about facts from the text beside its weights."""
 
 
 @functools.cache
 def _exports() -> dict[str, Export]:
-    """The formats by their names, in alphabetical order: those of codebases, and programs."""
+    """The formats by name, in alphabetical order: those of codebases, and programs."""
     packages = ("deit_fast.convert.formats", "deit_fast.convert.names")
     found = {each.name: each for package in packages for each in discover(package, "EXPORT", Export).values()}
     return dict(sorted(found.items()))
 
 
 def choose_format(destination: Path, name: str | None) -> Export:
-    """The format of a destination, by its ending or by `name`. Raises RunError for one that is not known."""
+    """The format for a destination, by its suffix or by `name`. Raises RunError for an unknown one."""
     if name is not None:
         if name not in _exports():
             raise RunError(f"--format {name}: expected one of {', '.join(_exports())}{suggest(name, _exports())}")
@@ -67,10 +67,10 @@ def choose_format(destination: Path, name: str | None) -> Export:
 def export_checkpoint(
     source: str | Path, destination: Path, format: str | None = None, overrides: Iterable[str] = (), ema: bool = False
 ) -> Exported:
-    """Writes the weights of `source`, which is whatever `open_weights` takes, to `destination` and reads them back.
+    """Writes the weights of `source`, anything that `open_weights` takes, to `destination`, and reads them back.
 
-    The formats are the `EXPORT`s of names/ and formats/; `format` is the name of one, else the destination's ending
-    says which. Overrides change the model first, for example model.image_size=384. Raises RecipeError or RunError.
+    format: name of an `EXPORT` of names/ or formats/; by default the destination's suffix decides. overrides: words
+    that change the model first, for example model.image_size=384. Raises RecipeError or RunError.
     """
     export = choose_format(destination, format)
     weights = open_weights(source, ema)
@@ -93,6 +93,6 @@ def export_checkpoint(
 
 
 def _load(path: Path) -> nn.Module:
-    """The model that `path` itself describes."""
+    """The model that the checkpoint at `path` describes."""
     weights = load_weights(path)
     return build_initialised(weights.recipe.model, weights)[0].eval()

@@ -1,4 +1,4 @@
-"""Weights fitted to a model of another resolution, token layout or class count, with a row for each change."""
+"""Fits weights to a model with another resolution, token layout or number of classes, with a row for each change."""
 
 import math
 from typing import Any, NamedTuple
@@ -17,36 +17,36 @@ from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.table import plain_table
 from deit_fast.zoo import find_architecture
 
-# Weights that `load_fitted` makes fit, by the first part of their names.
+# Weights that `load_fitted` can fit, by the first part of their names.
 _FITTED = ("pos_embed", "dist_token", "head", "head_dist")
 
 
 class Change(NamedTuple):
-    """One thing that differs between a checkpoint and the model it was loaded into."""
+    """A difference between a checkpoint and the model into which it was loaded."""
 
     weight: str
     """Name of the weight, or of the head."""
     done: str
-    """resampled, mapped, folded, padded, dropped, computed or initialised."""
+    """The kind of change: resampled, mapped, folded, padded, dropped, computed or initialised."""
     found: str
-    """What the checkpoint has, in words."""
+    """The checkpoint's state, in words."""
     now: str
-    """What the model has, in words."""
+    """The model's state, in words."""
 
     def __str__(self) -> str:
         return f"{self.weight}: {self.done}, {self.found} -> {self.now}"
 
 
 def format_changes(changes: list[Change]) -> list[str]:
-    """The rows as lines of a table for the user; none where nothing changed."""
+    """The changes as lines of a table for the user; empty without changes."""
     return plain_table(changes)
 
 
 def resample_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Position embeddings [1, H x W, D] on another grid: bicubic in fp32, as facebookresearch/deit main.py does it.
+    """Position embeddings [1, H x W, D] on another grid: bicubic in fp32, as in facebookresearch/deit main.py.
 
-    timm's resampling antialiases, which in torch is another bicubic kernel (a = -0.5 instead of -0.75) even where the
-    grid grows: 8 x 8 to 12 x 12 of a random embedding (std 0.02) differs by up to 0.007.
+    timm's resampling is antialiased. In torch that is another bicubic kernel (a = -0.5 instead of -0.75), even where
+    the grid grows: from 8 x 8 to 12 x 12, a random embedding (std 0.02) differs by up to 0.007.
     """
     image = positions.float().reshape(1, *old, -1).permute(0, 3, 1, 2)
     resampled = F.interpolate(image, new, mode="bicubic", align_corners=False)
@@ -57,7 +57,7 @@ def fit_distillation(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list
     """Drops the distillation token and head where the model has none; initialises them where the weights have none.
 
     tensors, own: the weights, changed in place, and the model's state dict. The token is [1, 1, D]; its slot in
-    pos_embed [1, slots + N, D] goes and comes with it. Returns a row for each change.
+    pos_embed [1, slots + N, D] is dropped or added with it. Returns a row for each change.
     """
     names = ("dist_token", "head_dist.weight", "head_dist.bias")
     changes = []
@@ -115,9 +115,9 @@ def fit_positions(
 
 
 def fix_positions(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list[Change]:
-    """Puts the model's own fixed sines and cosines [1, N, D] in the place of whatever positions the weights have.
+    """Replaces any positions of the weights by the model's own fixed sines and cosines [1, N, D].
 
-    tensors, own: the weights, changed in place, and the model's state dict. Returns a row where the two differed.
+    tensors, own: the weights, changed in place, and the model's state dict. Returns a row if the two differed.
     """
     found, tensors["pos_embed"] = tensors.get("pos_embed"), own["pos_embed"]
     if (
@@ -134,7 +134,7 @@ def _has_slots(positions: Tensor, slots: int) -> bool:
 
 
 def _split(positions: int, token: int, distilled: bool, grid: tuple[int, int] | None) -> tuple[int, tuple[int, int]]:
-    """How many of the positions are tokens', and the grid of the others."""
+    """The number of positions for tokens, and the grid of the other positions."""
     for slots in (token + 1, 0) if distilled else (token, 0):
         patches = positions - slots
         side = math.isqrt(max(patches, 0))
@@ -146,10 +146,10 @@ def _split(positions: int, token: int, distilled: bool, grid: tuple[int, int] | 
 
 
 def fit_head(name: str, tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list[Change]:
-    """Fits the head `name`, weight [K, D] and bias [K], to the model's classes, and returns a row where it changed.
+    """Fits the head `name`, weight [K, D] and bias [K], to the model's classes; returns a row if it changed.
 
-    A head of ImageNet-21k is cut down where the model's is ImageNet-1k's. Any other gives way to the model's initial
-    one. tensors, own: the weights, changed in place, and the model's state dict.
+    A head of ImageNet-21k is cut down if the model's is ImageNet-1k's. Any other head is replaced by the model's
+    initial one. tensors, own: the weights, changed in place, and the model's state dict.
     """
     weight, bias = f"{name}.weight", f"{name}.bias"
     if weight not in own or bias not in own:
@@ -167,12 +167,13 @@ def fit_head(name: str, tensors: dict[str, Tensor], own: dict[str, Tensor]) -> l
 
 
 def load_fitted(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, int] | None = None) -> list[Change]:
-    """Loads `tensors`, with timm's names, into a model of another resolution, token layout or class count.
+    """Loads `tensors`, with timm's names, into a model with another resolution, token layout or number of classes.
 
-    Returns a row for all that differed: positions resampled (from a square, or from `grid`), a class slot moved, a
-    distillation head dropped or initialised, a head of ImageNet-21k cut down to 1k or one of other classes initialised.
+    Returns a row for each difference: positions resampled (from a square, or from `grid`), a class slot moved, a
+    distillation head dropped or initialised, a head of ImageNet-21k cut down to 1k, or a head of other classes
+    initialised.
 
-    pos_embed is [1, slots + N, D], a head [K, D]; every other weight has to be there, and of the model's shape. grid:
+    pos_embed is [1, slots + N, D], a head [K, D]. Every other weight has to be present with the model's shape. grid:
     (H, W) of the tensors, in patches. Raises RunError for weights of another architecture.
     """
     tensors, own = dict(tensors), model.state_dict()
@@ -190,10 +191,10 @@ def load_fitted(model: nn.Module, tensors: dict[str, Tensor], grid: tuple[int, i
 
 
 def build_initialised(section: Model, weights: Weights, seed: int | None = None) -> tuple[ImageModel, list[Change]]:
-    """The model of `section` with `weights`, on the CPU, and a row for each thing that `load_fitted` changed.
+    """The model of `section` with `weights`, on the CPU, and a row for each change that `load_fitted` made.
 
-    seed: of what the weights lack, as `build_model` takes it.
-    Shapes are compared before the model is built, so that a small file cannot ask for a large one. Raises RunError.
+    seed: for weights that are missing, as in `build_model`. Shapes are compared before the model is built, so that a
+    small file cannot cause a large allocation. Raises RunError.
     """
     own = weights.recipe.model
     side = own.image_size // find_architecture(own.name).patch_size
@@ -207,7 +208,7 @@ def build_initialised(section: Model, weights: Weights, seed: int | None = None)
 
 
 def need_head(weights: Weights, recipe: Recipe) -> None:
-    """Raises RunError where the weights have no head, and `recipe`, theirs with words, has no number of classes."""
+    """Raises RunError where the weights have no head, and `recipe` (theirs, with words) no number of classes."""
     if weights.recipe.model.num_classes is None and recipe.model.num_classes is None:
         raise RunError(
             f"{weights.file}: the file has no head: expected one with a head; --init trains one, and "
@@ -216,7 +217,7 @@ def need_head(weights: Weights, recipe: Recipe) -> None:
 
 
 def _check_shapes(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Raises RunError where `tensors` are not those of a model with the state dict `own`."""
+    """Raises RunError where `tensors` do not fit a model with the state dict `own`."""
     wrong = differences(tensors, own)
     fixed = [family.one_resolution for family in families().values() if family.one_resolution]
     if wrong and any(all(part in each for each in wrong) for part in fixed):

@@ -1,4 +1,4 @@
-"""Where the weights are: a file itself, the folder of a model or of a run."""
+"""Finds the weights: a file itself, or those in a model's or a run's folder."""
 
 import re
 from collections.abc import Iterable
@@ -7,17 +7,17 @@ from pathlib import Path
 from deit_fast.convert.formats.lazy_tensor import BadFileError
 
 CONFIG = "config.json"
-"""What timm and transformers call a model's description, beside its weights."""
+"""File name of a model's description beside its weights, in timm and transformers."""
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""What timm and transformers call the weights in a model's folder, the one that they take first."""
+"""File names of the weights in a model's folder, in timm and transformers; the first existing one is used."""
 RUN_FILES = ("best.pt", "last.pt")
-"""Checkpoints of a run folder, the one that is taken first."""
+"""Checkpoints in a run's folder; the first existing one is used."""
 CHECKPOINTS = "checkpoints"
-"""The folder of a run that has them."""
+"""The subfolder of a run that holds them."""
 
 
 def find_weights(path: Path) -> Path:
-    """`path` itself, or the weights in it: of a model's folder, or of a run's folder its best, else last checkpoint.
+    """`path` itself; or in a model's folder its weights, in a run's folder its best, else its last checkpoint.
 
     Raises BadFileError for any other folder.
     """
@@ -41,9 +41,9 @@ def find_weights(path: Path) -> Path:
 
 
 def newest_run(uri: str, folders: Iterable[str]) -> str:
-    """The newest run of those that the store has at `uri`, by the names of the folders there.
+    """The newest of the runs that the store has at `uri`, by the names of the folders there.
 
-    One that starts over in a store is kept below URI/later-N, since nothing can be renamed there.
+    A run that starts over in a store is kept below URI/later-N, since nothing can be renamed there.
     """
     later = [int(found[1]) for name in folders if (found := re.fullmatch(r"later-(\d+)", name))]
     return f"{uri}/later-{max(later)}" if later else uri

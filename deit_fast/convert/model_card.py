@@ -1,4 +1,4 @@
-"""The README.md of a published model: metadata that model hubs index, how it is used, and what it was trained by."""
+"""The README.md of a published model: metadata for model hubs, how to use the model, and how it was trained."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from deit_fast.recipe.schema import Recipe
 from deit_fast.zoo import find_architecture
 
-_NAMED_CLASSES = 50  # more are in config.json alone
+_NAMED_CLASSES = 50  # a model with more has them in config.json only
 
 
 def model_card(
@@ -18,10 +18,10 @@ def model_card(
     place: str = "local-dir:FOLDER",
     scores: Mapping[str, Any] | None = None,
 ) -> str:
-    """Markdown with metadata in front, for the folder that `timm.create_model(PLACE, pretrained=True)` loads.
+    """Markdown, preceded by metadata, for the folder that `timm.create_model(PLACE, pretrained=True)` loads.
 
-    place: as timm names it, hf-hub:OWNER/NAME or local-dir:FOLDER. scores: a run's result, with top1 and top5 in
-    percent; without one the card has no scores.
+    place: in timm's form, hf-hub:OWNER/NAME or local-dir:FOLDER. scores: a run's result, with top1 and top5 in percent;
+    without them the card has no scores.
     """
     model, data = recipe.model, recipe.data
     size, classified = model.image_size, model.classes

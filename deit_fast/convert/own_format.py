@@ -1,7 +1,8 @@
-"""The number of the format of deit_fast's own checkpoints, and what to do about a file of another one.
+"""The format number of deit_fast's own checkpoints, and the message about a file with another number.
 
-It goes up where a version can no longer go on from what an earlier one wrote. A new key that a checkpoint may lack, and
-whose absence has a meaning, changes no format. tests/checkpoint/stored has a small checkpoint of each number.
+The number increases when a version can no longer resume from the checkpoints of an earlier version. A new key that a
+checkpoint may lack, with a meaning for its absence, does not change it. tests/checkpoint/stored has a small checkpoint
+of each number.
 """
 
 FORMAT = 1
@@ -13,7 +14,7 @@ ADVICE = (
 
 
 def refuse_format(found: object) -> str:
-    """What is wrong with a checkpoint whose "format" is `found`, and what to do; empty where nothing is."""
+    """What is wrong with a checkpoint whose "format" is `found`, and what to do; "" if nothing is wrong."""
     if found == FORMAT and not isinstance(found, bool):
         return ""
     if not isinstance(found, int) or isinstance(found, bool):

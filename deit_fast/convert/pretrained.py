@@ -1,8 +1,8 @@
-"""Weights that are not on this machine: published ones by name, and any by URI; fetched once, checked, then kept.
+"""Weights from outside this machine: published ones by name, and others by URI; fetched once, checked and cached.
 
-Published weights are kept as CACHE/weights/FILE, where a person may put them too, and `WEIGHTS` names a mirror or a
-folder of such files. What comes from elsewhere is kept under its version, and the Hub's models in the Hub's own cache.
-No file enters the cache before its hash, where one is published, and its content have been looked at.
+Published weights are cached as CACHE/weights/FILE, where users may put them too; `WEIGHTS` names a mirror or a folder
+of such files. Other objects are cached under their version, and the Hub's models in the Hub's own cache. A file enters
+the cache only after its content was checked, and its hash too if one is published.
 """
 
 import os
@@ -38,12 +38,12 @@ from deit_fast.zoo import Published, check_given, published_hash, published_row
 T = TypeVar("T")
 
 WEIGHTS = "DEIT_FAST_WEIGHTS"
-"""The environment variable with the URI below which published weights are to be had, or their folder."""
-_CONNECT_SECONDS = 5.0  # that a first connection may fail: without a network, it fails for ever
+"""The environment variable with the base URI, or the folder, of published weights."""
+_CONNECT_SECONDS = 5.0  # retries of a first connection end after this: without a network it will not succeed
 
 
 def open_weights(given: str | Path, ema: bool = False) -> Weights:
-    """`load_weights` of whatever a user may give: a file, a folder, a URI, the name of published weights.
+    """`load_weights` of anything that a user may name: a file, a folder, a URI, the name of published weights.
 
     Published weights have to be of their entry's architecture and resolution. Raises RunError or RecipeError.
     """
@@ -52,9 +52,9 @@ def open_weights(given: str | Path, ema: bool = False) -> Weights:
 
 
 def fetch_weights(given: str | Path, any_model: bool = False) -> Path:
-    """The path itself, or the file or folder with what a name or a URI stands for, on this machine.
+    """The path itself; or for a name or a URI, the fetched file or folder on this machine.
 
-    any_model: whether a URI may have weights of a model that is none of ours. Raises RunError, for a file too whose
+    any_model: whether a URI may hold weights of a model that is not in the zoo. Raises RunError, also for a file whose
     SHA-256 does not begin as its name says; StorageError where a network or a store goes on failing.
     """
     check_given(given)
@@ -75,7 +75,7 @@ def fetch_weights(given: str | Path, any_model: bool = False) -> Path:
 
 
 def describe_origin(given: str | Path, weights: Weights) -> dict[str, str]:
-    """What a run keeps of the weights that it began with: name or place, address if any, and the file's SHA-256."""
+    """The facts that a run keeps about its initial weights: name or place, address if any, and the file's SHA-256."""
     found = {"weights": name_origin(given)}
     if row := published_row(given):
         found["address"] = str(row.weights)
@@ -85,7 +85,7 @@ def describe_origin(given: str | Path, weights: Weights) -> dict[str, str]:
 
 
 def name_origin(given: str | Path) -> str:
-    """What a user gave, as a name that is the same for all names of the same weights, and without a signature."""
+    """The user's name for weights in a form that is equal for all names of the same weights; without a signature."""
     row = published_row(given)
     return without_query(str(given)) if row is None else str(row.weights_name)
 
@@ -128,18 +128,18 @@ def _fetch_single(uri: str, any_model: bool) -> Path:
         raise StorageError(
             f"{without_query(uri)}: not in the cache; no network ({error.__cause__}): give the path of a copy"
         ) from None
-    # A web server may answer with a page to log in; what is in a store, somebody put there.
+    # A web server may answer with a login page, so its files are checked. Objects in a store were put there on purpose.
     unseen = any_model or not is_web(uri)
     return fetch(found, None, found.name, lambda path: _accept(path, without_query(uri), any_model=unseen))
 
 
 def _fetch_repository(place: HubPlace, any_model: bool) -> Path:
-    """A file of a model repository of the Hub, or its folder with the weights and with what describes them."""
+    """A file in a Hub model repository; or a folder with the weights and the files that describe them."""
     if place.path:
         try:
             return fetch_from_hub(place)
         except MissingError:
-            if Path(place.path).suffix:  # which folders have not
+            if Path(place.path).suffix:  # folders have no suffix
                 raise
     below = f"{place.path}/" if place.path else ""
     runs = [f"{name}" if place.path.endswith(CHECKPOINTS) else f"{CHECKPOINTS}/{name}" for name in RUN_FILES]
@@ -152,12 +152,12 @@ def _fetch_repository(place: HubPlace, any_model: bool) -> Path:
         if name != CONFIG:
             return path.parent if described and name in WEIGHT_FILES and not any_model else path
         described = True
-        place = place._replace(revision=path.parents[below.count("/")].name)  # what follows is of the same commit
+        place = place._replace(revision=path.parents[below.count("/")].name)  # later files are from the same commit
     raise RunError(f"{place}: expected a file of weights, or a folder with {' or '.join(WEIGHT_FILES)}")
 
 
 def _without_network_soon(action: Callable[[], T], name: str) -> T:
-    """The action's result. Without a network it takes seconds to say so, and not the minute of a store that is busy."""
+    """The action's result. Without a network the action fails in seconds, not after the minute for a busy store."""
     try:
         return patiently(action, name, _CONNECT_SECONDS)
     except StorageError as error:
@@ -171,7 +171,7 @@ def _no_network(error: RunError) -> bool:
 
 
 def _newest_copy(uri: str) -> Path | None:
-    """The copy of the object that was fetched last, whatever its version; None where a query says which it is."""
+    """The last fetched copy of the object, of any version; None where a query names the version."""
     place = local_place(uri)
     if "?" in uri:
         return None
@@ -180,7 +180,7 @@ def _newest_copy(uri: str) -> Path | None:
 
 
 def _accept(path: Path, address: str, row: Published | None = None, any_model: bool = False) -> None:
-    """Raises RunError, which names the address, where the file fetched from there is not what it should be."""
+    """Raises RunError, with the address, where the file fetched from there is not the expected one."""
     try:
         _checked(path, address.rpartition("/")[2])
         if not any_model:
@@ -192,7 +192,7 @@ def _accept(path: Path, address: str, row: Published | None = None, any_model: b
 
 
 def _checked(path: Path, name: str | None = None) -> Path:
-    """The path; raises RunError where the SHA-256 of its content does not begin as its `name` says."""
+    """The path. Raises RunError where the SHA-256 of the file does not begin as its `name` says."""
     expected = published_hash(name or path.name)
     if expected and not (found := hash_file(path)).startswith(expected):
         raise RunError(
@@ -202,7 +202,7 @@ def _checked(path: Path, name: str | None = None) -> Path:
 
 
 def _as_published(weights: Weights, row: Published) -> Weights:
-    """The weights, with the row's resolution where their shapes do not tell it. Raises RunError for another model."""
+    """The weights, with the row's resolution if their shapes do not show it. Raises RunError for another model."""
     model = weights.recipe.model
     expected = f"expected {row.name} at {row.resolution} px, as {row.weights_name} is"
     if model.name != row.name:

@@ -1,4 +1,4 @@
-"""`deit-fast push`: a checkpoint as a model of the Hugging Face Hub, in timm's layout, through huggingface_hub."""
+"""`deit-fast push`: publishes a checkpoint on the Hugging Face Hub in timm's layout, through huggingface_hub."""
 
 import json
 import tempfile
@@ -16,12 +16,12 @@ HUB = "hf://"
 def push_checkpoint(
     source: str | Path, repository: str, ema: bool = False, private: bool = False
 ) -> tuple[str, Exported]:
-    """Uploads model.safetensors, config.json and README.md; returns the page's address and what was written.
+    """Uploads model.safetensors, config.json and README.md; returns the page's address and the export's result.
 
-    source: what `open_weights` takes, or a run's folder, whose scores then stand in the model card. repository:
-    OWNER/NAME, made where it is missing; `private` is for one that is made. Token and endpoint are those of
-    huggingface_hub (hf auth login, HF_TOKEN, HF_ENDPOINT). Raises RunError for a name, a token or a network that does
-    not serve, and what export_checkpoint raises.
+    source: anything that `open_weights` takes, or a run's folder, whose scores then appear in the model card.
+    repository: OWNER/NAME, which is created if it is missing. private: whether a created repository is private. Token
+    and endpoint are those of huggingface_hub (hf auth login, HF_TOKEN, HF_ENDPOINT). Raises RunError for an invalid
+    name, a refused token or a failing network, and what export_checkpoint raises.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalTokenNotFoundError
@@ -45,13 +45,13 @@ def push_checkpoint(
             status = error.response.status_code
             hint = ": expected a token that may write there (hf auth login)" if status in (401, 403) else ""
             raise RunError(f"{repository}: the Hub answered {status}{hint or f' ({one_line(error)[:200]})'}") from None
-        except (HTTPError, OSError) as error:  # of the library below huggingface_hub, which has changed twice
+        except (HTTPError, OSError) as error:  # huggingface_hub has changed its HTTP library twice
             raise RunError(f"{repository}: the Hub could not be reached ({one_line(error)[:200]})") from None
         return hub.endpoint + "/" + name, written
 
 
 def read_scores(source: Path) -> dict[str, Any] | None:
-    """The result of the run whose folder, or whose checkpoint, `source` is; None where there is none."""
+    """The result of the run to which `source`, a folder or a checkpoint, belongs; None where there is none."""
     run = source if source.is_dir() else source.parent.parent
     try:
         content = json.loads((run / "result.json").read_text(encoding="utf-8"))

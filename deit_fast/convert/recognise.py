@@ -1,4 +1,4 @@
-"""The model section that weights with timm's names belong to: found from their shapes, or compared with them."""
+"""The model section of weights with timm's names: inferred from their shapes, or compared with them."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -17,9 +17,9 @@ _RANKS = {"pos_embed": 3, "cls_token": 3, "head.weight": 2, "head.bias": 1}
 
 
 def recognise(tensors: dict[str, Tensor]) -> tuple[str, ModelFamily]:
-    """The family that recognises a state dict, tensors of each weight's shape [...] by name, and its name.
+    """The family that recognises a state dict (tensors of each weight's shape [...] by name), preceded by its name.
 
-    Raises BadFileError where no family does, or where a weight that they read has another number of dimensions.
+    Raises BadFileError where no family does, or where a weight that the family reads has a wrong number of dimensions.
     """
     for name, rank in _RANKS.items():
         if name in tensors and tensors[name].ndim != rank:
@@ -63,7 +63,7 @@ def _find_name(family: str, sizes: Sizes) -> str:
         for name, entry in ARCHITECTURES.items()
         if find_family(name) is FAMILIES[family] and all(getattr(entry, key) == sizes.entry[key] for key in sizes.entry)
     ]
-    # LayerScale can be left out of any model, but some have an entry without it.
+    # LayerScale can be left out of any model, but some models have an entry without it.
     found.sort(key=lambda name: (ARCHITECTURES[name].layer_scale is not None) != sizes.layer_scale)
     if found:
         return found[0]
@@ -72,9 +72,10 @@ def _find_name(family: str, sizes: Sizes) -> str:
 
 
 def declared_grid(tensors: Mapping[str, Tensor], size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Height and width in patches of images of `size` px, where the weights have a position for each of them.
+    """The grid of patches for images of `size` px, if the weights have a position for each patch.
 
-    None where they have another number, whatever the words beside them say: a model is often resized after them.
+    None if they have another number of positions, whatever the text beside them says: models are often resized
+    afterwards.
     """
     patches = tensors.get("patch_embed.proj.weight", tensors.get("stem.proj.weight"))
     if size is None or patches is None or patches.ndim != 4 or 0 in patches.shape:
@@ -90,9 +91,9 @@ def declared_grid(tensors: Mapping[str, Tensor], size: tuple[int, int] | None) -
 
 
 def check_inferred(model: Model, tensors: dict[str, Tensor]) -> None:
-    """Raises BadFileError where tensors, each of its weight's shape [...], are more than their model has a place for.
+    """Raises BadFileError where tensors (each with its weight's shape [...]) include some that their model lacks.
 
-    model: as `infer_model` recognised it. What is missing or of another shape is judged where it is loaded.
+    model: from `infer_model`. Missing tensors and tensors of another shape are reported when the weights are loaded.
     """
     own = describe_weights(model.model_copy(update={"num_classes": model.num_classes or 1}))
     if wrong := differences({name: tensors[name] for name in tensors if name not in own}, {}):
@@ -103,16 +104,16 @@ def check_inferred(model: Model, tensors: dict[str, Tensor]) -> None:
 
 
 def check_declared(model: Model, tensors: dict[str, Tensor]) -> None:
-    """Raises BadFileError where tensors are not those of the model section that their file has.
+    """Raises BadFileError where tensors do not fit the model section in their file.
 
-    tensors: by timm's names, each of its weight's shape [...]. No memory is used for the section's model, which a small
-    file could make as large as it likes.
+    tensors: by timm's names, each with its weight's shape [...]. The section's model takes no memory: a small file
+    could describe a model of any size.
     """
     try:
         own = describe_weights(model)
     except RecipeError as error:
         raise BadFileError(str(error)) from None
-    except (RuntimeError, OverflowError, TypeError):  # torch's, for sizes beyond 64 bits
+    except (RuntimeError, OverflowError, TypeError):  # torch's errors for sizes beyond 64 bits
         raise BadFileError(f"has model.image_size={model.image_size}, model.num_classes={model.num_classes}: expected "
                            "those of a model that can be built") from None  # fmt: skip
     if wrong := differences(tensors, own):
@@ -123,9 +124,9 @@ def check_declared(model: Model, tensors: dict[str, Tensor]) -> None:
 
 
 def describe_weights(model: Model) -> dict[str, Tensor]:
-    """The state dict of a section's model on the meta device: each weight's type and shape [...], without its elements.
+    """The state dict of a section's model on the meta device: each weight's type and shape [...], without elements.
 
-    Raises RecipeError where the model cannot be built; torch raises RuntimeError, OverflowError or TypeError for sizes
+    Raises RecipeError where the model cannot be built. torch raises RuntimeError, OverflowError or TypeError for sizes
     beyond 64 bits.
     """
     with torch.device("meta"):
@@ -133,9 +134,9 @@ def describe_weights(model: Model) -> dict[str, Tensor]:
 
 
 def differences(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """The weights, in words, of which `tensors` are not those of a model with the state dict `own`.
+    """The differences, in words, between `tensors` and the state dict `own` of a model.
 
-    A line for each name that one of them lacks, or that has another shape [...] in each; sorted by name.
+    There is a line for each name that is missing in one of them or has different shapes [...]; sorted by name.
     """
     return sorted(
         f"{name} {list(tensors[name].shape) if name in tensors else 'missing'}, expected "

@@ -1,4 +1,4 @@
-"""The weights in what others put around them: the other contents of a training file, and the prefixes of wrappers."""
+"""Extracts weights from their wrappers: other contents of a training file, and prefixes of names."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -10,17 +10,17 @@ from deit_fast.convert.formats.constructors import OrderedDict
 from deit_fast.convert.formats.lazy_tensor import BadFileError, LazyTensor
 from deit_fast.convert.names import Codebase
 
-# What torch puts into names: DistributedDataParallel and averages, torch.compile, FSDP, recomputed activations.
+# Parts of names that torch adds: DistributedDataParallel and averages, torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_COUNTERS = ("n_averaged", "steps")  # of torch's and of mmengine's AveragedModel, whose weights are module.*
-_ROTARY = re.compile(r"(.*\.)?(rope|rotary)\w*", re.IGNORECASE)  # what timm and others call rotary positions
+_COUNTERS = ("n_averaged", "steps")  # of torch's and mmengine's AveragedModel, whose weights are module.*
+_ROTARY = re.compile(r"(.*\.)?(rope|rotary)\w*", re.IGNORECASE)  # names of rotary positions in timm and elsewhere
 _PATCHES = "patch_embed.proj.weight"
 
 
 def select_weights(tree: dict[Any, Any], codebases: Iterable[Codebase], ema: bool) -> Mapping[Any, Any]:
-    """The weights in a training file, by the keys of the codebases, or else the only state dict; or the whole of it.
+    """The weights in a training file: by the codebases' keys, else its only state dict, else the whole file.
 
-    ema: the moving average. Raises BadFileError where there is none, and where there are several state dicts.
+    ema: takes the moving average. Raises BadFileError where there is none, and where there are several state dicts.
     """
     if ema:
         for each in codebases:
@@ -48,17 +48,17 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def check_modules(state: Mapping[Any, Any]) -> None:
-    """Raises BadFileError where a module's state dict tells of rotary positions, which have no weights."""
+    """Raises BadFileError where a module's state dict has rotary positions, which have no weights."""
     names = state.modules if isinstance(state, OrderedDict) else ()
     if rotary := next((name for name in names if _ROTARY.fullmatch(name)), None):
         raise BadFileError(f"has the module {rotary[:80]!a}, rotary positions: expected a model without")
 
 
 def unwrap_names(tensors: dict[str, Tensor], is_known: Callable[[dict[str, Tensor]], bool]) -> dict[str, Tensor]:
-    """The tensors by the names that they have in their model, without those of wrappers and of a module around it.
+    """The tensors by their names in the model, without prefixes of wrappers and of an enclosing module.
 
-    is_known: whether a codebase has these names, so that what they have in common belongs to them. Lightning's
-    `model.` and whatever else all names begin with is taken away. Raises BadFileError for weights beside the model's.
+    is_known: whether a codebase has these names; a prefix common to all names is then part of the names. Otherwise such
+    a prefix, for example Lightning's `model.`, is removed. Raises BadFileError for weights outside the model.
     """
     names = [name for name in tensors if name not in _COUNTERS]
     if all(name.startswith("module.") for name in names):
@@ -81,7 +81,7 @@ def unwrap_names(tensors: dict[str, Tensor], is_known: Callable[[dict[str, Tenso
 
 
 def _common_prefix(names: Iterable[str]) -> str:
-    """`first.` where all names begin with it; empty where they do not, or where it is the blocks'."""
+    """`first.` where all names begin with it; "" where they do not, or where it is the prefix of the blocks."""
     firsts = {name.partition(".")[0] if "." in name else "" for name in names}
     first = firsts.pop() if len(firsts) == 1 else ""
     return f"{first}." if first and first != "blocks" else ""

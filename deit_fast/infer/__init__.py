@@ -1,5 +1,5 @@
-"""Trained models in use: evaluation, prediction, features; and the forward pass that training shares with them.
+"""Using trained models: evaluation, prediction and features; and the forward pass, which training uses as well.
 
-The forward pass: precision.py (uint8 images to fp32 logits), compile.py (torch.compile). With a data set: evaluate.py,
-whose figures metrics/ has, and report.py. With single images: images.py and predict.py. Without either: create.py.
+The forward pass: precision.py (uint8 images to fp32 logits), compile.py (torch.compile). On a data set: evaluate.py,
+whose figures are in metrics/, and report.py. On single images: images.py and predict.py. Without images: create.py.
 """

@@ -1,4 +1,4 @@
-"""torch.compile, tried out before a run relies on it: where it fails, every process goes on eagerly and one says so."""
+"""torch.compile, tried before a run relies on it: if the trial fails, all processes run eagerly and one says so."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -16,17 +16,17 @@ from deit_fast.runtime.world import World
 
 
 def wants_compile(run: Run, device: torch.device) -> bool:
-    """Whether torch.compile is tried: as run.compile says, or on GPUs alone."""
+    """Whether torch.compile is tried: as run.compile says, by default on GPUs only."""
     return run.compile == "on" or (run.compile == "auto" and device.type == "cuda")
 
 
 def compile_or_stay(module: nn.Module, attempt: Callable[[nn.Module], object], run: Run, world: World) -> nn.Module:
-    """`module` compiled, where the run wants that and `attempt` succeeds with it on every process; else as it is.
+    """`module` compiled, if the run wants that and `attempt` succeeds in every process; else `module` unchanged.
 
-    torch.compile works at the first call only, so `attempt` makes one, with the shapes that will come. All processes
-    have to call this together, and all get the same kind of module. Where it fails, the main process prints why; with
-    run.compile="on" all of them raise RunError instead. An error that is not the compiler's, such as memory that runs
-    out, is raised as it is.
+    torch.compile compiles at the first call only, so `attempt` makes one, with the shapes that will follow. All
+    processes have to call this together, and all get the same kind of module. If an attempt fails, the main process
+    prints the reason; with run.compile="on" all processes raise RunError instead. An error from outside the compiler,
+    such as memory that runs out, is raised as it is.
     """
     if not wants_compile(run, world.device):
         return module
@@ -36,12 +36,12 @@ def compile_or_stay(module: nn.Module, attempt: Callable[[nn.Module], object], r
         _attempt_compiled(attempt, compiled)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # compilers and their tools raise what they like
+    except Exception as error:  # compilers and their tools raise many kinds
         reason = f"{type(error).__name__}: {one_line(error)}"[:200]
     failed = [f"rank {rank}, {found}" if rank else found for rank, found in enumerate(world.gather(reason)) if found]
     if not failed:
         return compiled
-    torch._dynamo.reset()  # what was half compiled
+    torch._dynamo.reset()  # drops half-finished compilations
     if run.compile == "on":
         raise RunError(f"run.compile='on': expected a machine where torch.compile works ({failed[0]})")
     if world.is_main:
@@ -50,12 +50,12 @@ def compile_or_stay(module: nn.Module, attempt: Callable[[nn.Module], object], r
 
 
 def _attempt_compiled(attempt: Callable[[nn.Module], object], compiled: nn.Module) -> None:
-    """One call of the compiled module, compiled: never the eager one that torch falls back to without an error.
+    """Calls the compiled module once, and makes sure that it runs compiled: torch may fall back to eager silently.
 
-    Graphs belong to the code that they were traced from, so that models of one class in one process share a limit
-    (torch._dynamo.config.recompile_limit). Where this module meets it, the graphs of the earlier ones are dropped.
+    Graphs belong to the code from which they were traced, so models of one class in one process share a limit
+    (torch._dynamo.config.recompile_limit). If this module reaches the limit, the graphs of earlier models are dropped.
     """
-    from torch._dynamo.exc import FailOnRecompileLimitHit  # the compiler takes a second that others do not need
+    from torch._dynamo.exc import FailOnRecompileLimitHit  # importing the compiler takes a second
 
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         try:
@@ -68,12 +68,11 @@ def _attempt_compiled(attempt: Callable[[nn.Module], object], compiled: nn.Modul
 def compile_blocks(
     models: Sequence[ImageModel], recipe: Recipe, compute: Callable[[nn.Module, Tensor], Tensor], world: World
 ) -> None:
-    """Compiles each block of sharded models by itself, in place, where the run wants that and a trial succeeds.
+    """Compiles each block of sharded models by itself, in place, if the run wants that and a trial succeeds.
 
-    Between the blocks FSDP frees and gathers weights, where no graph can go through. The trial is a block of its own:
-    a process on which it failed amid a step would leave the others waiting for it. compute: a module's result for
-    tokens [B, N, D], in the type of the run.
-    Raises as `compile_or_stay`.
+    FSDP frees and gathers weights between the blocks, and no graph can include that. The trial uses a block of its own,
+    because a process on which it failed within a step would leave the others waiting. compute: a module's result for
+    tokens [B, N, D], in the type of the run. Raises what `compile_or_stay` raises.
     """
     if not wants_compile(recipe.run, world.device):
         return
@@ -94,8 +93,8 @@ def compile_blocks(
 
     if compile_or_stay(trial, attempt, recipe.run, world) is trial:
         return
-    # Training and evaluation, and each rate of stochastic depth, are graphs of their own. The limit is the process's:
-    # torch.compile takes one for a function since 2.12 only.
+    # Training, evaluation and each rate of stochastic depth need a graph each. The limit is set for the process,
+    # because torch.compile takes a limit per function only since torch 2.12.
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 4 * sum(len(model.blocks) for model in models))
     for model in models:
@@ -104,15 +103,15 @@ def compile_blocks(
 
 
 def try_gradient(objective: nn.Module, batch: tuple[Any, ...], device: torch.device) -> None:
-    """A forward and backward pass that leaves no trace: no gradients, random state and running statistics as before.
+    """Runs a forward and backward pass that changes no gradients, no random state and no running statistics.
 
-    batch: what the objective takes, on the device.
+    batch: the objective's arguments, on the device.
     """
     buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}
     with _own_random_state(device):
         try:
             loss = objective(*batch)
-            # Not backward(): it would call the hooks that DDP puts on the parameters, and fill their gradients.
+            # Not backward(), which would call the hooks that DDP puts on the parameters, and fill their gradients.
             torch.autograd.grad(loss, [p for p in objective.parameters() if p.requires_grad], allow_unused=True)
         finally:
             with torch.no_grad():
@@ -121,19 +120,19 @@ def try_gradient(objective: nn.Module, batch: tuple[Any, ...], device: torch.dev
 
 
 def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Leaves torch's generators as they were."""
+    """Restores torch's generators at its end."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [], device_type=device.type)
 
 
 class CompiledPredictor:
-    """A classifier in evaluation, compiled at its first batch or, where that fails, eager."""
+    """A classifier for evaluation: compiled at its first batch, or eager if that fails."""
 
     def __init__(self, classifier: nn.Module, run: Run, world: World) -> None:
         self._classifier, self._run, self._world = classifier, run, world
         self._chosen: nn.Module | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits [B, K] of uint8 images [B, 3, S, S]; all processes make their first call together."""
+        """Logits [B, K] of uint8 images [B, 3, S, S]. All processes make their first call together."""
         if self._chosen is None:
             self._chosen = compile_or_stay(self._classifier, lambda module: module(images), self._run, self._world)
         return cast(Tensor, self._chosen(images))

@@ -1,4 +1,4 @@
-"""`create_model`: models by name, as timm's users make them, with or without the weights of a checkpoint."""
+"""`create_model`: models by name, for users of timm's function, with or without the weights of a checkpoint."""
 
 import warnings
 from pathlib import Path
@@ -22,18 +22,20 @@ def create_model(
     ema: bool = False,
     **fields: Any,
 ) -> ImageModel:
-    """A model by name, for images [B, 3, img_size, img_size] -> logits [B, num_classes], with timm's state dict.
+    """A model by name: images [B, 3, img_size, img_size] -> logits [B, num_classes], with timm's state dict.
 
-    name: of the model, or of its published weights as `find_weights_row` takes them ("deit3_base_patch16@384:21k").
-    pretrained: True for the published weights of that name; or a checkpoint in any format that `load_weights` reads, by
-    path, URI or name of published weights. None or False: initial weights. `ema` takes its moving average. Positions
-    are resampled and a head of other classes is cut down or initialised anew; a warning says so, and so does the list
-    `changes` of the model, of `convert.fit.Change`, which is empty where every weight was taken as it is. num_classes:
-    by default the checkpoint's, else 1000. img_size: by default what the name says (384 in "deit3_base_patch16_384"),
-    else the checkpoint's, else 224. fields: others of a recipe's model section, such as drop_path; those that say what
-    the weights compute (activation, pool, ...) are the checkpoint's by default.
-    Raises RecipeError for an unknown name and for fields that the model cannot have, RunError for a checkpoint that
-    cannot be read or is of another architecture. Example: `create_model("deit3_base_patch16", img_size=192)`.
+    name: of the model, or of its published weights as in `find_weights_row` ("deit3_base_patch16@384:21k"). pretrained:
+    True for the published weights of that name; or a checkpoint in any format that `load_weights` reads, by path, URI
+    or name of published weights; None or False for initial weights. ema: takes the checkpoint's moving average.
+    num_classes: by default the checkpoint's, else 1000. img_size: by default the one in the name (384 in
+    "deit3_base_patch16_384"), else the checkpoint's, else 224. fields: other fields of a recipe's model section, such
+    as drop_path. Fields that the weights' results depend on (activation, pool, ...) are the checkpoint's by default.
+
+    Position embeddings are resampled, and a head for other classes is cut down or initialised anew. A warning says so,
+    and the model's list `changes` (of `convert.fit.Change`) too; the list is empty if every weight was taken unchanged.
+
+    Raises RecipeError for an unknown name and for fields that the model does not support, RunError for a checkpoint
+    that is unreadable or of another architecture. Example: `create_model("deit3_base_patch16", img_size=192)`.
     """
     entry, resolution = _resolve(name)
     if pretrained is None or pretrained is False:
@@ -42,10 +44,10 @@ def create_model(
     else:
         if pretrained is True:
             row = find_weights_row(name)
-            pretrained = name if row is None else str(row.weights_name)  # in full: no path is called so
+            pretrained = name if row is None else str(row.weights_name)  # the full name, which no path equals
         weights = open_weights(pretrained, ema)
         theirs = weights.recipe.model
-        if name in ARCHITECTURES:  # the name of an entry says no resolution
+        if name in ARCHITECTURES:  # an entry's own name implies no resolution
             resolution = theirs.image_size
         count = (theirs.num_classes or 1000) if num_classes is None else num_classes
         section = _section(entry, count, img_size or resolution, _computed(theirs) | fields)
@@ -57,7 +59,7 @@ def create_model(
 
 
 def _resolve(name: str) -> tuple[str, int]:
-    """The entry that the name of a model, or of published weights, stands for, and the resolution that it implies."""
+    """The entry for the name of a model or of published weights, and the resolution that the name implies."""
     row = None if name in ARCHITECTURES or name in ALIASES else find_weights_row(name)
     return resolve_name(name) if row is None else (row.name, row.resolution)
 
@@ -67,6 +69,6 @@ def _section(name: str, num_classes: int, image_size: int, fields: dict[str, Any
 
 
 def _computed(section: Model) -> dict[str, Any]:
-    """The fields of a model section without which its weights would compute something else."""
+    """The fields of a model section on which the results of its weights depend."""
     kept = {key: getattr(section, key) for key in ("position", "pool", "stem", "activation")}
     return {**kept, "layer_scale": section.initial_layer_scale}

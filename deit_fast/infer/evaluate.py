@@ -1,4 +1,4 @@
-"""The metrics of a model over a data set: every image exactly once, at any world size."""
+"""Evaluates the metrics of a model on a data set, using every image exactly once at any world size."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +20,7 @@ from deit_fast.data.loader.streaming_plan import disk_limit
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.class_subset import CLASS_CHOICES, ClassChoice, choose_classes
 from deit_fast.infer.metrics import Metric, Predicted, Totals, build_metrics, find_metrics
-from deit_fast.infer.outcomes import outcome_rows, read_outcomes
+from deit_fast.infer.outcomes import Outcomes, outcome_rows, read_outcomes
 from deit_fast.infer.precision import average_mirrored, build_predictor, choose_dtype, mirrored_notes
 from deit_fast.infer.report import wilson_interval, write_report
 from deit_fast.infer.scored_images import open_scored
@@ -38,23 +38,34 @@ EVAL_BATCH = 256
 
 @dataclass(frozen=True)
 class Scores:
-    """The figures of an evaluation over all images and all processes."""
+    """The results of an evaluation over all images and all processes."""
 
     values: dict[str, float]
     """The metrics' figures by name: top1 and top5 in percent, loss in nats, ..."""
     totals: dict[str, Totals]
-    """Each metric's sum over all images, fp64 [...] as the metric lays it out, by the metric's name."""
+    """The sum of each metric over all images, by the metric's name: fp64 [...], in the metric's layout."""
     images: int
-    """Images evaluated, each once."""
+    """Number of images evaluated; each counts once."""
     images_per_second: float
-    """Over all processes; the first of several batches is not timed."""
+    """Images per second over all processes; the first of several batches is not timed."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An evaluation of a checkpoint, with its images and the result for each image."""
+
+    result: dict[str, Any]
+    """The result of `evaluate_checkpoint`."""
+    source: Source
+    """The images that were scored."""
+    outcomes: Outcomes
 
 
 def build_eval_loader(recipe: Recipe, source: Source, world: World, backend: str | None = None) -> EvalLoader:
-    """This process's share of the source in batches of EVAL_BATCH, or fewer where there are fewer images.
+    """This process's share of the source in batches of EVAL_BATCH, or smaller ones if there are fewer images.
 
-    Shards of a store are told what they may take of the disk. backend: what makes the pixels, run.image_backend if none
-    is given.
+    A source that fetches shards is told how much of the disk it may use. backend: what makes the pixels, by default
+    run.image_backend.
     """
     source.limit_cache(disk_limit(recipe.data))
     batch = min(EVAL_BATCH, -(-len(source) // world.size))
@@ -72,10 +83,10 @@ def evaluate(
     watch: Callable[[], bool] | None = None,
     metrics: Mapping[str, Metric] | None = None,
 ) -> Scores:
-    """Scores of `predict` (uint8 images [B, 3, S, S] -> logits [B, K]) on this and all other processes' images.
+    """Scores of `predict` (uint8 images [B, 3, S, S] -> logits [B, K]) on the images of this and all other processes.
 
-    watch: called after each batch of this process; where it returns True the evaluation ends, on all processes
-    together, with StoppedError. metrics: those of every evaluation, if none are given.
+    watch: called after each batch of this process; if it returns True, the evaluation ends in all processes together,
+    with StoppedError. metrics: by default those of every evaluation.
     """
     metrics = find_metrics() if metrics is None else metrics
     sums: dict[str, Tensor] = {}
@@ -89,7 +100,7 @@ def evaluate(
         images += valid
         if stopped := watch is not None and watch():
             break
-        if number == 0 and len(loader) > 1:  # the first batch built the pipeline, and compiled
+        if number == 0 and len(loader) > 1:  # the first batch includes building the pipeline and compiling
             start, timed = time.perf_counter(), valid
     if watch is not None and world.any(stopped):
         raise StoppedError("stopped by a signal during an evaluation; run again to go on")
@@ -115,30 +126,52 @@ def evaluate_checkpoint(
     labels: str | Path | None = None,
     classes: ClassChoice | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a checkpoint on a data set, with its own recipe or one changed by section.key=value words.
+    """Evaluates a checkpoint on a data set, with its own recipe, changed by section.key=value words (`overrides`).
 
-    The images are those of the data's validation split. Where it has none, they are those that the checkpoint's run
-    held out of it, which are also the ones without `data`, or else all: `notes` say so.
+    checkpoint: any format that load_weights reads, by path, URI or name of published weights. For a run's folder it is
+    the best checkpoint, else the last. A foreign file's recipe has the published crop ratio of its family. ema: takes
+    the moving average.
+    data: the validation split there is evaluated. If there is none, the images that the checkpoint's run held out of
+    this data set are evaluated, else all images; `notes` say which. Without `data`, the images that the run held out
+    are evaluated.
+    overrides: for example model.image_size, for which position embeddings are resampled.
+    flip: averages the logits of an image and its mirror image.
+    metrics: NAME=VALUE words for those in `infer.metrics` that are optional, such as real=real.json.
+    report: a folder for `write_report`. labels: the file of labels of images without class folders, if it is not beside
+    them.
+    classes: needed if the data have only some of the checkpoint's classes, matched by name: whether predictions are
+    chosen among the "data"'s classes or among "all". Otherwise the classes have to be the checkpoint's; or they are
+    ImageNet-1k's and the checkpoint is of ImageNet-21k (model.num_classes=1000).
 
-    Any format that load_weights reads, by path, URI or name of published weights; a foreign file's recipe has the
-    published crop ratio of its family. The data's classes have to be the checkpoint's, or ImageNet-1k's of a checkpoint
-    of ImageNet-21k (model.num_classes=1000), or some of them by name: then `classes` says whether predictions are
-    chosen among the "data"'s or among "all". Another model.image_size resamples position embeddings. flip: the logits
-    are the mean of those of an image and of its mirror image. metrics: NAME=VALUE words for those of `infer.metrics`
-    that have to be asked for, as real=real.json. report: a folder for `write_report`. labels: the file of labels of
-    images without class folders, where it is not beside them. Of the folder of a run the best checkpoint is taken, else
-    the last. In a program that torchrun started all processes have to call it: each evaluates its share of the images.
+    In a program that torchrun started, all processes have to call this: each evaluates its share of the images.
 
-    Returns the metrics' values, top-1 and top-5 with 95 % confidence intervals, the number of classes chosen among,
-    the checkpoint, its format, the images taken, the resolution, minutes, `changes` at loading and `notes` on what was
-    read from words beside the weights. Raises RecipeError, DataError or RunError, this also for logits that are not
-    finite. Example: `evaluate("runs/digits", "digits")["top1"]`, by its name in deit_fast.
+    Returns the metrics' values, top-1 and top-5 with 95 % confidence intervals, the number of classes chosen among, the
+    checkpoint, its format, the evaluated images, the resolution, minutes, `changes` made at loading, and `notes` on
+    facts that were read from text beside the weights. Raises RecipeError, DataError or RunError, the last also for
+    logits that are not finite. Example, with the function's name in deit_fast: `evaluate("runs/digits",
+    "digits")["top1"]`.
     """
-    start = time.perf_counter()
-    report = Path(report) if report is not None else None
     if classes is not None and classes not in CLASS_CHOICES:
         raise RunError(f"classes={classes!r}: expected {' or '.join(map(repr, CLASS_CHOICES))}")
     weights = open_weights(checkpoint, ema)
+    return score_weights(weights, checkpoint, data, overrides, ema, flip, metrics, report, labels, classes).result
+
+
+def score_weights(
+    weights: Weights,
+    checkpoint: str | Path,
+    data: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    ema: bool = False,
+    flip: bool = False,
+    metrics: Iterable[str] = (),
+    report: str | Path | None = None,
+    labels: str | Path | None = None,
+    classes: ClassChoice | None = None,
+) -> Scored:
+    """`evaluate_checkpoint` for weights that were read from `checkpoint`. ema: whether they are the moving average."""
+    start = time.perf_counter()
+    report = Path(report) if report is not None else None
     recipe = weights.recipe.taken_over(overrides)
     need_head(weights, recipe)
     own, asked = weights.recipe.model.num_classes or recipe.model.classes, recipe.model.num_classes
@@ -199,13 +232,13 @@ def evaluate_checkpoint(
     }
     if report is not None and world.is_main:
         write_report(report, source, outcomes, result)
-    return result
+    return Scored(result, source, outcomes)
 
 
 def _class_names(weights: Weights, count: int, source: Source) -> list[str]:
-    """The names of the model's `count` classes, which by default are ImageNet's.
+    """The names of the model's `count` classes; by default ImageNet's.
 
-    A file that names none knows as many classes as the source by their numbers alone, whatever their names.
+    For a file without class names, classes are numbers if the source has as many classes, whatever the source's names.
     """
     if weights.classes and len(weights.classes) == count:
         return weights.classes
@@ -213,5 +246,5 @@ def _class_names(weights: Weights, count: int, source: Source) -> list[str]:
 
 
 def _of_columns(predict: Callable[[Tensor], Tensor], columns: NDArray[np.int64]) -> Callable[[Tensor], Tensor]:
-    """`predict`, images [B, 3, S, S] -> logits [B, K], with the logits [B, k] of the classes `columns`, int64 [k]."""
+    """`predict` (images [B, 3, S, S] -> logits [B, K]) with only the logits of the classes `columns`, int64 [k]."""
     return lambda images: predict(images)[:, torch.from_numpy(columns).to(images.device)]

@@ -1,4 +1,4 @@
-"""Images given one by one, by path or as pixels, as a source without classes; and batches of those that can be read."""
+"""Single images, given by path or as pixels, as a source without classes; and batches of those that are readable."""
 
 import os
 import threading
@@ -26,22 +26,22 @@ from deit_fast.runtime.progress import Progress
 
 GivenImage = str | os.PathLike[str] | Image.Image | NDArray[Any]
 
-_MAX_BYTES = 2**30  # of an object
-_WEB_SECONDS = 5.0  # that a web server may fail: there are many, and one that is gone costs its images alone
+_MAX_BYTES = 2**30  # largest object that is read, bytes
+_WEB_SECONDS = 5.0  # for retries: with many web servers, one that is gone fails its own images only
 
 
 class ImageList(Source):
-    """N images: paths, URIs of stores, PIL images, or arrays as `array_as_rgb` takes them.
+    """N images: paths, URIs of stores, PIL images, or arrays that `array_as_rgb` takes.
 
-    http:// and https:// are fetched only with `allow_urls`. Raises RunError for one that is not allowed, for an array
-    of another kind, and for what is no image.
+    http:// and https:// URIs are fetched only with `allow_urls`. Raises RunError for a URI that is not allowed, for an
+    array of another kind, and for an object that is no image.
     """
 
     def __init__(self, images: Sequence[GivenImage], allow_urls: bool = False) -> None:
         super().__init__("images", [], np.zeros(len(images), np.int64))
         self._images = list(images)
         self._decoding = threading.Lock()
-        self._unread: dict[str, str] = {}  # URIs that cannot be read, and why
+        self._unread: dict[str, str] = {}  # unreadable URIs, with the reasons
         for index, image in enumerate(self._images):
             if isinstance(image, str) and is_web(image) and not allow_urls:
                 raise RunError(f"{image}: expected a file; URLs are fetched only when asked for (allow_urls=True)")
@@ -56,24 +56,24 @@ class ImageList(Source):
                 )
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as an encoded file, uint8 [bytes]: a path's or URI's own bytes; of pixels a PPM, without loss.
+        """Image `index` as an encoded file, uint8 [bytes]: the file's own bytes; for pixels a PPM, which is lossless.
 
-        Raises DataError where a file or an object cannot be read, or a PIL image not be decoded to RGB, StorageError
-        where a store goes on failing.
+        Raises DataError where a file or an object is unreadable, or where a PIL image cannot be decoded to RGB;
+        StorageError where a store goes on failing.
         """
         image = self._images[index]
         if isinstance(image, str | os.PathLike):
             path = os.fspath(image)
             return self._read_object(path) if is_remote(path) else read_bytes(path)
-        # Without loss, so that pixels take the way that files take.
+        # Pixels are encoded without loss, so that they can be handled like files.
         if isinstance(image, np.ndarray):
             return as_ppm(array_as_rgb(image))
         try:
-            with self._decoding:  # the same image may be in the list twice, and PIL decodes it when it is first used
+            with self._decoding:  # the same image may be listed twice, and PIL decodes it at its first use
                 return as_ppm(np.asarray(as_rgb(image)))
         except UnknownPixels as error:
             raise DataError(f"{self.name(index)}: expected an image, found {error}") from None
-        except Exception as error:  # PIL's decoders raise what they like
+        except Exception as error:  # PIL's decoders raise many kinds
             reason = one_line(error) or type(error).__name__
             raise DataError(f"{self.name(index)}: expected an image that can be decoded ({reason})") from None
 
@@ -83,12 +83,12 @@ class ImageList(Source):
 
     def only(self, indices: Sequence[int]) -> "ImageList":
         """A list of the images at `indices`."""
-        chosen = ImageList([self._images[index] for index in indices], allow_urls=True)  # they were allowed already
+        chosen = ImageList([self._images[index] for index in indices], allow_urls=True)  # they were checked before
         chosen._unread = self._unread
         return chosen
 
     def _read_object(self, uri: str) -> NDArray[np.uint8]:
-        if uri in self._unread:  # it was tried for long enough
+        if uri in self._unread:  # it was retried for long enough before
             raise DataError(self._unread[uri])
         try:
             data = patiently(lambda: read_object(uri, _MAX_BYTES), uri, _WEB_SECONDS if is_web(uri) else None)
@@ -101,9 +101,9 @@ class ImageList(Source):
 
 
 def find_images(words: Iterable[str]) -> list[str]:
-    """Paths and URIs that words stand for: files themselves, the images below folders, the matches of globs.
+    """The paths and URIs that words stand for: files, the images below folders, the matches of globs.
 
-    Raises RunError for a word that stands for nothing.
+    Raises RunError for a word that matches nothing.
     """
     found: list[str] = []
     for word in words:
@@ -126,7 +126,7 @@ def readable_batches(
 ) -> Iterator[tuple[list[int], torch.Tensor | str]]:
     """Indices and pixels, uint8 [b, 3, S, S] as in evaluation, of all images that can be decoded, in their order.
 
-    batch: images at most. An image that cannot be decoded comes alone, with the reason in the place of its pixels.
+    batch: the largest number of images. An image that cannot be decoded comes alone, with the reason instead of pixels.
     """
     waiting = list(range(len(images)))
     with Progress(len(images), "images") as bar:
@@ -155,7 +155,7 @@ def readable_batches(
 
 
 def _complaint(images: ImageList, index: int) -> str:
-    """Why an image cannot be used, in one line; empty where it can."""
+    """Why an image cannot be used, in one line; "" if it can."""
     try:
         encoded, _ = images.prepare(index, read_image(images, index))
     except DataError as error:
@@ -165,7 +165,7 @@ def _complaint(images: ImageList, index: int) -> str:
 
 def _find_objects(uri: str) -> list[str]:
     """The object at a URI, the images below the folder there, or those that a glob of names matches."""
-    if is_web(uri):  # a web server lists nothing
+    if is_web(uri):  # a web server cannot list
         return [uri]
     if has_wildcards(uri):
         return list(match_files(uri))

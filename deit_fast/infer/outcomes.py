@@ -1,4 +1,4 @@
-"""What became of each image: a sum with a row for every image, which the report and the confidence intervals read."""
+"""The model's result for each image, summed up as rows, which the report and the confidence intervals read."""
 
 from dataclasses import dataclass
 
@@ -13,18 +13,18 @@ from deit_fast.runtime.world import to_device
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a model made of each of N images: arrays [N], in the order of the source."""
+    """A model's results for N images: arrays [N], in the order of the source."""
 
     predictions: NDArray[np.int64]
-    """The class of the first place (infer/ranking.py); -1 where the logits are not finite."""
+    """The class in the first place (infer/ranking.py); -1 where logits are not finite."""
     confidences: NDArray[np.float64]
-    """Softmax of the predicted class's logit, in [0, 1]; 0 where the logits are not finite."""
+    """The softmax value of the predicted class, in [0, 1]; 0 where logits are not finite."""
     in_top5: NDArray[np.bool_]
-    """Whether the label is among the first five places."""
+    """Whether the label is in the first five places."""
 
 
 def outcome_rows(images: int) -> Metric:
-    """The metric over a data set of `images` images; it has no figures of its own, see `read_outcomes`."""
+    """A metric whose sum holds each of `images` images' results in a row; it has no figures: see `read_outcomes`."""
 
     def rows(seen: Predicted) -> Tensor:
         """[images, 4]: prediction, confidence, whether the label is in the top 5, and 1; zeros for all other images."""
@@ -39,7 +39,7 @@ def outcome_rows(images: int) -> Metric:
 
 
 def read_outcomes(totals: Totals) -> Outcomes:
-    """The outcomes of all images, from the sum [N, 4] of `outcome_rows`."""
+    """The results of all images, from the sum [N, 4] of `outcome_rows`."""
     predictions, confidences, in_top5, times = totals.T
     assert (times == 1).all(), "every image is evaluated exactly once"
     return Outcomes(predictions.astype(np.int64), confidences, in_top5.astype(bool))

@@ -1,4 +1,4 @@
-"""Trained models in use: load a checkpoint, classify images, extract features."""
+"""Using trained models: loads a checkpoint, classifies images, extracts features."""
 
 import csv
 import math
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from deit_fast.convert.detect import Weights
 from deit_fast.convert.fit import Change, build_initialised, need_head
 from deit_fast.convert.pretrained import open_weights
 from deit_fast.data.sources.pixels import as_rgb
@@ -34,7 +35,7 @@ BATCH = 64
 
 
 class LoadedModel(Classifier):
-    """A model in evaluation mode with what is needed to use it. `model` is the bare one, with timm's interface."""
+    """A model in evaluation mode with everything needed to use it. `model` is the bare model, with timm's interface."""
 
     def __init__(
         self, model: nn.Module, recipe: Recipe, classes: list[str], device: torch.device,
@@ -43,21 +44,21 @@ class LoadedModel(Classifier):
         super().__init__(model, recipe, choose_dtype(recipe.run, device), device)
         self.recipe = recipe
         self.changes = list(changes)
-        """What differed between the checkpoint and the model; empty where every weight was taken as it is."""
+        """Differences between the checkpoint and the model; empty if every weight was taken unchanged."""
         self.notes = list(notes)
-        """Lines on what was read from the words beside the weights, such as the crop in a config.json."""
+        """Lines about facts from the text beside the weights, such as the crop in a config.json."""
         self.classes = classes
         """[K] names of the classes in the order of the head: folder names, WordNet ids for ImageNet."""
         self.names = class_names(classes)
-        """[K] the same for people: "tench, Tinca tinca" for n01440764."""
+        """[K] readable names: "tench, Tinca tinca" for n01440764."""
         self.device = device
         self.eval()
 
     @property
     def transform(self) -> "transforms.Compose":
-        """PIL image -> normalised float32 [3, S, S], for loaders of one's own: torchvision's form of the evaluation."""
+        """PIL image -> normalised float32 [3, S, S]: the evaluation's preprocessing as torchvision transforms."""
         size, data = self.recipe.model.image_size, self.recipe.data
-        from torchvision.transforms import v2 as transforms  # which brings the compiler along
+        from torchvision.transforms import v2 as transforms  # importing it imports the compiler
 
         return transforms.Compose(
             [
@@ -73,38 +74,43 @@ class LoadedModel(Classifier):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, K] of images [B, 3, S, S]: uint8 pixels, or floats that are normalised already."""
+        """Logits [B, K] of images [B, 3, S, S]: uint8 pixels, or floats that are already normalised."""
         return self.logits(self.normalise(images) if images.dtype == torch.uint8 else images)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The k most likely classes of one image, best first, or why there are none."""
+    """The k most likely classes of one image, best first; or the reason why there are none."""
 
     image: str
-    """Its path or URL; "image N" where pixels were given."""
+    """The image's path or URL; "image N" for pixels."""
     labels: list[int]
-    """Indices of the classes."""
+    """Class indices."""
     scores: list[float]
-    """Probabilities in [0, 1], the softmax of the logits."""
+    """Probabilities in [0, 1]: the softmax of the logits."""
     names: list[str]
-    """Readable names of the classes."""
+    """Readable class names."""
     error: str | None = None
-    """Why the image could not be read, in words; None where it could."""
+    """Why the image is unreadable, in words; None if it is readable."""
 
 
 def load_model(checkpoint: str | Path, ema: bool = False, overrides: Sequence[str] = ()) -> LoadedModel:
-    """The model of a checkpoint, on the GPU if there is one; `overrides` are section.key=value words for its recipe.
+    """The model of a checkpoint, on the GPU if there is one.
 
-    Any format that load_weights reads, by path, by URI or by the name of published weights, or the folder of a run,
-    whose best checkpoint is taken, else its last. ema: its moving average. model.image_size=384 resamples position
-    embeddings. A file that does not name its classes is taken to have ImageNet's, where the number of them is that of a
-    list known (`class_names.default_classes`): the WordNet ids of ImageNet-1k for 1,000.
+    checkpoint: any format that load_weights reads, by path, by URI or by the name of published weights; or a run's
+    folder, whose best checkpoint is taken, else its last one. ema: takes its moving average. overrides:
+    section.key=value words for its recipe; with another model.image_size, position embeddings are resampled. If a file
+    has no class names and its number of classes is that of a known list, it gets this list's names
+    (`class_names.default_classes`): for 1,000 classes ImageNet-1k's WordNet ids.
 
-    No process group is joined: in a program that torchrun started each process has a model of its own, on the GPU of
+    No process group is joined: in a program that torchrun started, each process loads a model of its own, on the GPU of
     its LOCAL_RANK. Raises RecipeError or RunError.
     """
-    weights = open_weights(checkpoint, ema)
+    return build_loaded(open_weights(checkpoint, ema), overrides)
+
+
+def build_loaded(weights: Weights, overrides: Sequence[str] = ()) -> LoadedModel:
+    """`load_model` for weights that were read before."""
     recipe = weights.recipe.taken_over(overrides)
     need_head(weights, recipe)
     device = choose_device(recipe.run.device)
@@ -127,10 +133,10 @@ def predict(
 ) -> list[Prediction]:
     """The `top_k` most likely classes of each image: paths, PIL images or arrays, uint8 or uint16, [H, W, 3] or [H, W].
 
-    flip: average the logits of the image and its mirror image, which harms a model that was trained without. An image
-    that cannot be read has a Prediction with `error` set, and costs the others nothing. Raises RunError for URLs,
-    unless they are allowed, and where logits are not finite. Of classes with equal logits the one with the smaller
-    label comes first (infer/ranking.py).
+    flip: averages the logits of the image and its mirror image, which harms a model that was trained without mirroring.
+    An unreadable image gets a Prediction with `error` set, and does not affect the others. Of classes with equal
+    logits, the one with the smaller label comes first (infer/ranking.py). Raises RunError for URLs, unless `allow_urls`
+    is set, and for logits that are not finite.
     """
     if top_k < 1:
         raise RunError(f"top_k={top_k}: expected 1 or more")
@@ -165,14 +171,16 @@ def extract_features(
 ) -> Tensor | list[Tensor]:
     """Features of N images, float32 on the CPU.
 
-    Without `layers`, what the head sees, after the final norm: [N, D], of ViTs, CaiT and PatchConvNet the class token
-    (of its form with a token per class their mean), of ResMLP and of ViTs with model.pool=avg the mean of the patches;
-    of a distilled model, what both heads see: [N, 2, D], class token first.
+    Without `layers` the features are the head's input, after the final norm: [N, D]. For ViTs, CaiT and PatchConvNet
+    this is the class token (for PatchConvNet with a token per class, their mean). For ResMLP and for ViTs with
+    model.pool=avg it is the mean of the patches. For a distilled model it is the input of both heads, [N, 2, D], class
+    token first.
 
-    layers: blocks by number, negative from the end, or the last n of them; a tensor for each, in that order, of the
-    block's output for the patches [N, D, h, w], before any norm; with pool="avg" its mean [N, D], with pool="token" the
-    class token's [N, D]. Only ViTs have a class token there: CaiT's and PatchConvNet's comes after the blocks, ResMLP
-    has none. Raises RunError for an image that cannot be read, and for blocks and a pool that the model has not.
+    layers: numbers of blocks, negative ones from the end; or an int n for the last n blocks. Returns a tensor for each,
+    in that order: the block's output for the patches [N, D, h, w], before any norm; with pool="avg" its mean [N, D],
+    with pool="token" the class token [N, D]. Only ViTs have a class token in their blocks: in CaiT and PatchConvNet it
+    comes after the blocks, and ResMLP has none. Raises RunError for an unreadable image, and for blocks and a pool that
+    the model lacks.
     """
     if pool not in (None, "avg", "token"):
         raise RunError(f"pool={pool!r}: expected 'avg', 'token' or None")
@@ -191,7 +199,7 @@ def extract_features(
 
 
 def print_predictions(found: Sequence[Prediction], kind: str | None = None) -> None:
-    """Prints to stdout: kind "json", "csv" (a line for each image and rank), or None for people to read."""
+    """Prints predictions to stdout: "json", "csv" (a line for each image and rank), or None for a readable form."""
     if kind == "json":
         print(json_text([asdict(each) for each in found]))
         return
@@ -216,7 +224,7 @@ def _features(
     prefix = family_of(section.name).prefix_tokens(entry, section)
     if layers is None:
         tokens = model.forward_features(inputs)
-        if entry.distilled:  # class and distillation token, each with its head
+        if entry.distilled:  # class and distillation token, each with its own head
             return [tokens[:, :2]]
         return [model.forward_head(tokens, pre_logits=True)]
     if pool == "token" and not prefix:
@@ -236,7 +244,7 @@ def _features(
 
 
 def _block_numbers(layers: int | Sequence[int], depth: int) -> list[int]:
-    """Blocks counted from the first. Raises RunError for one that is not there."""
+    """Block numbers counted from the first block. Raises RunError for a block that does not exist."""
     wrong = [layers] if isinstance(layers, int) and not 1 <= layers <= depth else []
     if not isinstance(layers, int):
         wrong = [number for number in layers if not -depth <= number < depth]
@@ -248,10 +256,10 @@ def _block_numbers(layers: int | Sequence[int], depth: int) -> list[int]:
 
 
 def _pooled(output: Tensor, prefix: int, pool: str | None) -> Tensor:
-    """A block's output, tokens [B, N, D] or a map [B, h, w, D], as `extract_features` gives it."""
+    """A block's output, tokens [B, N, D] or a map [B, h, w, D], in the form that `extract_features` returns."""
     if pool == "token":
         return output[:, 0]
-    if output.ndim == 3:  # inputs are square, so patches are
+    if output.ndim == 3:  # images are square, so the grid of patches is square
         side = math.isqrt(output.shape[1] - prefix)
         output = output[:, prefix:].unflatten(1, (side, side))
     return output.mean((1, 2)) if pool == "avg" else output.permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""The report of an evaluation: accuracy per class, confusions, the most confident mistakes, confidence intervals."""
+"""The report of an evaluation: accuracy per class, confusions, most confident mistakes, confidence intervals."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -9,18 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.identity import identify
 from deit_fast.infer.outcomes import Outcomes
 from deit_fast.runtime.files import atomic_path, write_json
 
 MISTAKES = 200
 PICTURE_CLASSES = 100
-"""Most classes whose confusion matrix is a table and a picture; those of more are kept sparse."""
+"""Largest number of classes with a confusion matrix as a table and a picture; larger matrices are sparse files."""
 OUTCOMES = "outcomes.npz"
 _NAMED_TICKS = 40
 
 
 def wilson_interval(hits: int, images: int) -> tuple[float, float]:
-    """95 % confidence interval of `hits` of `images`, as an accuracy in percent (Wilson's score interval, 1927)."""
+    """95 % confidence interval of the accuracy `hits` / `images`, in percent (Wilson's score interval, 1927)."""
     if not images:
         return 0.0, 100.0
     z = 1.959963984540054  # the normal distribution's 97.5th percentile
@@ -43,12 +44,12 @@ def confusion_matrix(
 
 
 def write_report(folder: Path, source: Source, outcomes: Outcomes, scores: dict[str, Any]) -> None:
-    """Writes scores.json, per_class.csv, mistakes.csv and the confusion matrix into `folder`, which is made.
+    """Writes scores.json, per_class.csv, mistakes.csv and the confusion matrix into `folder`, which is created.
 
-    outcomes.npz has what became of each image: labels, predictions, confidences, in_top5 [N], and the classes' names.
-
-    Of up to 100 classes the matrix is confusion.csv and confusion.png, of more confusion.npz, in the form that
-    scipy.sparse.load_npz reads. mistakes.csv has the 200 most confident ones. Raises OSError.
+    outcomes.npz has the result for each image: labels, predictions, confidences, in_top5 [N], the names of the classes,
+    and the digest that identifies the images. Up to 100 classes, the matrix is confusion.csv and confusion.png; above,
+    it is confusion.npz in the format of scipy.sparse.load_npz. mistakes.csv has the 200 most confident mistakes. Raises
+    OSError.
     """
     _write_csv(folder / "per_class.csv", *_class_rows(source, outcomes))
     _write_csv(folder / "mistakes.csv", *_mistake_rows(source, outcomes))
@@ -63,7 +64,7 @@ def write_report(folder: Path, source: Source, outcomes: Outcomes, scores: dict[
     with atomic_path(folder / OUTCOMES) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, labels=source.labels.astype(np.int64), classes=np.array(source.classes, dtype=str),
                             predictions=outcomes.predictions, confidences=outcomes.confidences,
-                            in_top5=outcomes.in_top5)  # fmt: skip
+                            in_top5=outcomes.in_top5, digest=np.array(identify(source).digest))  # fmt: skip
     write_json(folder / "scores.json", scores)
 
 
@@ -90,7 +91,7 @@ def _class_rows(source: Source, outcomes: Outcomes) -> tuple[list[str], Iterable
 
 
 def _mistake_rows(source: Source, outcomes: Outcomes) -> tuple[list[str], Iterable[Sequence[Any]]]:
-    """The most confident mistakes, the most confident first."""
+    """The most confident mistakes, in descending order of confidence."""
     wrong = np.flatnonzero(outcomes.predictions != source.labels)
     chosen = wrong[np.argsort(-outcomes.confidences[wrong], kind="stable")][:MISTAKES].tolist()
     rows = [
@@ -122,8 +123,8 @@ def _write_sparse(path: Path, labels: NDArray[np.integer], predictions: NDArray[
 
 
 def _draw_confusion(path: Path, matrix: NDArray[np.int64], classes: list[str]) -> None:
-    """The share of each class's images in each column, as a picture."""
-    from matplotlib.figure import Figure  # half a second that only this picture needs
+    """A picture of the confusion matrix: the fraction of each class's images (row) in each column."""
+    from matplotlib.figure import Figure  # imported here: it takes half a second
 
     count = len(classes)
     side = min(14.0, 3 + 0.35 * count)

@@ -1,4 +1,4 @@
-"""What `evaluate` found, for a person: a sentence, a table of several checkpoints or data sets, timm's CSV."""
+"""The results of `evaluate` for a person: a sentence, a table of several checkpoints or data sets, timm's CSV."""
 
 import csv
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ from deit_fast.runtime.files import atomic_path
 from deit_fast.runtime.table import plain_table
 
 Result = dict[str, Any]
-"""What `evaluate_checkpoint` returns."""
+"""The result of `evaluate_checkpoint`."""
 
 _TOLD = {"top1", "top5", "loss"}
 _CSV = ("model", "data", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation",
         "images", "top1_low", "top1_high")  # fmt: skip
-"""Columns: those of timm's results-*.csv, and what these do not say."""
+"""Columns: those of timm's results-*.csv, and further ones of this project."""
 
 
 def describe_scores(result: Result) -> str:
-    """Top-1 with its 95 % confidence interval, top-5, loss, what else was asked for, and of what: one line."""
+    """One line: top-1 with its 95 % confidence interval, top-5, loss, optional metrics, and the evaluated images."""
     low, high = result["top1_interval"]
-    top5 = f", top-5 {result['top5']:.2f} %" if result["classes"] > 5 else ""  # of five classes it is always 100
+    top5 = f", top-5 {result['top5']:.2f} %" if result["classes"] > 5 else ""  # with five classes top-5 is always 100
     others = "".join(f", {name} {value:.2f}" for name, value in _others(result).items())
     how = ", with the mirror image" if result["flip"] else ""
     return (
@@ -30,7 +30,7 @@ def describe_scores(result: Result) -> str:
 
 
 def score_lines(results: Sequence[Result]) -> list[str]:
-    """A table with a row for each result, under heads."""
+    """A table with a header and a row for each result."""
     others = list(dict.fromkeys(name for result in results for name in _others(result)))
     rows = [
         [
@@ -51,7 +51,7 @@ def score_lines(results: Sequence[Result]) -> list[str]:
 
 
 def write_scores(path: Path, results: Sequence[Result]) -> None:
-    """A CSV with the columns of timm's results: param_count in millions, errors and accuracies in percent."""
+    """Writes a CSV with the columns of timm's results: param_count in millions, errors and accuracies in percent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     others = list(dict.fromkeys(name for result in results for name in _others(result)))
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
@@ -72,5 +72,5 @@ def _weights(result: Result) -> str:
 
 
 def _others(result: Result) -> dict[str, float]:
-    """The figures of metrics that had to be asked for, such as real_top1."""
+    """The figures of optional metrics, such as real_top1."""
     return {name: result[name] for name in result["metrics"] if name not in _TOLD}

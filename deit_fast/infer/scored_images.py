@@ -1,4 +1,4 @@
-"""Which images an evaluation scores, and what is to be said of them: never silently those that were trained on."""
+"""Chooses the images that an evaluation scores, and reports the choice, above all if training used these images."""
 
 import copy
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from deit_fast.convert.detect import Weights
 from deit_fast.convert.locate import newest_run
 from deit_fast.data.sources.base import Source
-from deit_fast.data.sources.held_out import choose_held_out, find_listed
+from deit_fast.data.sources.held_out import all_but, choose_held_out, find_listed
 from deit_fast.data.sources.identity import Identity, identify
 from deit_fast.data.sources.image_list import LIST_NAME, ImageList
 from deit_fast.data.sources.open import find_validation, open_source
@@ -18,17 +18,17 @@ from deit_fast.data.sources.subset import Subset
 from deit_fast.runtime.errors import DataError, RunError
 from deit_fast.runtime.object_store import MissingError, check_writable, is_remote, list_objects
 
-_MOST = 0.5  # of some images, from which on those of the same sizes are taken for the same
+_MOST = 0.5  # two sets of images count as the same if at least this fraction has equal sizes
 
 
 def open_scored(
     checkpoint: str, weights: Weights, data: str | None, category: str, labels: str | Path | None
 ) -> tuple[Source, list[str]]:
-    """The images that an evaluation of a checkpoint scores, and lines on which these are.
+    """The images for an evaluation of a checkpoint, and lines about the choice.
 
-    The validation split of `data`. Where it has none, and the checkpoint's run held images of it out, these. Else all
-    images of the place. Without `data` the images that the run held out, of its own data. checkpoint: as the user named
-    it, the folder of a run or a file. Raises DataError, RunError.
+    These are the validation split of `data`; if it has none, the images of `data` that the checkpoint's run held out;
+    else all images there. Without `data`, they are the images that the run held out of its own data. checkpoint: a
+    run's folder or a file, as the user named it. Raises DataError, RunError.
     """
     if data is None:
         listed = _find_list(checkpoint)
@@ -44,8 +44,22 @@ def open_scored(
     return source, _warn(weights, data, source)
 
 
+def open_trained(run: Path, data: str, category: str, labels: str | None = None) -> Source:
+    """The training images of a run's folder: those of `data` without the images that the run held out.
+
+    labels: the file of labels that the run was given, which are the training images' own where no validation split
+    is beside them. Raises DataError, RunError.
+    """
+    listed = _find_list(str(run))
+    beside = listed is None and find_validation(data) is not None
+    whole = open_source(data, "train", category, labels=None if beside else labels)
+    if listed is None:
+        return whole
+    return Subset(whole, all_but(whole, find_listed(whole, listed[1].images)[0]))
+
+
 def _find_list(checkpoint: str) -> tuple[str, ImageList] | None:
-    """Place and content of the list of the run that a checkpoint is of; None where there is none."""
+    """Place and content of the list of held-out images of a checkpoint's run; None where there is none."""
     run = _run_of(checkpoint)
     try:
         return (place := f"{run}/{LIST_NAME}"), ImageList.read(place)
@@ -56,7 +70,7 @@ def _find_list(checkpoint: str) -> tuple[str, ImageList] | None:
 
 
 def _run_of(checkpoint: str) -> str:
-    """The folder of the run that a checkpoint is of: what is named, or what has the checkpoints/ that it is in."""
+    """The folder of a checkpoint's run: the named folder itself, or the parent of the checkpoints/ folder."""
     place = checkpoint.rstrip("/") if is_remote(checkpoint) else os.path.abspath(checkpoint)
     folder, name = split_place(place)
     above, inner = split_place(folder)
@@ -65,7 +79,7 @@ def _run_of(checkpoint: str) -> str:
     if not is_remote(place):
         return checkpoint
     with suppress(RunError):
-        check_writable(place)  # where no run can be, nothing is asked for
+        check_writable(place)  # a read-only store holds no run
         return newest_run(place, list_objects(place)[0])
     return os.devnull
 
@@ -77,9 +91,9 @@ def _open_held_out(
     category: str,
     labels: str | Path | None,
 ) -> tuple[Source, list[str]] | None:
-    """The images of `data` that the checkpoint's run held out; None where it held none out, or of other data.
+    """The images of `data` that the checkpoint's run held out; None if it held out none, or images of other data.
 
-    Raises DataError where only some of them are as they were.
+    Raises DataError where only some of the images are unchanged.
     """
     chosen, listed = weights.recipe.data, _find_list(checkpoint)
     if listed is None and not chosen.val_fraction:
@@ -110,7 +124,7 @@ def _open_held_out(
 
 
 def _warn(weights: Weights, data: str, source: Source) -> list[str]:
-    """A line where the place has no validation split, which says whether the images are those trained on."""
+    """A line if the place has no validation split: it says whether training used these images."""
     split = _split_in(source.place)
     if find_validation(data) is not None and split != "train":
         return []
@@ -125,7 +139,7 @@ def _warn(weights: Weights, data: str, source: Source) -> list[str]:
 
 
 def _split_in(place: str) -> str | None:
-    """The split that the name of a place says, of /data/imagenet/val "val"."""
+    """The split in the name of a place: "val" for /data/imagenet/val."""
     name = split_place(place)[1]
     return split_of(name) or split_of_shard(name)
 
@@ -133,7 +147,7 @@ def _split_in(place: str) -> str | None:
 def _overlap(weights: Weights, source: Source) -> bool:
     """Whether the checkpoint was trained on some of these images, as far as their names and sizes tell.
 
-    Images of shards have no names there: a size that two have says nothing.
+    Images of shards have no names there, and two equal sizes prove nothing.
     """
     before = _trained_on(weights, "train")
     if before is None:

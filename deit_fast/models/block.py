@@ -1,4 +1,4 @@
-"""timm's transformer block, whose training on a GPU takes the kernels of block_ops.py for all but matrix products."""
+"""timm's transformer block; on a GPU, training runs everything but matrix products with the kernels of block_ops.py."""
 
 import importlib.util
 from collections.abc import Callable
@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from deit_fast.models.block_ops import Kept, Norm, add, add_norm, gelu, norm, split_heads
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
-_ON_CPU = False  # which tests turn on, for Triton's interpreter
+_ON_CPU = False  # tests turn this on to run the kernels in Triton's interpreter
 
 Keep = Callable[[nn.Module, Tensor], Kept]
-"""Stochastic depth's module and the stream [B, N, D] -> the samples that its branch runs on."""
+"""(stochastic depth's module, the residual stream [B, N, D]) -> the samples on which the branch runs."""
 
 
 class FusedBlock(Block):
-    """timm's pre-norm transformer block. In evaluation, and on CPUs, it is timm's own forward.
+    """timm's pre-norm transformer block. In evaluation, and on CPUs, timm's own forward runs.
 
-    On a GPU its training moves fewer bytes: each branch's output is added, and the norm after it taken, in one pass.
-    All is summed in fp32; what the norm's backward pass reads of its forward has the matrix products' type.
+    On a GPU, training moves fewer bytes through memory: one pass adds a branch's output to the stream and computes the
+    next norm. All sums are in fp32. The norm's output, which its backward pass reads again, has the type of the matrix
+    products.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -34,14 +35,17 @@ class FusedBlock(Block):
 
 
 def keep_all(drop_path: nn.Module, x: Tensor) -> Kept:
-    """All samples, each scaled by what timm's DropPath multiplies it with: 1, or with stochastic depth 0 or more."""
+    """Keeps all samples.
+
+    Each is scaled by the factor of timm's DropPath: 1, or with stochastic depth 0 or a number above 1.
+    """
     return Kept(drop_path(x.new_ones(x.shape[0], 1, 1)).flatten(), None)
 
 
 def can_fuse(block: Block, x: Tensor) -> bool:
-    """Whether the kernels can take this block and its tokens: on a GPU with Triton, with the layers of DeiT III.
+    """Whether the kernels can run this block on these tokens: on a GPU with Triton, with the layers of DeiT III.
 
-    With a layer that somebody has replaced they cannot. Hooks of the layers inside are not called with the kernels.
+    A block with a replaced layer cannot use the kernels. Hooks of the layers inside the block are not called by them.
     """
     if not _HAS_TRITON or not (x.is_cuda or _ON_CPU) or x.dtype != torch.float32 or x.ndim != 3:
         return False
@@ -63,7 +67,7 @@ def can_fuse(block: Block, x: Tensor) -> bool:
 
 
 def fused_forward(block: Any, x: Tensor, keep: Keep) -> Tensor:
-    """`block`, one that `can_fuse`, in training: tokens [B, N, D] -> [B, N, D]; `keep` draws for each branch."""
+    """Runs a block that `can_fuse` in training: tokens [B, N, D] -> [B, N, D]; `keep` draws each branch's samples."""
     attention, mlp = block.attn, block.mlp
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -81,7 +85,7 @@ def fused_forward(block: Any, x: Tensor, keep: Keep) -> Tensor:
 
 
 def _unbiased(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The layer's output, which gives its bias no gradient: what takes the output does."""
+    """The layer's output, without a gradient for the layer's bias: the operator that takes the output computes it."""
     return F.linear(x, layer.weight, layer.bias.detach())
 
 
@@ -90,7 +94,7 @@ def _norm_of(layer: nn.LayerNorm, dtype: torch.dtype) -> Norm:
 
 
 def _approximation(activation: nn.Module) -> str | None:
-    """torch's name for how a GELU is computed; None of another activation."""
+    """torch's name of the GELU's approximation; None for another activation."""
     if type(activation) is nn.GELU:
         return activation.approximate
     return {activations.GELU: "none", activations.GELUTanh: "tanh"}.get(type(activation))

@@ -1,11 +1,12 @@
-"""Triton kernels for what a transformer block does besides matrix products and attention, and their launches.
+"""Triton kernels for the operations of a transformer block besides matrix products and attention; and their launches.
 
-Each passes over memory once. A stream has B samples of N tokens of D channels, of which a branch keeps K samples.
-`place` [B] int32 is where a sample stands among the kept, in any order: a branch keeps the places below K, and None
-keeps all in their order. Sums over rows are left per program, [programs, sums, D], for the caller to add up: in a fixed
-order and without atomics, so the same inputs give the same bits.
+Each kernel passes over memory once. A stream has B samples of N tokens of D channels, of which a branch keeps K
+samples. `place`, int32 [B], holds each sample's place among the kept samples, in any order; places from K on are
+dropped. Without a `place` (None) all samples are kept in their order. Each program leaves its sums over rows in
+[programs, sums, D], and the caller adds these up. The order of all additions is fixed and there are no atomics, so the
+same inputs give the same bits.
 
-A launch is named for its operator in block_ops.py, and takes the operator's arguments and then its results.
+A launch is named after its operator in block_ops.py, and takes the operator's arguments followed by its results.
 """
 
 from typing import Any
@@ -14,14 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 32  # of a tile, where programs take tiles
+ROWS = 32  # rows of a tile, for programs that work on tiles
 COLUMNS = 128
 WARPS = 4
 
 
 @triton.jit
 def _find(place, sample, kept, USED: tl.constexpr, SUBSET: tl.constexpr):
-    """Where a sample stands in a branch, and whether the branch keeps it."""
+    """The place of a sample among the kept samples, and whether the branch keeps the sample."""
     found = tl.cast(sample, tl.int32)
     if USED and SUBSET:
         found = tl.load(place + sample)
@@ -34,7 +35,7 @@ def _add_norm(
     deviation, tokens, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     ADD: tl.constexpr, GAMMA: tl.constexpr, NORM: tl.constexpr, SUBSET: tl.constexpr,
 ):  # fmt: skip
-    """A row of the stream: a branch's row is added to it (ADD), and its LayerNorm written for the next (NORM)."""
+    """One row of the stream: adds the branch's row to it (ADD), and writes its LayerNorm for the next branch (NORM)."""
     row = tl.program_id(0)
     sample = row // tokens
     token = row % tokens
@@ -71,7 +72,7 @@ def _add_norm_backward(
     norm_kept, sums, rows, tokens, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     ADD: tl.constexpr, GAMMA: tl.constexpr, NORM: tl.constexpr, SUBSET: tl.constexpr,
 ):  # fmt: skip
-    """The stream's gradient gets the LayerNorm's, and what it then is gives the branch's.
+    """Adds the LayerNorm's gradient to the stream's gradient, and computes the branch's gradient from the sum.
 
     sums: of the gradients of the norm's weight and bias (NORM), of LayerScale and of the branch's last bias (ADD).
     """

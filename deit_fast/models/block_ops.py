@@ -1,8 +1,8 @@
-"""The kernels of block_kernels.py as operators that torch.compile knows, and their gradients.
+"""The kernels of block_kernels.py as operators that torch.compile can trace, with their gradients.
 
-Where an operator ends in an underscore it writes to its first argument. All tensors are contiguous but queries, keys
-and values. The linear layers around get their biases detached: each of these functions takes the bias of the layer
-before it as well, and gives its gradient, a sum of what is in registers anyway.
+An operator whose name ends in an underscore writes to its first argument. All tensors are contiguous, except queries,
+keys and values. The linear layers before these operators get their biases detached: each function here also takes the
+bias of the layer before it and returns the bias's gradient, which is a sum over values that are in registers anyway.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from torch.autograd.function import once_differentiable
 
 
 class Kept(NamedTuple):
-    """The samples that a branch runs on, K of a batch of B."""
+    """The samples on which a branch runs: K of a batch of B."""
 
-    scale: Tensor  # K fp32: what the branch's output is multiplied with
-    place: Tensor | None  # B int32: where a sample stands among the K, or a number from K on; None: all in their order
+    scale: Tensor  # fp32 [K]: factors of the branch's output
+    place: Tensor | None  # int32 [B]: each sample's place among the K, or a number from K on; None keeps all
 
 
 class Norm(NamedTuple):
-    """A LayerNorm over D channels of the kept samples, and the type of what it gives."""
+    """A LayerNorm over D channels, applied to kept samples, and the type of its output."""
 
     weight: Tensor  # D
     bias: Tensor  # D
@@ -31,51 +31,51 @@ class Norm(NamedTuple):
 
 
 def norm(stream: Tensor, kept: Kept, layer: Norm) -> tuple[Tensor, Tensor]:
-    """The residual stream [B, N, D] itself, and its LayerNorm at the kept samples [K, N, D]."""
+    """The residual stream [B, N, D] itself, and its LayerNorm for the kept samples [K, N, D]."""
     return _NormOf.apply(stream, kept.place, len(kept.scale), *layer)
 
 
 def add_norm(
     stream: Tensor, branch: Tensor, last_bias: Tensor, gamma: Tensor | None, kept: Kept, following: Kept, layer: Norm
 ) -> tuple[Tensor, Tensor]:
-    """`add`, and the LayerNorm [K, N, D] of that at the samples which the following branch keeps."""
+    """`add`, and the LayerNorm [K, N, D] of its result for the samples that the following branch keeps."""
     return _AddNorm.apply(stream, branch, last_bias, gamma, *kept, following.place, len(following.scale), *layer)
 
 
 def add(stream: Tensor, branch: Tensor, last_bias: Tensor, gamma: Tensor | None, kept: Kept) -> Tensor:
-    """The residual stream [B, N, D] with scale * gamma * branch added at the kept samples; branch is [K, N, D].
+    """The residual stream [B, N, D] plus scale * gamma * branch for the kept samples; branch is [K, N, D].
 
-    last_bias: of the layer whose output `branch` is. gamma: LayerScale's [D], None without.
+    last_bias: the bias of the layer whose output `branch` is. gamma: LayerScale's [D], None without LayerScale.
     """
     return _Add.apply(stream, branch, last_bias, gamma, *kept)
 
 
 def gelu(given: Tensor, bias: Tensor, approximate: str) -> Tensor:
-    """GELU of [..., D], the output of a layer with that bias."""
+    """GELU of [..., D], the output of a layer with this bias."""
     return _Gelu.apply(given, bias, approximate)
 
 
 def split_heads(qkv: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values, each [B, H, N, D / H], of the output [B, N, 3 D] of a layer with that bias."""
+    """Queries, keys and values, each [B, H, N, D / H], from the output [B, N, 3 D] of a layer with this bias."""
     return _SplitHeads.apply(qkv, bias, heads)
 
 
 # ------------------------------------------------------------------------------------------------------- the operators
 PROGRAMS = 528
-"""Programs that add up over rows: four for each of the 132 processors of an H100. The operators take it as an argument,
-because that is what the compiler's cache knows them by."""
+"""Number of programs that sum over rows: four for each of the 132 multiprocessors of an H100. The operators take it as
+an argument, so that it is part of the key in the compiler's cache."""
 STRIPES = 64
-"""As many, where each takes a stripe of the columns."""
+"""The same number for kernels whose programs each sum one stripe of the columns."""
 
 _LIBRARY = torch.library.Library("deit_fast", "FRAGMENT")
 
 
 def _define(schema: str, allocate: Callable[..., Any]) -> Any:
-    """An operator: the launch of its name in block_kernels.py writes to what `allocate` makes of its arguments."""
+    """Defines an operator: it calls the launch of the same name in block_kernels.py with the results of `allocate`."""
     name = schema.partition("(")[0]
 
     def run(*given: Any) -> Any:
-        from deit_fast.models import block_kernels  # needs triton, which not every machine has
+        from deit_fast.models import block_kernels  # needs Triton, which some machines lack
 
         results = allocate(*given)
         tensors = () if results is None else results if isinstance(results, tuple) else (results,)
@@ -83,7 +83,7 @@ def _define(schema: str, allocate: Callable[..., Any]) -> Any:
         return results
 
     _LIBRARY.define(schema)
-    for key in ("CUDA", "CPU"):  # on a CPU Triton's interpreter can run the kernels
+    for key in ("CUDA", "CPU"):  # on a CPU, Triton's interpreter can run the kernels
         _LIBRARY.impl(name, run, key)
     torch.library.register_fake(f"deit_fast::{name}", allocate, lib=_LIBRARY)
     return getattr(torch.ops.deit_fast, name)
@@ -95,7 +95,7 @@ def _sums(rows: Tensor, programs: int, *count: int) -> Tensor:
 
 
 def _like_norm(stream: Tensor, kept: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The LayerNorm, the same before weight and bias, and one over the standard deviation."""
+    """LayerNorm's output, the normalised input before weight and bias, and one over the standard deviation."""
     _, tokens, width = stream.shape
     out, unit = (stream.new_empty(kept, tokens, width, dtype=dtype) for _ in range(2))
     return out, unit, stream.new_empty(kept, tokens)
@@ -145,7 +145,7 @@ _merge_heads = _define(
 
 # ------------------------------------------------------------------------------------------------------- the gradients
 def _copy(stream: Tensor) -> Tensor:
-    """To be written to; Inductor leaves it out where nothing else reads the original."""
+    """A copy to write to; Inductor removes the copy where nothing else reads the original."""
     return stream.contiguous().clone()
 
 

@@ -1,4 +1,4 @@
-"""`build_model`, the one way to a model, and `ModelFamily`: what each family has to offer for it."""
+"""`build_model`, the one way to make a model, and `ModelFamily`, the interface of each family."""
 
 from abc import ABC, abstractmethod
 from functools import cache
@@ -16,72 +16,72 @@ from deit_fast.runtime.errors import RecipeError
 from deit_fast.zoo import FAMILIES, Architecture, find_architecture
 
 if TYPE_CHECKING:
-    # Python has no type for a module of torch that also keeps to a protocol, and timm's classes have no common base.
+    # Python has no type for "a torch module that follows this protocol", and timm's classes have no common base.
     class ImageModel(nn.Module):
-        """What every family builds: images [B, 3, S, S] -> logits [B, K], with timm's interface."""
+        """The model of every family: images [B, 3, S, S] -> logits [B, K], with timm's interface."""
 
         blocks: nn.Sequential
-        """The residual blocks in order, which give tokens [B, N, D], or a map [B, h, w, D]."""
+        """The residual blocks in order. Each returns tokens [B, N, D], or a map [B, h, w, D]."""
 
         def __call__(self, images: Tensor) -> Any:
-            """Logits [B, K]; those of both heads in the training of a distilled model that has a teacher."""
+            """Logits [B, K]; a pair of them, one per head, while a distilled model trains with a teacher."""
 
         def forward_features(self, images: Tensor) -> Tensor:
-            """What is before the head, after the final norm: tokens [B, N, D]."""
+            """The features after the final norm and before the head: tokens [B, N, D]."""
 
         def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-            """Of these tokens logits [B, K], or with `pre_logits` what the head sees [B, D]."""
+            """Logits [B, K] from such tokens; with `pre_logits`, the head's input [B, D]."""
 
         def set_grad_checkpointing(self, enable: bool = True) -> None:
-            """Whether the backward pass computes each block's activations again instead of keeping them."""
+            """Whether the backward pass recomputes each block's activations instead of keeping them."""
 
 else:
     ImageModel = nn.Module
 
 
 class TimmModel(NamedTuple):
-    """How timm makes the same model: `timm.create_model(name, **arguments)`."""
+    """The call that makes the same model with timm: `timm.create_model(name, **arguments)`."""
 
     name: str
     arguments: dict[str, Any]
-    """All but num_classes and the activation."""
+    """All arguments but num_classes and the activation."""
     pool: str = "token"
-    """Its global_pool."""
+    """timm's global_pool."""
 
 
 class ModelFamily(ABC):
-    """A model family: the object FAMILY of a module of deit_fast/models/.
+    """The interface of a model family: FAMILY in a module of deit_fast/models/.
 
-    deit_fast/zoo/families/ has the module of the same name. State dicts have timm's names, or the family's reference's
-    where timm has no such model.
+    The module of the same name in deit_fast/zoo/families/ lists the family's models. State dicts have timm's names, or
+    the names of the family's reference where timm has no such model.
     """
 
     one_resolution: str | None = None
-    """Part of the names of weights that exist for one resolution only and cannot be resampled; None: there are none."""
+    """Part of the names of weights that fit one resolution only and cannot be resampled; None if there are none."""
 
     @abstractmethod
     def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> nn.Module:
-        """An `ImageModel` whose norms, LayerScale and fixed positions are set; `build_model` draws the rest.
+        """An `ImageModel` with its norms, LayerScale and fixed positions set; `build_model` draws the other weights.
 
-        With `drop_subset` its blocks skip what stochastic depth drops (models/stochastic_depth.py).
+        drop_subset: the blocks skip the samples that stochastic depth drops (models/stochastic_depth.py).
         """
 
     @abstractmethod
     def recognises(self, tensors: Weights) -> bool:
-        """Whether a state dict is of this family. Families are asked in the order of the zoo, and the first takes it.
+        """Whether a state dict belongs to this family. The zoo's families are asked in order; the first match wins.
 
-        The names may be anybody's, so a family asks for names that no other has.
+        A state dict may come from any project, so a family looks for names that no other architecture has.
         """
 
     @abstractmethod
     def read(self, tensors: Weights, grid: tuple[int, int] | None) -> Sizes:
-        """The sizes of a state dict that it recognises; `grid` is height and width in patches, where the file says it.
+        """The sizes of a recognised state dict's model. grid: height and width in patches, if the file gives them.
 
-        Raises WeightsError. Of damaged files KeyError and IndexError may come too.
+        Raises WeightsError; for damaged files KeyError and IndexError are possible too.
         """
 
     def prefix_tokens(self, architecture: Architecture, section: Model) -> int:
-        """How many of the first tokens in the blocks are no patches."""
+        """The number of tokens at the beginning that are not patches."""
         return 0
 
     def timm_model(self, architecture: Architecture, section: Model) -> TimmModel | None:
@@ -89,13 +89,13 @@ class ModelFamily(ABC):
         return None
 
     def is_reference(self, names: set[str]) -> bool:
-        """Whether these are facebookresearch/deit's names of this family, where they are not this project's too."""
+        """Whether these names are the reference's (facebookresearch/deit) and differ from this project's names."""
         return False
 
     def from_reference(self, tensors: Weights) -> dict[str, Tensor]:
-        """Weights by this project's names and shapes, of weights with the reference's, such as a head [K, D].
+        """Weights with this project's names and shapes, from weights with the reference's, such as a head [K, D].
 
-        The default is for a family whose reference has the same names. Raises WeightsError.
+        The default is for families whose reference has the same names. Raises WeightsError.
         """
         return dict(tensors)
 
@@ -107,7 +107,8 @@ class ModelFamily(ABC):
 @cache
 def families() -> dict[str, ModelFamily]:
     """The families by name, in the order of the zoo."""
-    # Not the modules beside them: block_kernels.py needs Triton, which takes 90 MB and is not everywhere.
+    # Only modules of the zoo's families are imported: block_kernels.py needs Triton, which takes 90 MB and may be
+    # missing.
     found = discover("deit_fast.models", "FAMILY", ModelFamily, FAMILIES)  # type: ignore[type-abstract]
     if alone := FAMILIES.keys() - found.keys():
         raise TypeError(f"{', '.join(sorted(alone))}: expected a family in deit_fast.models and deit_fast.zoo.families")
@@ -119,19 +120,19 @@ def family_of(name: str) -> ModelFamily:
     return families()[find_architecture(name).family]
 
 
-# Below this rate drawing, gathering and scattering cost what skipping saves (DINOv2 draws the line there too).
+# Below this rate drawing, gathering and scattering cost as much as skipping saves (DINOv2 uses the same limit).
 SUBSET_FROM = 0.1
 
 
 def drops_subset(section: Model) -> bool:
-    """Whether stochastic depth skips the branches that it drops: model.drop_path_mode, with "auto" resolved."""
+    """Whether blocks skip the samples that stochastic depth drops: model.drop_path_mode, with "auto" resolved."""
     if section.drop_path_mode == "auto":
         return section.drop_path >= SUBSET_FROM
     return section.drop_path_mode == "subset"
 
 
 def check_drop_path(section: Model, batch: int) -> None:
-    """Raises RecipeError where a batch of `batch` images is so small that stochastic depth would drop none of it."""
+    """Raises RecipeError if a batch of `batch` images is so small that stochastic depth would drop none of them."""
     drops = section.drop_path and section.train_mode and drops_subset(section)
     if drops and keep_count(batch, section.drop_path) == batch:
         raise RecipeError(
@@ -141,10 +142,10 @@ def check_drop_path(section: Model, batch: int) -> None:
 
 
 def build_model(section: Model, seed: int | None = None) -> ImageModel:
-    """The model of a recipe with its initial weights (models/initialise.py), the same for the same seed.
+    """The recipe's model with its initial weights (models/initialise.py), which are the same for the same seed.
 
-    seed: None draws one from torch's global generator, so that torch.manual_seed decides, as of any model of torch.
-    Raises RecipeError for a name that is no model's.
+    seed: None draws the seed from torch's global generator, so that torch.manual_seed decides. Raises RecipeError for
+    an unknown model name.
     """
     architecture = find_architecture(section.name)
     model = family_of(section.name).build(architecture, section, drops_subset(section))

@@ -12,7 +12,7 @@ from deit_fast.zoo import Architecture
 
 
 class SubsetCaitBlock(LayerScaleBlock):
-    """timm's block of talking-heads attention and MLP, with `residual_subset` around each in training."""
+    """timm's block of talking-heads attention and MLP, with `residual_subset` around each of the two in training."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, N, D] -> [B, N, D]."""
@@ -24,13 +24,13 @@ class SubsetCaitBlock(LayerScaleBlock):
 
 
 class CaitFamily(ModelFamily):
-    """CaiT: timm's `cait_*`, whose class token comes in after the self-attention blocks."""
+    """CaiT: timm's `cait_*`, in which the class token joins after the self-attention blocks."""
 
     def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> Cait:
         """A CaiT with timm's state dict: images [B, 3, S, S] -> logits [B, K].
 
-        Stochastic depth has the same rate in every self-attention block and none in the two class-attention blocks, as
-        in facebookresearch/deit cait_models.py.
+        Stochastic depth has the same rate in every self-attention block and is absent from the two class-attention
+        blocks, as in facebookresearch/deit cait_models.py.
         """
         assert section.initial_layer_scale is not None
         return Cait(
@@ -48,7 +48,7 @@ class CaitFamily(ModelFamily):
         )
 
     def recognises(self, tensors: Weights) -> bool:
-        """Class attention after the blocks, and positions: PatchConvNet has none."""
+        """Whether there is class attention after the blocks and a position embedding, which PatchConvNet lacks."""
         return {"patch_embed.proj.weight", "pos_embed"} <= tensors.keys() and any(
             name.startswith("blocks_token_only.") for name in tensors
         )

@@ -1,4 +1,7 @@
-"""What a model costs to compute: its weights, and the FLOPs of matrix products and convolutions. No memory is used."""
+"""The cost of computing a model: its weights, and the FLOPs of matrix products and convolutions.
+
+Allocates no memory.
+"""
 
 from functools import cache
 from typing import Any
@@ -12,7 +15,7 @@ from deit_fast.recipe.sections import Model
 
 @cache
 def count_parameters(section: Model) -> int:
-    """Numbers in the weights of a model."""
+    """The number of elements of a model's weights."""
     with torch.device("meta"):
         return sum(p.numel() for p in build_model(section).parameters())
 
@@ -23,13 +26,15 @@ def forward_macs(section: Model) -> float:
 
 
 def training_flops(section: Model, batch: int) -> float:
-    """FLOPs per image that a forward and a backward pass execute: what stochastic depth skips is not in them."""
+    """FLOPs per image that a forward and a backward pass execute, without the samples that stochastic depth skips."""
     return _count_flops(section, batch, backward=True) / batch
 
 
 def _convolution_backward(grad: list[int], images: list[int], weight: list[int], *others: Any, **_: Any) -> int:
-    """FLOPs of a convolution's gradients: torch's own count takes no notice of groups, and PatchConvNet's have one
-    channel each."""
+    """FLOPs of a convolution's gradients, with its groups counted.
+
+    torch's own count ignores groups, and PatchConvNet's convolutions have groups of one channel.
+    """
     transposed, output_mask = others[4], others[7]
     return conv_flop_count(images, weight, grad, transposed) * sum(output_mask[:2])
 
@@ -43,7 +48,7 @@ def _count_flops(section: Model, batch: int, backward: bool) -> float:
         model = build_model(section).train(backward)
         images = torch.empty(batch, 3, section.image_size, section.image_size)
         with FlopCounterMode(display=False, custom_mapping=_CONVOLUTION) as counter:
-            outputs = model(images)  # of both heads, in a distilled model's training
+            outputs = model(images)  # of both heads, in the training of a distilled model
             if backward:
                 sum(each.sum() for each in (outputs if isinstance(outputs, tuple) else [outputs])).backward()
     return float(counter.get_total_flops())

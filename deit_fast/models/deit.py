@@ -8,7 +8,7 @@ class DeiTFamily(ViTFamily):
     """DeiT, plain and distilled: timm's `deit_*`."""
 
     def recognises(self, tensors: Weights) -> bool:
-        """A vision transformer with a class slot in its positions; with LayerScale as well it is DeiT III."""
+        """Whether this is a vision transformer with a class slot in its positions and without LayerScale."""
         if not super().recognises(tensors) or "pos_embed" not in tensors or has_layer_scale(tensors):
             return False
         try:

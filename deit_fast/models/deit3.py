@@ -10,14 +10,15 @@ class DeiT3Family(ViTFamily):
     """DeiT III: timm's `deit3_*`; and the models of Three things."""
 
     def recognises(self, tensors: Weights) -> bool:
-        """A vision transformer that is no DeiT: with LayerScale, or without a class slot in its positions."""
+        """Whether this is a vision transformer with LayerScale, or without a class slot in its positions."""
         return super().recognises(tensors) and not deit.FAMILY.recognises(tensors)
 
     def read(self, tensors: Weights, grid: tuple[int, int] | None) -> Sizes:
-        """Raises WeightsError, too, where they may as well be a DeiT's of images that are not square.
+        """Reads the sizes. Also raises WeightsError where they may be those of a DeiT for non-square images.
 
-        Without LayerScale only the number of positions tells the two apart: 9 are 3 x 3 patches, or 2 x 4 and a slot.
-        From 8 x 8 on the other image would be almost square (7 x 9), which nobody trains on.
+        Without LayerScale only the number of positions tells the two families apart: 9 positions are 3 x 3 patches, or
+        2 x 4 patches and a class slot. From 8 x 8 patches on, the other reading is an almost square image (7 x 9
+        patches), a size that is not in use.
         """
         sizes = super().read(tensors, grid)
         deits = FAMILIES["deit"].architectures.values()

@@ -1,8 +1,8 @@
-"""timm, imported without torch's compiler, which costs a second and 150 MB and serves those alone who compile.
+"""Imports timm without torch's compiler, which takes a second and 150 MB and is needed only for compiling.
 
-`import timm` brings torch._dynamo along for two of its functions, and calls neither of them for a model of ours:
-torchvision's roi_align asks one whether a device can compile, and methods of timm's NaFlexViT are not to be compiled.
-During the import both are stand-ins, which import the compiler where they are called.
+`import timm` imports torch._dynamo for two functions, neither of which is called for the models here: torchvision's
+roi_align asks whether a device can compile, and methods of timm's NaFlexViT are excluded from compilation. During the
+import both functions are replaced by stand-ins, which import the compiler when they are called.
 """
 
 import importlib
@@ -17,10 +17,10 @@ import torch
 
 
 class _Compiler(ModuleType):
-    """torch._dynamo or its module utils: with the stand-ins as attributes, and the module itself behind any other."""
+    """torch._dynamo or torch._dynamo.utils: has the stand-ins, and takes all other names from the real module."""
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("__file__", "__path__"):  # imports ask for them and go on without; utils is no package
+        if name in ("__file__", "__path__"):  # imports look for these and do without; utils is no package
             raise AttributeError(name)
         _remove()
         return getattr(importlib.import_module(self.__name__), name)
@@ -31,7 +31,7 @@ def _is_compile_supported(device_type: Any) -> Any:
 
 
 def _disable(fn: Any = None, recursive: bool = True, *, reason: str | None = None) -> Any:
-    return torch._disable_dynamo(fn, recursive)  # what torch puts around methods of its own, for the same reason
+    return torch._disable_dynamo(fn, recursive)  # torch's own decorator for methods that must not be compiled
 
 
 _STAND_INS: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ _STAND_INS: dict[str, dict[str, Any]] = {
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Nothing is put in place where the compiler is there already, or where another thread could see the stand-ins."""
+    """Installs the stand-ins, unless the compiler is imported or another thread could see the stand-ins."""
     if "torch._dynamo" not in sys.modules and threading.active_count() == 1:
         for name, functions in _STAND_INS.items():
             sys.modules[name] = module = _Compiler(name)
@@ -62,7 +62,7 @@ def _remove() -> None:
 try:
     with _without_compiler():
         import timm
-except ImportError:  # releases that take more of the compiler
+except ImportError:  # newer releases may use more of the compiler
     import timm
 
 __all__ = ["timm"]

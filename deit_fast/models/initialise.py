@@ -1,6 +1,6 @@
-"""Initial weights: those of all models of facebookresearch/deit, drawn here, so that no release of torch moves them.
+"""Initial weights, distributed as in facebookresearch/deit, but drawn here, so that no release of torch changes them.
 
-On torch 2.11, for one, `nn.init.trunc_normal_(std=0.02)` draws a -2 now and then, which is 100 standard deviations.
+For example, `nn.init.trunc_normal_(std=0.02)` of torch 2.11 sometimes returns -2, which is 100 standard deviations.
 """
 
 import hashlib
@@ -17,18 +17,19 @@ from deit_fast.runtime.philox import Stream, generator
 
 TOKENS = ("cls_token", "dist_token", "pos_embed")
 BOUND = 2.0
-"""Largest size of a weight from the truncated normal, the reference's: not in standard deviations."""
+"""Largest absolute value of a weight from the truncated normal, as in the reference: not in standard deviations."""
 
 Draws = Callable[[np.random.RandomState, int], NDArray[np.float64]]
 
 
 def draw_weights(model: nn.Module, std: float, seed: int) -> None:
-    """Draws the weights of linear layers, convolutions, tokens and positions, in place; others stay as they are.
+    """Draws the weights of linear layers, convolutions, tokens and positions, in place; other weights stay as they are.
 
-    Linear layers, tokens and learned positions are from a normal of `std` cut at +-BOUND, their biases zero. Weights
-    and biases of convolutions are torch's, uniform within +-1 / sqrt(inputs of an output). Norms and LayerScale are not
-    drawn. Each tensor is a pure function of (seed, its name, its shape), the same on every machine and for every torch:
-    another head or token changes no other weight. On the meta device nothing is drawn.
+    Linear layers, tokens and learned positions are from a normal distribution of standard deviation `std`, truncated at
+    +-BOUND; biases of linear layers are zero. Weights and biases of convolutions are uniform within +-1 / sqrt(fan_in),
+    torch's default. Norms and LayerScale are not drawn. Each tensor is a pure function of (seed, its name, its shape),
+    the same on every machine and with every release of torch: another head or token changes no other weight. On the
+    meta device nothing is drawn.
     """
     for prefix, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -45,14 +46,14 @@ def draw_weights(model: nn.Module, std: float, seed: int) -> None:
 
 
 def truncated_normal(std: float, random: np.random.RandomState, count: int) -> NDArray[np.float64]:
-    """Numbers [count] from a normal of mean 0 and `std` within +-BOUND: what is outside is drawn again."""
+    """Numbers [count] from a normal distribution of mean 0 and `std`, redrawn while they are outside +-BOUND."""
     found = np.empty(0)
     while len(found) < count:
         missing = count - len(found)
         if std <= BOUND:
             drawn = std * random.standard_normal(missing)
             drawn = drawn[np.abs(drawn) <= BOUND]
-        else:  # most of a wide normal would lie outside: so even numbers, taken as often as the normal is high there
+        else:  # draws of a wide normal mostly lie outside, so uniform draws are accepted by its density
             drawn = BOUND * (2 * random.random_sample(missing) - 1)
             drawn = drawn[random.random_sample(missing) < np.exp(-((drawn / std) ** 2) / 2)]
         found = np.concatenate([found, drawn])
@@ -65,7 +66,7 @@ def _uniform(bound: float, random: np.random.RandomState, count: int) -> NDArray
 
 @torch.no_grad()
 def _fill(weight: Tensor, name: str, seed: int, draws: Draws) -> None:
-    """Fills a weight [...], in the order of its elements by index, with draws keyed by seed and name."""
+    """Fills a weight [...] with draws keyed by seed and name, in the order of its elements' indices."""
     if weight.is_meta:
         return
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")

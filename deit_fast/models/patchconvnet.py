@@ -1,9 +1,9 @@
 """PatchConvNet: "Augmenting convolutional networks with attention-based aggregation", arXiv:2112.13692.
 
-A convolutional stem to patches of 16 x 16 pixels, one residual convolutional block after the other at that resolution,
-and one attention layer in which a class token, or a token per class, collects what the head sees. Parameters have the
-names of facebookresearch/deit patchconvnet_models.py, so that its weights load; of the model with a token per class
-the reference's 1,000 heads of one output are one layer here.
+It has a convolutional stem that makes patches of 16 x 16 pixels, then a column of residual convolutional blocks at that
+resolution, and one attention layer in which a class token, or a token per class, collects features for the head.
+Parameters have the names of facebookresearch/deit patchconvnet_models.py, so that its weights load. In the model with a
+token per class the reference has one linear layer with one output for each of 1,000 classes; here they are one layer.
 """
 
 import itertools
@@ -24,12 +24,12 @@ from deit_fast.models.stochastic_depth import drop_path_rates, rate_of, residual
 from deit_fast.recipe.sections import Model
 from deit_fast.zoo import Architecture
 
-EPS = 1e-6  # of layer norms
-PATCH_SIZE = 16  # side, pixels: what the stem's strides multiply to
+EPS = 1e-6  # epsilon of layer norms
+PATCH_SIZE = 16  # side of a patch, pixels: the product of the stem's strides
 
 
 class StridedStem(nn.Module):
-    """Four 3 x 3 convolutions of stride 2, the width doubling to D, with activations between them."""
+    """Four 3 x 3 convolutions of stride 2 with activations between them; the width doubles each time, up to D."""
 
     def __init__(self, embed_dim: int, activation: type[nn.Module]) -> None:
         super().__init__()
@@ -59,13 +59,13 @@ class ConvMixer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        # Channels stay innermost in memory throughout: what the norm wants and convolutions are fastest with.
+        # The layout is channels-last throughout: the norm needs it, and convolutions are fastest with it.
         """[B, H, W, D] -> [B, H, W, D]."""
         return self.qkv_pos(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class ConvBlock(nn.Module):
-    """The one residual branch of a block: layer norm, ConvMixer, LayerScale, stochastic depth; [B, H, W, D]."""
+    """A block's only residual branch: layer norm, ConvMixer, LayerScale, stochastic depth; [B, H, W, D]."""
 
     def __init__(self, dim: int, layer_scale: float, rate: float, subset: bool, activation: type[nn.Module]) -> None:
         super().__init__()
@@ -76,25 +76,25 @@ class ConvBlock(nn.Module):
         self.subset = subset
 
     def branch(self, x: Tensor) -> Tensor:
-        """The scaled residual [B, H, W, D] of x [B, H, W, D], before stochastic depth."""
+        """The branch's scaled output [B, H, W, D] for x [B, H, W, D], before stochastic depth."""
         return self.gamma_1 * self.attn(self.norm1(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, D] -> [B, H, W, D]: x and its branch, of the rows that stochastic depth keeps."""
+        """[B, H, W, D] -> [B, H, W, D]: x plus its branch, for the samples that stochastic depth keeps."""
         if self.training and self.subset:
             return residual_subset(x, rate_of(self.drop_path), self.branch)
         return x + self.drop_path(self.branch(x))
 
 
 class ClassTokensAttention(ClassAttn):
-    """Attention of K class tokens to the patches alone: tokens and patches [B, K + N, D] -> [B, K, D]."""
+    """Attention from K class tokens to the patches only: tokens and patches [B, K + N, D] -> [B, K, D]."""
 
     def __init__(self, dim: int, num_heads: int, *, num_classes: int, **options: object) -> None:
         super().__init__(dim, num_heads, **options)  # type: ignore[arg-type]
         self.num_classes = num_classes
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class tokens, then patches [B, K + N, D] -> what each class token collects [B, K, D]."""
+        """Class tokens and then patches [B, K + N, D] -> the features of each class token [B, K, D]."""
         tokens, patches = x[:, : self.num_classes], x[:, self.num_classes :]
         heads = [
             linear(part).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # B H . D/H
@@ -131,11 +131,11 @@ class PatchConvNet(nn.Module):
         self.head = nn.Linear(dim, section.classes)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether the backward pass computes each block's activations again instead of keeping them."""
+        """Whether the backward pass recomputes each block's activations instead of keeping them."""
         self.grad_checkpointing = enable
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Normalised class token [B, 1, D], or one per class [B, K, D]."""
+        """The normalised class token [B, 1, D], or one per class [B, K, D]."""
         x = self.patch_embed(images)
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
@@ -150,7 +150,7 @@ class PatchConvNet(nn.Module):
         if pre_logits:
             return self.head_drop(tokens.mean(1))
         tokens = self.head_drop(tokens)
-        if self.class_tokens:  # each class's token meets its own row only
+        if self.class_tokens:  # each class's token is multiplied with its own row only
             return (tokens * self.head.weight).sum(2) + self.head.bias
         return self.head(tokens[:, 0])
 
@@ -160,14 +160,14 @@ class PatchConvNet(nn.Module):
 
 
 class PatchConvNetFamily(ModelFamily):
-    """PatchConvNet, with one class token or a token per class; timm has no such model."""
+    """PatchConvNet, with one class token or a token per class. timm has no such model."""
 
     def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> PatchConvNet:
         """A PatchConvNet with the reference's state dict: images [B, 3, H, W] -> logits [B, K]."""
         return PatchConvNet(architecture, section, drop_subset)
 
     def recognises(self, tensors: Weights) -> bool:
-        """A stem of several convolutions, and attention that comes after the blocks."""
+        """Whether there are a stem of several convolutions and an attention layer after the blocks."""
         return "patch_embed.proj.0.0.weight" in tensors and any(
             name.startswith("blocks_token_only.") for name in tensors
         )
@@ -182,13 +182,13 @@ class PatchConvNetFamily(ModelFamily):
         return Sizes(entry, "blocks.0.gamma_1" in tensors, {"image_size": image_side(None, PATCH_SIZE)})
 
     def is_reference(self, names: set[str]) -> bool:
-        """Those of the form with a token per class; the others' names are this project's."""
+        """Whether these are the reference's names with one head per class; its other names are this project's too."""
         return {"head.0.weight", "blocks_token_only.0.gamma_1"} <= names
 
     def from_reference(self, tensors: Weights) -> dict[str, Tensor]:
-        """Joins the reference's linear layer per class, [1, D] each, to the one layer head, weight [K, D] and bias [K].
+        """Joins the reference's linear layers [1, D], one per class, to one head of weight [K, D] and bias [K].
 
-        Raises WeightsError where a class has no such layer.
+        Raises WeightsError where a class lacks its layer.
         """
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
         count = sum(name.startswith("head.") for name in tensors) // 2
@@ -200,9 +200,9 @@ class PatchConvNetFamily(ModelFamily):
         return kept
 
     def to_reference(self, tensors: Weights) -> dict[str, Tensor]:
-        """Splits the head [K, D] of a model with a token per class into a linear layer [1, D] for each.
+        """Splits the head [K, D] of a model with a token per class into one linear layer [1, D] per class.
 
-        Other models' weights have the reference's names already.
+        The weights of other models have the reference's names already.
         """
         if tensors["cls_token"].shape[1] == 1:
             return dict(tensors)

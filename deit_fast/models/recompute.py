@@ -1,4 +1,4 @@
-"""Activation checkpointing: what the backward pass computes again instead of keeping."""
+"""Activation checkpointing: the backward pass recomputes activations instead of keeping them in memory."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from deit_fast.models.build import ImageModel
 from deit_fast.recipe.sections import Run
 
 _ATEN = torch.ops.aten
-# Costly to compute: matrix products, convolutions and attention. Everything else is a pass over memory.
+# These are costly to recompute: matrix products, convolutions and attention. Other operations are one pass over memory.
 _KEPT = [
     _ATEN.mm.default,
     _ATEN.addmm.default,
@@ -26,12 +26,12 @@ _KEPT = [
 def recompute(model: ImageModel, run: Run) -> None:
     """Sets up activation checkpointing in a model, in place, as run.grad_checkpointing says.
 
-    Random draws, as of stochastic depth, are the same in both passes.
+    Random draws, such as those of stochastic depth, are the same in the forward pass and in its repetition.
     """
     if run.grad_checkpointing == "selective":
         contexts = partial(create_selective_checkpoint_contexts, _KEPT)
         for block in model.blocks:
-            # Of the forward alone: the hooks with which FSDP gathers the block's weights run outside.
+            # Only the forward is wrapped, so that the hooks with which FSDP gathers the block's weights run outside.
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
     elif run.grad_checkpointing:
         model.set_grad_checkpointing()

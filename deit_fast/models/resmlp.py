@@ -1,4 +1,4 @@
-"""ResMLP (arXiv:2105.03404): timm's modules and names, the reference's initial weights."""
+"""ResMLP (arXiv:2105.03404): timm's modules and names, with the reference's initial weights."""
 
 import re
 from functools import partial
@@ -24,7 +24,7 @@ from deit_fast.zoo import Architecture
 
 
 class SubsetResBlock(ResBlock):
-    """timm's block of token mixing and MLP, with `residual_subset` around each in training."""
+    """timm's block of token mixing and MLP, with `residual_subset` around each of the two in training."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, N, D] -> [B, N, D]."""
@@ -37,11 +37,11 @@ class SubsetResBlock(ResBlock):
         return residual_subset(x, rate, lambda kept: self.ls2 * self.mlp_channels(self.norm2(kept)))
 
 
-# The reference's names in a block, and timm's.
+# The reference's names of a block's parts, and timm's.
 _REFERENCE = {"attn": "linear_tokens", "mlp": "mlp_channels", "gamma_1": "ls1", "gamma_2": "ls2"}
-# Ends of the names of affine norms, [D] in the reference and [1, 1, D] in timm.
+# Suffixes of the names of affine norms, whose shape is [D] in the reference and [1, 1, D] in timm.
 _AFFINE = (".alpha", ".beta")
-# Sizes that timm knows by name only: (embed_dim, depth).
+# The sizes (embed_dim, depth) of the models that timm makes by name only.
 _TIMM = {(384, 12): "resmlp_12_224", (384, 24): "resmlp_24_224", (384, 36): "resmlp_36_224",
          (768, 24): "resmlp_big_24_224"}  # fmt: skip
 
@@ -55,8 +55,9 @@ class ResMLPFamily(ModelFamily):
         """A ResMLP with timm's state dict: images [B, 3, S, S] -> logits [B, K].
 
         Its token mixing has a weight for each pair of patches, so weights fit one resolution only. Stochastic depth has
-        the same rate in every block. Differs from timm where facebookresearch/deit resmlp_models.py does: linear layers
-        from the truncated normal (timm: Xavier's, and a head of zeros), LayerScale from 0.1 in the model of 12 blocks.
+        the same rate in every block. Two initial weights follow facebookresearch/deit resmlp_models.py and differ from
+        timm's: linear layers are from a truncated normal (timm: Xavier, and zeros in the head), and LayerScale starts
+        at 0.1 in the model of 12 blocks.
         """
         kind = SubsetResBlock if drop_subset else ResBlock
         assert section.initial_layer_scale is not None
@@ -76,7 +77,7 @@ class ResMLPFamily(ModelFamily):
         )
 
     def recognises(self, tensors: Weights) -> bool:
-        """Token mixing by linear layers in the blocks."""
+        """Whether the blocks mix tokens by linear layers."""
         return "blocks.0.linear_tokens.weight" in tensors
 
     def read(self, tensors: Weights, grid: tuple[int, int] | None) -> Sizes:
@@ -93,14 +94,14 @@ class ResMLPFamily(ModelFamily):
         return {"blocks.0.norm1.alpha", "patch_embed.proj.weight"} <= names
 
     def from_reference(self, tensors: Weights) -> dict[str, Tensor]:
-        """Renames resmlp_models.py's weights to timm's; its affine layers' vectors [D] are [1, 1, D] here."""
+        """Renames resmlp_models.py's weights to timm's names; its affine layers' vectors [D] become [1, 1, D]."""
         return {
             re.sub(r"^patch_embed\.", "stem.", name): tensor.reshape(1, 1, -1) if name.endswith(_AFFINE) else tensor
             for name, tensor in rename_blocks(tensors, _REFERENCE).items()
         }
 
     def to_reference(self, tensors: Weights) -> dict[str, Tensor]:
-        """Renames timm's weights to resmlp_models.py's; affine layers [1, 1, D] are vectors [D] there."""
+        """Renames timm's weights to resmlp_models.py's names, and reshapes affine layers [1, 1, D] to vectors [D]."""
         return {
             re.sub(r"^stem\.", "patch_embed.", name): tensor.flatten() if name.endswith(_AFFINE) else tensor
             for name, tensor in rename_blocks(tensors, inverse(_REFERENCE)).items()

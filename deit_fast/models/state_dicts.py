@@ -1,4 +1,4 @@
-"""Reading state dicts with timm's names: the sizes of the model that they belong to; and renaming blocks."""
+"""State dicts with timm's names: reading the sizes of their model, and renaming their blocks."""
 
 import math
 import re
@@ -11,27 +11,30 @@ Weights = Mapping[str, Tensor]
 
 
 class WeightsError(ValueError):
-    """Tensors that are no model's of the family that has recognised them. The message goes on from the file's name."""
+    """Tensors that a family recognised, but that fit none of its models.
+
+    The message continues after the file's name.
+    """
 
 
 class Sizes(NamedTuple):
-    """What a state dict says of its model."""
+    """The facts about a model that its state dict gives."""
 
     entry: dict[str, Any]
-    """Fields of `Architecture` that tell the zoo's entry from the family's others."""
+    """Fields of `Architecture` that tell the model's entry in the zoo from the family's other entries."""
     layer_scale: bool
     """Whether the blocks have LayerScale."""
     fields: dict[str, Any]
-    """Fields of the recipe's model section, but for name, num_classes, layer_scale and activation."""
+    """Fields of the recipe's model section, without name, num_classes, layer_scale and activation."""
 
 
 def count_blocks(tensors: Weights) -> int:
-    """One more than the largest N of names blocks.N.*, and 0 where there are none."""
+    """The number of blocks: one more than the largest N in names blocks.N.*, or 0 without such names."""
     return max((int(match[1]) + 1 for name in tensors if (match := re.match(r"blocks\.(\d{1,4})\.", name))), default=0)
 
 
 def square_grid(patches: int) -> tuple[int, int]:
-    """Height and width, in patches, of a square of `patches`. Raises WeightsError for no square number."""
+    """Height and width, in patches, of a square grid of `patches`. Raises WeightsError where they form no square."""
     side = math.isqrt(patches)
     if side * side != patches or not side:
         raise WeightsError(f"has {patches} patch positions: expected the square of a number")
@@ -39,7 +42,7 @@ def square_grid(patches: int) -> tuple[int, int]:
 
 
 def image_side(grid: tuple[int, int] | None, patch_size: int) -> int:
-    """Side in pixels of the images of a square grid, and 224 where the tensors do not say it. Raises WeightsError."""
+    """Side in pixels of the images of a square grid; 224 where the grid is unknown. Raises WeightsError."""
     if grid is None:
         return 224
     if grid[0] != grid[1]:
@@ -53,7 +56,7 @@ def rename_blocks(tensors: Weights, table: Mapping[str, str]) -> dict[str, Tenso
 
 
 def inverse(table: Mapping[str, str]) -> dict[str, str]:
-    """NEW to OLD of a table for `rename_blocks`."""
+    """The inverse of a table for `rename_blocks`: NEW to OLD."""
     return {new: old for old, new in table.items()}
 
 

@@ -4,16 +4,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# Side of a patch, whatever the model's entry says: the strides below multiply to it.
+# Side of a patch, for every model: the product of the strides below.
 PATCH_SIZE = 16
 
 
 class MLPStem(nn.Module):
     """hMLP (arXiv:2203.09795, section 5): patches of 4 x 4 pixels, merged twice 2 x 2, with BatchNorm and GELU between.
 
-    Images [B, 3, H, W] -> tokens [B, N, D]; kernels equal strides, so no patch sees another. Takes the place of timm's
-    PatchEmbed. Unlike facebookresearch/deit models_v2.py, BatchNorm is not synchronised: each process normalises with
-    its own batch, which needs no communication and has 196 positions of an image, or more, to average over.
+    Images [B, 3, H, W] -> tokens [B, N, D]. Kernels are as large as their strides, so no patch sees another one. The
+    module takes the place of timm's PatchEmbed. Unlike in facebookresearch/deit models_v2.py, BatchNorm is not
+    synchronised: each process normalises with its own batch. That needs no communication, and each image contributes
+    196 positions or more to the statistics.
     """
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **unset: Any) -> None:

@@ -1,8 +1,8 @@
 """Stochastic depth that skips work: a residual branch runs on a random subset of the batch instead of being masked.
 
 Stochastic depth is Huang et al. 2016, arXiv:1603.09382. timm and the reference compute every branch for every sample
-and multiply the dropped ones by zero; here those are never computed, an idea of DINOv2 (Oquab et al. 2023,
-arXiv:2304.07193, section 5). At rate p it saves p of the branches' FLOPs and activation memory, forward and backward.
+and multiply the dropped samples by zero. Here dropped samples are not computed, an idea of DINOv2 (Oquab et al. 2023,
+arXiv:2304.07193, section 5). At rate p this saves p of the branches' FLOPs and activation memory, forward and backward.
 """
 
 import functools
@@ -20,11 +20,11 @@ from deit_fast.recipe.sections import Model
 
 
 def keep_count(batch: int, rate: float) -> int:
-    """Samples of `batch` that a branch runs on at drop rate `rate`: round(batch * (1 - rate)), at least one.
+    """Number of samples of `batch` on which a branch runs at drop rate `rate`: round(batch * (1 - rate)), at least one.
 
-    The rate in effect is therefore 1 - keep / batch, within 1 / (2 * batch) of `rate` (but for the one that is always
-    kept); where batch * rate < 0.5 it is zero and the branch is dense. The scale batch / keep follows the rate in
-    effect, so the expectation is exact at every batch size.
+    The rate in effect is therefore 1 - keep / batch. It differs from `rate` by at most 1 / (2 * batch), except where
+    the one sample that is always kept matters. If batch * rate < 0.5, the rate in effect is zero and the branch runs on
+    the whole batch. The scale batch / keep follows the rate in effect, so the expectation is exact at every batch size.
     """
     return max(1, round(batch * (1 - rate)))
 
@@ -32,8 +32,8 @@ def keep_count(batch: int, rate: float) -> int:
 def draw_rows(batch: int, keep: int, device: torch.device) -> Tensor:
     """`keep` different indices below `batch`, uniform over all subsets; int64 [keep] on the device.
 
-    A sort of uniform numbers from the default generator: no host synchronisation and static shapes, so the draw can be
-    compiled and captured in a CUDA graph, and torch.manual_seed decides it.
+    The draw sorts uniform numbers of the default generator. Shapes are static and the host does not wait, so the draw
+    can be compiled and captured in a CUDA graph. torch.manual_seed decides the outcome.
     """
     return torch.rand(batch, device=device).argsort()[:keep]
 
@@ -41,8 +41,8 @@ def draw_rows(batch: int, keep: int, device: torch.device) -> Tensor:
 class _Fork(torch.autograd.Function):
     """x [B, ...] and rows [K] -> x itself and x[rows]: index_select with a cheaper backward.
 
-    Autograd would write the gradient of index_select into a zeroed tensor of x's size and add that to the gradient of
-    the residual stream: three passes over the whole batch where the rows alone need adding.
+    The gradient of index_select would be written into a zeroed tensor of x's size, which is then added to the residual
+    stream's gradient: three passes over the whole batch. The backward here adds to the selected rows only.
     """
 
     @staticmethod
@@ -62,13 +62,14 @@ class _Fork(torch.autograd.Function):
 def residual_subset(x: Tensor, rate: float, *branches: Callable[[Tensor], Tensor]) -> Tensor:
     """x + the sum of branch(x), with each branch on a random subset of samples of its own: x [B, ...] -> [B, ...].
 
-    Exactly `keep_count(B, rate)` samples, drawn anew for each branch and call, get B / keep * branch(their rows); the
-    others pass unchanged and cost nothing. `branch` takes [keep, ...], returns that shape and must not mix samples. At
-    rate 0 this is x + the sum, bit for bit.
+    Exactly `keep_count(B, rate)` samples, drawn anew for each branch and call, get B / keep * branch(their rows). The
+    other samples pass unchanged and cost nothing. `branch` takes [keep, ...], returns the same shape and must not mix
+    samples. At rate 0 the result is x + the sum, bit for bit.
 
-    Against Bernoulli drop path (each sample kept with probability 1 - rate, scaled by 1 / (1 - rate)) means of outputs
-    and gradients are equal. So is the variance of one sample's output, p / (1 - p) * branch(x)^2 with p = 1 - keep / B;
-    but a batch is drawn without replacement (covariance -p / ((1 - p) * (B - 1)) of two samples), so sums vary less.
+    Compare Bernoulli drop path, which keeps each sample with probability 1 - rate and scales it by 1 / (1 - rate).
+    Means of outputs and gradients are equal. So is the variance of one sample's output, p / (1 - p) * branch(x)^2 with
+    p = 1 - keep / B. Sums over a batch vary less, because the samples are drawn without replacement: two samples have
+    covariance -p / ((1 - p) * (B - 1)).
     """
     batch = x.shape[0]
     keep = keep_count(batch, rate)
@@ -79,9 +80,9 @@ def residual_subset(x: Tensor, rate: float, *branches: Callable[[Tensor], Tensor
         rows = draw_rows(batch, keep, x.device)
         x, kept = _Fork.apply(x, rows)
         drawn.append((branch, rows, kept))
-    # The indices are distinct, so each element is added to once at most: index_add is deterministic although CUDA does
-    # it with atomics. index_copy would read the rows once more, and its backward copies and fills the whole batch.
-    # Nothing else reads the stream, so inductor adds in place: compiled, the skipped samples cost no memory traffic.
+    # The indices are distinct, so each element is added to at most once, and index_add is deterministic although CUDA
+    # uses atomics. index_copy would read the rows once more, and its backward copies and fills the whole batch. Nothing
+    # else reads the stream, so Inductor adds in place: in compiled code the skipped samples cause no memory traffic.
     for branch, rows, kept in drawn:
         x = x.index_add(0, rows, branch(kept).to(x.dtype), alpha=batch / keep)
     return x
@@ -107,12 +108,15 @@ def keep_subset(drop_path: nn.Module, x: Tensor) -> Kept:
 class SubsetBlock(Block):
     """timm's pre-norm transformer block with `residual_subset` around attention and MLP, drawn independently.
 
-    The rates are those of timm's drop_path1 and drop_path2, and the state dict is timm's. In evaluation, and at rate 0,
-    it is timm's own forward.
+    The rates are those of timm's drop_path1 and drop_path2, and the state dict is timm's. timm's own forward runs in
+    evaluation and at rate 0.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Tokens [B, N, D] -> [B, N, D]; attention masks in evaluation only, as a mask may differ between samples."""
+        """Tokens [B, N, D] -> [B, N, D].
+
+        Attention masks are for evaluation only, as a mask may differ between samples.
+        """
         if not self.training:
             return super().forward(x, *args, **kwargs)
         if args or kwargs:
@@ -139,7 +143,7 @@ class SubsetParallelBlock(ParallelThingsBlock):
 
 
 def _split(sequence: Iterable[nn.Module]) -> tuple[float, Callable[[Tensor], Tensor]]:
-    """The rate and the layers of a branch that ends with its stochastic depth."""
+    """The rate and the layers of a branch whose last module is its stochastic depth."""
     *layers, drop_path = sequence
 
     def branch(x: Tensor) -> Tensor:
@@ -151,5 +155,5 @@ def _split(sequence: Iterable[nn.Module]) -> tuple[float, Callable[[Tensor], Ten
 
 
 def rate_of(drop_path: nn.Module) -> float:
-    """The rate of timm's DropPath, or of what stands in its place where there is none."""
+    """The rate of timm's DropPath, or 0 for the module that takes its place at rate 0."""
     return drop_path.drop_prob if isinstance(drop_path, DropPath) else 0.0

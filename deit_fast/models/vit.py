@@ -1,4 +1,4 @@
-"""What the vision transformers, DeiT and DeiT III, have in common: timm's modules, the reference's regularisation."""
+"""The common part of the vision transformers DeiT and DeiT III: timm's modules, the reference's regularisation."""
 
 import math
 import re
@@ -28,7 +28,8 @@ from deit_fast.models.stochastic_depth import SubsetBlock, SubsetParallelBlock, 
 from deit_fast.recipe.sections import Model
 from deit_fast.zoo import FAMILIES, Architecture
 
-# The reference's names in a block of parallel branches, and timm's: branch 0 has the plain names, branch 1 another 1.
+# The reference's names in a block of parallel branches, and timm's. Branch 0 has the plain names; branch 1 has names
+# with a 1 appended.
 _BRANCH = {
     "norm1": "attns.0.norm",
     "attn": "attns.0.attn",
@@ -43,7 +44,7 @@ _BRANCH = {
     "mlp1": "ffns.1.mlp",
     "gamma_2_1": "ffns.1.ls.gamma",
 }
-# In other blocks LayerScale alone has another name.
+# In other blocks only LayerScale has another name.
 _SCALE = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
 _BLOCK = re.compile(
     r"blocks\.\d{1,4}\.((attns|ffns)\.\d+\.)?(norm[12]?|attn\.(qkv|proj)|mlp\.fc[12]|ls[12]?)\.(weight|bias|gamma)"
@@ -51,15 +52,16 @@ _BLOCK = re.compile(
 
 
 class ViTFamily(ModelFamily):
-    """A family of plain vision transformers, by what deit_fast/zoo/families/ says of it."""
+    """A family of plain vision transformers, described by a module of deit_fast/zoo/families/."""
 
     def build(self, architecture: Architecture, section: Model, drop_subset: bool) -> VisionTransformer:
         """A vision transformer with timm's state dict, so weights interchange with timm's `deit_*` and `deit3_*`.
 
-        Takes images [B, 3, S, S], gives logits [B, K]; distilled models in training give those of both heads. Differs
-        from timm where facebookresearch/deit models.py and models_v2.py do: stochastic depth by section.drop_path_decay
-        (timm: linear), LayerScale from 1e-4 (timm: 1e-6), class token from the same truncated normal as the rest (timm:
-        1e-6). Mean pooling is deit3-jax's: no class token, and the final norm is before the mean (timm: after it).
+        Images [B, 3, S, S] -> logits [B, K]; distilled models in training return the logits of both heads. Three
+        settings follow facebookresearch/deit models.py and models_v2.py instead of timm: stochastic depth by
+        section.drop_path_decay (timm: linear), LayerScale from 1e-4 (timm: 1e-6), and the class token from the same
+        truncated normal as other weights (timm: 1e-6). Mean pooling follows deit3-jax: there is no class token, and the
+        final norm comes before the mean (timm: after the mean).
         """
         rates = drop_path_rates(section, architecture.depth)
         kind: Any = FusedBlock
@@ -98,7 +100,7 @@ class ViTFamily(ModelFamily):
         return model
 
     def recognises(self, tensors: Weights) -> bool:
-        """Whether all weights of the blocks are those of a plain vision transformer."""
+        """Whether all weights of the blocks have the names of a plain vision transformer's."""
         patches = tensors.get("patch_embed.proj.weight")
         stem = "patch_embed.proj.0.weight" in tensors and "norm.weight" in tensors
         if not stem and (patches is None or patches.ndim != 4):
@@ -156,11 +158,11 @@ class ViTFamily(ModelFamily):
         return "blocks.0.gamma_1" in names and _has_vit_blocks({rename_block(name, _SCALE) for name in names})
 
     def from_reference(self, tensors: Weights) -> dict[str, Tensor]:
-        """Renames LayerScale and parallel branches, by models_v2.py, to timm's; each tensor keeps its shape [...]."""
+        """Renames LayerScale and parallel branches to timm's names, from models_v2.py's; shapes [...] are kept."""
         return rename_blocks(tensors, _BRANCH if "blocks.0.norm11.weight" in tensors else _SCALE)
 
     def to_reference(self, tensors: Weights) -> dict[str, Tensor]:
-        """Renames LayerScale and parallel branches to models_v2.py's; each tensor keeps its shape [...]."""
+        """Renames LayerScale and parallel branches to models_v2.py's names, from timm's; shapes [...] are kept."""
         return rename_blocks(tensors, inverse(_BRANCH) | inverse(_SCALE))
 
 
@@ -175,11 +177,11 @@ def has_layer_scale(tensors: Weights) -> bool:
 
 
 def split_positions(tensors: Weights, grid: tuple[int, int] | None = None) -> tuple[int, tuple[int, int]]:
-    """How many of the positions are slots of class and distillation tokens; height and width, in patches, of the rest.
+    """The number of slots for class and distillation tokens in the positions; and the grid of the other positions.
 
-    tensors: with pos_embed [1, slots + H x W, D]. grid: (H, W), where the file says it. Otherwise the rest has to be a
-    square: consecutive squares are further apart than there are slots, so one number of slots fits at most. Raises
-    WeightsError where none fits.
+    tensors: with pos_embed [1, slots + H x W, D]. grid: (H, W) in patches, where the file gives it. Without `grid` the
+    other positions have to form a square. Consecutive squares are further apart than the possible numbers of slots, so
+    at most one number fits. Raises WeightsError where none fits.
     """
     positions = tensors["pos_embed"].shape[1]
     for slots in (2,) if "dist_token" in tensors else (1, 0) if "cls_token" in tensors else (0,):
@@ -193,7 +195,7 @@ def split_positions(tensors: Weights, grid: tuple[int, int] | None = None) -> tu
 def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
     """Position embedding [H x W, D] of sines and cosines in two dimensions, fp32 (deit3-jax src/utils.py, big_vision).
 
-    The D channels are sin(x), cos(x), sin(y), cos(y), at D / 4 frequencies from 1 to 1e-4 in equal ratios.
+    The D channels are sin(x), cos(x), sin(y), cos(y), each at D / 4 frequencies from 1 to 1e-4 in equal ratios.
     """
     height, width = grid
     frequencies = torch.logspace(0, -4, dim // 4)
@@ -203,7 +205,7 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def _fix_positions(model: VisionTransformer) -> None:
-    """Makes the position embedding a buffer of sines and cosines, zero for tokens that have a slot in it."""
+    """Makes the position embedding a buffer of sines and cosines, with zeros for tokens that have a slot in it."""
     learned = model.pos_embed
     assert learned is not None
     patches = sincos_positions(model.patch_embed.grid_size, model.embed_dim)

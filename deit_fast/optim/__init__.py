@@ -1,7 +1,7 @@
-"""Optimizers: LAMB as apex computes it, and torch's fused AdamW and SGD, all behind one interface.
+"""Optimizers behind one interface: LAMB with apex's arithmetic, and torch's fused AdamW and SGD.
 
-In: a model and a recipe's optim section. Out: a `RecipeOptimizer` (base.py), which clips, skips steps that are not
-finite and moves the weights' average. build.py makes it of the module that is called as the recipe's optim.name:
-lamb.py (kernels: lamb_triton.py), or adamw.py and sgd.py (on clipped.py). sharding.py and compute_copy.py are about
-weights that are spread over processes, or have a bf16 copy.
+In: a model and a recipe's optim section. Out: a `RecipeOptimizer` (base.py), which clips gradients, skips steps whose
+gradients are not finite, and updates the weights' moving average. build.py calls the module with the name of the
+recipe's optim.name: lamb.py (kernels: lamb_triton.py), or adamw.py and sgd.py (on clipped.py). sharding.py handles
+weights that are sharded over processes, compute_copy.py weights that have a bf16 copy.
 """

@@ -1,4 +1,4 @@
-"""AdamW (arXiv:1711.05101) with decoupled weight decay: torch's fused one."""
+"""AdamW (arXiv:1711.05101) with decoupled weight decay: torch's fused implementation."""
 
 import torch
 
@@ -8,7 +8,7 @@ from deit_fast.recipe.sections import AdamWOptim
 
 
 class AdamW(Clipped, torch.optim.AdamW):
-    """torch's AdamW with what a run asks of an optimizer: see `Clipped`."""
+    """torch's AdamW with the duties of a `RecipeOptimizer`: see `Clipped`."""
 
     def move(self) -> None:
         self.move_as(torch.optim.AdamW)

@@ -1,4 +1,4 @@
-"""What all optimizers share: the class `RecipeOptimizer`, the weights' moving average, fused updates and norms."""
+"""The parts that all optimizers share: `RecipeOptimizer`, the weights' moving average, fused updates and norms."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -13,22 +13,22 @@ from torch import Tensor, nn
 from deit_fast.optim.sharding import Shards
 
 AddUp = Callable[[Tensor], Tensor]
-"""Sums a tensor over the processes that hold the parts, in place, and returns it."""
+"""Sums a tensor over the processes that hold its parts, in place, and returns it."""
 
-BLOCK = 8192  # longer products a BLAS may share out over threads of its own, beside torch's
+BLOCK = 8192  # a BLAS may split longer products over threads of its own, besides torch's
 
 
 class RecipeOptimizer(torch.optim.Optimizer, ABC):
-    """A torch optimizer that clips, skips steps and moves the average by itself, without the host waiting for a device.
+    """A torch optimizer that clips, skips steps and updates the moving average; the host never waits for the device.
 
     The global norm of all gradients is clipped to max_grad_norm. After `step`, `grad_norm` [] holds the norm before
-    clipping, and `skipped` [] is 1 where it was not finite: then neither parameters nor averages nor state have
-    changed. Both are fp32 on the parameters' device, and the next step may overwrite them. The step may scale the
-    gradients. The learning rate of each group is a tensor [] that may change between steps.
+    clipping, and `skipped` [] is 1 if that norm was not finite. A skipped step changes neither parameters nor averages
+    nor state. Both results are fp32 on the parameters' device, and the next step may overwrite them. A step may scale
+    the gradients in place. The learning rate of each group is a tensor [] that may change between steps.
     """
 
-    # torch's own, without its decorator: that imports the compiler, to exclude them from what is compiled. These calls
-    # are in no compiled region.
+    # These are torch's own methods without their decorator, which imports the compiler in order to exclude them from
+    # compilation. No compiled region calls them.
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
     state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
@@ -41,7 +41,7 @@ class RecipeOptimizer(torch.optim.Optimizer, ABC):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; `closure`, where there is one, is called before it, and its loss is returned."""
+        """One step. `closure`, if given, is called first, and its loss is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -51,32 +51,32 @@ class RecipeOptimizer(torch.optim.Optimizer, ABC):
 
     @abstractmethod
     def update(self) -> None:
-        """Moves parameters, state and averages by the gradients, and sets `grad_norm` and `skipped`."""
+        """Updates parameters, state and averages from the gradients, and sets `grad_norm` and `skipped`."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What `build(section, setup)` of an optimizer's module makes its optimizer of."""
+    """The arguments of an optimizer module's `build(section, setup)`."""
 
     groups: list[dict[str, Any]]
-    """What it moves: "params", their "lr" [], "lr_scale" and "weight_decay"."""
+    """Parameter groups: "params", their "lr" [], "lr_scale" and "weight_decay"."""
     options: dict[str, Any]
-    """lr, max_grad_norm, average and add_up, which every optimizer here takes by name."""
+    """lr, max_grad_norm, average and add_up: keyword arguments of every optimizer here."""
     model: nn.Module
-    """Whose parameters these are, for an optimizer that asks for names."""
+    """The model of these parameters, for an optimizer that needs the parameters' names."""
     own: Callable[[Tensor], Tensor]
-    """What stands in the groups for a parameter of the model: itself, or this process's rows of a sharded one."""
+    """Maps a parameter of the model to the tensor in the groups: itself, or this process's rows if it is sharded."""
     shards: Shards | None
-    """The shards of a sharded model; None: each process has the model whole."""
+    """The shards of a sharded model; None if each process has the whole model."""
     copies: Mapping[Tensor, Tensor]
-    """bf16 stand-ins of parameters, which LAMB alone writes."""
+    """bf16 copies of parameters; only LAMB writes them."""
 
 
 class WeightAverage:
     """average = decay * average + (1 - decay) * weight after every optimizer step, for each pair of tensors.
 
-    A step that is skipped for a non-finite gradient leaves the averages as they were, as if it had not been.
-    Raises ValueError where an average is not laid out like its weight.
+    A step that is skipped for a non-finite gradient leaves the averages unchanged. Raises ValueError where an average
+    has another memory layout than its weight.
     """
 
     def __init__(self, weights: Iterable[Tensor], averages: Iterable[Tensor], decay: float) -> None:
@@ -95,14 +95,14 @@ class WeightAverage:
         return self._averages.keys()
 
     def of(self, weight: Tensor) -> Tensor | None:
-        """The average of `weight`, which has the weight's shape [...]; None where it has none."""
+        """The average of `weight`, which has the weight's shape [...]; None if there is none."""
         return self._averages.get(weight)
 
     @torch.no_grad()
     def update(self, weights: Iterable[Tensor], skipped: Tensor) -> None:
-        """Moves the averages of `weights`, tensors of any shape [...].
+        """Updates the averages of `weights`, tensors of any shape [...].
 
-        skipped []: 1 to leave them, else 0, on the weights' device.
+        skipped []: on the weights' device, 1 leaves the averages unchanged, 0 updates them.
         """
         followed = [w.detach() for w in weights if w in self._averages]
         averages = [self._averages[w] for w in weights if w in self._averages]
@@ -121,10 +121,9 @@ def sgd_update(
 ) -> None:
     """tensors -= lr * (directions + weight_decay * tensors), or with `pull` tensors -= lr * (tensors - directions).
 
-    In place, unless skipped [] is 1. A direction has its tensor's shape [...]; lr is a number or a tensor [].
-
-    torch's fused SGD: one pass over memory, and both lr and the decision to skip may stay on the device. The pull is
-    its weight decay of 1 against a negated gradient.
+    Works in place, unless skipped [] is 1. A direction has its tensor's shape [...]; lr is a number or a tensor []. The
+    implementation is torch's fused SGD: one pass over memory, and both lr and the decision to skip may stay on the
+    device. The pull is a weight decay of 1 against a negated gradient.
     """
     torch._fused_sgd_(
         tensors,
@@ -143,17 +142,17 @@ def sgd_update(
 
 
 def global_norm(tensors: Sequence[Tensor], add_up: AddUp | None = None) -> Tensor:
-    """The L2 norm [] of all elements of `tensors`, of any shape [...]; with `add_up`, of those of all processes."""
+    """The L2 norm [] of all elements of `tensors`, of any shape [...]; with `add_up`, over all processes."""
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
     return norm if add_up is None else add_up(norm.square()).sqrt()
 
 
 def inner_product(a: Tensor, b: Tensor) -> float:
-    """Sum of a * b for the host, fp32 [n] each, exact to about 1e-8: in fp32 within blocks, in float64 over them.
+    """Sum of a * b for the host, fp32 [n] each, exact to about 1e-8: fp32 within blocks, float64 over the blocks.
 
-    It is inf or nan, without a warning, where it overflows: a step with such a gradient is skipped.
-    torch's CPU reductions of a vector add in one chain: for 600,000 numbers that loses two digits more, and takes half
-    as long again. On a GPU the host waits.
+    The sum is inf or nan, without a warning, where it overflows: a step with such a gradient is skipped. torch's CPU
+    reductions of a vector add in one chain. For 600,000 numbers that loses two more digits and takes 1.5 times as long.
+    On a GPU the host waits for the result.
     """
     if a.is_cuda:
         return float(torch.dot(a.double(), b.double()))

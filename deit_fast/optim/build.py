@@ -1,4 +1,4 @@
-"""Optimizers from a recipe: what is trained, what decays, and how fast each depth learns."""
+"""Builds optimizers from a recipe: which weights train, which decay, and the learning rate of each depth."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -19,10 +19,10 @@ TRAINED_WITH_ATTENTION = (*HEAD, "pos_embed")
 
 
 def freeze(model: nn.Module, section: Optim) -> None:
-    """Freezes what section.trainable leaves out; what is frozen already stays so.
+    """Freezes the weights that section.trainable excludes; weights that are frozen already stay frozen.
 
     "attention" trains attention, head and position embedding (arXiv:2203.09795, section 4; facebookresearch/deit
-    main.py --attn-only), "head" the head alone. The distillation head is frozen, as there.
+    main.py --attn-only). "head" trains the head alone. Both freeze the distillation head, as the reference does.
     """
     if section.trainable == "all":
         return
@@ -35,9 +35,10 @@ def freeze(model: nn.Module, section: Optim) -> None:
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
     """Trained parameters as optimizer groups: "params", "lr_scale" and "weight_decay", in the order of the last two.
 
-    Vectors (ResMLP's norms are [1, 1, D]), biases, tokens and the position embedding have no weight decay. That is
-    facebookresearch/deit through timm's add_weight_decay, except that the distillation token, which it decays by an
-    oversight, is with the other tokens. With layer_decay, lr_scale shrinks as in timm's param_groups_layer_decay.
+    Vectors (ResMLP's norms are [1, 1, D]), biases, tokens and the position embedding have no weight decay. This matches
+    facebookresearch/deit, which uses timm's add_weight_decay, with one exception: the reference decays the distillation
+    token by an oversight, here it is treated like the other tokens. With layer_decay, lr_scale shrinks as in timm's
+    param_groups_layer_decay.
     """
     scales = _layer_scales(model, layer_decay)
     groups: dict[tuple[float, float], list[Tensor]] = {}
@@ -53,13 +54,13 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float |
 
 
 def _layer_scales(model: nn.Module, layer_decay: float | None) -> dict[str, float]:
-    """Share of the learning rate that each parameter gets: layer_decay to the power of its distance from the head.
+    """Fraction of the learning rate for each parameter: layer_decay to the power of its distance from the head.
 
-    The order of the layers is timm's: embeddings, one per block, head; the final norm belongs to the last block.
+    The order of the layers is timm's: embeddings, one layer per block, head; the final norm belongs to the last block.
     """
     if layer_decay is None:
         return {name: 1.0 for name, _ in model.named_parameters()}
-    matcher: Any = model.group_matcher  # timm's; recipes for models that lack it are refused
+    matcher: Any = model.group_matcher  # timm's; recipes for models without it are refused
     layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
     head = max(layers.values())
     return {name: layer_decay ** (head - layer) for name, layer in layers.items()}
@@ -72,12 +73,12 @@ def build_optimizer(
     shards: Shards | None = None,
     copies: Mapping[Tensor, Tensor] = MappingProxyType({}),
 ) -> RecipeOptimizer:
-    """The recipe's optimizer, which also moves `ema`, a copy of the model, by section.ema_decay; freezes the rest.
+    """The recipe's optimizer, which also updates `ema`, a copy of the model, with section.ema_decay. Freezes the rest.
 
-    The learning rate of each group is a tensor [] on the model's device, for the step to fill: changing it recompiles
-    nothing. A group's `lr_scale` is its share of the head's rate. Where the model is sharded, its `shards` are what the
-    optimizer moves. copies: as Lamb's, and for it alone. Raises RecipeError where the model lacks what the section asks
-    for.
+    The learning rate of each group is a tensor [] on the model's device, which the training step fills: a new value
+    causes no recompilation. A group's `lr_scale` is its fraction of the head's rate. If the model is sharded, the
+    optimizer updates its `shards`. copies: as in Lamb, which alone uses them. Raises RecipeError where the model lacks
+    a part that the section needs.
     """
     freeze(model, section)
     groups = parameter_groups(model, section.weight_decay, section.layer_decay)
@@ -89,13 +90,13 @@ def build_optimizer(
     average = None
     if ema is not None:
         assert section.ema_decay is not None
-        # A frozen weight equals its average for good.
+        # A frozen weight always equals its average.
         pairs = [pair for pair in zip(model.parameters(), ema.parameters(), strict=True) if pair[0].requires_grad]
         average = WeightAverage([own(weight) for weight, _ in pairs], [local(mean) for _, mean in pairs],
                                 section.ema_decay)  # fmt: skip
     options = {"lr": section.lr, "max_grad_norm": section.max_grad_norm, "average": average,
                "add_up": None if shards is None else shards.add_up}  # fmt: skip
-    # The module that is called as the recipe's section is: no other optimizer's is imported.
+    # Only the module with the name of the recipe's optimizer is imported.
     module = import_module(f"deit_fast.optim.{section.name}")
     optimizer: RecipeOptimizer = module.build(section, Setup(groups, options, model, own, shards, copies))
     if shards is not None:

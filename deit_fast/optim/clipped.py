@@ -11,9 +11,9 @@ from deit_fast.optim.base import AddUp, RecipeOptimizer, WeightAverage, global_n
 
 
 class Clipped(RecipeOptimizer):
-    """A RecipeOptimizer that lacks `move`: a subclass writes it, or has it from torch's optimizer among its bases.
+    """A RecipeOptimizer without `move`: a subclass defines it, or inherits it from torch's optimizer among its bases.
 
-    max_grad_norm: None is no clipping. add_up: as Lamb's. All other options are torch's optimizer's.
+    max_grad_norm: None means no clipping. add_up: as in Lamb. All other options are those of torch's optimizer.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Clipped(RecipeOptimizer):
     def update(self) -> None:
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         self.grad_norm = global_norm(grads, self._add_up)
-        # The fused kernels' own switch, meant for a GradScaler: 1 leaves parameters and state as they were.
+        # found_inf is the fused kernels' own switch, made for GradScaler: 1 leaves parameters and state unchanged.
         self.found_inf = self.skipped = 1.0 - torch.isfinite(self.grad_norm).to(torch.float32)
         if self.max_grad_norm is not None:
             torch._foreach_mul_(grads, (self.max_grad_norm / self.grad_norm).nan_to_num(1.0).clamp(max=1.0))
@@ -41,17 +41,17 @@ class Clipped(RecipeOptimizer):
             self.average.update(self.average.weights, self.skipped)
 
     def move_as(self, kind: type[torch.optim.Optimizer]) -> None:
-        """Moves as torch's own class `kind`, one of the bases, does, without running the hooks of the step once more.
+        """Steps as torch's own class `kind`, one of the bases, but without running the step's hooks again.
 
-        torch puts the call of the hooks around the `step` of each class of which an optimizer was made: around that of
-        `kind` too, where a program has made a plain one before (torch/optim/optimizer.py, 2.14).
+        torch wraps the `step` of each class of which an optimizer was created, in order to call the hooks. That
+        includes `kind` where a program has created a plain optimizer of it before (torch/optim/optimizer.py, 2.14).
         """
         inspect.unwrap(kind.step, stop=lambda step: not hasattr(step, "hooked"))(self)
 
     @abstractmethod
     def move(self) -> None:
-        """Moves parameters and state by their gradients, which are clipped.
+        """Updates parameters and state from their clipped gradients.
 
-        Both stay as they were where `self.skipped` [] is 1: gradients may be non-finite then. The host must not wait
+        If `self.skipped` [] is 1, both must stay unchanged: gradients may be non-finite then. The host must not wait
         for the device.
         """

@@ -1,4 +1,4 @@
-"""A copy of a model to compute with, whose large weights are bf16: autocast has nothing left to round at every pass."""
+"""A copy of a model for computing, with large weights in bf16, so that autocast rounds no weights in each pass."""
 
 import copy
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def copy_to_compute(model: M) -> tuple[M, dict[Tensor, nn.Parameter]]:
-    """A copy of `model` and, for each weight and bias of its Linear and Conv2d layers, what stands in its place there.
+    """A copy of `model`, and its bf16 parameter for each weight and bias of the model's Linear and Conv2d layers.
 
-    A weight, fp32 of any shape [...], has a bf16 parameter of the same shape there. Autocast would round these weights
-    to bf16, so the copy's outputs have the same bits. All other parameters, and the running statistics, are the model's
-    own tensors. `write_copies` makes the copy follow weights that were loaded.
+    A weight, fp32 of any shape [...], has a bf16 parameter of the same shape in the copy. Autocast would round these
+    weights to bf16, so the copy's outputs have the same bits. All other parameters, and the running statistics, are the
+    model's own tensors. `write_copies` updates the copy after weights were loaded.
     """
     copies: dict[Tensor, nn.Parameter] = {
         weight: nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=weight.requires_grad)

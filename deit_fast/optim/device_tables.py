@@ -1,4 +1,4 @@
-"""Small tables that kernels read besides their tensors, kept on the device, and their scratch memory."""
+"""Small tables that the kernels read besides their tensors, and scratch memory, both kept on the device."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class DeviceTables:
-    """Tables on a device, each by its name: uploaded from pinned memory, without waiting, where not there yet.
+    """Tables on a device, each with a name; uploaded from pinned memory, without waiting, if they are new or changed.
 
-    A changed table is a new tensor: the old one may belong to a captured graph.
+    A changed table becomes a new tensor, because the old tensor may belong to a captured graph.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,10 +26,11 @@ class DeviceTables:
         return known[2]
 
     def chunk_tensor(self, bounds: list[int], order: list[int]) -> Tensor:
-        """The number of the tensor that each chunk is of, int32 [chunks].
+        """The number of the tensor to which each chunk belongs, int32 [chunks].
 
-        order: the tensors' numbers, as their chunks lie. bounds: the first chunk of each in this order, then the number
-        of all chunks. These determine the table, which is long, so they are what the last call's is compared by.
+        order: the tensors' numbers, in the order of their chunks. bounds: the first chunk of each tensor in this order,
+        then the number of chunks. The two lists determine the table, which is longer, so they are compared with those
+        of the last call instead of the table itself.
         """
         known = self._tables.get("chunk_tensor")
         if known is None or known[0] != [*bounds, *order]:
@@ -38,13 +39,13 @@ class DeviceTables:
         return known[2]
 
     def scratch(self, lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """An fp32 tensor [length] for each of the lengths, not initialised; the same ones until the lengths change."""
+        """An uninitialised fp32 tensor [length] for each length; the same tensors until the lengths change."""
         if tuple(map(len, self._scratch)) != lengths:
             self._scratch = tuple(torch.empty(length, device=self.device) for length in lengths)
         return self._scratch
 
     def keep_for_graph(self, *others: Any) -> None:
-        """While a graph is recorded, keeps what is there now, and `others`, for good: every replay reads them."""
+        """While a graph is recorded, keeps the present tables and `others` alive for good: every replay reads them."""
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             self._captured.append((list(self._tables.values()), self._scratch, others))
 

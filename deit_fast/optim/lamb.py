@@ -1,4 +1,4 @@
-"""LAMB with the arithmetic of apex FusedLAMB: Triton kernels on GPUs, torch's own fused passes elsewhere."""
+"""LAMB with the arithmetic of apex FusedLAMB: Triton kernels on GPUs, torch's fused operations elsewhere."""
 
 import importlib.util
 import math
@@ -15,66 +15,66 @@ from deit_fast.recipe.sections import LambOptim
 
 
 class TensorGroup(NamedTuple):
-    """What one step reads and writes for the parameters of one group that have a gradient: fp32, equally laid out."""
+    """The tensors of a group's parameters that have a gradient, for one step: fp32, all with one memory layout."""
 
     params: list[Tensor]
-    grads: list[Tensor]  # bf16 for the kernels where there is a copy
+    grads: list[Tensor]  # bf16 for the kernels, if there is a bf16 copy
     exp_avgs: list[Tensor]
     exp_avg_sqs: list[Tensor]
     averages: list[Tensor | None]  # moving averages of the weights
     copies: list[Tensor | None]  # bf16
     lr: Tensor  # []
-    step: Tensor  # [], steps before this one
+    step: Tensor  # [], the number of steps before this one
     betas: tuple[float, float]
     eps: float
     weight_decay: float
 
 
 def lamb_update(group: TensorGroup, divisor: Tensor | None, skipped: Tensor, scratch: Tensor) -> None:
-    """One LAMB step of a group's n tensors p, g, m, v, in place; group.step counts this step.
+    """One LAMB step of a group's n tensors p, g, m, v, in place; group.step counts this step already.
 
     m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  u = m^ / (sqrt(v^) + eps) + weight_decay p;
-    p -= lr * ratio * u, with the trust ratio |p| / |u| per tensor, 1 where either norm is 0 and where nothing decays
-    (apex csrc/multi_tensor_lamb.cu, use_nvlamb off). All are fp32, of any shape: p, g, m and v of one parameter share
-    theirs. Gradients are divided by `divisor` [], in place; None is by 1. skipped [] is 1 to leave everything as it
-    was, else 0. scratch [s] has room for the largest parameter, s elements, all of them finite. On a GPU the host waits
-    for every norm: this path is there for CPUs, and to check the kernels against.
+    p -= lr * ratio * u, with the trust ratio |p| / |u| per tensor, 1 where either norm is 0 and without weight decay
+    (apex csrc/multi_tensor_lamb.cu, use_nvlamb off). p, g, m and v of one parameter are fp32 and have one shape.
+    Gradients are divided by `divisor` [], in place; None divides by 1. skipped [] is 1 to leave everything unchanged,
+    else 0. scratch [s] has room for the largest parameter, s elements, all of them finite. On a GPU the host waits for
+    every norm: this function is for CPUs, and for checking the kernels.
     """
     if group.weight_decay == 0:  # without a trust ratio LAMB is Adam
         _adam(group, group.params, 0, group.lr, divisor, skipped)
         return
-    # One tensor after the other: its direction lives in the cache, and never in memory. Decay is left to the last pass.
+    # One tensor at a time, so that its direction stays in the CPU's cache. Weight decay is applied in the last pass.
     lr = float(group.lr)
     for index in reversed(range(len(group.params))):
         param = group.params[index]
         direction = scratch.as_strided(param.shape, param.stride())
-        # The factor is 0: what scratch held is written over.
+        # The factor on the old values is 0, so the scratch memory is overwritten.
         _adam(group, [direction], index, -1.0, divisor, skipped, weight_decay=-1.0)
         ratio = _trust_ratio(_flat(param), _flat(direction), group.weight_decay)
         sgd_update([param], [direction], lr * ratio, skipped, weight_decay=group.weight_decay)
 
 
 def _trust_ratio(param: Tensor, direction: Tensor, weight_decay: float) -> float:
-    """|p| / |d + weight_decay p|, 1 where either norm is 0, by three inner products: the sum is never written."""
+    """|p| / |d + weight_decay p|, 1 where either norm is 0, from three inner products: the sum is never stored."""
     param_square = inner_product(param, param)
     parts = inner_product(direction, direction) + weight_decay**2 * param_square
     update_square = parts + 2 * weight_decay * inner_product(param, direction)
-    if update_square < 0.01 * parts:  # they cancel, and too few digits are left
+    if update_square < 0.01 * parts:  # the terms cancel, and too few digits remain
         update = torch.add(direction, param, alpha=weight_decay)
         update_square = inner_product(update, update)
     return math.sqrt(param_square / update_square) if param_square > 0 and update_square > 0 else 1.0
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """A dense tensor's elements [n] in the order of memory."""
+    """A dense tensor's elements [n] in memory order."""
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def sharded_lamb_update(groups: Sequence[TensorGroup], divisor: Tensor | None, skipped: Tensor, add_up: AddUp) -> None:
-    """`lamb_update` of all groups where each process holds a part of every tensor: one sum for the norms of all.
+    """`lamb_update` of all groups where each process holds a part of every tensor; one sum gives the norms of all.
 
-    divisor [], skipped []: as `lamb_update` takes them. add_up: sums fp32 [2 n] over the processes, the squared norms
-    of n decayed tensors and of their updates.
+    divisor [], skipped []: as in `lamb_update`. add_up: sums fp32 [2 n] over the processes, the squared norms of n
+    decayed tensors and of their updates.
     """
     updates: list[Sequence[Tensor]] = []
     for group in groups:
@@ -103,8 +103,7 @@ def _adam(
     skipped: Tensor,
     weight_decay: float = 0.0,
 ) -> None:
-    """targets = (1 - lr * weight_decay) * targets - lr * m^ / (sqrt(v^) + eps), with the moments of the group's
-    parameters from `first` on."""
+    """targets = (1 - lr weight_decay) targets - lr m^ / (sqrt(v^) + eps), by parameters `first`, `first` + 1, ..."""
     part = slice(first, first + len(targets))
     torch._fused_adamw_(
         list(targets),
@@ -126,21 +125,21 @@ def _adam(
 
 
 class Lamb(RecipeOptimizer):
-    """LAMB (arXiv:1904.00962) as apex FusedLAMB computes it, with fp32 parameters of any shape and count.
+    """LAMB (arXiv:1904.00962) as apex FusedLAMB computes it, for fp32 parameters of any shape and number.
 
-    max_grad_norm=None is no clipping. The trust ratio applies to parameter groups with weight decay only.
+    max_grad_norm: None means no clipping. The trust ratio applies only to parameter groups with weight decay.
 
-    splits: numbers of rows, in order, that get a trust ratio of their own; thirds of a fused query, key and value then
-    learn like the three tensors of deit3-jax. The rows lie in order in memory. The state is laid out as without.
+    splits: numbers of consecutive rows of a parameter that get a trust ratio each. Thirds of a fused query, key and
+    value weight then learn like deit3-jax's three tensors. Rows must be in memory order. The state's form stays.
 
-    copies: bf16 parameters that stand in for fp32 ones in the forward pass. A copy's gradient is its parameter's, and
-    after `step` it is the parameter rounded. No state refers to it.
+    copies: bf16 parameters that replace fp32 parameters in the forward pass. A copy's gradient counts as its
+    parameter's, and after `step` the copy is the rounded parameter. The optimizer's state does not refer to copies.
 
-    add_up: sums a tensor in place over processes of which each holds some elements of every parameter, maybe none: the
-    norms are then those of the whole gradients, parameters and updates.
+    add_up: sums a tensor in place over processes that each hold some elements of every parameter, or none. The norms
+    are then those of the whole gradients, parameters and updates.
 
-    fused=None takes the Triton kernels for CUDA parameters where triton is installed; True insists on them, False
-    avoids them. The state is the same: a checkpoint of one path continues on the other.
+    fused: None uses the Triton kernels for CUDA parameters where Triton is installed, True requires them, False avoids
+    them. The state is the same, so a checkpoint of one path continues on the other.
     """
 
     def __init__(
@@ -179,7 +178,7 @@ class Lamb(RecipeOptimizer):
             self._kernels = LambKernels(first.device)
 
     def update(self) -> None:
-        """Moves every parameter that has a gradient. ValueError where one, or a split of it, is not dense fp32."""
+        """Updates every parameter that has a gradient. ValueError where one, or a split of it, is not dense fp32."""
         groups = [tensors for group in self.param_groups if (tensors := self._collect(group)).params]
         if not groups:
             return
@@ -196,7 +195,7 @@ class Lamb(RecipeOptimizer):
             self.average.update([w for w in self.average.weights if w not in done], self.skipped)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients of parameters and copies."""
+        """Clears the gradients of parameters and of their copies."""
         super().zero_grad(set_to_none)
         for copy in self._copies.values():
             if set_to_none:
@@ -211,7 +210,7 @@ class Lamb(RecipeOptimizer):
         divisor = None
         if self.max_grad_norm is not None:
             divisor = (self.grad_norm / self.max_grad_norm).clamp(min=1.0)
-            # Dividing writes the gradients back; a host that need not wait for the device may look first.
+            # Dividing rewrites the gradients; a host that need not wait for the device looks whether it must.
             if not divisor.is_cuda and divisor == 1:
                 divisor = None
         for group in groups:
@@ -220,9 +219,9 @@ class Lamb(RecipeOptimizer):
             sharded_lamb_update(groups, divisor, self.skipped, self._add_up)
             return
         largest = max(param.numel() for group in groups for param in group.params)
-        if self._scratch.numel() < largest:  # kept: fresh memory costs more than the pass over it
+        if self._scratch.numel() < largest:  # kept between steps: allocating memory costs more than the pass over it
             self._scratch = torch.zeros(largest, device=self.grad_norm.device)
-        for group in reversed(groups):  # backwards: the gradients that the norm read last are still in the cache
+        for group in reversed(groups):  # reversed: the gradients read last for the norm are still in the cache
             lamb_update(group, divisor, self.skipped, self._scratch)
 
     def _collect(self, group: dict[str, Any]) -> TensorGroup:
@@ -234,7 +233,7 @@ class Lamb(RecipeOptimizer):
         lr = group["lr"]
 
         def cut(tensors: Sequence[Any]) -> list[Any]:
-            """One entry of `tensors` per parameter, or one for each part of its rows."""
+            """One entry of `tensors` per parameter, or one per split of its rows."""
             if not self._splits:
                 return list(tensors)
             return [part for p, t in zip(params, tensors, strict=True) for part in self._parts(p, t)]
@@ -258,13 +257,13 @@ class Lamb(RecipeOptimizer):
         return [p for p in group["params"] if self._copies.get(p, p).grad is not None]
 
     def _grad_of(self, param: Tensor) -> Tensor:
-        """The gradient of an active parameter, as fp32 for torch's passes."""
+        """The gradient of an active parameter in fp32, for torch's operations."""
         grad = self._copies.get(param, param).grad
         assert grad is not None
         return grad if self._kernels is not None else grad.to(param.dtype)
 
     def _parts(self, param: Tensor, tensor: Tensor | None) -> Sequence[Tensor | None]:
-        """`tensor`, which is laid out like `param` or missing, as the tensors that each get a trust ratio."""
+        """`tensor`, laid out like `param` or None, cut into the tensors that each get a trust ratio."""
         rows = self._splits.get(param)
         if rows is None:
             return (tensor,)
@@ -286,7 +285,7 @@ class Lamb(RecipeOptimizer):
 
 
 def _laid_out_like(tensor: Tensor, param: Tensor) -> Tensor:
-    """`tensor` with the strides of `param`, which all passes over memory rely on: a checkpoint's may differ."""
+    """`tensor` with the strides of `param`, which the kernels rely on; those of a checkpoint's tensor may differ."""
     return tensor if tensor.stride() == param.stride() else torch.empty_like(param, dtype=tensor.dtype).copy_(tensor)
 
 

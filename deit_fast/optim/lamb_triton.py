@@ -1,7 +1,8 @@
 """LAMB for all tensors of a model in a few kernel launches: two passes over memory after the gradient norm's.
 
-All tensors are cut into chunks of CHUNK elements, one to a program. Tensors whose memory allows 16-byte accesses come
-first; others, such as a bias of 10 classes, have launches of their own. Bytes per parameter, fp32 but for what is bf16:
+All tensors are cut into chunks of CHUNK elements, and each program works on one chunk. Tensors whose memory allows
+16-byte accesses come first. Other tensors, such as a bias of 10 classes, have launches of their own. The table gives
+bytes per parameter, in fp32 except where bf16 is named:
 
     _grad_norm  reads g                                                          4
     _clip       one program per group: norm, clip factor, step, bias correction  -
@@ -13,9 +14,9 @@ first; others, such as a bias of 10 classes, have launches of their own. Bytes p
                 its gradient is bf16, which _grad_norm and _moments read        -4
 
 Sums are kept per chunk and added up in a fixed order, never by atomics: the same inputs give the same bits. Every
-number that changes from step to step (learning rate, step count, clip factor, whether to skip) is in device memory,
-so the host waits for nothing, nothing recompiles, and a CUDA graph can hold the step. Where processes hold parts of
-every tensor, the sums of _grad_norm and _add_up are added up over them.
+number that changes from step to step (learning rate, step count, clip factor, whether to skip) is in device memory. The
+host therefore waits for nothing, nothing recompiles, and a CUDA graph can hold the step. If processes hold parts of
+every tensor, the sums of _grad_norm and _add_up are summed over the processes.
 """
 
 import itertools
@@ -32,31 +33,34 @@ from deit_fast.optim.device_tables import DeviceTables
 from deit_fast.optim.lamb import TensorGroup
 
 CHUNK = 4096
-WARPS = 8  # with CHUNK: four 16-byte accesses per thread and tensor
+WARPS = 8  # with CHUNK, four 16-byte accesses per thread and tensor
 
-# What a row of a table holds. Rows of pointers: param, grad, exp_avg, exp_avg_sq, average, copy (0 is none).
+# Columns of the pointer tables: param, grad, exp_avg, exp_avg_sq, average, copy; 0 means none.
 POINTERS = tl.constexpr(6)
-# 1 - beta1, 1 - beta2, log beta1, log beta2, eps, weight decay, as float64
+# Columns of the table of constants: 1 - beta1, 1 - beta2, log beta1, log beta2, eps, weight decay; float64.
 CONSTANTS = tl.constexpr(6)
-# clip factor, 1 / (1 - beta1^step), 1 / (1 - beta2^step), lr
+# Columns of the table of scalars: clip factor, 1 / (1 - beta1^step), 1 / (1 - beta2^step), lr.
 SCALARS = tl.constexpr(4)
 
 
 @triton.jit
 def _locate(chunk, chunk_tensor, first_chunk, sizes, CHUNK: tl.constexpr, ALIGNED: tl.constexpr):
-    """Tensor of a chunk, the chunk's first element, and the mask of the elements that exist."""
+    """The tensor of a chunk, the chunk's first element, and a mask of the elements that exist."""
     tensor = tl.load(chunk_tensor + chunk)
     start = (chunk - tl.load(first_chunk + tensor)).to(tl.int64) * CHUNK
     left = tl.minimum(tl.load(sizes + tensor) - start, CHUNK).to(tl.int32)
-    if ALIGNED:  # without the hint the mask would break up 16-byte accesses
+    if ALIGNED:  # without this hint the mask would split 16-byte accesses
         left = tl.multiple_of(left, ALIGNED)
     return tensor, start, tl.arange(0, CHUNK) < left
 
 
 @triton.jit
 def _base(pointers, tensor, column: tl.constexpr, start, ALIGNED: tl.constexpr, dtype: tl.constexpr = tl.float32):
-    """Address of element `start` of one of a tensor's storages. ALIGNED: of how many elements the length is a multiple
-    where all storages begin at 16 bytes, else 0."""
+    """Address of element `start` of one of a tensor's storages.
+
+    ALIGNED: the length is a multiple of this number of elements and all storages start at multiples of 16 bytes; else
+    0.
+    """
     pointer = tl.load(pointers + tensor * POINTERS + column).to(tl.pointer_type(dtype))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
@@ -65,7 +69,7 @@ def _base(pointers, tensor, column: tl.constexpr, start, ALIGNED: tl.constexpr, 
 
 @triton.jit
 def _gradient(pointers, tensor, start, mask, CHUNK: tl.constexpr, ALIGNED: tl.constexpr, COPIES: tl.constexpr):
-    """A chunk of the gradient as fp32: of a tensor with a copy it is bf16 in memory."""
+    """A chunk of the gradient in fp32; in memory, the gradient of a tensor with a copy is bf16."""
     lanes = tl.arange(0, CHUNK)
     if COPIES and tl.load(pointers + tensor * POINTERS + 5) != 0:
         g = tl.load(_base(pointers, tensor, 1, start, ALIGNED, tl.bfloat16) + lanes, mask, other=0.0).to(tl.float32)
@@ -97,7 +101,7 @@ def _grad_norm(
 
 @triton.jit(do_not_specialize=["chunks"])
 def _clip(partials, chunks, group_pointers, constants, scalars, result, max_norm, BLOCK: tl.constexpr):
-    """scalars [groups, SCALARS] of this step; result [2]: the gradient norm, and 1 where it is not finite."""
+    """Computes scalars [groups, SCALARS] of this step; result [2]: the gradient norm, and 1 where it is not finite."""
     group = tl.program_id(0)
     lanes = tl.arange(0, BLOCK)
     squares = tl.zeros([BLOCK], tl.float32)
@@ -112,7 +116,7 @@ def _clip(partials, chunks, group_pointers, constants, scalars, result, max_norm
     step_pointer = tl.load(group_pointers + group * 2 + 1).to(tl.pointer_type(tl.float32))
     step = tl.load(step_pointer) + tl.where(finite, 1.0, 0.0)
     tl.store(step_pointer, step)
-    # float64, because 1 - 0.999 in fp32 is off by 5e-5 of itself.
+    # float64, because in fp32 1 - 0.999 has a relative error of 5e-5.
     log1 = tl.load(constants + group * CONSTANTS + 2)
     log2 = tl.load(constants + group * CONSTANTS + 3)
     out = scalars + group * SCALARS
@@ -129,7 +133,7 @@ def _moments(
 ):  # fmt: skip
     if tl.load(result + 1) != 0:
         return
-    # Backwards: the gradients that the norm's pass read last are still in the L2 cache.
+    # Chunks are visited backwards, because the gradients that the norm's pass read last are still in the L2 cache.
     chunk = begin + tl.num_programs(0) - 1 - tl.program_id(0)
     tensor, start, mask = _locate(chunk, chunk_tensor, first_chunk, sizes, CHUNK, ALIGNED)
     lanes = tl.arange(0, CHUNK)
@@ -167,7 +171,7 @@ def _add_up(first_chunk, sizes, partials, squares, CHUNK: tl.constexpr, BLOCK: t
 
 @triton.jit
 def _trust_ratio(squares, constants, tensor, group):
-    """|p| / |u|, or 1 where either is 0 and where nothing decays."""
+    """|p| / |u|, or 1 where either norm is 0 and without weight decay."""
     p_norm = tl.sqrt(tl.load(squares + 2 * tensor))
     u_norm = tl.sqrt(tl.load(squares + 2 * tensor + 1))
     decays = tl.load(constants + group * CONSTANTS + 5) != 0
@@ -182,7 +186,7 @@ def _apply(
 ):  # fmt: skip
     if tl.load(result + 1) != 0:
         return
-    # Forwards again: _moments, which went backwards, ended at the first chunks.
+    # Chunks are visited forwards again, because _moments went backwards and ended at the first chunks.
     tensor, start, mask = _locate(begin + tl.program_id(0), chunk_tensor, first_chunk, sizes, CHUNK, ALIGNED)
     lanes = tl.arange(0, CHUNK)
     p_pointers = _base(pointers, tensor, 0, start, ALIGNED) + lanes
@@ -202,7 +206,7 @@ def _apply(
 
 
 class LambKernels:
-    """The launches of one optimizer, with tables that are built again only when tensors or constants change."""
+    """The kernel launches of one optimizer; its tables are rebuilt only when tensors or constants change."""
 
     def __init__(self, device: torch.device) -> None:
         if device.type != "cuda" and not triton.knobs.runtime.interpret:
@@ -217,9 +221,9 @@ class LambKernels:
         average_decay: float,
         add_up: AddUp | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One step of all groups, in place; returns the gradient norm [] and whether it was skipped [], 1 or 0.
+        """One step of all groups, in place; returns the gradient norm [] and whether the step was skipped [], 1 or 0.
 
-        add_up: as Lamb's.
+        add_up: as in Lamb.
         """
         copies = any(copy is not None for group in groups for copy in group.copies)
         sizes = [param.numel() for group in groups for param in group.params]
@@ -229,12 +233,12 @@ class LambKernels:
             for tensors in zip(*group[:6], strict=True)
         ]
         widths = [_width(size, row, copies) for size, row in zip(sizes, rows, strict=True)]
-        # Tensors keep their numbers, which all processes share; only their chunks are in the order of the widths.
+        # Tensors keep their numbers, which are equal in all processes; only their chunks are sorted by access width.
         order = sorted(range(len(sizes)), key=lambda number: -widths[number])
         bounds = [0, *itertools.accumulate(-(-sizes[number] // CHUNK) for number in order)]
         first_chunk = [first for _, first in sorted(zip(order, bounds, strict=False))]
         chunks = bounds[-1]
-        # Each table is named for what it holds; see the comments at the top for the rows.
+        # Each table has the name of its content; the comments at the top describe the columns.
         table = self._tables.table
         pointers = table("pointers", list(itertools.chain(*rows)), torch.int64)
         group_pointers = table(
@@ -251,7 +255,7 @@ class LambKernels:
         partials, squares, scalars = self._tables.scratch((2 * chunks, 2 * len(sizes), len(groups) * SCALARS.value))
         self._tables.keep_for_graph(groups)
 
-        launches = []  # for each width: its first chunk, how many there are, and the constants
+        launches = []  # for each width: its first chunk, its number of chunks, and constants
         for width in sorted(set(widths), reverse=True):
             places = [place for place, number in enumerate(order) if widths[number] == width]
             begin, end = bounds[places[0]], bounds[places[-1] + 1]
@@ -289,7 +293,7 @@ def _constants(group: TensorGroup) -> list[float]:
 
 
 def _width(size: int, row: list[int], copies: bool) -> int:
-    """The elements of a 16-byte access, 8 where some are bf16 or 4, that a tensor is a multiple of; 0: of neither."""
+    """Elements per access of a tensor: 8 (with copies) or 4, the first to divide `size`; 0 if none or unaligned."""
     if any(address % 16 for address in row):
         return 0
     return next((width for width in ((8, 4) if copies else (4,)) if size % width == 0), 0)

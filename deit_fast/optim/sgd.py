@@ -1,4 +1,4 @@
-"""SGD with momentum and coupled weight decay, which is added to the gradient after clipping: torch's fused one."""
+"""SGD with momentum: torch's fused implementation. Its weight decay is added to the clipped gradient."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,12 +11,12 @@ from deit_fast.recipe.sections import SGDOptim
 
 
 class SGD(Clipped, torch.optim.SGD):
-    """torch's SGD with what a run asks of an optimizer: see `Clipped`."""
+    """torch's SGD with the duties of a `RecipeOptimizer`: see `Clipped`."""
 
     def __init__(self, params: Iterable[Any], max_grad_norm: float | None, **options: Any) -> None:
         super().__init__(params, max_grad_norm, **options)
-        # From zeros the first step is torch's own. Left to torch, the buffers would begin uninitialised, and a first
-        # step that is skipped would leave them so for the second.
+        # Momentum buffers start at zero, which makes the first step torch's own. Buffers that torch makes are
+        # uninitialised, and a skipped first step would leave them so for the second step.
         for group in self.param_groups:
             for param in group["params"] if group["momentum"] else ():
                 self.state[param]["momentum_buffer"] = torch.zeros_like(param)

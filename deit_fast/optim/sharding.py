@@ -1,7 +1,7 @@
-"""Sharded weights as the plain tensors on which an optimizer and a checkpoint work; training/sharding.py cuts models.
+"""Sharded weights as plain tensors for the optimizer and for checkpoints; training/sharding.py shards the model.
 
-Every process holds a share of each tensor's rows (torch.chunk's, so the last shares may be short or empty) with its
-gradient, moments and average; a block's weights are whole only while the block computes.
+Every process holds a share of each tensor's rows, with its gradient, moments and average. The shares are torch.chunk's,
+so the last ones may be short or empty. A block's weights are whole only while the block computes.
 """
 
 import sys
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 
 
 def is_sharded(value: Any) -> "TypeGuard[DTensor]":
-    """Whether this is a tensor cut over the processes.
+    """Whether this tensor is sharded over the processes.
 
-    The module of such tensors takes half a second to import: a run without any does not.
+    Importing the module of sharded tensors takes half a second, which a run without such tensors saves.
     """
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)
 
 
 def cut(whole: Tensor, like: "DTensor") -> "DTensor":
-    """A whole tensor [R, ...], in host memory or a mapped file, cut as `like` [R, ...] is: no other row is read.
+    """A whole tensor [R, ...], in host memory or a mapped file, sharded like `like` [R, ...]; reads no other rows.
 
-    Not distribute_tensor(src_data_rank=None), which moves the whole tensor to the device first and cuts it there: on a
-    GPU every process would read the whole file. On a CPU both take the same, half of a mapped tensor for two processes.
+    distribute_tensor(src_data_rank=None) is not used, because it moves the whole tensor to the device first: on a GPU
+    every process would read the whole file. On a CPU both ways read the same, half of a mapped tensor for two
+    processes.
     """
     own = like.to_local()
     start, stop = _own_rows(like)
@@ -38,7 +39,7 @@ def cut(whole: Tensor, like: "DTensor") -> "DTensor":
 
 
 def cut_weights(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Whole tensors [R, ...] as the model's load_state_dict takes them: each cut as the model's own, or as it is."""
+    """Whole tensors [R, ...] for the model's load_state_dict: sharded where the model's own tensor is sharded."""
     own = model.state_dict()
     return {
         name: cut(value, like) if is_sharded(like := own.get(name)) and like.shape == value.shape else value
@@ -47,15 +48,15 @@ def cut_weights(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor [R, ...]: its rows [r, ...] of a sharded one, else the whole."""
+    """The part of a tensor [R, ...] on this process: its rows [r, ...] if it is sharded, else the whole tensor."""
     with torch.no_grad():
         return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def gather(content: Any) -> None:
-    """What the other processes call while the main process copies `content`: every sharded tensor is made whole once.
+    """Called by the other processes while the main process copies `content`: every sharded tensor is gathered once.
 
-    content: the same nested dicts and lists of tensors as there.
+    content: the same nested dicts and lists of tensors as in the main process.
     """
     if is_sharded(content):
         content.full_tensor()
@@ -67,8 +68,8 @@ def gather(content: Any) -> None:
 class Shards:
     """This process's rows of each weight of a sharded model, as plain parameters for an optimizer.
 
-    They share memory with the model's. torch's fused kernels and Triton know plain tensors only, and every operation on
-    a DTensor costs the host time.
+    The rows share memory with the model's weights. torch's fused kernels and Triton handle plain tensors only, and
+    every operation on a DTensor takes time on the host.
     """
 
     @torch.no_grad()
@@ -81,12 +82,12 @@ class Shards:
         self._whole: dict[Tensor, DTensor] = {leaf: param for param, leaf in self._leaves.items()}
 
     def leaf(self, param: Tensor) -> nn.Parameter:
-        """The rows [r, ...] of the model's `param` [R, ...] that this process has, as the optimizer's parameter."""
+        """This process's rows [r, ...] of the model's `param` [R, ...], as the optimizer's parameter."""
         assert is_sharded(param)
         return self._leaves[param]
 
     def parts(self, param: Tensor, count: int) -> list[int]:
-        """How many rows of each of `count` equal parts of `param` [R, ...] this process has, in order."""
+        """How many rows of each of `count` equal parts of `param` [R, ...] this process holds, in order."""
         assert is_sharded(param)
         start, stop = _own_rows(param)
         size = len(param) // count
@@ -106,7 +107,7 @@ class Shards:
         return values
 
     def join_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The optimizer's state dict, its moments as tensors of which each process has the rows."""
+        """The optimizer's state dict with its moments as sharded tensors, of which each process has its rows."""
 
         def join(value: Any, leaf: Tensor) -> Any:
             return _join(value, self._whole[leaf]) if _is_moment(value, leaf) else value
@@ -114,7 +115,7 @@ class Shards:
         return _map_state(optimizer, optimizer.state_dict(), join)
 
     def cut_state(self, optimizer: torch.optim.Optimizer, content: dict[str, Any]) -> dict[str, Any]:
-        """A state dict of whole tensors in host memory, as the optimizer here takes it."""
+        """Converts a state dict of whole tensors in host memory to the form that this process's optimizer loads."""
         device = next(iter(self._whole)).device
 
         def share(value: Any, leaf: Tensor) -> Any:
@@ -129,14 +130,14 @@ class Shards:
 
 
 def _is_moment(value: Any, like: Tensor) -> bool:
-    """Whether this part of an optimizer's state has an element for each of the parameter's, and is no count."""
+    """Whether a part of an optimizer's state has the parameter's elements, and is not a counter."""
     return isinstance(value, Tensor) and value.shape == like.shape
 
 
 def _map_state(
     optimizer: torch.optim.Optimizer, content: dict[str, Any], change: Callable[[Any, Tensor], Any]
 ) -> dict[str, Any]:
-    """A state dict of torch's, which numbers parameters by their position, with each value of each changed."""
+    """torch's state dict, which numbers parameters by position, with `change` applied to each value."""
     leaves = [leaf for group in optimizer.param_groups for leaf in group["params"]]
     state = {
         index: {key: change(value, leaves[index]) for key, value in values.items()}
@@ -146,7 +147,7 @@ def _map_state(
 
 
 def _own_rows(tensor: "DTensor") -> tuple[int, int]:
-    """First row of this process's share, and the one after its last."""
+    """The first row of this process's share, and the row after its last."""
     size = -(-len(tensor) // tensor.device_mesh.size())
     start = min(len(tensor), size * tensor.device_mesh.get_local_rank())
     return start, min(len(tensor), start + size)

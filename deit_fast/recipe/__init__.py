@@ -1,7 +1,8 @@
-"""Recipes: what is learned, as frozen, validated data.
+"""Recipes: every setting of a training, as frozen, validated data.
 
-A recipe has sections (`sections/`), rules between them (`rules.py`), and comes from the table (`table/`), from a file
-(`files.py`) or from words over either (`schema.py`). All its mistakes are told at once.
+A recipe consists of sections (`sections/`), which rules relate to each other (`rules.py`). It comes from the table
+(`table/`), from a file (`files.py`), or from either with words that override values (`schema.py`). All mistakes in a
+recipe are reported at once.
 """
 
 from deit_fast.recipe.schema import SECTIONS, Recipe, parse_model, parse_recipe

@@ -1,4 +1,4 @@
-"""Where two recipes differ: value by value, as words that the command line takes."""
+"""The differences of two recipes, value by value, as words that the command line takes."""
 
 import json
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ _ABSENT = object()
 
 
 class Difference(NamedTuple):
-    """A key whose values differ, as words; None where a recipe has no such key."""
+    """A key with different values, as words; None where one recipe has no such key."""
 
     key: str
     """section.key"""
@@ -30,5 +30,5 @@ def differences(ours: Recipe, theirs: Recipe) -> list[Difference]:
 
 
 def as_word(value: Any) -> str:
-    """A value as it stands after the sign of equality in an override."""
+    """A value in the form in which it follows the equals sign of an override."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Recipes in files: whole ones, and those that say their base and what differs."""
+"""Recipes in files: complete ones, and files that name a base and the values that differ from it."""
 
 import json
 import tomllib
@@ -15,11 +15,13 @@ SUFFIXES = (".toml", ".json")
 
 
 def read_recipe_file(path: Path, table: Mapping[str, Recipe], above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The content of a .toml or .json file, such as the recipe.json of a run folder; "null" is TOML's missing null.
+    """The content of a .toml or .json file, such as a run folder's recipe.json.
 
-    Its `base`, if it has one, names a recipe of the table, or a file relative to its own folder: it then needs no more
-    than what differs. above: the files whose bases lead here. Raises RecipeError for a file that cannot be read, and
-    for a base that is no recipe.
+    The text "null" stands for null in TOML.
+
+    The key `base`, if present, names a recipe of the table, or a file relative to this file's folder; the file then
+    lists only the values that differ. above: the files whose bases led to this file. Raises RecipeError for an
+    unreadable file, and for a base that is no recipe.
     """
     content = drop_unread(drop_removed(read_content(path)), SECTIONS)
     if "base" not in content:
@@ -49,7 +51,7 @@ def _load_base(path: Path, word: Any, table: Mapping[str, Recipe], above: tuple[
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """What the file itself says, without its base. Raises RecipeError."""
+    """The file's own content, without its base's. Raises RecipeError."""
     try:
         text = path.read_text(encoding="utf-8")
         content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)

@@ -1,12 +1,12 @@
-"""Recipes that files and checkpoints hold from before: what is no longer a field is dropped, so that a run goes on.
+"""Recipes that older versions wrote into files and checkpoints: removed fields are dropped, so that runs can resume.
 
-Fields that were removed are dropped wherever they were stored, and refused where they are typed today.
+Removed fields are dropped from stored recipes, and refused in words that a user types today.
 
-Before a section had only the fields that its kind of section reads, dumps held every field of every kind, such as
-optim.momentum beside LAMB's. What no kind reads is dropped from such dumps. Nothing but its content tells a run's
-recipe.json from a file that a user wrote. Fields that exclude each other, all of them at once, are what no user writes
-and every old dump has; dumps of today have no such field. A user who edits an old dump is not told of a key without
-effect, as before.
+In older versions every section had the fields of all its kinds, so an old dump holds for example optim.momentum beside
+LAMB's fields. The fields that do not belong to the section's kind are dropped from such dumps. Only its content tells a
+run's old recipe.json from a file that a user wrote: an old dump has all fields of all kinds at once, which no user
+would write and no dump of today has. A user who edits an old dump is therefore not told about a key that has no effect,
+as in those versions.
 """
 
 from collections.abc import Collection
@@ -23,11 +23,11 @@ _OLD = {
 }  # fmt: skip
 
 _REMOVED = {"run.cuda_graph", "run.roi_decode"}
-_REMOVED_VALUES = {"run.hw_decoder_load": "auto"}  # the default counts instead
+_REMOVED_VALUES = {"run.hw_decoder_load": "auto"}  # the default replaces them
 
 
 def drop_removed(content: dict[str, Any], typed: Collection[str] = ()) -> dict[str, Any]:
-    """The content without the fields, and the values of fields, that are no more, but for the keys in `typed`."""
+    """The content without removed fields and removed values of fields; keys in `typed` are kept, to be refused."""
 
     def stays(path: str, value: Any) -> bool:
         return path in typed or (path not in _REMOVED and value != _REMOVED_VALUES.get(path, ...))
@@ -40,9 +40,9 @@ def drop_removed(content: dict[str, Any], typed: Collection[str] = ()) -> dict[s
 
 
 def drop_unread(content: dict[str, Any], sections: dict[str, type[Section]]) -> dict[str, Any]:
-    """An old dump without the fields that its kinds of section do not have; keys of no kind stay, to be refused.
+    """An old dump without the fields that do not belong to its kinds of section; unknown keys are kept, to be refused.
 
-    What is no old dump is returned as it is.
+    Any other content is returned unchanged.
     """
     if not all(isinstance(content.get(name), dict) and keys <= content[name].keys() for name, keys in _OLD.items()):
         return content

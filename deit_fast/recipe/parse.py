@@ -1,4 +1,4 @@
-"""Sections of a recipe from plain data: every mistake a line, and what becomes of a section's values when some change.
+"""Parses a recipe's sections from plain data, with a line for every mistake, and merges changes into a section.
 
 Nothing here imports torch.
 """
@@ -17,9 +17,10 @@ from deit_fast.runtime.errors import RecipeError, brief, one_line, suggest
 
 
 def parse_section(name: str, base: type[Section], content: Any) -> tuple[Section | None, list[str]]:
-    """The section `name` from plain data; or None and a line for each key with something wrong, once per key.
+    """The section `name` from plain data; or None, and a line for each key with a mistake, one per key.
 
-    base: the section's class, or what the classes of its kinds have in common. What is such a section stays as it is.
+    base: the section's class, or the common base class of its kinds. A `content` that is such a section already is
+    kept.
     """
     if isinstance(content, base):
         return content, []
@@ -35,7 +36,7 @@ def parse_section(name: str, base: type[Section], content: Any) -> tuple[Section
         found = error.errors()
         for each in found:
             key = str(each["loc"][0]) if each["loc"] else ""
-            if not key or key not in wrong:  # a union or a tuple has several to say about one value
+            if not key or key not in wrong:  # pydantic reports several errors for one value of a union or a tuple
                 lines += _explain(name, kind, each, found)
             wrong.add(key)
     refused = [_refuse(name, base, kind, key, content, wrong) for key in content if key not in known]
@@ -44,21 +45,22 @@ def parse_section(name: str, base: type[Section], content: Any) -> tuple[Section
 
 
 def kind_of(base: type[Section], content: Mapping[str, Any]) -> type[Section]:
-    """The class of a section with these values; `base` where its name is no kind's."""
+    """The class of a section with these values; `base` where its name belongs to no kind."""
     name = content.get("name", base.model_fields["name"].default if base.kinds() else None)
     return base.kinds().get(name, base) if isinstance(name, str) else base
 
 
 def all_fields(base: type[Section]) -> dict[str, FieldInfo]:
-    """The fields of a section, of all its kinds."""
+    """The fields of all kinds of a section."""
     return {key: field for kind in (*base.kinds().values(), base) for key, field in kind.model_fields.items()}
 
 
 def merge_section(base: type[Section], old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The values `old` of a section with `changes`.
+    """A section's values `old`, updated by `changes`.
 
-    A value stays where the kind of section that the changes make has its key and means the same by it, which is to say
-    that the key's type and default are the same. Keys in `changes` stay in any case, for `parse_section` to refuse.
+    If the changes give the section another kind, an old value is kept only where the new kind has the same key with the
+    same meaning, that is with the same type and default. Keys in `changes` are always kept; `parse_section` refuses
+    wrong ones.
     """
     merged = {**old, **changes}
     before, after = kind_of(base, old), kind_of(base, merged)
@@ -74,21 +76,21 @@ def read_word(text: str, field: FieldInfo | None) -> Any:
     for candidate in (text, f"[{text}]") if "," in text else (text,):
         try:
             return json.loads(candidate, parse_constant=str)
-        except (ValueError, RecursionError):  # no JSON, or numbers and nesting beyond what Python reads
+        except (ValueError, RecursionError):  # not JSON, or numbers and nesting beyond Python's limits
             continue
     return text.split(",") if field is not None and field.annotation == tuple[str, ...] else text
 
 
 def unknown_key(key: str, name: str, choices: Iterable[str]) -> str:
-    """The line about a key that is not there; `name` is its last part."""
+    """The line about an unknown key; `name` is the key's last part."""
     listed = list(choices)
     return f"{brief(key)}: no such key; expected one of {', '.join(listed)}{suggest(name, listed)}"
 
 
 def read_val_fraction(val: object) -> float | None:
-    """The share that --val says where it is a number, 0.1 say; None where it names validation data.
+    """The fraction in --val=0.1; None if --val names validation data.
 
-    Raises RecipeError for a number that is no share.
+    Raises RecipeError for a number that is no fraction.
     """
     try:
         fraction = float(str(val))
@@ -111,7 +113,7 @@ def _means(kind: type[Section], key: str) -> tuple[Any, Any]:
 def _refuse(
     name: str, base: type[Section], kind: type[Section], key: str, content: dict[str, Any], wrong: set[str]
 ) -> str | None:
-    """The line about a key that a section with this content lacks; None where that follows from another mistake."""
+    """The line about a key that a section with this content lacks; None if another mistake is the reason."""
     live = kind.keys_with(content)
     if key in kind.model_fields:
         mark = kind.condition_of(key, content)
@@ -135,16 +137,16 @@ def _refuse(
 
 
 def _explain(name: str, kind: type[Section], error: ErrorDetails, others: Iterable[ErrorDetails]) -> list[str]:
-    """One pydantic error as `key=value: expected ...`; several lines of a section's own rules.
+    """One pydantic error as `key=value: expected ...`; several lines for an error of a section's own rules.
 
-    others: all errors of the section, among which each member of a union has one about the same value.
+    others: all errors of the section. For a union they include one error per member about the same value.
     """
-    if error["type"] == "value_error":  # our own messages name their key already
+    if error["type"] == "value_error":  # the section's own messages name their key already
         return [brief(line, 1000) for line in str(error["ctx"]["error"]).splitlines()]
     if not error["loc"]:
         return [f"{name}: expected values that JSON can hold ({brief(one_line(error['msg']))})"]
     parts = [str(part) for part in error["loc"]]
-    # Behind the key pydantic names the members of a union; a position in a tuple is all that a reader can use.
+    # After the key, pydantic names the members of a union. Only a position in a tuple is of use to a reader.
     key = ".".join([name, parts[0], *(part for part in parts[1:] if part.isdecimal())])
     if error["type"] == "missing":
         return [f"{key}: missing, and it has no default"]

@@ -1,7 +1,7 @@
-"""Rules between the sections of a recipe: each looks at some sections together and has its own message.
+"""Rules between the sections of a recipe. Each rule checks some sections together and has its own message.
 
-A rule's parameters are the sections that it reads. It returns the line to tell the user, or None. Rules about one
-section alone are in its `problems`.
+A rule's parameters are the sections that it checks. It returns the line to print, or None. Rules within one section are
+in the section's `problems`.
 """
 
 import inspect
@@ -13,17 +13,17 @@ from deit_fast.zoo import find_architecture, find_family
 Rule = Callable[..., str | None]
 
 RULES: dict[Rule, tuple[str, ...]] = {}
-"""The rules, each with the names of the sections that it reads."""
+"""Each rule, with the names of the sections that it checks."""
 
 
 def rule(check: Rule) -> Rule:
-    """Adds a rule to RULES; a decorator."""
+    """Decorator: adds a rule to RULES."""
     RULES[check] = tuple(inspect.signature(check).parameters)
     return check
 
 
 def broken_rules(sections: Mapping[str, Section]) -> Iterator[str]:
-    """The lines of all rules that these sections break; a rule whose sections are not all here is left out."""
+    """The lines of all rules that these sections break. A rule that needs a missing section is skipped."""
     for check, names in RULES.items():
         if sections.keys() >= set(names) and (line := check(*(sections[name] for name in names))):
             yield line
@@ -145,7 +145,7 @@ def copies_are_bf16(run: Run) -> str | None:
 
 @rule
 def copies_have_one_pass(run: Run) -> str | None:
-    if not run.compute_copy or run.passes == 1:  # a sum in bf16 would lose bits
+    if not run.compute_copy or run.passes == 1:  # a sum over passes in bf16 would lose bits
         return None
     return f"run.compute_copy=true: expected run.accumulation=1, got {run.accumulation}"
 

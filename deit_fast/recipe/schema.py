@@ -1,6 +1,6 @@
-"""A recipe: what is learned, as frozen, validated data; derived, overridden, and refused with a line per mistake.
+"""A recipe: every setting of a training as frozen, validated data, with overriding, deriving, and a line per mistake.
 
-Where and on how many is not in here. Nothing in this module imports torch.
+Data paths, run folders and the number of processes are not part of a recipe. Nothing in this module imports torch.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -17,7 +17,10 @@ from deit_fast.runtime.errors import RecipeError, brief, suggest
 
 
 class Recipe(Section):
-    """All that decides what is learned. Raises pydantic's ValidationError; `parse_recipe` makes lines of it."""
+    """All settings that decide what is learned.
+
+    Raises pydantic's ValidationError; `parse_recipe` turns it into lines.
+    """
 
     name: str
     """Name in the recipe table, or of the file it came from."""
@@ -43,19 +46,19 @@ class Recipe(Section):
     """Batch, seeds, precision, and what is written when."""
 
     def problems(self) -> Iterator[str]:
-        """The lines of the rules between sections that are broken."""
+        """The lines of the rules between sections that this recipe breaks."""
         yield from broken_rules({name: getattr(self, name) for name in SECTIONS})
 
     def describe_batch(self, base: "Recipe") -> str:
-        """A line where the batch is another than in `base`, of which the learning rate is; else nothing."""
+        """A line where the batch size differs from that of `base`, which the learning rate is meant for; else ""."""
         return describe_batch(self.optim, self.run, base.optim, base.run)
 
     def pass_size(self, processes: int) -> int:
-        """Images in one forward pass of one of `processes` processes; Cosub's passes count twice."""
+        """Images in one forward pass of one of `processes` processes; Cosub's two passes count twice."""
         return self.run.global_batch // (processes * self.run.passes) * (2 if self.loss.cosub else 1)
 
     def check_processes(self, count: int) -> None:
-        """Raises RecipeError where the batch cannot be divided over `count` processes."""
+        """Raises RecipeError where the batch cannot be divided among `count` processes."""
         batch, passes = self.run.global_batch, self.run.passes
         per_pass, rest = divmod(batch, count * passes)
         if rest:
@@ -69,7 +72,7 @@ class Recipe(Section):
             )
 
     def check_teacher(self, path: object) -> None:
-        """Raises RecipeError for distillation without a teacher's weights, `path`, or weights without distillation."""
+        """Raises RecipeError for distillation without a teacher's weights (`path`), and for weights without it."""
         if self.distill.kind == "none" and path:
             raise RecipeError(f"--teacher {path}: expected none with distill.kind='none'")
         if self.distill.kind != "none" and not path:
@@ -81,18 +84,18 @@ class Recipe(Section):
     def override(self, words: Iterable[str]) -> "Recipe":
         """A copy with `section.key=value` words applied; values are JSON, bare words or comma-separated tuples.
 
-        Where a word changes a section's kind, as optim.name does, the values that both kinds have stay. The order of
-        the words is of no importance; a text is taken as its words. Raises RecipeError with a line for each unknown
-        key, each wrong type or choice and each combination that cannot work.
+        If a word changes a section's kind, as optim.name does, values that both kinds have are kept. The order of the
+        words does not matter. A single text is split into words. Raises RecipeError with a line for each unknown key,
+        each wrong type or choice and each combination that cannot work.
         """
         return parse_with_words(self.model_dump(mode="json"), words)
 
     def taken_over(self, words: Iterable[str]) -> "Recipe":
-        """As `override`, for a trained model that is used elsewhere: of run.device the words alone count."""
+        """Like `override`, for a trained model that is used elsewhere: the recipe's own run.device is ignored."""
         return self.derive(run={"device": "auto"}).override(words)
 
     def derive(self, **changes: "str | Section | dict[str, Any]") -> "Recipe":
-        """A copy that differs by name, by description, or by section: in the fields of a dict, or as a whole.
+        """A copy with another name, another description, or changed sections: fields in a dict, or a whole section.
 
         Raises RecipeError, as `override` does.
         """
@@ -113,11 +116,11 @@ SECTIONS: dict[str, type[Section]] = {
     for name, field in Recipe.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
-"""The class of each section; of one that has a class per kind, what the kinds have in common."""
+"""The class of each section; for a section with several kinds, their common base class."""
 
 
 def merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's content with changes: its name, its description, and by section the values that differ."""
+    """A recipe's content with changes: name, description, and the changed values of each section."""
     merged = {**content, **changes}
     for name, section in SECTIONS.items():
         old, new = content.get(name, {}), changes.get(name)
@@ -127,9 +130,9 @@ def merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_with_words(content: dict[str, Any], words: Iterable[str], source: str = "") -> Recipe:
-    """A Recipe from plain data with `section.key=value` words applied, as `Recipe.override` describes.
+    """A Recipe from plain data with `section.key=value` words applied, as described for `Recipe.override`.
 
-    Raises RecipeError with a line for everything that is wrong, in the data of the file `source` and in the words.
+    Raises RecipeError with a line for each mistake in the data, which come from the file `source`, and in the words.
     """
     changes: dict[str, dict[str, Any]] = {}
     lines = []
@@ -142,7 +145,7 @@ def parse_with_words(content: dict[str, Any], words: Iterable[str], source: str 
             expected = f"expected one of {', '.join(SECTIONS)}{suggest(section, SECTIONS)}"
             lines.append(f"{brief(section)}: no such section; {expected}")
         else:
-            field = all_fields(SECTIONS[section]).get(key)  # an unknown key is refused with the rest
+            field = all_fields(SECTIONS[section]).get(key)  # an unknown key is refused later, with other mistakes
             changes.setdefault(section, {})[key] = read_word(text, field)
     typed = [f"{brief(section)}.{brief(key)}" for section, values in changes.items() for key in values]
     merged = merge(content, changes)
@@ -154,11 +157,11 @@ def parse_with_words(content: dict[str, Any], words: Iterable[str], source: str 
 def parse_recipe(
     content: dict[str, Any], source: str = "", mistakes: Iterable[str] = (), typed: Collection[str] = ()
 ) -> Recipe:
-    """A Recipe from plain data, or sections. Raises RecipeError with a line for everything that is wrong.
+    """A Recipe from plain data or from sections. Raises RecipeError with a line for each mistake.
 
-    source: the file, if any, which each line names but those about the keys in `typed`, that came as words. mistakes:
-    lines that are known already. Rules over several sections are held only where these sections are right by
-    themselves.
+    source: the file, if any; lines name it, except for the keys in `typed`, which came as words. mistakes: lines about
+    mistakes that are known already. A rule over several sections is checked only if these sections have no mistakes of
+    their own.
     """
     fields = Recipe.model_fields
     lines = [unknown_key(key, key, fields) for key in content if key not in fields]
@@ -186,7 +189,7 @@ def parse_recipe(
 
 
 def parse_model(content: dict[str, Any]) -> Model:
-    """A model section from plain data. Raises RecipeError with a line for everything that is wrong."""
+    """A model section from plain data. Raises RecipeError with a line for each mistake."""
     section, lines = parse_section("model", Model, content)
     if not isinstance(section, Model):
         raise RecipeError("\n".join(lines))

@@ -1,4 +1,4 @@
-"""Ranges in braces: train-{0000..0009}.tar stands for ten names."""
+"""Brace ranges: train-{0000..0009}.tar stands for ten names."""
 
 import re
 
@@ -8,7 +8,7 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def has_braces(uri: str) -> bool:
-    """Whether the URI has a range such as {0000..0009}."""
+    """Whether the URI contains a range such as {0000..0009}."""
     return _BRACES.search(uri) is not None
 
 

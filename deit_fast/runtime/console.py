@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live line on a terminal, short aligned lines in a log file, the best score marked."""
+"""A run's output for a person: a live line on a terminal, short aligned lines in a log file, the best score marked."""
 
 import math
 import os
@@ -12,16 +12,16 @@ from tqdm import tqdm
 
 from deit_fast.runtime.progress import say
 
-_STEPS = 100  # that the pace is a mean of
+_STEPS = 100  # number of steps over which the pace is averaged
 _WARM = 3  # first steps of a process, in which it compiles and fills its caches
-_BAR = 12  # columns that the bar has at least
+_BAR = 12  # smallest width of the bar, columns
 
 
 class Pace:
-    """How long the rest of a run takes, by its last steps and its evaluations so far."""
+    """Estimates the remaining time of a run from its last steps and its evaluations."""
 
     def __init__(self, total: int, evaluations_left: Callable[[int], int]) -> None:
-        """total: steps of the run. evaluations_left: how many evaluations come after a step."""
+        """total: steps of the run. evaluations_left: returns the number of evaluations after a step."""
         self._total, self._evaluations_left = total, evaluations_left
         self._durations: deque[float] = deque(maxlen=_STEPS)
         self._evaluations: list[float] = []
@@ -29,7 +29,7 @@ class Pace:
         self._warm = 0
 
     def step(self, now: float) -> None:
-        """A step ended, at `now` seconds of a clock that only goes forward."""
+        """Counts a step that ended at `now`, seconds of a monotonic clock."""
         if self._last is not None:
             self._warm += 1
             if self._warm == _WARM:
@@ -38,13 +38,13 @@ class Pace:
         self._last = now
 
     def pause(self, now: float, evaluated: float | None = None) -> None:
-        """What came since the last step is no step; `evaluated` seconds of it were an evaluation."""
+        """The time since the last step was no step; `evaluated` seconds of it were an evaluation."""
         self._last = now
         if evaluated is not None:
             self._evaluations.append(evaluated)
 
     def left(self, step: int) -> float | None:
-        """Seconds from after `step` to the end, evaluations included once one was seen; None before the second step."""
+        """Seconds from `step` to the end, with evaluations once one has run; None before the second step."""
         if not self._durations:
             return None
         steps = (self._total - step) * sum(self._durations) / len(self._durations)
@@ -53,28 +53,32 @@ class Pace:
 
 
 class Console:
-    """The lines of one run's main process.
+    """The output of one run's main process.
 
-    total, epochs: optimizer steps and epochs of the run. step: that it goes on from. best: best top-1 so far, %.
+    total, epochs: optimizer steps and epochs of the run. step: the step from which it starts. best: best top-1 so far,
+    %.
     """
 
     def __init__(self, total: int, epochs: float, step: int, pace: Pace, best: float | None = None) -> None:
         self._total, self._epochs, self._step, self._pace, self._best = total, epochs, step, pace, best
         self._values: Mapping[str, float] = {}
         self._bar = None
-        if sys.stderr.isatty():  # elsewhere lines are enough
+        if sys.stderr.isatty():  # a log file gets lines only
             self._bar = tqdm(total=total, initial=step, bar_format="{bar} {desc}", leave=True, dynamic_ncols=True)
 
     def advance(self) -> None:
-        """One step is done."""
+        """Counts one step."""
         self._step += 1
         self._pace.step(time.perf_counter())
+        self._describe()
         if self._bar is not None:
-            self._bar.set_description_str(self._live_line(), refresh=False)
             self._bar.update()
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """Figures of one kind, "train" or "eval". On a terminal those of the training are in the live line alone."""
+        """Shows figures of one kind, "train" or "eval".
+
+        On a terminal, those of training appear in the live line only.
+        """
         if kind == "train":
             self._values = values
             if self._bar is None:
@@ -83,17 +87,23 @@ class Console:
         top1, best = values.get("top1"), self._best
         better = top1 is not None and (best is None or top1 > best)
         self._best = top1 if better else best
+        self._describe()
         mark = "" if top1 is None else "best" if better or top1 == best else f"best so far {best:.2f} %"
         say("  ".join(filter(None, [self._place(step), *score_words(values), mark])))
 
     def paused(self, evaluated: float | None = None) -> None:
-        """What came since the last step was none; `evaluated` seconds of it were an evaluation."""
+        """The time since the last step was no step; `evaluated` seconds of it were an evaluation."""
         self._pace.pause(time.perf_counter(), evaluated)
 
     def close(self) -> None:
         """Ends the live line."""
         if self._bar is not None:
             self._bar.close()
+
+    def _describe(self) -> None:
+        """Sets the bar's text, which appears when the bar is drawn next."""
+        if self._bar is not None:
+            self._bar.set_description_str(self._live_line(), refresh=False)
 
     def _place(self, step: int) -> str:
         epoch, width = self._epochs * step / self._total, len(f"{self._total:,}")
@@ -106,7 +116,7 @@ class Console:
         return [] if seconds is None else [f"{timedelta(seconds=round(seconds))} left"]
 
     def _live_line(self) -> str:
-        """The parts that fit into the terminal beside the bar, the most wanted first."""
+        """The parts of the live line that fit beside the bar; the most important parts come first."""
         values, epoch = self._values, self._epochs * self._step / self._total
         wanted: list[tuple[int, str]] = [
             (0, f"epoch {epoch:.2f}/{self._epochs:g}"),
@@ -136,7 +146,7 @@ _WORDS: dict[str, Callable[[float], str]] = {
 
 
 def train_words(values: Mapping[str, float]) -> list[str]:
-    """The figures of a line of training, with their units; of those that are zero as a rule only others."""
+    """The figures of a training line, with units; figures that are usually zero appear only if they are not."""
     words = [_WORDS[key](values[key]) for key in ("loss", "lr") if key in values]
     if "grad_norm" in values:
         words.append(f"gradient {values['grad_norm']:.2f}")
@@ -148,7 +158,7 @@ def train_words(values: Mapping[str, float]) -> list[str]:
 
 
 def score_words(values: Mapping[str, float]) -> list[str]:
-    """The figures of an evaluation; the moving average's after the model's own."""
+    """The figures of an evaluation; those of the moving average follow the model's own."""
     words = []
     for prefix, whose in (("", ""), ("ema_", "average's ")):
         for key, name, unit in (("top1", "top-1", " %"), ("top5", "top-5", " %"), ("loss", "loss", "")):

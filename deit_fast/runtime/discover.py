@@ -1,4 +1,4 @@
-"""Extension points: a package whose every module holds one object of the same kind. A new module is all it takes."""
+"""Extension points: a package whose modules each hold one object of the same kind. Adding a module registers it."""
 
 from collections.abc import Collection
 from importlib import import_module
@@ -11,9 +11,9 @@ T = TypeVar("T")
 def discover(package: str, name: str, kind: type[T], among: Collection[str] | None = None) -> dict[str, T]:
     """The object called `name` of each module of `package` that has one, by the module's name, in alphabetical order.
 
-    Modules without it are the package's own; those whose names begin with an underscore are not imported, nor are
-    others than `among` where these are known. Raises TypeError where an object is not of the kind: `kind` is a class,
-    or a protocol that can be checked at run time.
+    Modules without such an object are helpers of the package. Modules whose names begin with an underscore are not
+    imported; if `among` is given, only the modules in it are imported. Raises TypeError where an object is not of the
+    kind: `kind` is a class, or a protocol that can be checked at run time.
     """
     found: dict[str, T] = {}
     for module in sorted(each.name for each in iter_modules(import_module(package).__path__)):

@@ -1,6 +1,6 @@
-"""The errors a user can meet. Each message is one line: the key or file, its value, what was expected.
+"""The errors that a user can meet. Each message is one line: the key or file, its value, and what was expected.
 
-A RecipeError has a line for each mistake. `status` is what a command that ends with the error exits with.
+A RecipeError has one line for each mistake. `status` is the exit status of a command that ends with the error.
 """
 
 import difflib
@@ -14,13 +14,13 @@ _NO_MEMORY = ("failed to map segment", "cannot allocate memory", "can't allocate
               "can't start new thread", "bad_alloc")  # fmt: skip
 
 
-# torch's CPU allocator, cuBLAS and cuDNN, NCCL, DALI and the driver.
+# Phrases in messages of torch's CPU allocator, cuBLAS and cuDNN, NCCL, DALI and the driver.
 _FULL = ("defaultcpuallocator", "can't allocate memory", "alloc_failed", "out of memory", "bad_alloc",
          "cudaerrormemoryallocation", "memory allocation failed", "could not allocate")  # fmt: skip
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be used: a line for each thing that is wrong with it."""
+    """A recipe that cannot be used; the message has a line for each mistake."""
 
     status = ExitStatus.REFUSED
 
@@ -38,43 +38,43 @@ class BadDataError(DataError):
 
 
 class RunError(RuntimeError):
-    """A machine, checkpoint or folder that cannot do what was asked."""
+    """A machine, checkpoint or folder that does not allow what was asked."""
 
     status = ExitStatus.REFUSED
 
 
 class DivergedError(RunError):
-    """A run whose loss is no finite number any more."""
+    """A run whose loss is not finite any more."""
 
     status = ExitStatus.DIVERGED
 
 
 class LacksMemoryError(RunError):
-    """Too little memory, of a GPU or of the machine, for what is held at once."""
+    """Too little memory of a GPU or of the machine for the data that are held at once."""
 
     status = ExitStatus.OUT_OF_MEMORY
 
 
 class StorageError(RunError):
-    """A disk, a mount or an object store that failed and went on failing; started again, the run goes on."""
+    """A disk, a mount or an object store that failed for longer than was waited. If started again, the run resumes."""
 
     status = ExitStatus.STORAGE_FAILED
 
 
 class StoppedError(RuntimeError):
-    """A run that stopped on a signal with work left; started again, it goes on."""
+    """A run that stopped on a signal before its end. If started again, the run resumes."""
 
     status = ExitStatus.STOPPED
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:
-    """` (did you mean 'lr'?)`, or nothing where no choice is close."""
+    """` (did you mean 'lr'?)`, or "" where no choice is close."""
     close = difflib.get_close_matches(word, list(choices), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def too_little_memory(error: BaseException) -> str:
-    """The line about an error that a limit on this process's memory (ulimit -v) made; nothing about any other error."""
+    """The line about an error that comes from a limit on this process's memory (ulimit -v); "" for any other error."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return ""
@@ -83,11 +83,11 @@ def too_little_memory(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a GPU or the machine had no memory left: torch's, its libraries', DALI's or Python's.
+    """Whether the error means that a GPU or the machine ran out of memory: torch's, its libraries', DALI's or Python's.
 
-    torch's class is known by its name: this module does without torch.
+    torch's class is recognised by its name, because this module does not import torch.
     """
-    if isinstance(error, RunError | ValueError):  # of ours, which say more, or a mistake
+    if isinstance(error, RunError | ValueError):  # this package's own errors, or a mistake in an argument
         return isinstance(error, LacksMemoryError)
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
@@ -97,17 +97,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def one_line(text: object) -> str:
-    """The text with its white space, line breaks among it, as single spaces."""
+    """The text with line breaks and other white space replaced by single spaces."""
     return " ".join(str(text).split())
 
 
 def printable(name: str) -> str:
-    """A file's name as one line of text: control characters, and bytes that are not UTF-8, as backslash escapes."""
+    """A file's name as one line of text: control characters and invalid UTF-8 become backslash escapes."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def brief(text: str, limit: int = 200) -> str:
-    """The first `limit` characters of a user's text, as part of one line; unprintable ones as backslash escapes."""
+    """The first `limit` characters of a user's text, for use within a line; unprintable ones become escapes."""
     shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text[:limit])
     return shown if len(text) <= limit else f"{shown}..."

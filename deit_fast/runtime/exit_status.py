@@ -1,6 +1,6 @@
-"""The exit statuses of every command, and what a scheduler is to make of each: the one table of the product.
+"""The exit statuses of all commands, and whether a scheduler should start a command again: the only such table.
 
-Numbers of 64 and more are those of sysexits.h. A traceback, which is a mistake of ours, ends with Python's 1.
+Numbers from 64 on are those of sysexits.h. A traceback, which is a bug in this package, ends with Python's status 1.
 """
 
 import contextlib
@@ -9,37 +9,38 @@ import os
 from enum import IntEnum
 
 STATUS_BOARD = "DEIT_FAST_STATUS_BOARD"
-"""The environment variable with the file in which the workers of deit_fast.runtime.torchrun note how they ended."""
+"""The environment variable that names the file in which workers of deit_fast.runtime.torchrun note their status."""
 
 
 class ExitStatus(IntEnum):
-    """How a command ended. `final` says that the same command, started again, would end so too."""
+    """How a command ended. `final` says that the same command would end the same way if it were started again."""
 
     DONE = 0
     INCOMPLETE = 1
-    """Some images could not be used, and the others are done."""
+    """Some images could not be used; all others are done."""
     REFUSED = 2
-    """A mistake that the user has to mend: a recipe, a path, a checkpoint, other data than the run began with."""
+    """A mistake that the user has to correct: a recipe, a path, a checkpoint, or data other than the run began with."""
     DIVERGED = 3
-    """The loss was no finite number for run.nonfinite_limit steps; it would be so again."""
+    """The loss was not finite for run.nonfinite_limit steps; it would not be finite again."""
     BAD_DATA = 65
     """EX_DATAERR: too many images whose bytes cannot be used."""
     HUNG = 70
-    """EX_SOFTWARE: no sign of life for run.hang_timeout seconds, or nodes that did not meet."""
+    """EX_SOFTWARE: no step or batch for run.hang_timeout seconds, or nodes that did not meet."""
     OUT_OF_MEMORY = 71
-    """EX_OSERR: a GPU or the machine had too little memory for what the command held at once; it would end so again."""
+    """EX_OSERR: too little memory of a GPU or of the machine; the command would run out of memory again."""
     STORAGE_FAILED = 74
-    """EX_IOERR: a disk, a mount or an object store failed, and went on failing."""
+    """EX_IOERR: a disk, a mount or an object store failed for longer than was waited."""
     STOPPED = 75
-    """EX_TEMPFAIL: stopped by a signal, with a checkpoint of all that was done."""
+    """EX_TEMPFAIL: stopped by a signal; a checkpoint holds all work done."""
     INTERRUPTED = 130
-    """128 + SIGINT: a person's Ctrl-C, whose work is in a checkpoint where there was time to write one."""
+    """128 + SIGINT: Ctrl-C; a checkpoint holds the work, if there was time to write one."""
 
     @property
     def final(self) -> bool:
-        """Whether a scheduler must not start the command again: it would end the same way.
+        """Whether a scheduler must not start the command again, because it would end the same way.
 
-        1 is not final. It is the status of a traceback too, which the end of another process may have caused.
+        Status 1 is not final: a traceback ends with 1 too, and the end of another process may have caused that
+        traceback.
         """
         return self in _FINAL
 
@@ -47,8 +48,8 @@ class ExitStatus(IntEnum):
 _FINAL = {ExitStatus.REFUSED, ExitStatus.DIVERGED, ExitStatus.BAD_DATA, ExitStatus.OUT_OF_MEMORY,
           ExitStatus.INTERRUPTED}  # fmt: skip
 
-# What a wrong path or a missing right gives, and a socket in a file's place. No space, a stale handle, a time-out and
-# all else are the machine's.
+# Errors of a wrong path, a missing right, or a socket in a file's place. Others (no space, a stale handle, a time-out)
+# are the machine's.
 _MISTAKES = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.ESPIPE, errno.ENOTEMPTY, errno.EXDEV, errno.ENXIO,
@@ -56,17 +57,17 @@ _MISTAKES = {
 
 
 def status_of(error: OSError) -> ExitStatus:
-    """REFUSED for an error that a path or a right of the user's makes, STORAGE_FAILED for any other of the system's."""
+    """REFUSED for errors of a wrong path or a missing right, STORAGE_FAILED for all other errors of the system."""
     return ExitStatus.REFUSED if error.errno in _MISTAKES else ExitStatus.STORAGE_FAILED
 
 
 def report_status(status: int) -> None:
-    """Notes, for the launcher that started this process, that it is about to end with a status other than 0.
+    """Notes for the launcher that started this process that it is about to end with a status other than 0.
 
-    torchrun tells nobody the status of a worker. Without a launcher that asks for it, nothing is noted.
+    torchrun does not pass on the status of a worker. Without a launcher that asks for the note, nothing is written.
     """
     board = os.environ.get(STATUS_BOARD)
     if board and status:
-        # Without the note, the launcher knows what torchrun saw.
+        # Without the note, the launcher uses the status that torchrun saw.
         with contextlib.suppress(OSError), open(board, "a", encoding="ascii") as file:
             file.write(f"{os.environ.get('RANK', '0')} {int(status)}\n")

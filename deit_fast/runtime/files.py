@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders held by one process."""
+"""Files that are written atomically, and folders that one process locks."""
 
 import contextlib
 import errno
@@ -18,15 +18,15 @@ from typing import IO, Any, BinaryIO
 from deit_fast.runtime.errors import RunError, StorageError
 from deit_fast.runtime.exit_status import ExitStatus, status_of
 
-_HELD = {errno.EWOULDBLOCK, errno.EACCES}  # what flock answers where another process has the lock
+_HELD = {errno.EWOULDBLOCK, errno.EACCES}  # flock's errors if another process holds the lock
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to, synced to disk and renamed over it when the block succeeds.
+    """A temporary path beside `path` to write to; on success it is synced to disk and renamed to `path`.
 
-    An OSError that names no file, as of a full disk, leaves with the name of `path`.
+    An OSError without a file name, as for a full disk, is raised with the name of `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
@@ -34,11 +34,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        os.chmod(temporary, mode)  # the user's umask decides who may read it; safetensors makes its files private
+        os.chmod(temporary, mode)  # as the user's umask says; safetensors makes its files private
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)  # the rename itself has to survive a power cut
+        sync_folder(path.parent)  # so that the rename survives a power cut
     except OSError as error:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
@@ -48,7 +48,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until the names in the folder are on the disk. Raises OSError."""
+    """Waits until the folder's list of names is on the disk. Raises OSError."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -57,7 +57,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def lacking_space(folder: Path, needed: int = 0) -> str:
-    """What a full disk lacks, in words; nothing where the disk of the folder has more than the `needed` bytes free."""
+    """The missing space on a full disk, in words; "" where the folder's disk has more than `needed` bytes free."""
     try:
         place = folder.resolve()
         while not place.exists():
@@ -74,25 +74,25 @@ def lacking_space(folder: Path, needed: int = 0) -> str:
 
 
 def cache_folder() -> Path:
-    """$DEIT_FAST_CACHE, or deit_fast in $XDG_CACHE_HOME or ~/.cache; of a user without a home, in the temporary folder.
+    """$DEIT_FAST_CACHE, or deit_fast in $XDG_CACHE_HOME or ~/.cache; without a home folder, in the temporary folder.
 
-    It need not exist.
+    The folder need not exist.
     """
     own = os.environ.get("DEIT_FAST_CACHE")
     if own:
         return Path(own)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit_fast"
-    except RuntimeError:  # a container's user of any number
+    except RuntimeError:  # a container's user may have no entry and no home
         return Path(tempfile.gettempdir()) / f"deit_fast-{os.getuid()}"
 
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Holds the lock file `path`, which is made, while the block runs: waits until no other process or thread holds it.
+    """Holds the lock file `path` while the block runs; waits until no other process or thread holds it.
 
-    Where the file system has no locks, it keeps out the processes of this machine alone. Raises OSError where the file
-    cannot be made.
+    The lock file is created. If the file system has no locks, only the processes of this machine exclude each other.
+    Raises OSError where the file cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file, _flock(file, path, fcntl.LOCK_EX):
@@ -101,10 +101,10 @@ def exclusive(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def try_exclusive(path: Path) -> Iterator[BinaryIO | None]:
-    """Holds the lock of the file `path` while the block runs: the file, open for appending, made where it is missing.
+    """Holds the lock of the file `path` while the block runs: gives the file, open for appending, created if missing.
 
-    None, at once, where another process or thread holds it, or renamed or removed it just now. Nothing is buffered.
-    Raises OSError where the file cannot be made.
+    Gives None, without waiting, if another process or thread holds the lock or has just renamed or removed the file.
+    The file is unbuffered. Raises OSError where the file cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab", buffering=0) as file, contextlib.ExitStack() as stack:
@@ -125,7 +125,7 @@ def hash_file(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes plain data as `json_text` has it.
+    """Writes plain data in the form of `json_text`.
 
     Raises OSError where the file cannot be written.
     """
@@ -134,9 +134,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def json_text(content: Any, indent: int | None = 2) -> str:
-    """Plain data as JSON, as every command prints it and every file has it: what is not finite is null.
+    """Plain data as JSON, in the form that every command prints and every file has: non-finite numbers become null.
 
-    NaN and Infinity are no JSON, though Python's json writes them, and jq, browsers and other languages refuse them.
+    Python's json would write NaN and Infinity, which are not JSON: jq, browsers and other languages refuse them.
     """
     return json.dumps(finite(content), indent=indent, allow_nan=False)
 
@@ -152,11 +152,11 @@ def finite(content: Any) -> Any:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str, holder: str) -> Iterator[None]:
-    """Makes the folder and keeps other processes out by a lock on its file `name`; it ends with the process.
+    """Makes the folder and holds a lock on its file `name`, which other processes respect; it ends with the process.
 
-    A folder that was made and stays empty, as where a run is refused, is removed again. Where the file system has no
-    locks, a line says that only this machine's processes are kept out. Raises RunError where the folder cannot be
-    written, or where another process, `holder` in words, has the lock; StorageError where the file system fails.
+    A folder that was created here and stays empty, as when a run is refused, is removed again. If the file system has
+    no locks, a line says that only processes of this machine are excluded. Raises RunError where the folder cannot be
+    written, or where another process (`holder`, in words) has the lock; StorageError where the file system fails.
     """
     existed = folder.exists()
     with contextlib.ExitStack() as stack:
@@ -165,7 +165,7 @@ def locked(folder: Path, name: str, holder: str) -> Iterator[None]:
             file = stack.enter_context(open(folder / name, "w"))
             missing = stack.enter_context(_flock(file, folder / name, fcntl.LOCK_EX | fcntl.LOCK_NB))
         except OSError as error:
-            if error.errno in _HELD and error.filename is None:  # flock's, as it names no file
+            if error.errno in _HELD and error.filename is None:  # raised by flock, as it names no file
                 raise RunError(f"{folder}: {holder} is at work there") from None
             kind = RunError if status_of(error) is ExitStatus.REFUSED else StorageError
             raise kind(f"{folder}: expected a folder that can be written ({error.strerror})") from None
@@ -188,8 +188,8 @@ def locked(folder: Path, name: str, holder: str) -> Iterator[None]:
 def _flock(file: IO[Any], path: Path, operation: int) -> Iterator[str]:
     """Holds the lock on `file`, which is open at `path`, while the block runs.
 
-    Yields nothing, or why the file system has no locks, as Lustre and NFS may be mounted. Then a file in this machine's
-    temporary folder is locked in its place, where that is possible. Raises flock's other OSErrors.
+    Yields "", or the reason why the file system has no locks; Lustre and NFS can be mounted without them. A file in
+    this machine's temporary folder is then locked instead, if possible. Raises flock's other OSErrors.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -204,7 +204,7 @@ def _flock(file: IO[Any], path: Path, operation: int) -> Iterator[str]:
 
 
 def _lock_here(path: Path, operation: int, stack: contextlib.ExitStack) -> None:
-    """Locks, until the stack ends, the file that stands for `path` in this machine's temporary folder, if it can."""
+    """Locks the file in this machine's temporary folder that stands for `path`, if possible, until the stack ends."""
     own = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
     place = Path(tempfile.gettempdir()) / f"deit_fast-{os.getuid()}-{own}.lock"
     try:

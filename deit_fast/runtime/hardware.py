@@ -1,7 +1,7 @@
-"""What this machine is: its cores, bf16, cuDNN and memory.
+"""Properties of this machine: cores, bf16, cuDNN and memory.
 
-No psutil: the affinity of a process comes from the standard library as well, psutil tells no peak of the memory of a
-Linux process, and neither instruction sets nor cuDNN.
+psutil is not used here. The standard library gives a process's CPU affinity too, and psutil gives neither the peak
+memory of a Linux process, nor instruction sets, nor cuDNN's version.
 """
 
 import os
@@ -15,7 +15,7 @@ SOUND_CUDNN = 91501  # 9.15.1
 
 
 def cpu_threads() -> int:
-    """CPU cores for each process of this host."""
+    """CPU cores for each of this host's processes."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
@@ -39,7 +39,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 def describe_cpu() -> str:
-    """The CPU's name, as the kernel has it."""
+    """The CPU's name, from the kernel."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -49,7 +49,7 @@ def describe_cpu() -> str:
 
 
 def describe_hidden_gpu(proc: Path = Path("/proc/driver/nvidia/gpus"), devices: Path = Path("/dev")) -> str:
-    """What keeps torch from an NVIDIA GPU that this machine has, where it sees none; empty where it has none."""
+    """Why torch cannot use an NVIDIA GPU of this machine, if it sees none; "" where the machine has none."""
     found = next(
         (path for folder, names in ((proc, "*"), (devices, "nvidia[0-9]*")) for path in folder.glob(names)), ""
     )
@@ -64,15 +64,16 @@ def describe_hidden_gpu(proc: Path = Path("/proc/driver/nvidia/gpus"), devices: 
         try:
             torch.cuda.init()
             reason = "torch.cuda.is_available() says no"
-        except Exception as error:  # an old driver, a broken one, a device that may not be opened
+        except Exception as error:  # an old or broken driver, or a device that may not be opened
             reason = " ".join(str(error).split())[:200]
     return f"this machine has an NVIDIA GPU ({found}) that torch does not see: {reason}"
 
 
 def describe_cudnn(version: int | None) -> str:
-    """One line on a cuDNN (torch.backends.cudnn.version()) whose attention must not be used; empty where it may be.
+    """A line about a cuDNN (torch.backends.cudnn.version()) whose attention is wrong; "" for a sound version.
 
-    Before 9.15.1 it is wrong for sequences whose length no 128 divides, which all of ours are (pytorch issue 169849).
+    Versions before 9.15.1 are wrong for sequence lengths that are no multiple of 128, as all lengths here are (pytorch
+    issue 169849).
     """
     if version is None:
         return "no cuDNN found: attention runs on torch's flash kernels, which are slower on H100 and newer GPUs"

@@ -1,6 +1,7 @@
-"""Arrays in one file with plain data beside them, which all processes of a machine map: whole, or as good as absent.
+"""Files of arrays with plain data beside them, which all processes of a machine map. A damaged file is detected.
 
-The layout: 8 bytes that name it, CRC-32 and size of the head, the head as JSON, then each array at a multiple of 8.
+The layout: 8 bytes that identify the format, CRC-32 and size of the head, the head as JSON, then each array at a
+multiple of 8 bytes.
 """
 
 import json
@@ -26,7 +27,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def write_arrays(path: Path, content: Mapping[str, Any], arrays: Arrays) -> None:
-    """Writes plain data and arrays, each of its own shape and integer type, under names. Raises OSError."""
+    """Writes plain data and named arrays, each of any shape and integer type. Raises OSError."""
     places, size, total = {}, 0, 0
     for name, array in arrays.items():
         places[name] = [array.dtype.str, array.shape, size]
@@ -42,11 +43,11 @@ def write_arrays(path: Path, content: Mapping[str, Any], arrays: Arrays) -> None
 
 
 def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """What `write_arrays` wrote: the arrays are read-only, and mapped, so that the processes of a machine share them.
+    """The data and arrays that `write_arrays` wrote. Arrays are read-only and mapped, so that processes share them.
 
-    Those from a network's file system are read instead: whoever replaces the file there takes its pages from the
-    processes of other machines, and a page that is gone ends a process. Raises OSError, and ValueError for a damaged
-    file: each bit of it is summed.
+    On a network file system the file is read instead of mapped: if another machine replaces it, mapped pages can
+    disappear, and access to such a page ends the process. Raises OSError, and ValueError for a damaged file, which
+    checksums over every byte detect.
     """
     content, places, data, start = _open(path, whole=True)
     body = np.frombuffer(data, np.uint64, offset=start)
@@ -59,12 +60,12 @@ def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """The plain data of such a file alone. Raises OSError and ValueError."""
+    """The plain data of such a file, without its arrays. Raises OSError and ValueError."""
     return _open(path, whole=False)[0]["content"]
 
 
 def _open(path: Path, whole: bool) -> tuple[dict[str, Any], dict[str, Any], mmap.mmap | bytes, int]:
-    """The head, where its arrays are, the file's content if the `whole` is wanted, and where the head ends."""
+    """The head, the arrays' places, the file's content if `whole` is set, and the end of the head."""
     with open(path, "rb") as file:
         start = file.read(_START.size)
         name, crc, size = _START.unpack(start) if len(start) == _START.size else (b"", 0, 0)
@@ -90,7 +91,7 @@ def _whole(size: int) -> int:
 
 
 def _sum(array: NDArray[Any]) -> int:
-    """The sum of an array's bytes as little-endian words of 64 bits, the last one filled up with zeros."""
+    """The sum of an array's bytes as little-endian 64-bit words, the last word padded with zeros."""
     data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     full = len(data) // _ALIGNED * _ALIGNED
     return int(data[:full].view("<u8").sum(dtype=np.uint64)) + int.from_bytes(data[full:].tobytes(), "little")

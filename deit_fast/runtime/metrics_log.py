@@ -1,4 +1,4 @@
-"""The metrics of a run: recorded to every log sink that is on, and shown on the console; curves.png."""
+"""The metrics of a run: recorded to every log sink that is on, shown on the console, and plotted to curves.png."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -15,10 +15,10 @@ from deit_fast.runtime.progress import say
 
 
 class MetricsLog:
-    """The metrics of one run folder, from `step` on; what a crash left behind beyond it is dropped.
+    """The metrics of one run folder, from `step` on; records beyond `step` that a crash left are dropped.
 
-    sinks: those that are on, of `chosen_sinks`, by name. console: what shows the figures to a person. speaks: whether
-    this is the run's main process; the log of any other one is mute.
+    sinks: the sinks that are on, by name, from `chosen_sinks`. console: shows the figures to a person. speaks: whether
+    this is the run's main process; in other processes nothing is recorded or shown.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class MetricsLog:
         self.close()
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """Figures of one kind, "train" or "eval", after `step` steps.
+        """Records figures of one kind, "train" or "eval", after `step` steps.
 
-        On a full disk a line says what is missing: a run of days does not end for want of it.
+        If the disk is full, a line says what is missing, and the run continues.
         """
         for name, sink in self._sinks.items():
             with told(f"step {step}", name):
@@ -46,7 +46,7 @@ class MetricsLog:
             self._console.record(kind, step, values)
 
     def images(self, name: str, images: Tensor, step: int) -> None:
-        """Hands every sink a picture of images, uint8 [B, 3, H, W], eight in a row."""
+        """Gives every sink a picture of images, uint8 [B, 3, H, W], eight in a row."""
         if self._speaks:
             grid = make_grid(images, nrow=8)
             for each, sink in self._sinks.items():
@@ -54,25 +54,25 @@ class MetricsLog:
                     sink.image(name, grid, step)
 
     def say(self, *lines: str) -> None:
-        """Prints lines, on the console alone."""
+        """Prints lines on the console only."""
         if self._speaks:
             for line in lines:
                 say(line)
 
     def advance(self) -> None:
-        """One step is done."""
+        """Counts one step."""
         if self._console is not None:
             self._console.advance()
 
     def paused(self, evaluated: float | None = None) -> None:
-        """What came since the last step was none; `evaluated` seconds of it were an evaluation."""
+        """The time since the last step was no step; `evaluated` seconds of it were an evaluation."""
         if self._console is not None:
             self._console.paused(evaluated)
 
     def close(self) -> None:
-        """Ends every sink and the bar."""
+        """Closes every sink and the bar."""
         for sink in self._sinks.values():
-            with contextlib.suppress(OSError):  # what `record` said already
+            with contextlib.suppress(OSError):  # `record` has reported it already
                 sink.close()
         if self._console is not None:
             self._console.close()
@@ -80,7 +80,7 @@ class MetricsLog:
 
 @contextlib.contextmanager
 def told(what: str, place: str = "the run folder") -> Iterator[None]:
-    """A line in the place of an OSError: what is for people to look at ends no run, and hides no other end of one."""
+    """Prints a line in the place of an OSError, so that pictures for people end no run and hide no other error."""
     try:
         yield
     except OSError as error:
@@ -88,8 +88,8 @@ def told(what: str, place: str = "the run folder") -> Iterator[None]:
 
 
 def plot_curves(folder: Path, title: str) -> Path:
-    """Draws loss, learning rate, accuracy and throughput of metrics.jsonl over the steps, as curves.png."""
-    from matplotlib.figure import Figure  # half a second that only the end of a run needs
+    """Plots loss, learning rate, accuracy and throughput of metrics.jsonl over the steps, as curves.png."""
+    from matplotlib.figure import Figure  # imported here: it takes half a second, at the end of a run only
 
     records = read_metrics(folder / "metrics.jsonl")
     panels = (

@@ -1,4 +1,4 @@
-"""What kind of file system holds a path, as Linux says in /proc/self/mountinfo."""
+"""The kind of file system that holds a path, from Linux's /proc/self/mountinfo."""
 
 import os
 from pathlib import Path
@@ -8,24 +8,24 @@ MOUNTS = Path("/proc/self/mountinfo")
 
 
 class Mount(NamedTuple):
-    """A mounted file system: its kind ("ext4", "nfs4", "fuse.s3fs") and what is mounted ("server:/export"), or ""."""
+    """A mounted file system: its kind ("ext4", "nfs4", "fuse.s3fs") and its source ("server:/export"), or ""."""
 
     kind: str
     source: str
 
     @property
     def is_shared(self) -> bool:
-        """Whether a server holds it, so that other machines have the same files."""
+        """Whether a server holds the files, so that other machines have them too."""
         return ":" in self.source or self.source.startswith("//")
 
     @property
     def is_translated(self) -> bool:
-        """Whether a program makes it up (FUSE): an object store's folders have no times that say what changed."""
+        """Whether a program presents the files (FUSE). Folders of an object store then lack times that show changes."""
         return self.kind.startswith("fuse")
 
 
 def find_mount(path: str | os.PathLike[str]) -> Mount:
-    """The file system of a file or folder; of kind "" where nothing is said of it. Raises OSError for a wrong path."""
+    """The file system of a file or folder; kind "" where it is unknown. Raises OSError for a wrong path."""
     device = os.stat(path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     try:

@@ -1,8 +1,7 @@
-"""Storage that fails for a while: what was asked of it is asked again, after growing pauses, for about a minute in all.
+"""Retries for storage that fails for a while: operations are repeated after growing pauses, for about a minute in all.
 
-A mount that comes back, a server that restarts, a store that answers 503, a process that has all its files open: each
-is over in seconds, and none of it says anything about what was to be read. What lasts longer ends the process with
-StorageError.
+A mount that returns, a server that restarts, a store that answers 503, a process with all its files open: each of these
+passes in seconds, and none says anything about the data. A longer failure ends the process with StorageError.
 """
 
 import random
@@ -18,21 +17,21 @@ from deit_fast.runtime.errors import StorageError, one_line, printable
 from deit_fast.runtime.exit_status import ExitStatus, status_of
 
 PATIENCE_SECONDS = 60.0
-_PAUSES = 7  # each twice as long as the one before: 0.5, 1, 2, 4, 8, 15 and 30 of a minute's seconds
-_SAID_FROM = 2  # the first pauses are short, and over before anybody looks
+_PAUSES = 7  # each twice as long as the one before: 0.5, 1, 2, 4, 8, 15 and 30 seconds of a minute
+_SAID_FROM = 2  # the first pauses are too short to be worth a line
 
 Result = TypeVar("Result")
 Pause = Callable[[float], object]
-"""Waits so many seconds; what it returns is true where the wait was cut short, to give up at once."""
+"""Waits this many seconds; returns true if the wait was interrupted in order to give up at once."""
 
 _last_said = [-PATIENCE_SECONDS]
-_outer: ContextVar[tuple[float, Pause] | None] = ContextVar("_outer", default=None)  # of the action we are in
+_outer: ContextVar[tuple[float, Pause] | None] = ContextVar("_outer", default=None)  # arguments of the enclosing call
 
 
 class BusyError(ConnectionError):
-    """A store over a network that failed, and may answer later.
+    """A failure of a store over a network that may pass.
 
-    wait: seconds that the store asked to be left alone.
+    wait: seconds that the store asked to wait.
     """
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
@@ -41,18 +40,19 @@ class BusyError(ConnectionError):
 
 
 class UnreachableError(BusyError):
-    """No connection came about: there is no network, or nobody listens."""
+    """No connection was made: there is no network, or no server at the address."""
 
 
 def patience(hang_timeout: float) -> float:
-    """Seconds that a read may fail before the watchdog, at `hang_timeout` seconds, takes its process for hanging."""
+    """Seconds for which a read may be retried before the watchdog, at `hang_timeout` seconds, ends the process."""
     return min(PATIENCE_SECONDS, hang_timeout / 2)
 
 
 def may_pass(error: BaseException) -> bool:
     """Whether the machine failed, so that the same call may succeed later.
 
-    False for what a path or a right makes, and for an OSError without a number, which is a library's word on content.
+    False for errors of a wrong path or a missing right, and for an OSError without a number, by which libraries report
+    wrong content.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return status_of(error) is ExitStatus.STORAGE_FAILED
@@ -66,13 +66,13 @@ def patiently(
     pause: Pause | None = None,
     doing: str = "read",
 ) -> Result:
-    """The action's result; where the storage fails the action is called again, so that it has to be repeatable.
+    """The action's result. If the storage fails, the action is called again, so it must be repeatable.
 
-    name: what is read, for messages, or what tells it. seconds: from the first failure to the last attempt; an attempt
-    that takes longer than that has another one all the same. pause: waits. Where they are not given they are those of
-    the call whose action this one is part of, else PATIENCE_SECONDS and time.sleep. doing: what cannot be done, as a
-    participle.
-    Raises StorageError, one line, where it goes on failing, and any error that `may_pass` is False for as it comes.
+    name: what is read, for messages, or a function that returns it. seconds: from the first failure to the last
+    attempt; if one attempt takes longer, there is still another. pause: the function that waits. Where these two are
+    not given, they are those of the enclosing call of `patiently`, else PATIENCE_SECONDS and time.sleep. doing: the
+    action in messages, as a participle. Raises StorageError, one line, where the failure lasts; any error for which
+    `may_pass` is False is raised as it is.
     """
     outer = _outer.get() or (PATIENCE_SECONDS, time.sleep)
     seconds = outer[0] if seconds is None else seconds
@@ -105,7 +105,7 @@ def patiently(
 
 
 def _wait_after(error: BaseException, wait: float) -> float:
-    """Seconds until the next attempt: of a store about `wait`, for its many readers must not come back all at once."""
+    """Seconds until the next attempt; random for a store, so that its many readers do not all return at once."""
     return max(error.wait, wait * random.uniform(0.5, 1.5)) if isinstance(error, BusyError) else wait
 
 
@@ -116,7 +116,7 @@ def _describe(error: OSError | MemoryError) -> str:
 
 
 def _say_rarely(number: int, line: str) -> None:
-    """A line on stderr, at most one a minute: an outage meets every reader of every process."""
+    """Prints a line on stderr, at most one a minute, because an outage affects every reader of every process."""
     now = time.monotonic()
     if number >= _SAID_FROM and now - _last_said[0] >= PATIENCE_SECONDS:
         _last_said[0] = now

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: each draw is a pure function of what it is for, so no state has to be saved.
+"""Counter-based random numbers: each draw is a pure function of its purpose and place, so there is no state to save.
 
 Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
 """
@@ -16,7 +16,7 @@ _SHIFT = np.uint64(32)
 
 
 class Stream(IntEnum):
-    """What a random number is for. Streams are independent: turning one off changes no other."""
+    """The purpose of a random number. Streams are independent: without one of them, the others stay the same."""
 
     ORDER = 0
     CROP = 1
@@ -32,7 +32,7 @@ class Stream(IntEnum):
 
 
 def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
-    """Philox4x32-10 of every counter: [4, ...] words below 2^32 in, as many out. key: two such words."""
+    """Philox4x32-10 of every counter: [4, ...] words below 2^32 in, the same shape out. key: two such words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):

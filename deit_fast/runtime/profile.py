@@ -1,4 +1,4 @@
-"""Where a step's time goes: a PyTorch profiler trace of some steady steps, and one page that sums it up."""
+"""Profiles a run: a PyTorch profiler trace of some steady steps, and a one-page summary of where the time goes."""
 
 import time
 from collections import Counter
@@ -15,11 +15,11 @@ from deit_fast.runtime.files import atomic_path
 from deit_fast.runtime.hardware import peak_memory
 from deit_fast.runtime.world import World
 
-WARMUP_STEPS = 20  # torch.compile and the allocator settle within 15
+WARMUP_STEPS = 20  # torch.compile and the allocator settle within 15 steps
 PROFILED_STEPS = 10
 TOP = 15
 
-# The first group with a word in the operator's or kernel's name takes it.
+# An operator or kernel belongs to the first group of which a word is in its name.
 GROUPS = {
     "attention": ("attention", "fmha", "flash", "sdpa", "_softmax"),
     "matrix products": (
@@ -46,16 +46,16 @@ T = TypeVar("T")
 
 @dataclass
 class StepProfile:
-    """A profile of consecutive steps: `start`, run them, `stop`; then the figures and the page.
+    """A profile of consecutive steps: call `start`, run the steps, call `stop`; then read the figures and the page.
 
-    Not torch.profiler.schedule: the page needs the wall time of whole steps, from one idle moment of the device to
-    another, and the share of it spent waiting for data. The schedule gives neither, so that the steps would be counted
-    twice; and its warm-up is one step, under the profiler, where ours are WARMUP_STEPS without it.
+    Why not torch.profiler.schedule: the page needs the wall time of whole steps, from one idle moment of the device to
+    another, and the fraction of it that is spent waiting for data. The schedule gives neither, so the steps would have
+    to be counted separately. Its warm-up is one step under the profiler; here it is WARMUP_STEPS without the profiler.
     """
 
     device: torch.device
     steps: int = 0
-    """Steps recorded; the caller counts them."""
+    """Number of recorded steps; the caller counts them."""
     waited: float = 0.0
     """Seconds spent waiting for batches."""
     seconds: float = 0.0
@@ -65,7 +65,7 @@ class StepProfile:
     _start: float = 0.0
 
     def start(self) -> None:
-        """Begins to record, once the device is idle."""
+        """Starts to record, once the device is idle."""
         activities = [ProfilerActivity.CPU]
         if self.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
@@ -75,19 +75,19 @@ class StepProfile:
         self._start = time.perf_counter()
 
     def stop(self) -> None:
-        """Ends the recording, once the device is idle; `steps` has to say how many there were."""
+        """Stops recording, once the device is idle; `steps` has to be set before."""
         self._synchronise()
         self.seconds = time.perf_counter() - self._start
         self._profile.stop()
         self._events = list(self._profile.events())
 
     def export(self, path: Path) -> None:
-        """Writes the trace, for chrome://tracing or Perfetto; a .gz name compresses it."""
+        """Writes the trace for chrome://tracing or Perfetto; a name that ends in .gz compresses it."""
         self._profile.export_chrome_trace(str(path))
 
     def figures(self) -> dict[str, Any]:
         """Per step: milliseconds, wait for data, synchronisations, GPU idle share, time by group and by operation."""
-        # A named range (Optimizer.step, say) appears on the GPU too and spans its kernels: it is not one.
+        # A named range, such as Optimizer.step, appears on the GPU too and covers its kernels, but is no kernel.
         kernels = [e for e in self._events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
         on_gpu = self.device.type == "cuda"
         names: Counter[str] = Counter()
@@ -102,8 +102,8 @@ class StepProfile:
         total = sum(names.values()) or 1
         counted = _synchronisations(self._events)
         reads = counted.pop("aten::_local_scalar_dense", 0)
-        # On a GPU the calls themselves are counted, less the one that ends the window; a CPU has only the reads that
-        # would be such calls on a GPU.
+        # On a GPU the synchronising calls themselves are counted, without the one that ends the window. On a CPU only
+        # the reads are known that would be such calls on a GPU.
         waits = max(0, sum(counted.values()) - 1) if on_gpu else reads
         milli = 1e-3 / self.steps
         return {
@@ -153,8 +153,8 @@ def profiled(
 ) -> Iterator[T]:
     """The same steps; on the main process, `count` of them after `warmup` are profiled into out/profile/.
 
-    Leaves trace.json.gz and summary.txt. A run of fewer steps than both together profiles what there is after the
-    warm-up, and nothing where there is nothing.
+    Leaves trace.json.gz and summary.txt. If the run is shorter, the steps after the warm-up are profiled, if there are
+    any.
     """
     if not world.is_main:
         yield from steps

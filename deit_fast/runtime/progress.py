@@ -1,7 +1,7 @@
-"""How far something is that takes more than a few seconds: a bar on a terminal, a line now and then elsewhere.
+"""Progress of work that takes more than a few seconds: a bar on a terminal, an occasional line elsewhere.
 
-The bar is tqdm's, which draws in the thread that counts and leaves stdout alone; rich would bring a drawing thread to
-every process and stand between the program and its output, for one line that needs no layout.
+The bar is tqdm's, which draws in the thread that counts and leaves stdout alone. rich would add a drawing thread to
+every process and intercept its output, for one line that needs no layout.
 """
 
 import sys
@@ -18,29 +18,20 @@ LINE_SECONDS = 10.0
 
 
 def say(line: str) -> None:
-    """Prints a line to stdout at once, above the bars that a terminal shows. A run outlives the reader of its lines."""
+    """Prints a line to stdout at once, above a terminal's bars. A closed pipe does not end the run."""
     with outlive_reader():
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
 
 class Progress:
-    """`start` of `total` things, named `what`, are done; a context manager.
+    """The progress of `total` items named `what`, of which `start` are done; a context manager.
 
-    unit: what a thing is called beside the rate; "B" are bytes, shown as MiB and the like. lines: whether a log file
-    gets "WHAT: 3 of 9" on stderr every LINE_SECONDS; False where the caller writes lines of its own. show: False for
-    all but the one process of several that reports.
+    A log file gets "WHAT: 3 of 9" on stderr every LINE_SECONDS. unit: an item's name in the rate; "B" means bytes,
+    shown as MiB and so on. show: False for all processes but the one that reports.
     """
 
-    def __init__(
-        self,
-        total: int,
-        what: str,
-        start: int = 0,
-        unit: str = "it",
-        lines: bool = True,
-        show: bool = True,
-    ) -> None:
+    def __init__(self, total: int, what: str, start: int = 0, unit: str = "it", show: bool = True) -> None:
         self._what, self._total, self._done = what, total, start
         self._bytes = unit == "B"
         drawn = show and sys.stderr.isatty()
@@ -49,11 +40,11 @@ class Progress:
                  unit_scale=self._bytes, unit_divisor=1024)
             if drawn else None
         )  # fmt: skip
-        self._lines = show and lines and not drawn
+        self._lines = show and not drawn
         self._last_line = time.monotonic()
 
     def update(self, count: int = 1) -> None:
-        """`count` more are done."""
+        """Counts `count` more items."""
         self._done += count
         if self._bar is not None:
             self._bar.update(count)
@@ -65,7 +56,7 @@ class Progress:
             print(f"{self._what}: {counts}", file=sys.stderr, flush=True)
 
     def write(self, line: str) -> None:
-        """Prints a line to stdout, above the bar where there is one."""
+        """Prints a line to stdout, above the bar if there is one."""
         say(line)
 
     def close(self) -> None:
@@ -81,7 +72,7 @@ class Progress:
 
 
 def progress(items: Iterable[Item], total: int, what: str, show: bool = True) -> Iterator[Item]:
-    """The items, counted by a Progress as each is done with."""
+    """The items, each counted by a Progress after its use."""
     with Progress(total, what, show=show) as bar:
         for item in items:
             yield item

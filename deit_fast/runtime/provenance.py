@@ -1,4 +1,4 @@
-"""How a process of a run was started: command, machine, versions, commit. A line for each start, in starts.jsonl."""
+"""How the processes of a run were started: command, machine, versions, commit. starts.jsonl has a line per start."""
 
 import importlib.metadata
 import os
@@ -22,14 +22,15 @@ _JOBS = ("SLURM_JOB_ID", "TORCHX_JOB_ID", "TORCHELASTIC_RUN_ID")
 def note_start(folder: Path, processes: int, device: torch.device, step: int, places: dict[str, Any]) -> None:
     """Adds a line about this start to the run's folder. Raises OSError.
 
-    places: what the run was given, by name: data, val, labels, init. step: the one that it goes on from.
+    places: the paths that the run was given, by name: data, val, labels, init. step: the step from which the run
+    continues.
     """
     with open(folder / STARTS, "a", encoding="utf-8") as file:
         file.write(json_text({**describe_start(processes, device), "step": step, **places}, None) + "\n")
 
 
 def describe_start(processes: int, device: torch.device) -> dict[str, Any]:
-    """Time (UTC), command, machine, versions and the commit of the source, where this is a checkout."""
+    """Time (UTC), command, machine, versions, and the commit of the source if it is a checkout."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -48,7 +49,7 @@ def describe_start(processes: int, device: torch.device) -> dict[str, Any]:
 
 
 def describe_commit() -> str | None:
-    """The commit of the checkout that this is, with "+changes" where files differ; None where it is none."""
+    """The source checkout's commit, with "+changes" if files differ; None if the source is no checkout."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""What was found out about a machine, kept for later starts: a JSON file of the cache folder, by key."""
+"""Facts found out about a machine, kept for later starts: a JSON file in the cache folder, by key."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from deit_fast.runtime.files import write_json
 
 
 def read_remembered(path: Path) -> dict[str, Any]:
-    """The content of the file, by key; empty where there is none that can be read."""
+    """The content of the file, by key; empty if there is no readable file."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -17,9 +17,9 @@ def read_remembered(path: Path) -> dict[str, Any]:
 
 
 def remember(path: Path, key: str, content: Any) -> None:
-    """Adds an entry to the file, or replaces the key's; a damaged file is written anew.
+    """Adds the key's entry to the file, or replaces it; a damaged file is written anew.
 
-    A file that cannot be written costs the next start another search, and is no error.
+    A file that cannot be written is no error: the next start finds the fact out again.
     """
     try:
         write_json(path, {**read_remembered(path), key: content})

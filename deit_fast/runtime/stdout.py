@@ -1,4 +1,4 @@
-"""Standard output whose reader may leave, as in `deit-fast show NAME | head`: what is printed then goes nowhere."""
+"""Standard output to a pipe that may close, as in `deit-fast show NAME | head`: later output is then discarded."""
 
 import contextlib
 import os
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def outlive_reader() -> Iterator[None]:
-    """From the first line that a closed pipe refuses on, standard output is the null device: no error, no message."""
+    """From the first line that a closed pipe refuses, standard output becomes the null device, without an error."""
     try:
         yield
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's last flush would print an error
 
 
 def tell(*lines: object) -> None:

@@ -1,4 +1,4 @@
-"""Stopping in time: a scheduler announces the end of a job, a person presses Ctrl-C, and a run writes a checkpoint."""
+"""Stopping on a signal: before a scheduler ends the job, or after Ctrl-C, a run writes a checkpoint and ends."""
 
 import os
 import select
@@ -9,18 +9,17 @@ from typing import Any, Self
 
 from deit_fast.runtime.exit_status import ExitStatus, report_status
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # the first two: preemption; Slurm's --signal=USR1@SECONDS
-NOTICE_SECONDS = 2.0  # after which a person who pressed Ctrl-C is told what the run still waits for
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # preemption; Slurm's --signal=USR1@SECONDS; Ctrl-C
+NOTICE_SECONDS = 2.0  # after this time, a person who pressed Ctrl-C is told what the run is waiting for
 STDERR = 2
 
 
 class StopSignal:
-    """While entered in the main thread, the signals only set `received`: they come twice, and at other moments to other
-    processes.
+    """While entered in the main thread, signals only set `received`, because each process gets them at another moment.
 
-    The first SIGINT sets `interrupted` as well. Until `saves` is set there is nothing to save, and it raises
-    KeyboardInterrupt instead. A second Ctrl-C ends the process at once with ExitStatus.INTERRUPTED, wherever it is: a
-    thread sees to that, since the main one may wait in a collective or a read.
+    The first SIGINT also sets `interrupted`. Until `saves` is set there is nothing to save, and SIGINT raises
+    KeyboardInterrupt instead. A second Ctrl-C ends the process at once with ExitStatus.INTERRUPTED. A thread does this,
+    since the main thread may be waiting in a collective or a read.
     """
 
     def __init__(self) -> None:
@@ -34,7 +33,7 @@ class StopSignal:
         self._thread = threading.Thread(target=self._watch, name="deit-fast-stopping", daemon=True)
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # no other one may ask for signals
+        if threading.current_thread() is threading.main_thread():  # signal handlers are for the main thread only
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
             self._thread.start()
@@ -47,7 +46,7 @@ class StopSignal:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(self._fd_before)
-            os.close(self._pipe[1])  # the end of what the thread reads
+            os.close(self._pipe[1])  # ends the reading thread
             self._thread.join()
             os.close(self._pipe[0])
 
@@ -59,7 +58,7 @@ class StopSignal:
                 raise KeyboardInterrupt
 
     def _watch(self) -> None:
-        """Reads the signals' numbers as they arrive, which Python writes to the pipe before it calls any handler."""
+        """Reads the signals' numbers, which Python writes to the pipe as they arrive, before it calls a handler."""
         assert self._pipe is not None
         seen: list[int] = []
         told = False
@@ -79,10 +78,10 @@ class StopSignal:
 
 
 def is_second_interrupt(seen: list[int], under_torchrun: bool) -> bool:
-    """Whether the signals seen so far say that Ctrl-C was pressed twice.
+    """Whether the signals received so far mean that Ctrl-C was pressed twice.
 
-    A terminal sends SIGINT to all processes. torchrun, which gets it too, sends its workers another one for the first
-    Ctrl-C and SIGTERM for the second. What is pending twice arrives once.
+    A terminal sends SIGINT to all processes. torchrun receives it too and sends its workers another SIGINT for the
+    first Ctrl-C, and SIGTERM for the second. Equal signals that are pending together arrive as one.
     """
     interrupts = seen.count(signal.SIGINT)
     if not under_torchrun:

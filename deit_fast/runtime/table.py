@@ -1,19 +1,19 @@
-"""Tables of words, every column as wide as its widest cell: for a terminal, or as Markdown that reads well unrendered.
+"""Tables of words with aligned columns: plain for a terminal, or as Markdown that is readable unrendered.
 
-tabulate draws neither as it is: its Markdown differs between its releases, and it reads cells as numbers unless told
-not to. Its 30 ms of import would be every command's.
+tabulate is not used: its Markdown differs between releases, it reads cells as numbers unless told not to, and its
+import of 30 ms would slow down every command.
 """
 
 from collections.abc import Iterable, Sequence
 
 
 def plain_table(rows: Iterable[Sequence[str]]) -> list[str]:
-    """A line for each of the rows, which have the same number of cells: two spaces apart, none at the end."""
+    """A line for each row: cells two spaces apart, no trailing spaces. All rows have the same number of cells."""
     return ["  ".join(cells).rstrip() for cells in _padded(rows)]
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table; a bar in a cell is escaped."""
+    """The lines of a Markdown table; a vertical bar in a cell is escaped."""
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in (head, *rows)]
     first, *others = _padded(escaped)
     return [f"| {' | '.join(cells)} |" for cells in (first, ["-" * len(cell) for cell in first], *others)]

@@ -1,13 +1,16 @@
-"""torchrun with the status of its workers: `python -m deit_fast.runtime.torchrun`, and torchrun's own options.
+"""torchrun, but with its workers' exit status: `python -m deit_fast.runtime.torchrun`, and torchrun's own options.
 
-torchrun ends with 1 whatever its workers ended with, so that a scheduler cannot tell a mistake from a preemption. This
-is the same launcher in the same single process, which signals reach as before. Only its end differs:
+torchrun ends with status 1 whatever its workers ended with, so that a scheduler cannot tell a mistake from a
+preemption. This is the same launcher, in one process that receives signals as before. Only its end differs:
 
-* Each worker notes its status on a board before it ends, and the first note is the cause: what another process makes
-  of it comes after. A 1 counts less, because a lost peer makes a traceback of every other worker. torchrun itself knows
-  of workers that could note nothing, such as one killed for its memory: 128 and the signal, as in a shell.
-* Where no start mends the end (ExitStatus.final), Slurm is told not to requeue the job. Volcano reads the pod's status.
-* Of several nodes, one whose workers do not know the cause ends LAST_SECONDS later. A scheduler acts on the first.
+* Each worker notes its status in a shared file before it ends. The first note names the cause, because later ends are
+  its consequences. A status of 1 counts less: when one process is lost, every other worker ends with a traceback.
+  torchrun reports workers that could note nothing, such as one killed for its memory, with 128 + the signal, as in a
+  shell.
+* If the run would end the same way again (ExitStatus.final), Slurm is told not to requeue the job. Volcano reads the
+  pod's status.
+* With several nodes, a node whose workers do not know the cause ends LAST_SECONDS later, because a scheduler acts on
+  the first end.
 """
 
 import os
@@ -27,7 +30,7 @@ try:
     from deit_fast.runtime.errors import one_line
     from deit_fast.runtime.exit_status import STATUS_BOARD, ExitStatus
     from deit_fast.runtime.rendezvous import explain_rendezvous, watched_rendezvous
-except KeyboardInterrupt:  # torch takes seconds
+except KeyboardInterrupt:  # importing torch takes seconds
     print("deit-fast: interrupted before anything was started; run the same command again", file=sys.stderr)
     sys.exit(130)
 
@@ -35,18 +38,18 @@ LAST_SECONDS = 15.0
 _TRACEBACK = 1
 
 End = tuple[int | None, int]
-"""A rank, None for the launcher itself, and its status, negative for a signal."""
+"""A rank (None for the launcher itself) and its status, negative for a signal."""
 
 
 def main(words: Sequence[str]) -> int:
-    """Starts the workers and returns the status of the one that ended the run, 0 where all of them did well."""
+    """Starts the workers; returns the status of the worker that ended the run, 0 if all succeeded."""
     parser = get_args_parser()
-    if "PET_NODE_RANK" not in os.environ:  # torchrun's variable for the option
-        parser.set_defaults(node_rank=None)  # a node that is told none is not the first one for that
+    if "PET_NODE_RANK" not in os.environ:  # torchrun's environment variable for the option
+        parser.set_defaults(node_rank=None)  # a node without a given rank does not become the first node
     arguments = parser.parse_args(list(words))
-    board = os.memfd_create("deit-fast-status")  # a full disk cannot refuse it, and it ends with this process
+    board = os.memfd_create("deit-fast-status")  # in memory, where no full disk refuses it; ends with this process
     os.environ[STATUS_BOARD] = f"/proc/{os.getpid()}/fd/{board}"
-    if (restarts := os.environ.get("SLURM_RESTART_COUNT", "0")) != "0":  # Slurm appends to the log of the start before
+    if (restarts := os.environ.get("SLURM_RESTART_COUNT", "0")) != "0":  # Slurm appends to the previous start's log
         print(f"deit-fast: Slurm's restart {restarts} of this job", file=sys.stderr, flush=True)
     try:
         with watched_rendezvous(arguments):
@@ -79,8 +82,8 @@ def main(words: Sequence[str]) -> int:
 
 
 def find_cause(ends: Sequence[End]) -> End:
-    """The end that explains the others, of one or more in order: the first that none of the others may have caused."""
-    caused = {_TRACEBACK: 1, -signal.SIGTERM: 2}  # by a lost connection; by torchrun, which ends the workers left
+    """The end that explains the others, of one or more in order: the first one that no other end may have caused."""
+    caused = {_TRACEBACK: 1, -signal.SIGTERM: 2}  # by a lost connection; by torchrun, which ends the remaining workers
     return min(ends, key=lambda end: caused.get(end[1], 0))
 
 
@@ -110,7 +113,7 @@ def _read_board(board: int) -> list[End]:
 
 
 def _forbid_requeue() -> None:
-    """Lets Slurm refuse the `scontrol requeue` with which TorchX's batch script answers a job that failed."""
+    """Makes Slurm refuse the `scontrol requeue` that TorchX's batch script runs for a failed job."""
     job = os.environ.get("SLURM_HET_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     if job is None:
         return

@@ -1,10 +1,10 @@
-"""How torch's threads wait for each other on a CPU: awake on a quiet machine, asleep where others want the cores.
+"""How torch's threads wait for each other on a CPU: spinning on a quiet machine, asleep on a busy one.
 
-A thread of OpenMP that is done before the others spins for some milliseconds: its next task comes sooner than the
-kernel could wake it. On a busy machine the thread that it waits for has no core, and spinning uses up what the process
-gets. libgomp, the OpenMP of torch's wheels, hardly spins while a process has more threads of OpenMP than cores (its
-manual, GOMP_SPINCOUNT). So the way of waiting is changed here while the process runs: by threads that only stand by.
-The threads that share an operation stay as many as they were, and so no result depends on it.
+An OpenMP thread that finishes before the others spins for some milliseconds, because it can then start its next task
+sooner than if the kernel woke it. On a busy machine the thread that it waits for has no core, and spinning wastes the
+process's share of the cores. libgomp, the OpenMP in torch's wheels, hardly spins while a process has more OpenMP
+threads than cores (its manual, GOMP_SPINCOUNT). This module therefore adds and removes idle threads while the process
+runs. The number of threads that share an operation does not change, so results do not either.
 """
 
 import os
@@ -16,20 +16,20 @@ from pathlib import Path
 import torch
 
 BUSY = 0.15
-"""The share of this process's cores, used by other processes, from which on threads wait asleep."""
+"""If other processes use at least this fraction of this process's cores, threads sleep while they wait."""
 
 _LOOK_SECONDS = 1.0
 _USERS_CHOICE = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-_BYTES = 2 * 32768  # for each thread, of which torch gives no thread less than half
+_BYTES = 2 * 32768  # for each thread; torch gives each at least half of these
 _TICKS = Path("/proc/stat")
 
 
 @contextmanager
 def share_cores(device: torch.device) -> Iterator[None]:
-    """While it is open, torch's threads wait asleep on a busy machine, by a look each second, and awake on a quiet one.
+    """While it is open, torch's threads sleep on a busy machine and spin on a quiet one, checked every second.
 
-    device: where the process computes; only on a CPU its threads matter. Nothing is done either where torch has a
-    single thread, or where the environment says how threads wait (OMP_WAIT_POLICY, GOMP_SPINCOUNT).
+    device: where the process computes; threads matter on a CPU only. Nothing changes if torch has a single thread, or
+    if the environment says how threads wait (OMP_WAIT_POLICY, GOMP_SPINCOUNT).
     """
     chosen = any(name in os.environ for name in _USERS_CHOICE)
     if chosen or device.type != "cpu" or torch.get_num_threads() == 1:
@@ -46,28 +46,28 @@ def share_cores(device: torch.device) -> Iterator[None]:
 
 
 class OthersLoad:
-    """What other processes than the run's use of the cores that this one may use.
+    """The use of this process's cores by processes that do not belong to the run.
 
-    The run's processes of this machine (LOCAL_WORLD_SIZE) are taken to use as much as this one.
+    The run's processes on this machine (LOCAL_WORLD_SIZE) are assumed to use as much as this one.
     """
 
     def __init__(self) -> None:
         self._last = self._read()
 
     def share(self) -> float:
-        """From 0 to 1, since the last call; 0 where the kernel does not tell."""
+        """The fraction since the last call, from 0 to 1; 0 if the kernel does not report it."""
         before, self._last = self._last, self._read()
         busy, idle, own = (now - then for now, then in zip(self._last, before, strict=True))
         return min(1.0, max(0.0, busy - own) / (busy + idle)) if busy + idle > 0 else 0.0
 
     def _read(self) -> tuple[float, float, float]:
-        """Seconds, over all cores: busy, idle, and those that the run had."""
+        """Seconds, over all cores: busy, idle, and used by the run."""
         cores, busy, idle = os.sched_getaffinity(0), 0.0, 0.0
         try:
             for line in _TICKS.read_text(encoding="ascii").splitlines():
                 name, *ticks = line.split()
                 if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cores:
-                    user, nice, system, unused, disk, *rest = map(int, ticks[:8])  # without guests, who are users
+                    user, nice, system, unused, disk, *rest = map(int, ticks[:8])  # user includes guests
                     busy, idle = busy + user + nice + system + sum(rest), idle + unused + disk
         except (OSError, ValueError):
             return 0.0, 0.0, 0.0
@@ -76,14 +76,14 @@ class OthersLoad:
 
 
 class StandBy:
-    """Threads that have taken part in one operation of torch's and sleep: with them there are more than cores."""
+    """Sleeping threads that each took part in one torch operation, so that there are more OpenMP threads than cores."""
 
     def __init__(self) -> None:
         self._leave: threading.Event | None = None
         self._threads: list[threading.Thread] = []
 
     def switch(self, on: bool) -> None:
-        """Brings them up or lets them go; nothing where they are as asked for."""
+        """Starts or ends the threads; does nothing if they are in the wanted state."""
         if on == bool(self._threads):
             return
         if self._leave is not None:
@@ -93,7 +93,7 @@ class StandBy:
             self._leave, self._threads = None, []
         if on:
             self._leave = threading.Event()
-            each = torch.get_num_threads() - 1  # that one brings: it is itself the first of a team
+            each = torch.get_num_threads() - 1  # threads that each one adds: it is itself the first of its team
             cores = len(os.sched_getaffinity(0))
             count = max(1, -(-(cores + 1 - torch.get_num_threads()) // each))
             self._threads = [threading.Thread(target=_stand_by, args=(self._leave,), daemon=True) for _ in range(count)]

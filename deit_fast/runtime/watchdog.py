@@ -1,4 +1,4 @@
-"""The end of a process that hangs: in a read, in a collective, in the driver, wherever no error ever comes."""
+"""Ends a process that hangs: in a read, in a collective, in the driver, wherever no error is ever raised."""
 
 import faulthandler
 import os
@@ -10,15 +10,15 @@ from typing import Self
 
 from deit_fast.runtime.exit_status import ExitStatus, report_status
 
-START_SECONDS = 1800.0  # compiling, which a first step and a first evaluation may do, sends no sign of life
-STDERR = 2  # the descriptor: a notebook and a test put an object without one into sys.stderr
+START_SECONDS = 1800.0  # a first step and a first evaluation may compile, without a sign of life
+STDERR = 2  # the file descriptor: sys.stderr has none in a notebook and in a test
 
 
 class Watchdog:
-    """While entered, ends the process where `beat` stays away for `timeout` seconds.
+    """While entered, ends the process if `beat` is not called for `timeout` seconds.
 
-    It then prints a line to stderr, writes the stacks of all threads to folder/hang-rank.txt and exits with
-    ExitStatus.HUNG, past all clean-up: what hangs would hang there too. The checkpoints are whole at any time.
+    It prints a line to stderr, writes the stacks of all threads to folder/hang-rank.txt and exits with ExitStatus.HUNG
+    without any clean-up, which would hang as well. Checkpoints are whole at any time.
     """
 
     def __init__(self, folder: Path, rank: int, timeout: float) -> None:
@@ -28,7 +28,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="deit-fast-watchdog", daemon=True)
 
     def beat(self, now_at: str, allowance: float = 0.0) -> None:
-        """A sign of life: what comes next, `now_at`, may take the timeout and `allowance`, seconds, from now on."""
+        """A sign of life. The next work, named `now_at`, may take the timeout plus `allowance` seconds from now on."""
         self._beat = (time.monotonic(), now_at, allowance)
 
     def __enter__(self) -> Self:
@@ -49,8 +49,8 @@ class Watchdog:
             waited = time.monotonic() - since
             if waited > limit:
                 self._end(now_at, waited)
-            # Where something holds the interpreter's lock for good, this thread hangs as well, and a thread of
-            # faulthandler's, which needs no lock, ends the process.
+            # If the interpreter's lock is never released, this thread hangs as well. A thread of faulthandler, which
+            # needs no lock, then ends the process.
             faulthandler.dump_traceback_later(limit - waited + 2 * interval, exit=True, file=STDERR)
 
     def _end(self, now_at: str, waited: float) -> None:

@@ -1,4 +1,4 @@
-"""Processes: who this one is, and the few collectives the rest needs. torchrun starts them."""
+"""The processes of a run: this process's rank and device, and the few collectives in use. torchrun starts them."""
 
 import itertools
 import os
@@ -16,28 +16,28 @@ from torch import Tensor
 from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.hardware import describe_cudnn, describe_hidden_gpu
 
-COLLECTIVE_SECONDS = 1800.0  # other processes may compile meanwhile
-_GROUPS = itertools.count()  # made so far; all processes make the same ones
+COLLECTIVE_SECONDS = 1800.0  # other processes may be compiling
+_GROUPS = itertools.count()  # number of groups made so far, the same in all processes
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the run's: its rank, from 0 to size - 1, and the device it computes on."""
+    """This process among the run's: its rank, from 0 to size - 1, and the device on which it computes."""
 
     rank: int
     size: int
     device: torch.device
     joined: bool = False
-    """Whether `join_world` made the group, which `leave_world` then ends; a caller's own group stays."""
+    """Whether `join_world` made the group, which `leave_world` then ends; a caller's own group is left alone."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process is the one that writes files and prints."""
         return self.rank == 0
 
     @property
     def node_ranks(self) -> range:
-        """The ranks of this machine's processes, which follow each other; without a launcher that tells, this alone."""
+        """The ranks of this machine's processes, which are consecutive; this rank alone if no launcher tells them."""
         first = self.rank - int(os.environ.get("LOCAL_RANK", "0"))
         after = first + int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         told = 0 <= first <= self.rank < after <= self.size
@@ -50,7 +50,7 @@ class World:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process; all get the same answer, through CPU memory."""
+        """Whether the flag is set in any process; all get the same answer. Uses CPU memory."""
         if self.size == 1:
             return flag
         seen = torch.tensor(int(flag))
@@ -58,7 +58,7 @@ class World:
         return bool(seen)
 
     def broadcast(self, value: Any) -> Any:
-        """The main process's value on every process; plain data."""
+        """The main process's value, in every process; plain data."""
         if self.size == 1:
             return value
         values = [value]
@@ -66,7 +66,7 @@ class World:
         return values[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value by rank, on every process; plain data."""
+        """Every process's value by rank, in every process; plain data."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -74,16 +74,16 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Waits until all processes are here."""
+        """Waits until all processes have called this."""
         if self.size > 1:
             dist.barrier()
 
 
 def join_world(hang_timeout: float = 0.0, wanted: str = "auto") -> World:
-    """Joins the group torchrun describes in the environment (gloo on CPUs, NCCL on GPUs), or stands alone.
+    """Joins the process group that torchrun describes in the environment (gloo on CPUs, NCCL on GPUs), or stands alone.
 
-    A collective fails after half an hour, or twice `hang_timeout`, seconds: after the watchdog, which says more.
-    wanted: as `choose_device` takes it, whose errors it raises.
+    A collective fails after half an hour or twice `hang_timeout` seconds, that is after the watchdog, whose message
+    says more. wanted: as in `choose_device`, whose errors are raised.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(wanted)
@@ -105,16 +105,19 @@ def join_world(hang_timeout: float = 0.0, wanted: str = "auto") -> World:
 
 @cache
 def _shared_store() -> dist.Store:
-    """Where the processes find each other, one for a process's life. Each group has keys of its own in it: torchrun's
-    store keeps those of an ended group, and a process that came back would call at the addresses of that one."""
+    """The store through which the processes find each other, one for the life of a process.
+
+    Each group has its own keys in it. torchrun's store keeps the keys of an ended group, and a process that reused them
+    would connect to that group's addresses.
+    """
     return next(iter(dist.rendezvous("env://", timeout=timedelta(seconds=COLLECTIVE_SECONDS))))[0]
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
-    """The GPU of this process's number on its host, or the CPU where there is none; no other process is waited for.
+    """The GPU with this process's number on its host, or the CPU without GPUs. Waits for no other process.
 
-    wanted: run.device. With "auto" the main process says so where there is a GPU that torch does not see. Raises
-    RunError where there are more processes than GPUs, and with "cuda" where torch sees none.
+    wanted: run.device. With "auto" the main process prints a line if the machine has a GPU that torch does not see.
+    Raises RunError where there are more processes than GPUs, and with "cuda" where torch sees none.
     """
     rank, index = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     if wanted == "cpu":
@@ -136,7 +139,7 @@ def choose_device(wanted: str = "auto") -> torch.device:
 
 
 def _avoid_unsound_attention(rank: int) -> None:
-    """Switches cuDNN's attention off where it must not be used; the main process says why."""
+    """Switches cuDNN's attention off where it is wrong; the main process says why."""
     complaint = describe_cudnn(torch.backends.cudnn.version())
     if complaint:
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -145,12 +148,15 @@ def _avoid_unsound_attention(rank: int) -> None:
 
 
 def leave_world(world: World) -> None:
-    """Ends the group, unless somebody else made it. Only for a process whose peers end too: others may wait in it."""
+    """Ends the group that `join_world` made.
+
+    Only for a process whose peers end too, since others may wait in the group.
+    """
     if world.joined and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """A copy of a host array of any shape [...] on the device, same shape and type; a GPU's copy is not waited for."""
+    """A copy of a host array of any shape [...] on the device, same shape and type; does not wait for a GPU's copy."""
     host = torch.from_numpy(array)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

@@ -1,5 +1,6 @@
-"""A training run: loop.py -> step.py -> objective.py -> models/vit.py -> optim/lamb.py is the path of a step.
+"""A training run. The path of a step is loop.py -> step.py -> objective.py -> models/vit.py -> optim/lamb.py.
 
-Around it: run.py is the way in, job.py what a run is given, start.py where it starts, prepare.py what is put around the
-step, periodic.py what comes every so often, guards.py what ends a run, schedule.py the learning rate.
+run.py is the entry point. job.py holds the inputs of a run, start.py finds the checkpoint or weights to start from, and
+prepare.py wraps the model and the step (sharding, compilation, DDP). periodic.py logs, evaluates and saves at
+intervals, guards.py ends a run that went wrong, and schedule.py computes the learning rate.
 """

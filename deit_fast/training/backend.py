@@ -1,4 +1,4 @@
-"""What makes the pixels of a run: the same on all its processes, and the same again where it goes on."""
+"""The image backend of a run: the same in all its processes, and the same again when the run resumes."""
 
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.data.loader.backend import choose_backend
@@ -8,10 +8,11 @@ from deit_fast.runtime.world import World
 
 
 def settle_backend(recipe: Recipe, state: TrainState, world: World, resumed: bool) -> list[str]:
-    """Chooses the state's image_backend by run.image_backend, and returns a line where it is not the checkpoint's.
+    """Sets the state's image_backend by run.image_backend; returns a line where it differs from the checkpoint's.
 
-    All processes call it together: where one of them has no native path, none uses it. "auto" of a run that goes on is
-    what made its pixels before. Raises RunError, on every process, where "native" is asked for and one cannot.
+    All processes call this together. If one of them lacks the native path, none uses it. In a resumed run "auto" means
+    the backend that was used before. Raises RunError, in every process, where "native" is required and one process
+    lacks it.
     """
     before, wanted = state.image_backend, recipe.run.image_backend
     if resumed and wanted == "auto" and before == "dali":

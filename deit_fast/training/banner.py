@@ -1,4 +1,4 @@
-"""The six lines with which a run begins: device, model, data, batch, schedule, and where things go."""
+"""The six lines at the start of a run: device, model, data, batch, schedule, and output folders."""
 
 import torch
 
@@ -14,7 +14,7 @@ from deit_fast.zoo import find_family, find_published
 
 
 def describe_start(job: Job, state: TrainState, reason: str) -> list[str]:
-    """The lines for a run that starts, or goes on, with `state`. reason: why the step has that number of passes."""
+    """The lines for a run that starts or resumes with `state`. reason: why a step has this number of passes."""
     recipe, schedule = job.recipe, job.recipe.schedule
     facts = {
         "device": _device(recipe, job.world, job.dtype),
@@ -22,7 +22,8 @@ def describe_start(job: Job, state: TrainState, reason: str) -> list[str]:
         "data": _data(job),
         "batch": describe_batch(recipe, job.world.size, reason),
         "schedule": f"{recipe.optim.name}, peak rate {recipe.optim.lr:g}; {schedule.epochs:g} epochs of "
-        f"{job.steps_per_epoch:,} steps, {job.total_steps:,} in all, {schedule.warmup_epochs:g} epochs of warmup"
+        f"{job.steps_per_epoch:,} steps, {job.total_steps:,} in all, "
+        f"{schedule.warmup_epochs:g} epoch{'s' * (schedule.warmup_epochs != 1)} of warmup"
         + (f"; from step {state.step:,} on" if state.step else ""),
         "out": f"{job.out}: checkpoints/, metrics.jsonl, tensorboard/, curves.png"
         + (f"; kept in {job.store.uri}" if job.store is not None else ""),
@@ -31,7 +32,7 @@ def describe_start(job: Job, state: TrainState, reason: str) -> list[str]:
 
 
 def describe_batch(recipe: Recipe, processes: int, reason: str) -> str:
-    """The global batch as processes x passes x images, and why it is divided so."""
+    """The global batch as processes x passes x images, and the reason for this division."""
     passes, batch = recipe.run.passes, recipe.run.global_batch
     parts = [_count(processes, "process", "es"), _count(passes, "pass", "es")]
     images = _count(batch // (processes * passes), "image")

@@ -15,7 +15,10 @@ from deit_fast.runtime.errors import RecipeError, RunError, one_line, suggest
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen model in evaluation mode. No module itself: neither DDP, nor the optimizer, nor a checkpoint sees it."""
+    """A frozen model in evaluation mode.
+
+    It is no nn.Module, so that DDP, optimizer and checkpoints do not include it.
+    """
 
     model: nn.Module
 
@@ -23,9 +26,9 @@ class Teacher:
 def load_teacher(recipe: Recipe, path: Path, device: torch.device) -> Teacher:
     """The model distill.teacher with the weights of a .pth, .pt or .safetensors file, on the device.
 
-    It will see the student's images as they are, so it has to take S x S and know the same K classes. Of a training
-    checkpoint the weights are taken, not their average. Raises RecipeError for a model that timm does not have or that
-    does not take the images, RunError for a file that does not fit it; one line each.
+    The teacher gets the student's images unchanged, so it has to take S x S images and know the same K classes. From a
+    training checkpoint the weights are taken, not their moving average. Raises RecipeError for a model that timm does
+    not have or that does not take the images, RunError for a file that does not fit it; one line each.
     """
     section, num_classes, image_size = recipe.distill, recipe.model.classes, recipe.model.image_size
     if not timm.is_model(section.teacher):
@@ -41,7 +44,7 @@ def load_teacher(recipe: Recipe, path: Path, device: torch.device) -> Teacher:
             raise RunError(f"--teacher {path}: knows {len(weight)} classes, expected {num_classes}, the student's")
     try:
         model.load_state_dict(tensors)
-    except Exception as error:  # a RuntimeError that lists what is wrong, other kinds for values that are no tensors
+    except Exception as error:  # RuntimeError lists the mismatches; other kinds are for values that are no tensors
         reason = one_line(error)[:200]
         raise RunError(f"--teacher {path}: expected weights of timm's {section.teacher} ({reason})") from None
     try:
@@ -51,7 +54,7 @@ def load_teacher(recipe: Recipe, path: Path, device: torch.device) -> Teacher:
     try:
         with torch.no_grad():
             logits = model(torch.zeros(1, 3, image_size, image_size))
-    except Exception as error:  # whatever a model makes of a size it was not built for
+    except Exception as error:  # a model may raise anything for a size that it was not built for
         raise RecipeError(
             f"distill.teacher={section.teacher!r}: expected a model that takes images of "
             f"model.image_size={image_size} ({one_line(error)[:200]})"
@@ -64,7 +67,7 @@ def load_teacher(recipe: Recipe, path: Path, device: torch.device) -> Teacher:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():  # timm would log a line of its own
+    if not path.is_file():  # else timm would log its own line
         raise RunError(f"--teacher {path}: no such file")
     try:
         return load_state_dict(str(path), use_ema=False, device="cpu", weights_only=True)

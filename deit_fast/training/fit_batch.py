@@ -1,14 +1,14 @@
-"""The batch of a run whose data are fewer than the recipe's: own images, a trial on a part of a data set."""
+"""The batch size of a run with fewer images than the recipe's: own images, or a part of a data set."""
 
 from deit_fast.data.loader.sampler import epoch_views
 from deit_fast.recipe.schema import Recipe
 
 
 def fit_batch(recipe: Recipe, images: int, processes: int) -> tuple[Recipe, list[str]]:
-    """The recipe with the largest global batch that an epoch of so many training images has; a line where it changed.
+    """The recipe with the largest global batch that an epoch of `images` images can fill; a line if it changed.
 
-    It divides over the processes and run.accumulation as the recipe's own does. Where there is none, the recipe is as
-    it was, for the sampler to refuse.
+    The batch has to be divisible among the processes and passes, like the recipe's own batch. If no such batch exists,
+    the recipe is unchanged and the sampler refuses it.
     """
     run, views = recipe.run, epoch_views(images // recipe.data.lanes * recipe.data.lanes, recipe.data.repeats)
     if views >= run.global_batch:

@@ -1,28 +1,29 @@
-"""The two things that end a run by themselves: a loss that is no number, and too many images that cannot be used.
+"""The two guards that end a run: a loss that is not finite, and too many images that cannot be used.
 
 **Why does my loss become NaN at step 1000?** A step whose gradient norm is not finite changes nothing: the optimizer
-sees it on the device and skips the step, on every process alike. In metrics.jsonl such steps are counted in `skipped`,
-and `loss` and `grad_norm` are means over the others (null where there was no other). A few in a run do no harm.
-After run.nonfinite_limit of them in a row the run ends. One line then says at which step they began, and on which
-ranks the loss was not finite. Where it names the gradient alone, every loss was finite, and the backward pass
-overflowed. What to turn, the likeliest first:
+detects it on the device and skips the step, in every process alike. metrics.jsonl counts such steps in `skipped`. There
+`loss` and `grad_norm` are means over the other steps, or null if there was no other step. A few skipped steps in a run
+do no harm. After run.nonfinite_limit skipped steps in a row the run ends. One line then says at which step the row
+began, and in which ranks the loss was not finite. If the line names the gradient alone, every loss was finite and the
+backward pass overflowed. Possible remedies, the likeliest first:
 
-* optim.lr down or schedule.warmup_epochs up, where `grad_norm` in metrics.jsonl grows towards that step;
-* optim.max_grad_norm down (null is no clipping), where `grad_norm` jumps from one line to the next;
-* run.precision=fp32, to see whether bf16 is the reason;
-* the weights of --init, where the first step is skipped already: a file may hold some that are not finite;
-* the images themselves, where another seed ends with the same ones: `deit-fast data check` reads them all;
-* mix.mixup=0 mix.cutmix=0, where the images alone give a finite loss: mixing is all that a batch has beside them.
+* If `grad_norm` in metrics.jsonl grows towards that step: a lower optim.lr or a longer schedule.warmup_epochs.
+* If `grad_norm` jumps from one line to the next: a lower optim.max_grad_norm (null means no clipping).
+* To see whether bf16 is the reason: run.precision=fp32.
+* If the first step of the run is skipped already: other weights for --init, since a file may hold weights that are not
+  finite.
+* If another seed fails with the same images: `deit-fast data check`, which reads all images.
+* If the images alone give a finite loss: mix.mixup=0 mix.cutmix=0, since mixing is all that a batch adds to its images.
 
-A run goes on with the recipe it was started with. One with other values is another run: give it a folder of its own,
-and with --init the weights of a checkpoint from before. --init takes weights alone: schedule and moments start anew.
-No checkpoint is written inside a row of skipped steps, so the same command ends again at the same step. The last
-checkpoint has finite weights, which may be useless all the same, as a loss often explodes some hundred steps before it
-overflows: evaluate one before you build on it.
+A run resumes only with the recipe with which it was started. A run with other values is another run: give it another
+folder and, with --init, the weights of an earlier checkpoint. --init takes weights alone; schedule and moments start
+anew. No checkpoint is written between skipped steps, so the same command ends again at the same step. The last
+checkpoint has finite weights. They may still be useless, because a loss often explodes some hundred steps before it
+overflows: evaluate a checkpoint before you build on it.
 
-nonfinite.txt in the run folder lists the images of the first skipped step. Step N of a message or of metrics.jsonl is
-the N-th, which is step N - 1 of everything that counts from 0: the loader, the samplers, `learning_rate`. These lines
-give its images and draws again, `recipe` being that of the run folder's recipe.json:
+nonfinite.txt in the run folder lists the images of the first skipped step. Step N in a message or in metrics.jsonl is
+the N-th step. Counters from 0 (the loader, the samplers, `learning_rate`) call it step N - 1. These lines make its
+images and draws again, where `recipe` is that of the run folder's recipe.json:
 
     job = plan_job(recipe, open_source(data, "train"), None, out, join_world())
     loader = build_loader(job, N - 1)
@@ -49,38 +50,38 @@ from deit_fast.training.step import Meter
 
 
 def check_interval(run: Run) -> int:
-    """Steps between two calls of `Divergence.check`: each waits for the device."""
+    """Steps between two calls of `Divergence.check`, each of which waits for the device."""
     return min(run.log_every, run.nonfinite_limit)
 
 
 class _Noted(NamedTuple):
-    """What a step was made with."""
+    """The images and the learning rate of a step."""
 
     images: list[int]
     lr: float
 
 
 class Divergence:
-    """Watches for a run of steps that were all skipped."""
+    """Detects a row of consecutive skipped steps."""
 
     def __init__(self, job: Job) -> None:
         self._job, run = job, job.recipe.run
         self._path = job.out / "nonfinite.txt"
-        # As many steps as can be skipped in a row before `check` is called again.
+        # The longest row of skipped steps before `check` is called again.
         self._noted: deque[_Noted] = deque(maxlen=run.nonfinite_limit + check_interval(run))
         self.skipping = False
-        """Whether the step before the last `check` was skipped; on every process the same."""
+        """Whether the step before the last `check` was skipped; the same in every process."""
 
     def note(self, batches: Sequence[Batch], lr: float) -> None:
-        """Notes the images of one step, those that took the places of bad ones among them, and its learning rate."""
+        """Notes one step's images (substitutes of bad images included) and its learning rate."""
         self._noted.append(_Noted(np.concatenate([batch.indices for batch in batches]).tolist(), lr))
 
     def check(self, meter: Meter, step: int) -> str:
-        """The line to end the run with where the last steps up to `step` were all skipped, else nothing; a collective.
+        """The line with which the run ends, if run.nonfinite_limit steps or more up to `step` were skipped; else "".
 
-        That is run.nonfinite_limit of them or more. The line, on every process the same, is about the first of them.
-        The main process lists its images in out/nonfinite.txt: those of the processes whose own loss was not finite.
-        Where every loss was finite, and the gradient alone was not, they are the images of all.
+        This is a collective, and the line is the same in every process. It is about the first step of the row. The main
+        process lists that step's images in out/nonfinite.txt: the images of the processes whose loss was not finite, or
+        of all processes if every loss was finite and only the gradient was not.
         """
         world, run = self._job.world, self._job.recipe.run
         in_a_row = int(meter.skipped_in_a_row.item())
@@ -114,10 +115,11 @@ class Divergence:
 
 
 class BadImages:
-    """Distinct images that could not be used, and why; others took their places.
+    """Distinct images that could not be used, with the reasons; other images took their places.
 
-    known: those that the checkpoint had, image -> reason; it is added to, the same on every process. A repaired image
-    that no checkpoint has is thereby forgotten by a resumed run. allowed: the largest share of the source's images.
+    known: image -> reason, from the checkpoint; it is extended, equally in every process. An image that was repaired,
+    and that is in no checkpoint, is therefore forgotten by a resumed run. allowed: the largest fraction of the source's
+    images.
     """
 
     def __init__(self, known: dict[int, str], source: Source, allowed: float, world: World, out: Path) -> None:
@@ -127,15 +129,15 @@ class BadImages:
         self._write()
 
     def note(self, batches: Iterable[Batch]) -> None:
-        """Notes those of this process's batches."""
+        """Notes the bad images of this process's batches."""
         for batch in batches:
             self._new.update(batch.bad)
 
     def check(self) -> list[str]:
-        """Puts the processes' notes together, and returns what is to be said, a line or none; a collective.
+        """Combines the notes of all processes, and returns a line to print, or none; a collective.
 
-        The main process lists all in out/bad_files.txt: name, tab, reason. Raises BadDataError, on every process the
-        same, where they are more than the allowed share.
+        The main process lists all bad images in out/bad_files.txt: name, tab, reason. Raises BadDataError, in every
+        process alike, where they exceed the allowed fraction.
         """
         new = {image: reason for image, reason in self._new.items() if image not in self._known}
         self._new = {}

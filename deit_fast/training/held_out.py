@@ -1,7 +1,8 @@
-"""The training and the validation images of a run whose data have no validation split: chosen once, listed in val.json.
+"""The training and validation images of data without a validation split: chosen once, and listed in val.json.
 
-A run that goes on takes the images that its list names, so that images that came since are trained on. Without the list
-it chooses again, which gives the same of the same data; a checkpoint knows the images of both parts (same_data.py).
+A resumed run holds out the images in its list, so images that were added later are trained on. If the list is missing,
+the run chooses again, which gives the same images for the same data; a checkpoint identifies the images of both parts
+(same_data.py).
 """
 
 import copy
@@ -27,12 +28,12 @@ from deit_fast.runtime.metrics_log import told
 from deit_fast.runtime.object_store import MissingError, is_remote
 from deit_fast.runtime.world import World
 
-_TRIED = 2_000  # images that are decoded before they are held out; of more, the evaluation says which one is bad
-_READ = 256  # of them at a time
+_TRIED = 2_000  # images that are decoded before they are held out; beyond that, the evaluation reports a bad one
+_READ = 256  # images that are read at a time
 
 
 class HeldOut:
-    """A source in two parts, and the list of the second one."""
+    """A source in two parts, and the list of the second part."""
 
     def __init__(self, source: Source, images: NDArray[np.int64], chosen: ImageList) -> None:
         self.train: Source = Subset(source, all_but(source, images))
@@ -40,7 +41,7 @@ class HeldOut:
         self.list = chosen
 
     def write(self, folder: Path) -> None:
-        """Writes the list to the run folder, by the main process; a full disk costs a line."""
+        """Writes the list to the run folder, in the main process; on a full disk prints a line instead."""
         text, path = self.list.as_text(), folder / LIST_NAME
         with told(LIST_NAME):
             if not path.is_file() or path.read_text(encoding="utf-8") != text:
@@ -56,11 +57,11 @@ def hold_out(
     world: World,
     required: bool = False,
 ) -> tuple[HeldOut, list[str]]:
-    """Parts a source as `data` says, and lines on it; all processes together.
+    """Splits a source into two parts as `data` says; returns lines about it. All processes call this together.
 
-    labels: the source's file of labels, if one was named. earlier: where the list of the run that goes on may be, path
-    or URI; None for a run that starts. required: whether all that it lists has to be there, as where a user named it.
-    Raises DataError or RunError, on every process, where it cannot be used.
+    labels: the source's file of labels, if one was named. earlier: path or URI at which a resumed run's list may be;
+    None for a new run. required: whether all listed images must exist, as for a list that the user named. Raises
+    DataError or RunError, in every process, where the list cannot be used.
     """
     images, lines, error = np.empty(0, np.int64), list[str](), None
     if world.is_main:
@@ -79,7 +80,7 @@ def hold_out(
 
 
 def list_of_run(folder: Path, store: RunStore | None, resume: str) -> str | None:
-    """Where the list of the run that goes on may be; None where a run starts over. resume: as `train` takes it."""
+    """The place at which a resumed run's list may be; None for a run that starts over. resume: as in `train`."""
     if resume == "never":
         return None
     if resume != "auto":
@@ -88,7 +89,7 @@ def list_of_run(folder: Path, store: RunStore | None, resume: str) -> str | None
 
 
 def _find(data: Data, source: Source, earlier: str | None, required: bool) -> tuple[NDArray[np.int64], list[str]]:
-    """The images to hold out, int64 [n], and lines on them."""
+    """The images to hold out, int64 [n], and lines about them."""
     known = None if earlier is None else read_list(earlier) if required else _read_earlier(earlier)
     if known is not None and (known.fraction, known.seed) == (data.val_fraction, data.val_seed):
         images, missing = find_listed(source, known.images)
@@ -105,7 +106,7 @@ def _find(data: Data, source: Source, earlier: str | None, required: bool) -> tu
 
 
 def read_list(place: str) -> ImageList:
-    """The list at a path or URI. Raises DataError where it is none, RunError where it cannot be read."""
+    """The list at a path or URI. Raises DataError where the content is no list, RunError where it is unreadable."""
     try:
         return ImageList.read(place)
     except OSError as error:
@@ -136,7 +137,7 @@ def _describe(data: Data, source: Source, images: NDArray[np.int64]) -> str:
 
 
 def _choose(data: Data, source: Source) -> tuple[NDArray[np.int64], list[int]]:
-    """The images to hold out, int64 [n], and those that cannot be, in whose place others are."""
+    """The images to hold out, int64 [n], and the unusable ones, which others of their class replace."""
     unfit = np.flatnonzero(source.lost).tolist() if isinstance(source, SalvagedShards) else []
     known = len(unfit)
     tried: set[int] = set()
@@ -150,7 +151,7 @@ def _choose(data: Data, source: Source) -> tuple[NDArray[np.int64], list[int]]:
 
 
 def _find_bad(source: Source, images: list[int]) -> list[int]:
-    """Those of the images that cannot be read or decoded."""
+    """The images among these that cannot be read or decoded."""
 
     def load(index: int) -> NDArray[np.uint8] | None:
         try:

@@ -1,4 +1,4 @@
-"""How long a training takes: by what was measured here, else by what was published of others, as an estimate."""
+"""Estimates how long a training takes, from measurements of this project or from published results."""
 
 import json
 import re
@@ -17,20 +17,20 @@ from deit_fast.zoo.devices import Device, device_named
 from deit_fast.zoo.reference_results import Fact, reference_results
 
 RESULTS = Path(deit_fast.__file__).resolve().parents[1] / "benchmarks" / "results"
-"""The JSONs of a checkout; an installed package has none."""
+"""The folder of measurements in a source checkout; an installed package has none."""
 
 _HELD_UP = {"user report", "reproduction's log", "author's statement"}
-"""Who told times that the loading of the images decided, as far as one can see: not taken."""
+"""Sources whose times seem to be limited by loading images; they are not used."""
 
 
 @dataclass(frozen=True)
 class Hours:
-    """Hours of wall time, the least and the most of what the sources say."""
+    """Hours of wall time: the minimum and maximum over the sources."""
 
     least: float
     most: float
     measured: bool
-    """Whether it was measured here, on such a device; otherwise it is an estimate."""
+    """Whether the hours come from this project's own measurement on such a device; else they are an estimate."""
     sources: tuple[str, ...]
 
 
@@ -38,13 +38,13 @@ class Hours:
 class _Rate:
     """A known speed of training."""
 
-    images_per_second: float  # of one device
+    images_per_second: float  # per device
     device: Device
     model: Model
     source: str
 
     def on(self, device: Device, model: Model) -> float:
-        """Images per second of a device with the same share of its peak in use."""
+        """Images per second of `device`, assuming that it reaches the same fraction of its peak rate."""
         work = forward_macs(self.model) / forward_macs(model)
         return self.images_per_second * work * device.tflops / self.device.tflops
 
@@ -52,11 +52,12 @@ class _Rate:
 def training_hours(
     recipe: Recipe, device: Device | None, processes: int, views: int, results: Path | None = None
 ) -> Hours | None:
-    """The hours of `views` views on so many devices; None where nothing is known of them.
+    """The hours for `views` views on `processes` devices; None where nothing is known about them.
 
-    What was measured on one device counts for each of several: the exchange of gradients and the loader are not in it.
-    Of published figures those of the same model are taken, on the same device where there are some, else on others by
-    their peaks; and of these at the same resolution where there are some, else at others by their FLOPs.
+    A measurement on one device is used for each of several: it leaves out the exchange of gradients and the loader.
+    Published figures are used for the same model only. Those on the same device are preferred; otherwise figures on
+    other devices are scaled by the peak rates. Among these, those at the same resolution are preferred; otherwise
+    figures are scaled by FLOPs.
     """
     if device is None:
         return None
@@ -71,7 +72,7 @@ def training_hours(
 
 
 def _measured(model: Model, device: Device, results: Path) -> Iterator[_Rate]:
-    """The newest figure of `python -m benchmarks throughput --mode train` on such a device, where there is one."""
+    """The newest figure of `python -m benchmarks throughput --mode train` on such a device, if there is one."""
     found: dict[str, _Rate] = {}
     for path in sorted(results.glob("throughput*.json")):
         try:
@@ -82,14 +83,14 @@ def _measured(model: Model, device: Device, results: Path) -> Iterator[_Rate]:
                 if (row["mode"], row["model"], row["resolution"]) == ("train", model.name, model.image_size):
                     rate = row["images_per_second"]["median"]
                     found[content["date"]] = _Rate(rate, device, model, f"{path.name}, batch {row['batch']}")
-        except (OSError, ValueError, KeyError, TypeError):  # no file of ours
+        except (OSError, ValueError, KeyError, TypeError):  # not a file of the benchmarks
             continue
     if found:
         yield found[max(found)]
 
 
 def _published(model: Model) -> Iterator[_Rate]:
-    """What was published of the model, at any resolution, with the number of images that a second takes."""
+    """Published rates for the model, at any resolution."""
     for fact in reference_results():
         if fact.model != model.name or fact.value is None or fact.trust in _HELD_UP or fact.resolution is None:
             continue
@@ -108,7 +109,7 @@ def _nearest(rates: list[_Rate], model: Model, device: Device) -> list[_Rate]:
 
 
 def _images_per_second(fact: Fact) -> float:
-    """Over all devices; 0 for a fact that does not say how many images it is about."""
+    """The rate over all devices; 0 for a fact that does not say how many images it is about."""
     assert fact.value is not None
     if fact.what == "train_images_per_second":
         return fact.value
@@ -125,7 +126,7 @@ def _images_per_second(fact: Fact) -> float:
 
 
 def _devices(hardware: str) -> int:
-    """How many devices a text such as "8 A100, 1 node" or "TPU v4-64 slice (32 chips)" speaks of; 0 if of none."""
+    """The number of devices in a text such as "8 A100, 1 node" or "TPU v4-64 slice (32 chips)"; 0 without one."""
     if found := re.search(r"\((\d+) chips\)", hardware) or re.match(r"(\d+) ", hardware):
         return int(found.group(1))
     return 8 if hardware.startswith("DGX") else 0

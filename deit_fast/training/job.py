@@ -1,4 +1,4 @@
-"""`Job`: what a process of a run is given, and what follows from that before anything is built."""
+"""`Job`: the inputs of one process of a run, and the facts that follow from them before anything is built."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,41 +23,41 @@ from deit_fast.training.schedule import total_steps
 
 @dataclass(frozen=True)
 class Job:
-    """What does not change from a run's first step to its last."""
+    """Everything that is constant from a run's first step to its last."""
 
     recipe: Recipe
     source: Source
     val_source: Source | None
-    """Validation images; None: there is no evaluation."""
+    """Validation images; None means that the run does not evaluate."""
     out: Path
     """The run folder."""
     world: World
     store: RunStore | None
-    """Where the run folder is kept as well; None: nowhere."""
+    """The object store to which the run folder is copied; None for no copy."""
     identities: Mapping[Split, Identity]
-    """What tells the training and the validation images from other ones, for checkpoints."""
+    """Identities of the training and validation images, for checkpoints."""
     samplers: Sequence[TrainSampler]
-    """One per gradient-accumulation pass of this process."""
+    """One sampler for each gradient-accumulation pass of this process."""
     dtype: torch.dtype
     """Type of the forward pass."""
     steps_per_epoch: int
-    """Optimizer steps."""
+    """Optimizer steps per epoch."""
     total_steps: int
     """Optimizer steps of the whole run."""
     asked: Recipe
-    """The recipe as it was asked for, which recipe.json keeps: its run.accumulation may be "auto"."""
+    """The recipe as the user gave it, which recipe.json keeps: its run.accumulation may be "auto"."""
 
 
 def plan_job(
     recipe: Recipe, source: Source, val_source: Source | None, out: Path, world: World, store: RunStore | None = None,
     asked: Recipe | None = None,
 ) -> Job:  # fmt: skip
-    """The job of this process: its samplers, type and numbers of steps; all processes together.
+    """The job of this process: samplers, type and numbers of steps. All processes call this together.
 
-    asked: the recipe before its passes were settled, where it is another.
+    asked: the recipe before its number of passes was settled, if it differs.
 
-    Raises DataError, on every process, where they have not the same data. Raises RecipeError for a batch that these
-    processes cannot divide, for an order that the data do not allow, and for what this machine lacks.
+    Raises DataError, in every process, where the processes have different data. Raises RecipeError for a batch that
+    these processes cannot divide, for an order that the data do not allow, and for hardware that this machine lacks.
     """
     identities = agree_on_data(source, val_source, world)
     samplers = build_samplers(recipe, build_order(recipe, source), world.rank, world.size, world.node_ranks)
@@ -73,7 +73,7 @@ def plan_job(
 
 
 def agree_on_disk(recipe: Recipe, source: Source, node_lanes: Sequence[int], world: World) -> None:
-    """Says what fetched shards may take of the disk. Raises RecipeError, on every process, where one lacks room."""
+    """Sets how much of the disk fetched shards may take. Raises RecipeError, in every process, where one lacks room."""
     failure = ""
     try:
         check_disk(recipe.data, source, node_lanes)

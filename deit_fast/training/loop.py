@@ -1,4 +1,4 @@
-"""The training loop: step after step, and every so often a guard, a line of metrics, an evaluation, a checkpoint."""
+"""The training loop: steps, and at intervals a guard, a line of metrics, an evaluation, a checkpoint."""
 
 import itertools
 import time
@@ -22,16 +22,16 @@ from deit_fast.training.prepare import prepare
 from deit_fast.training.schedule import learning_rate
 from deit_fast.training.start import build_loader
 
-AGREE_STEPS = 10  # between the processes' agreements on whether to stop
+AGREE_STEPS = 10  # steps between the processes' agreements on whether to stop
 
 
 def run_loop(
     job: Job, state: TrainState, teacher: Teacher | None, log: MetricsLog, watchdog: Watchdog, stop: StopSignal
 ) -> bool:
-    """Trains from the state's step to the last one, and says whether that was reached and evaluated.
+    """Trains from the state's step to the last step; returns whether that step was reached and evaluated.
 
-    False: a signal stopped the run before, after a checkpoint unless the last step was skipped. Raises DivergedError
-    or BadDataError where a guard ends it.
+    False means that a signal stopped the run earlier, after a checkpoint unless the last step was skipped. Raises
+    DivergedError or BadDataError where a guard ends the run.
     """
     recipe, world, finished = job.recipe, job.world, False
     with ExitStack() as stack:
@@ -68,21 +68,22 @@ def run_loop(
             if due.check:
                 log.say(*bad_images.check())
                 if ending := divergence.check(step.meter, state.step):
-                    metrics.record(step.meter, lr)  # where it can be seen coming
+                    metrics.record(step.meter, lr)  # the last figures before the end
                     draw_curves(job)
                     log.say(*publish_ending(job))
                     raise DivergedError(ending)
             if due.log:
                 metrics.record(step.meter, lr)
                 checkpoints.report()
-            # Not amid skipped steps: the weights are still those before, and a run that starts again meets all of them.
+            # No checkpoint between skipped steps: the weights have not changed, and a resumed run must meet the whole
+            # row again.
             saves = due.save and (not divergence.skipping or state.step == job.total_steps)
             if saves:
                 checkpoints.save()
             if due.evaluate:
                 try:
                     evaluation.run()
-                except StoppedError:  # the next start evaluates the checkpoint of this step
+                except StoppedError:  # the next start evaluates this step's checkpoint
                     due = due._replace(stop=True)
                 else:
                     if saves:
@@ -102,7 +103,7 @@ def run_loop(
 
 
 class Due(NamedTuple):
-    """What follows a step."""
+    """The actions that follow a step."""
 
     check: bool
     log: bool
@@ -112,9 +113,9 @@ class Due(NamedTuple):
 
 
 def what_is_due(job: Job, step: int, stop: StopSignal) -> Due:
-    """What follows the first `step` steps, the same on every process.
+    """The actions that follow the first `step` steps, the same in every process.
 
-    Every AGREE_STEPS steps the processes agree on whether a signal told one of them to stop.
+    Every AGREE_STEPS steps the processes agree on whether one of them received a signal to stop.
     """
     run = job.recipe.run
     is_last = step == job.total_steps
@@ -132,13 +133,13 @@ def what_is_due(job: Job, step: int, stop: StopSignal) -> Due:
 
 
 def evaluates_at(job: Job, step: int) -> bool:
-    """Whether an evaluation belongs to the state after `step` steps."""
+    """Whether the state after `step` steps is evaluated."""
     epoch, rest = divmod(step, job.steps_per_epoch)
     return step == job.total_steps or (step > 0 and rest == 0 and epoch % job.recipe.run.eval_every == 0)
 
 
 def evaluations_left(job: Job, step: int) -> int:
-    """Evaluations after the one that belongs to the state after `step` steps, the last step's among them."""
+    """The number of evaluations after the one at `step`, including the last step's."""
     if job.val_source is None:
         return 0
     every = job.steps_per_epoch * job.recipe.run.eval_every
@@ -147,7 +148,7 @@ def evaluations_left(job: Job, step: int) -> int:
 
 
 def batches_by_step(loader: TrainLoader, accumulation: int, metrics: TrainMetrics) -> Iterator[list[Batch]]:
-    """The batches of each optimizer step; the window of `metrics` is told of each, and of the time spent waiting."""
+    """The batches of each optimizer step; counts the steps, and the time spent waiting, in the window of `metrics`."""
     stream = iter(loader)
     while True:
         asked = time.perf_counter()

@@ -1,9 +1,9 @@
-"""How much memory a training step takes, before it is run: counted, and traced with tensors that have no content.
+"""The memory of a training step, calculated before it runs by tracing the step with tensors without content.
 
-The trace is the step's own objective on torch's fake tensors: a forward and a backward pass, eager, of which it follows
-every storage from its first tensor to its last. What it finds agrees with the allocator of an eager step on a CPU
-within some per cent (tests/training/test_memory.py). torch.compile and the kernels of blocks keep less; what a GPU's
-libraries, its allocator's rounding and DALI take comes on top. No GPU has measured either.
+The trace runs the step's own objective, forward and backward, eagerly on torch's fake tensors, and follows every
+storage from its first tensor to its last. On a CPU the result agrees with the allocator of an eager step within some
+per cent (tests/training/test_memory.py). torch.compile and the kernels of blocks keep less. A GPU's libraries, its
+allocator's rounding and DALI need more memory on top. Neither was measured on a GPU.
 """
 
 import itertools
@@ -29,12 +29,12 @@ from deit_fast.training.objective import Objective, blank_batch
 from deit_fast.zoo import find_architecture
 
 HEADROOM = 0.85
-"""Share of the memory that a step may take: the loader, the libraries, the exchange of gradients, the evaluation and
-what the allocator rounds up take the rest. How much that is on a GPU was not measured."""
+"""Fraction of the memory that a step may take. The rest is for the loader, the libraries, the exchange of gradients,
+the evaluation, and rounding by the allocator; how much these need on a GPU was not measured."""
 
 _CPU = torch.device("cpu")
 _MOMENTS = {"sgd": 1}
-"""Tensors of an optimizer's state for each weight, where they are not two."""
+"""The number of an optimizer's state tensors per weight, if it is not two."""
 
 
 @dataclass(frozen=True)
@@ -42,30 +42,30 @@ class StepMemory:
     """Bytes of one process's training step."""
 
     weights: int
-    """fp32 weights and running statistics; of sharded ones this process's share."""
+    """fp32 weights and running statistics; of a sharded model, this process's share."""
     gradients: int
     moments: int
     """The optimizer's state."""
     average: int
-    """The moving average of the weights."""
+    """The weights' moving average."""
     activations: int
-    """What a pass keeps for its backward pass, the images and, with distillation, the teacher among it."""
+    """Tensors that a pass keeps for its backward pass, including the images and, with distillation, the teacher."""
     peak: int
-    """The most that is live at once, with what passes by."""
+    """The peak of live bytes, including temporary tensors."""
 
     @property
     def fixed(self) -> int:
-        """What is there whatever the batch: weights, moments and average."""
+        """Bytes that do not depend on the batch: weights, moments and average."""
         return self.weights + self.moments + self.average
 
 
 def step_memory(
     recipe: Recipe, images: int, dtype: torch.dtype, processes: int = 1, on_gpu: bool = False
 ) -> StepMemory:
-    """The memory of a step of `recipe` whose passes are of `images` images in each of `processes` processes.
+    """The memory of a step of `recipe` with passes of `images` images in each of `processes` processes.
 
-    dtype: of the forward pass. on_gpu: with a GPU's fused attention, which keeps no attention weights; a CPU's bf16
-    passes keep them. Two passes are traced where a step has more than one, which add up gradients.
+    dtype: of the forward pass. on_gpu: assume a GPU's fused attention, which keeps no attention weights; a CPU's bf16
+    passes keep them. If a step has several passes, two are traced, because their gradients are added up.
     """
     traced = _trace(recipe, images, dtype, passes=min(2, recipe.run.passes), on_gpu=on_gpu)
     trained, sharded = traced.trained, recipe.run.parallel == "fsdp" and processes > 1
@@ -73,7 +73,7 @@ def step_memory(
     weights, gradients = traced.weights // share, trained // share
     moments = _MOMENTS.get(recipe.optim.name, 2) * gradients
     average = weights if recipe.optim.ema_decay is not None else 0
-    # Gradients are there all the time in DDP's buckets; FSDP has those of two blocks whole, and their weights.
+    # With DDP, gradients always exist in its buckets. FSDP holds the whole gradients and weights of two blocks.
     beside = gradients if processes > 1 else 0
     passing = 4 * traced.block if sharded else 0
     if recipe.run.compute_copy:
@@ -84,7 +84,7 @@ def step_memory(
 
 
 def too_high(recipe: Recipe, images: int) -> int:
-    """A number of bytes that no step with passes of `images` images takes, by a formula, in no time."""
+    """An upper bound of the bytes of a step with passes of `images` images, from a formula, without a trace."""
     model = recipe.model
     sizes = find_architecture(model.name)
     tokens = (model.image_size // sizes.patch_size) ** 2 + 2 + (model.classes if sizes.class_tokens else 0)
@@ -99,15 +99,15 @@ def too_high(recipe: Recipe, images: int) -> int:
 @dataclass(frozen=True)
 class _Traced:
     weights: int
-    trained: int  # of them, what has a gradient
-    block: int  # the largest residual block's
-    largest: int  # the largest tensor of weights
+    trained: int  # bytes of weights that have a gradient
+    block: int  # bytes of the largest residual block
+    largest: int  # bytes of the largest weight tensor
     activations: int
-    peak: int  # beyond the weights, gradients included
+    peak: int  # beyond the weights, with gradients
 
 
 def _trace(recipe: Recipe, images: int, dtype: torch.dtype, passes: int, on_gpu: bool) -> _Traced:
-    from torch._subclasses.fake_tensor import FakeTensorMode  # a second of imports, which few starts need
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to import, and few starts need it
 
     with torch.device("meta"):
         model = build_model(recipe.model, 0)
@@ -144,7 +144,7 @@ def _trace(recipe: Recipe, images: int, dtype: torch.dtype, passes: int, on_gpu:
 
 class _GpuClassifier(Classifier):
     def attention(self) -> Any:
-        """The fused kernel, whatever the type."""
+        """The fused kernel, for every type."""
         return nullcontext()
 
 
@@ -160,7 +160,7 @@ def _bytes_of(module: nn.Module) -> int:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operators make, while they live."""
+    """Counts the bytes of all storages that operators make, while the storages live."""
 
     def __init__(self) -> None:
         super().__init__()

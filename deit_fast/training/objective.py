@@ -1,6 +1,7 @@
 """The training loss of one batch: normalise, erase, mix, forward, loss, in one region for torch.compile.
 
-`Objective` comes first; below it stand the losses, each of logits [B, K] and a mean over the batch unless it says so.
+`Objective` comes first. The losses below it take logits [B, K] and return a mean over the batch, unless they say
+otherwise.
 """
 
 from typing import Any, NamedTuple
@@ -24,29 +25,29 @@ from deit_fast.zoo import find_architecture
 class Mixing(NamedTuple):
     """Draws of mixup and CutMix for a batch, on the device."""
 
-    lam: Tensor  # B float32, share of the image itself
-    box: Tensor  # B 4 int32, px: top, left, bottom, right of what CutMix pastes
-    cutmix: Tensor  # B bool
+    lam: Tensor  # float32 [B], the image's own share
+    box: Tensor  # int32 [B, 4], px: top, left, bottom, right of the box that CutMix pastes
+    cutmix: Tensor  # bool [B]
 
 
 class Erasing(NamedTuple):
     """Draws of random erasing for a batch, on the device."""
 
-    boxes: Tensor  # B n 4 int32, px: top, left, bottom, right
-    keys: Tensor  # B 2 int64, of the noise
+    boxes: Tensor  # int32 [B, n, 4], px: top, left, bottom, right
+    keys: Tensor  # int64 [B, 2], keys of the noise
 
 
 class MicroBatch(NamedTuple):
-    """What one forward-backward pass takes."""
+    """The input of one forward-backward pass."""
 
-    images: Tensor  # B 3 S S uint8, channels-last
-    labels: Tensor  # B int64
+    images: Tensor  # uint8 [B, 3, S, S], channels-last
+    labels: Tensor  # int64 [B]
     mixing: Mixing | None
     erasing: Erasing | None = None
 
 
 class BatchBuilder:
-    """Makes the loader's batches into what the step takes: draws mixup and CutMix, and puts all draws on the device."""
+    """Converts the loader's batches to the step's inputs: draws mixup and CutMix, and moves all draws to the device."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self._mix = recipe.mix if recipe.mix.active else None
@@ -55,7 +56,7 @@ class BatchBuilder:
         self._device = device
 
     def __call__(self, batch: Batch) -> MicroBatch:
-        """A batch of B images with its draws; they are a function of seed, step and place in the global batch."""
+        """A batch of B images with its draws, which are a function of seed, step and place in the global batch."""
         mixing, erasing = None, None
         if self._mix is not None:
             assert batch.positions is not None
@@ -67,9 +68,9 @@ class BatchBuilder:
 
 
 def blank_batch(recipe: Recipe, size: int, device: torch.device) -> MicroBatch:
-    """`size` black images of class 0 with the draws of the first step: a batch to try torch.compile with.
+    """`size` black images of class 0 with the draws of the first step: a batch for trying torch.compile.
 
-    Shapes, types and strides are those of any batch of the run. It draws from no generator of torch's.
+    Shapes, types and strides are those of any batch of the run. No generator of torch is used.
     """
     side, places = recipe.model.image_size, np.arange(size)
     images = torch.zeros(size, 3, side, side, dtype=torch.uint8, device=device).to(memory_format=torch.channels_last)
@@ -89,12 +90,12 @@ class Objective(nn.Module):
         self.teacher = teacher
         if find_architecture(recipe.model.name).distilled:
             student: Any = classifier.model
-            student.set_distilled_training(teacher is not None)  # without a teacher it learns as it predicts
+            student.set_distilled_training(teacher is not None)  # without a teacher it trains as it predicts
 
     def forward(self, images: Tensor, labels: Tensor, mixing: Mixing | None, erasing: Erasing | None = None) -> Tensor:
         """The loss [] fp32 of a MicroBatch, given by its fields: images uint8 [B, 3, S, S], labels int64 [B], draws.
 
-        The order is normalise, erase, mix, then student and teacher.
+        The order is: normalise, erase, mix, then student and teacher.
         """
         inputs = self.classifier.normalise(images)
         if erasing is not None:
@@ -104,7 +105,7 @@ class Objective(nn.Module):
         if self.teacher is not None:
             logits, student = self.classifier.head_logits(inputs)
         else:
-            # Cosub's two passes are one over twice the batch: stochastic depth draws for each of its rows.
+            # Cosub's two passes run as one pass over twice the batch: stochastic depth draws for each of its rows.
             logits = self.classifier.logits(torch.cat([inputs, inputs]) if self.recipe.loss.cosub else inputs)
         smoothing = self.recipe.loss.smoothing
         targets = mix_targets(labels, logits.shape[1], smoothing, None if mixing is None else mixing.lam)
@@ -120,7 +121,10 @@ class Objective(nn.Module):
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean [] of logits [B, K] against targets [B, K] > 0: binarised after mixing (facebookresearch/deit engine.py)."""
+    """Mean [] over logits [B, K] of the loss against targets [B, K] > 0, binarised after mixing.
+
+    Source: facebookresearch/deit engine.py.
+    """
     return F.binary_cross_entropy_with_logits(logits, (targets > 0).to(logits.dtype))
 
 
@@ -130,7 +134,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def compute_loss(section: Loss, logits: Tensor, targets: Tensor) -> Tensor:
-    """The recipe's loss of soft targets [B, K], in fp32 whatever the logits' type; a scalar."""
+    """The recipe's loss [] for soft targets [B, K], computed in fp32 for logits of any type."""
     loss = binary_cross_entropy if section.name == "bce" else soft_cross_entropy
     return loss(logits.float(), targets)
 
@@ -138,7 +142,8 @@ def compute_loss(section: Loss, logits: Tensor, targets: Tensor) -> Tensor:
 def cosub_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cosub (arXiv:2212.04884): logits [2 B, K] of two passes over the same images, targets [B, K] binarised as above.
 
-    A quarter each: either pass against the labels, and against the other's probabilities, which are held fixed.
+    The loss has four terms of weight 1/4: each pass against the labels, and each pass against the other's
+    probabilities, which get no gradient.
     """
     first, second = logits.float().chunk(2)
     labels = binary_cross_entropy(first, targets) + binary_cross_entropy(second, targets)
@@ -148,11 +153,11 @@ def cosub_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def distillation_loss(section: Distill, student: Tensor, teacher: Tensor) -> Tensor:
-    """How far the distillation head's logits [B, K] are from the teacher's [B, K] (facebookresearch/deit losses.py).
+    """Distance of the distillation head's logits [B, K] from the teacher's [B, K] (facebookresearch/deit losses.py).
 
-    hard: cross-entropy with the teacher's decision. soft: the divergence at temperature tau times tau squared, a mean
-    over batch and classes, so that for K classes it weighs 1 / K of what the paper's formula says: the reference kept
-    that for the sake of its published results (its issue 61).
+    hard: cross-entropy with the teacher's decision. soft: the divergence at temperature tau, times tau squared, as a
+    mean over batch and classes. For K classes this weighs 1 / K of the paper's formula: the reference keeps that
+    because of its published results (its issue 61).
     """
     if section.kind == "hard":
         return F.cross_entropy(student, teacher.argmax(dim=1))

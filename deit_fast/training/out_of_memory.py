@@ -1,4 +1,4 @@
-"""What a run says that has no memory left: one line, with the value of run.accumulation to go on with."""
+"""The one-line message of a run that ran out of memory, with a value of run.accumulation to continue with."""
 
 from types import TracebackType
 from typing import Self
@@ -11,16 +11,16 @@ from deit_fast.training.passes import PassMemory, describe_device, next_passes
 
 
 class MemoryGuard:
-    """Makes an error of one line of torch's, a library's or Python's own about memory; a context manager.
+    """Turns an out-of-memory error of torch, a library or Python into an error of one line; a context manager.
 
-    Raises LacksMemoryError in its place. What did not fit is remembered, so that a new run does not try it.
+    Raises LacksMemoryError in its place. The size that did not fit is remembered, so that a new run does not try it.
     """
 
     def __init__(self, recipe: Recipe, world: World) -> None:
         self.recipe = recipe
-        """The run's, with a number of passes once that is settled."""
+        """The run's recipe, with a number of passes once that is settled."""
         self.state: TrainState | None = None
-        """The run's, once it is there."""
+        """The run's state, once it exists."""
         self._world = world
 
     def __enter__(self) -> Self:
@@ -37,9 +37,9 @@ class MemoryGuard:
 
 
 def explain_lack(error: BaseException, recipe: Recipe, world: World, step: int | None) -> str:
-    """The line about a run that had no memory left: where, and the value of run.accumulation to go on with.
+    """The line about a run that ran out of memory: where, and a value of run.accumulation to continue with.
 
-    step: the steps that were done; None where the run was not yet trained on.
+    step: the number of steps done; None if training had not begun.
     """
     where = f"rank {world.rank}, {describe_device(world.device)}"
     what = f"out of memory ({where}: {one_line(error)[:160] or type(error).__name__})"

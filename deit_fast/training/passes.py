@@ -1,7 +1,7 @@
-"""How many passes a step takes: run.accumulation=auto, as few as fit into memory; the same on all processes.
+"""The number of passes per step. run.accumulation=auto means as few as fit into memory, the same in all processes.
 
-The global batch stays what the recipe says. The number changes how sums are rounded, and for which batches stochastic
-depth draws: a checkpoint holds it, and a run that goes on with as many processes keeps it.
+The global batch does not change. The number of passes affects rounding of sums, and the batches for which stochastic
+depth draws. A checkpoint therefore holds the number, and a run that resumes with as many processes keeps it.
 """
 
 import hashlib
@@ -28,27 +28,27 @@ GIB = 2**30
 
 
 class Passes(NamedTuple):
-    """A recipe whose number of passes is settled, and in words why it is that one."""
+    """A recipe with a settled number of passes, and the reason for that number in words."""
 
     recipe: Recipe
     reason: str
 
 
 class Kept(NamedTuple):
-    """What a checkpoint says of its passes."""
+    """The passes of a checkpoint's run."""
 
     passes: int
     processes: int | None
-    """None: an earlier version wrote it, and it says nothing of them."""
+    """None for a checkpoint of an earlier version, which does not say it."""
 
 
 def settle_passes(recipe: Recipe, world: World, kept: Kept | None = None, teacher: Teacher | None = None) -> Passes:
-    """The recipe with a number in run.accumulation; all processes call it together. The first that applies:
+    """The recipe with a number in run.accumulation. All processes call this together. The first rule that applies:
 
-    1. the number that the recipe gives;
-    2. `kept`, that of the checkpoint from which the run goes on, with as many processes;
-    3. the smallest that fits into every process's memory. On GPUs a step is tried, and the result remembered for the
-       machine, the model and the resolution; on CPUs, and for a model that FSDP cuts up, it is calculated.
+    1. the number in the recipe;
+    2. `kept`, the number of the checkpoint from which the run resumes with as many processes;
+    3. the smallest number that fits into every process's memory. On GPUs a step is tried, and the result is remembered
+       for the machine, the model and the resolution. On CPUs, and for models sharded by FSDP, memory is calculated.
 
     Raises RecipeError where the batch cannot be divided, LacksMemoryError where nothing fits on a GPU.
     """
@@ -67,14 +67,14 @@ def settle_passes(recipe: Recipe, world: World, kept: Kept | None = None, teache
 
 
 def with_passes(recipe: Recipe, passes: int) -> Recipe:
-    """The recipe with this number. Raises RecipeError where it cannot be."""
+    """The recipe with this number of passes. Raises RecipeError where the number is impossible."""
     return recipe.derive(run={"accumulation": passes})
 
 
 def possible_passes(recipe: Recipe, processes: int) -> list[int]:
-    """The numbers of passes, from the smallest, by which the batch can be divided over so many processes.
+    """The numbers of passes, in ascending order, by which the batch can be divided among `processes` processes.
 
-    Raises RecipeError, about the smallest, where there is none.
+    Raises RecipeError, about the smallest number, where there is none.
     """
     batch, found, refusal = recipe.run.global_batch, list[int](), None
     for passes in range(1, batch // processes + 1):
@@ -94,13 +94,13 @@ def possible_passes(recipe: Recipe, processes: int) -> list[int]:
 
 
 def next_passes(recipe: Recipe, processes: int) -> int | None:
-    """The smallest number of passes above the recipe's whose batches are half as large or less; None: there is none."""
+    """The smallest number of passes that at least halves the recipe's batch per pass; None where there is none."""
     bound = 2 * recipe.run.passes
     return next((each for each in possible_passes(recipe, processes) if each >= bound), None)
 
 
 def tries_steps(recipe: Recipe, world: World) -> bool:
-    """Whether steps are tried. Not with FSDP: a process that fails amid a collective would leave the others waiting."""
+    """Whether steps are tried: not with FSDP, where a process that fails within a collective would block the others."""
     return world.device.type == "cuda" and (recipe.run.parallel == "ddp" or world.size == 1)
 
 
@@ -109,7 +109,7 @@ def _by_trial(recipe: Recipe, world: World, possible: Sequence[int], teacher: Te
     memory = PassMemory(recipe, world)
     with StepTrial(recipe, world, check_machine(recipe.run, world), teacher) as trial:
         found, tried = first_that_fits(recipe, world, possible, trial, memory)
-        if found is None and not tried:  # something else may have had the memory then
+        if found is None and not tried:  # other processes may have held the memory at that time
             memory.forget()
             found, tried = first_that_fits(recipe, world, possible, trial, memory)
     if found is None:
@@ -124,10 +124,11 @@ def _by_trial(recipe: Recipe, world: World, possible: Sequence[int], teacher: Te
 def first_that_fits(
     recipe: Recipe, world: World, possible: Sequence[int], attempt: Callable[[int, int], bool], memory: "PassMemory"
 ) -> tuple[int | None, bool]:
-    """The first of the `possible` numbers that fits on every process, None where none does; and whether any was tried.
+    """The first of the `possible` numbers that fits in every process, else None; and whether any was tried.
 
-    attempt: called with a number of passes and the images of each, says whether that fits here. All processes try the
-    same, and one's failure is a failure of all; what each remembers of earlier trials is not tried again.
+    attempt: called with a number of passes and the images of each; returns whether that fits in this process. All
+    processes try the same number, and it fails if it fails in one of them. Sizes remembered from earlier trials are not
+    tried again.
     """
     tried = False
     for passes in possible:
@@ -147,7 +148,7 @@ def first_that_fits(
 
 
 class PassMemory:
-    """What earlier trials on this machine found of a model: passes of how many images fit, and of how many do not."""
+    """Results of earlier trials of a model on this machine: sizes of passes that fit, and sizes that do not."""
 
     def __init__(self, recipe: Recipe, world: World) -> None:
         self.path: Path = cache_folder() / "passes.json"
@@ -155,12 +156,12 @@ class PassMemory:
         self._world, self._writes = world, world.rank == world.node_ranks[0]
 
     def recall(self, images: int) -> bool | None:
-        """Whether a pass of so many images fits; None where nobody knows."""
+        """Whether a pass of `images` images fits; None if it is unknown."""
         fits, fails = self._read()
         return True if fits is not None and images <= fits else False if fails is not None and images >= fails else None
 
     def note(self, images: int, fits: bool) -> None:
-        """Keeps what a trial, or a run that ended for want of memory, has shown; the later one is right."""
+        """Keeps the result of a trial, or of a run that ran out of memory; a later result replaces earlier ones."""
         most, least = self._read()
         if fits:
             most, least = max(images, most or 0), None if least is not None and least <= images else least
@@ -170,7 +171,7 @@ class PassMemory:
             remember(self.path, self._key, {"fits": most, "fails": least})
 
     def forget(self) -> None:
-        """Takes back all that was kept; all processes call it together, and see it."""
+        """Forgets all results. All processes call this together."""
         if self._writes:
             remember(self.path, self._key, None)
         self._world.barrier()
@@ -183,7 +184,7 @@ class PassMemory:
 
 
 def _key(recipe: Recipe, world: World) -> str:
-    """The machine, the model at its resolution, and a digest of whatever else a step's memory depends on."""
+    """The machine, the model with its resolution, and a digest of all else that affects a step's memory."""
     content, model = recipe.model_dump(mode="json"), recipe.model
     run = {key: content["run"][key] for key in ("precision", "compile", "compute_copy", "parallel",
                                                 "reduce_dtype", "grad_checkpointing")}  # fmt: skip
@@ -204,7 +205,7 @@ def describe_device(device: torch.device) -> str:
 
 # ------------------------------------------------------------------------------------------------- by calculation
 def _by_memory(recipe: Recipe, world: World, possible: Sequence[int]) -> tuple[int, str]:
-    """The first of the possible numbers by calculation, the largest where none fits: an estimate refuses no run."""
+    """The first possible number by calculation; the largest where none fits, as an estimate must not refuse a run."""
     free = _free_memory(world)
     passes = possible[0] if free is None else _calculated(recipe, world, possible, free)
     passes = max(world.gather(passes))
@@ -222,7 +223,7 @@ def _calculated(recipe: Recipe, world: World, possible: Sequence[int], free: flo
     dtype, on_gpu = check_machine(recipe.run, world), world.device.type == "cuda"
     for passes in possible:
         images = recipe.run.global_batch // (world.size * passes)
-        if too_high(recipe, images) <= free:  # a trace takes a second
+        if too_high(recipe, images) <= free:  # a cheap bound first: a trace takes a second
             return passes
         if step_memory(with_passes(recipe, passes), images, dtype, world.size, on_gpu).peak <= free:
             return passes

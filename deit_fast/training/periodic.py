@@ -1,4 +1,4 @@
-"""What a run does every so many steps: a line of metrics, an evaluation, a checkpoint; one class for each."""
+"""Actions at intervals: a line of metrics, an evaluation, a checkpoint; one class for each."""
 
 import math
 import time
@@ -27,35 +27,35 @@ from deit_fast.runtime.watchdog import START_SECONDS, Watchdog
 from deit_fast.training.job import Job
 from deit_fast.training.step import Meter, TrainStep
 
-_NO_SCORES = ("kind", "step")  # of a record in metrics.jsonl
+_NO_SCORES = ("kind", "step")  # keys of a record in metrics.jsonl that are no scores
 
 
 @dataclass
 class Window:
-    """The steps since the last line of metrics, and the wall time."""
+    """The steps since the last line of metrics, and their wall time."""
 
     start: float = field(default_factory=time.perf_counter)
-    """When it began, seconds of time.perf_counter."""
+    """Time of its beginning, seconds of time.perf_counter."""
     steps: int = 0
-    """Optimizer steps in it."""
+    """Number of optimizer steps."""
     waited: float = 0.0
     """Seconds spent waiting for batches."""
     is_first: bool = True
-    """Whether it is the process's first, which has the warm-up in it."""
+    """Whether it is the process's first window, which includes the warm-up."""
 
 
 class TrainMetrics:
-    """The "train" lines of the log, each of the steps since the one before."""
+    """The "train" lines of the log. Each line covers the steps since the line before."""
 
     def __init__(self, job: Job, state: TrainState, log: MetricsLog) -> None:
         self._job, self._state, self._log = job, state, log
         self.window = Window()
 
     def record(self, meter: Meter, lr: float) -> None:
-        """Reads back what gathered on the device since the last time, of all processes, and begins a new window.
+        """Reads the sums on the device since the last line, over all processes, and begins a new window.
 
-        lr: the learning rate of the last step. Figures: loss and grad_norm as means over the steps that were not
-        skipped, images_per_second, data_wait as a share of the time, peak_memory_gib in GiB.
+        lr: the learning rate of the last step. The line has loss and grad_norm as means over the steps that were not
+        skipped, images_per_second, data_wait as a fraction of the time, and peak_memory_gib in GiB.
         """
         job, state, window = self._job, self._state, self.window
         loss, grad_norm, counted, skipped = (job.world.sum(meter.sums.clone()) / job.world.size).tolist()
@@ -83,12 +83,12 @@ class TrainMetrics:
         self.window = Window(is_first=False)
 
     def restart(self) -> None:
-        """Begins a new window: what was done since the last line is no training."""
+        """Begins a new window, so that the time since the last line does not count as training."""
         self.window = Window(is_first=self.window.is_first)
 
 
 def draw_curves(job: Job) -> None:
-    """curves.png and report.html in the run folder, by the main process, of what the log has; none on a full disk."""
+    """Writes curves.png and report.html to the run folder, in the main process; neither on a full disk."""
     if job.world.is_main:
         with told("curves.png"):
             plot_curves(job.out, f"{job.recipe.name}, {job.recipe.model.image_size} px")
@@ -97,7 +97,7 @@ def draw_curves(job: Job) -> None:
 
 
 def publish_ending(job: Job) -> list[str]:
-    """Brings what a diverged run leaves to look at to its object store, by the main process; lines on what failed."""
+    """Uploads the files of a diverged run to its object store, in the main process; returns lines about failures."""
     try:
         if job.store is not None and job.world.is_main:
             job.store.push()
@@ -107,7 +107,7 @@ def publish_ending(job: Job) -> list[str]:
 
 
 class Evaluation:
-    """Scores of the model and of its moving average, where there is validation data."""
+    """Scores of the model and of its moving average, if there are validation data."""
 
     def __init__(
         self, job: Job, state: TrainState, step: TrainStep, log: MetricsLog, watchdog: Watchdog, stop: StopSignal
@@ -118,10 +118,10 @@ class Evaluation:
         self._predictors: dict[str, Callable[[Tensor], Tensor]] = {}
 
     def run(self) -> None:
-        """Evaluates the model, and its moving average where there is one; the state and the log get the scores.
+        """Evaluates the model and, if there is one, its moving average; gives the scores to the state and the log.
 
-        They are the metrics' figures by name; the average's names begin with "ema_". Raises StoppedError, on every
-        process, where a signal told one of them to stop.
+        Scores have the names of the metrics' figures; those of the average begin with "ema_". Raises StoppedError, in
+        every process, where one of them received a signal to stop.
         """
         job, state, watchdog = self._job, self._state, self._watchdog
         if job.val_source is None:
@@ -146,16 +146,18 @@ class Evaluation:
         self._log.paused(time.perf_counter() - start)
         if found := standing(job.recipe, state.step / job.steps_per_epoch, scores.get("top1")):
             self._log.say(str(found))
-        draw_curves(job)
+        if state.step < job.total_steps:  # the end of a run draws them with its result
+            draw_curves(job)
 
     def _watch(self) -> bool:
         self._watchdog.beat("evaluation")
         return self._stop.received
 
     def catch_up(self) -> None:
-        """The scores of the step that a run goes on from, where its checkpoint was written before its evaluation.
+        """Gets the scores of the step from which the run resumes, if its checkpoint was written before its evaluation.
 
-        They stand in metrics.jsonl where the run ended after the evaluation; otherwise the step is evaluated now.
+        If metrics.jsonl has the scores, because the run ended after the evaluation, they are read; else the step is
+        evaluated now.
         """
         job, state = self._job, self._state
         if state.scored_step == state.step or job.val_source is None:
@@ -172,13 +174,13 @@ class Evaluation:
         state.scored_step = state.step
 
     def close(self) -> None:
-        """Ends the loader, where there was an evaluation."""
+        """Closes the loader, if there was an evaluation."""
         if self._loader is not None:
             self._loader.close()
 
 
 class Checkpoints:
-    """The run's checkpoints: the main process writes them, the others give their rows of a sharded model."""
+    """The run's checkpoints: the main process writes them, other processes provide their rows of a sharded model."""
 
     def __init__(self, job: Job, state: TrainState, log: MetricsLog) -> None:
         self._job, self._state, self._log = job, state, log
@@ -189,7 +191,7 @@ class Checkpoints:
             self._saver = Saver(folder, keep, state, job.world.device, kept_steps(folder, state.step), publish)
 
     def save(self) -> None:
-        """Starts to write one of the state's step, before that is evaluated: an evaluation may fail."""
+        """Starts to write a checkpoint of the state's step, before the evaluation, which may fail."""
         job, state = self._job, self._state
         if self._saver is not None:
             beside: dict[str, Any] = {"recipe": job.recipe.model_dump(mode="json"), "classes": job.source.classes}
@@ -202,23 +204,23 @@ class Checkpoints:
             gather(state.state_dict())
 
     def mark_best(self) -> None:
-        """Makes the one of the state's step, whose scores the state has by now, the best where it is that."""
+        """Makes the checkpoint of the state's step the best one, if the state's scores are the best so far."""
         if self._saver is not None and self._state.scored_step == self._state.step and "top1" in self._state.scores:
             self._saver.mark_best(self._state.scores["top1"])
 
     def report(self) -> None:
-        """Tells what failed of the last one, where it is done."""
+        """Prints the failures of the last save, if it has ended."""
         if self._saver is not None:
             self._say(self._saver.report())
 
     def settle(self) -> None:
-        """Waits for the last one. Raises StorageError, on every process, where it could not be written."""
+        """Waits for the last save. Raises StorageError, in every process, where it failed."""
         failures = self._job.world.broadcast(self._saver.finish() if self._saver is not None else [])
         if failures:
             raise StorageError(failures[0])
 
     def close(self) -> None:
-        """Waits for the last one, tells what failed of it, and ends the thread that writes."""
+        """Waits for the last save, prints its failures, and ends the writing thread."""
         if self._saver is not None:
             self._say(self._saver.close())
 

@@ -1,4 +1,4 @@
-"""What a run will take, before it is started: steps, memory, hours and disk, each number with where it is from."""
+"""Plans a run before it starts: steps, memory, hours and disk, each number with its source."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,75 +23,75 @@ from deit_fast.zoo.devices import Device
 from deit_fast.zoo.reference_results import find_curve
 
 GIB = 2**30
-_SAMPLED = 1000  # files whose sizes stand for all
+_SAMPLED = 1000  # number of files whose sizes stand for all files
 
 
 @dataclass(frozen=True)
 class Machine:
-    """On what a run is planned."""
+    """The machines for which a run is planned."""
 
     processes: int
-    """One for each GPU, or on CPUs."""
+    """Number of processes: one for each GPU, or on CPUs as given."""
     device: Device | None
-    """The kind of GPU; None: not known, or CPUs."""
+    """The kind of GPU; None if unknown, or for CPUs."""
     memory: float
-    """Of each process, bytes."""
+    """Memory of each process, bytes."""
     on_gpu: bool
     dtype: torch.dtype
-    """Of the forward pass."""
+    """Type of the forward pass."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """The training data as far as a plan needs them."""
+    """The facts about the training data that a plan needs."""
 
     count: int
     classes: int
     place: str
-    """Where they are, or what they are called."""
+    """Their place, or their name."""
     validation: int | None = None
-    """Validation images; None: not known, or none."""
+    """Number of validation images; None if unknown or if there are none."""
     bytes: int | None = None
-    """On the disk, about; None: not known."""
+    """Approximate bytes on the disk; None if unknown."""
     shard_bytes: tuple[int, ...] | None = None
-    """The sizes of shards that are fetched from a store."""
+    """Sizes of the shards, bytes, if they are fetched from a store."""
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run takes; sizes in bytes."""
+    """The needs of a run; sizes in bytes."""
 
     recipe: Recipe
-    """With the number of passes that fits."""
+    """The recipe, with the number of passes that fits."""
     machine: Machine
     images: Images
     parameters: int
     gmacs: float
-    """Billions of multiply-accumulates of an image's forward pass, which papers call GFLOPs."""
+    """Billions of multiply-accumulates of one image's forward pass, called GFLOPs in papers."""
     steps_per_epoch: int
     steps: int
     views: int
-    """Of the whole run."""
+    """Views of training images in the whole run."""
     memory: StepMemory
-    """Of a process."""
+    """Memory of a process's step."""
     fits: bool
-    """Whether the step fits into HEADROOM of the memory."""
+    """Whether the step fits into the fraction HEADROOM of the memory."""
     reason: str
-    """Why it has that number of passes."""
+    """Why the recipe has this number of passes."""
     hours: Hours | None
-    """None: nothing is known of such a device."""
+    """None if nothing is known about such a device."""
     checkpoint: int
-    """Of one checkpoint, and of all that a run has at once."""
+    """Size of one checkpoint; `checkpoints` is the size of all that exist at one time."""
     checkpoints: int
     cache: int | None
-    """Of shards that are fetched, on each node; None: nothing is fetched."""
+    """Size of the shards fetched on each node; None if nothing is fetched."""
     published: Mapping[float, float]
-    """Epoch -> top-1, %, of the published run; empty where there is none."""
+    """Epoch -> top-1, %, of the published run; empty if there is none."""
     published_source: str
 
     @property
     def images_a_pass(self) -> int:
-        """Images of a pass in each process."""
+        """Images of one pass in each process."""
         return self.recipe.run.global_batch // (self.machine.processes * self.recipe.run.passes)
 
     def as_plain(self) -> dict[str, Any]:
@@ -104,9 +104,9 @@ class RunPlan:
 
 
 def plan_run(recipe: Recipe, images: Images, machine: Machine, results: Path | None = None) -> RunPlan:
-    """The plan of a run of `recipe`, whose number of classes is known. results: folder of the benchmarks' JSONs.
+    """The plan for a run of `recipe`, whose number of classes is known. results: folder of the benchmarks' JSON files.
 
-    Raises RecipeError for a batch that the processes cannot divide, and for one that is larger than an epoch.
+    Raises RecipeError for a batch that the processes cannot divide, and for a batch that is larger than an epoch.
     """
     used = images.count // recipe.data.lanes * recipe.data.lanes
     repeats, batch = recipe.data.repeats, recipe.run.global_batch
@@ -120,21 +120,21 @@ def plan_run(recipe: Recipe, images: Images, machine: Machine, results: Path | N
     steps = total_steps(recipe.schedule, per_epoch)
     average = 1 if recipe.optim.ema_decay is not None else 0
     parameters = count_parameters(recipe.model)
-    moments = memory.moments / memory.weights  # of a weight; none where it is frozen
+    moments = memory.moments / memory.weights  # optimizer tensors per weight, without frozen weights
     checkpoint = round(4 * parameters * (2 + average + moments))  # the weights are in a .safetensors file too
     curve = find_curve(recipe.name)
     return RunPlan(
         recipe, machine, images, parameters, forward_macs(recipe.model) / 1e9, per_epoch, steps, steps * batch, memory,
         fits, reason,
         training_hours(recipe, machine.device, machine.processes, steps * batch, results),
-        checkpoint, checkpoint * (recipe.run.keep_checkpoints + 2),  # the best, and the one that is being written
+        checkpoint, checkpoint * (recipe.run.keep_checkpoints + 2),  # with the best one and the one being written
         _cache(recipe, images), dict(curve.points) if curve is not None else {},
         f"{curve.source}, {curve.trust}" if curve is not None else "",
     )  # fmt: skip
 
 
 def fit_passes(recipe: Recipe, machine: Machine) -> tuple[Recipe, StepMemory]:
-    """The recipe with the smallest number of passes that fits, the largest if none does, and its steps' memory."""
+    """The recipe with the smallest number of passes that fits, else with the largest; and the memory of its steps."""
 
     def memory_of(passes: int) -> StepMemory:
         images = recipe.run.global_batch // (machine.processes * passes)
@@ -149,7 +149,8 @@ def fit_passes(recipe: Recipe, machine: Machine) -> tuple[Recipe, StepMemory]:
     found = memory_of(possible[0])
     first = 0
     while found.peak > limit and first + 1 < len(possible):
-        # What depends on the images is in proportion to them: go where that leads, and on from there.
+        # The part that depends on the images is proportional to them, so the search jumps to the number that this
+        # predicts.
         fixed = found.fixed + found.gradients
         needed = possible[first] * (found.peak - fixed) / max(1.0, limit - fixed)
         first = next((at for at in range(first + 1, len(possible)) if possible[at] >= 0.95 * needed), len(possible) - 1)
@@ -158,7 +159,10 @@ def fit_passes(recipe: Recipe, machine: Machine) -> tuple[Recipe, StepMemory]:
 
 
 def named_images(recipe: Recipe) -> Images:
-    """The data that the recipe's name speaks of. Raises RecipeError where the recipe leaves the classes to the data."""
+    """The data set in the recipe's name.
+
+    Raises RecipeError where the recipe leaves the number of classes to the data.
+    """
     name, count = training_images(recipe)
     if recipe.model.num_classes is None:
         raise RecipeError("model.num_classes=null: expected --data, which says how many there are, or a number")
@@ -166,7 +170,7 @@ def named_images(recipe: Recipe) -> Images:
 
 
 def images_of(source: Source, val_source: Source | None) -> Images:
-    """The images of a source. No image is read: sizes are of the shards, or of some files."""
+    """The images of a source. No image is read: sizes are those of shards, or of a sample of files."""
     shards = source.shard_bytes
     stored = _bytes_about(source) if shards is None else int(shards.sum())
     fetched = shards is not None and source.limit_cache(None) is not None
@@ -190,7 +194,7 @@ def _cache(recipe: Recipe, images: Images) -> int | None:
 
 
 def published_at(points: Mapping[float, float], count: int = 5) -> Sequence[tuple[float, float]]:
-    """Some epochs of a published series, evenly, its last among them."""
+    """About `count` epochs of a published series, evenly spread, including its last."""
     epochs = sorted(points)
     last = len(epochs) - 1
     chosen = sorted({round(share * last / count) for share in range(1, count + 1)}) if epochs else []

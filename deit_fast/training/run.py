@@ -1,4 +1,4 @@
-"""A training run: recipe, data and folder in; weights, metrics and a result out. Run again, it goes on by itself."""
+"""A training run: takes a recipe, data and a folder; writes weights, metrics and a result. A second call resumes."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ from deit_fast.zoo import check_given
 
 NO_VALIDATION = "no validation images: --val 0.1 holds a tenth of each class out, --val PATH names some"
 FROM_RANDOM = "none"
-"""The --init of a run that finetunes no weights, although its recipe is one of finetuning."""
+"""The value of --init for a run without given weights, although its recipe is for finetuning."""
 
 
 def train(
@@ -60,29 +60,32 @@ def train(
 ) -> dict[str, Any]:
     """Trains `recipe` on `data` into the folder `out`, evaluating on `val` or the validation split beside `data`.
 
-    val: data, or a share of each class, 0.1 say, that is held out of training and listed in out/val.json, as
-    data.val_fraction says by itself where there is no validation split; 0 for no evaluation. The list of another run
-    holds the same images out.
+    recipe: a Recipe, the name of one in the recipe table, or a .toml or .json file. overrides: section.key=value words
+    that change it. Example: `train("demo_pretrain", "digits", "runs/digits", overrides=["optim.lr=1e-3"])`.
 
-    recipe: a Recipe, or the name of one in the recipe table, or a .toml or .json file; overrides: section.key=value
-    words that change it. Example: `train("demo_pretrain", "digits", "runs/digits", overrides=["optim.lr=1e-3"])`.
+    val: validation data; or a fraction of each class, such as 0.1, that is held out of training and listed in
+    out/val.json, which data.val_fraction does by default for data without a validation split; or 0 for no evaluation.
+    The list of another run holds the same images out. labels: the file of labels for validation images without class
+    folders, if it is not beside them; without validation images, for the training images. teacher: the file of the
+    teacher's weights. No checkpoint holds these, so each start of a run with distillation needs the file.
 
-    Where it starts, the first that applies:
+    The run starts from the first of these that applies:
+
     1. resume is a path: that checkpoint, of the same recipe;
     2. resume is "auto": the newest whole checkpoint in out/checkpoints; a finished run returns its result at once;
-    3. init is a path, a URI or the name of published weights: those weights, or those of a model's or run's folder,
-       fitted to this recipe; what is not on this machine is fetched only here, so that a run that goes on asks nobody;
-    4. the seed's own initialisation; a recipe that finetunes, run.start="weights", is refused unless init is "none".
-    teacher is the file of the teacher's weights, which no checkpoint holds: a run with distillation needs it each time.
-    labels is the file of labels of validation images that come without class folders, where it is not beside them; of
-    the training images where there are none to validate on.
-    Any checkpoint may be in an object store (s3://, gs://, file://). For `out` the run works in a copy below the cache
-    folder, and each checkpoint goes up once it is written.
-    resume "never" starts over: an earlier run in `out` is moved to out/earlier-1 and so on, and in a store the new run
-    is kept below out/later-1 and so on, where the same `out` finds it from then on. Returns what result.json holds:
-    accuracies in percent, minutes, images per second, peak memory in GiB. SIGTERM or SIGUSR1 end it after a checkpoint,
-    with StoppedError; so does SIGINT, with KeyboardInterrupt. Raises RecipeError, DataError or RunError, each of one
-    line; LacksMemoryError, one of the last, names the run.accumulation with which the same call goes on.
+    3. init is a path, a URI or a name of published weights: these weights, or those in a model's or a run's folder,
+       fitted to this recipe. They are downloaded only in this case, so a resumed run needs no network for them;
+    4. the initial weights drawn from the seed. A recipe with run.start="weights" is refused then unless init is "none".
+
+    With resume "never" the run starts over. An earlier run in `out` is moved to out/earlier-1 and so on. In an object
+    store the new run is kept below out/later-1 and so on instead, and the same `out` finds it from then on. Any
+    checkpoint may be in an object store (s3://, gs://, file://). If `out` is in one, the run works in a copy below the
+    cache folder and uploads each checkpoint once it is written.
+
+    Returns the content of result.json: accuracies in percent, minutes, images per second, peak memory in GiB. SIGTERM
+    or SIGUSR1 ends the run after a checkpoint, with StoppedError; SIGINT does the same with KeyboardInterrupt. Raises
+    RecipeError, DataError or RunError, each of one line. LacksMemoryError, a RunError, names a value of
+    run.accumulation with which the same call continues.
     """
     recipe = recipe.override(overrides) if isinstance(recipe, Recipe) else get_recipe(str(recipe), overrides)
     recipe.check_teacher(teacher)
@@ -99,7 +102,7 @@ def train(
     if init is not None:
         check_given(init)
         if not may_go_on(out, resume):
-            fetch_weights(init)  # what cannot be had is said now, and not once the data are listed
+            fetch_weights(init)  # fails now for weights that cannot be fetched, before the data are listed
     teacher = fetch_weights(teacher, any_model=True) if teacher else None
     resume = str(fetch_sealed(resume)) if is_remote(resume) else resume
     val_uri = None if fraction is not None or listed else str(val) if val else find_validation(data)
@@ -163,7 +166,7 @@ def train(
 
 
 def may_go_on(out: str | Path, resume: str) -> bool:
-    """Whether there may be a checkpoint to go on from, so that the weights of --init may not be needed."""
+    """Whether there may be a checkpoint to resume from, so that the weights of --init may not be needed."""
     if resume == "auto":
         return is_remote(out) or any(Path(out, "checkpoints").glob("*"))
     return resume != "never"
@@ -171,7 +174,7 @@ def may_go_on(out: str | Path, resume: str) -> bool:
 
 @contextlib.contextmanager
 def told_as_interrupt(stop: StopSignal) -> Iterator[None]:
-    """What another process's leaving does to the collectives of one that was interrupted too is no error of its own."""
+    """Turns a collective's error in an interrupted run into KeyboardInterrupt: another process left first."""
     try:
         yield
     except (RecipeError, DataError, RunError, OSError):
@@ -183,10 +186,10 @@ def told_as_interrupt(stop: StopSignal) -> Iterator[None]:
 
 
 def find_result(job: Job, state: TrainState) -> dict[str, Any] | None:
-    """The result of a run that is finished already; None, and no result.json, of one that has steps to train."""
+    """The result of a finished run; None for a run with steps left, whose result.json is removed."""
     path, found = job.out / "result.json", None
     if job.world.is_main and state.step >= job.total_steps:
-        with contextlib.suppress(OSError, ValueError):  # one that is missing or damaged is written again
+        with contextlib.suppress(OSError, ValueError):  # a missing or damaged one is written again
             found = json.loads(path.read_text(encoding="utf-8"))
     earlier: dict[str, Any] | None = job.world.broadcast(found)
     if job.world.is_main and earlier is not None:
@@ -197,9 +200,9 @@ def find_result(job: Job, state: TrainState) -> dict[str, Any] | None:
 
 
 def write_result(job: Job, state: TrainState) -> dict[str, Any]:
-    """Writes result.json and curves.png of a run whose steps are all trained, here and in its object store.
+    """Writes result.json and curves.png of a run that has trained all steps, here and in its object store.
 
-    Returns the content of result.json. Raises RunError, on every process, where the store could not be reached.
+    Returns the content of result.json. Raises RunError, in every process, where the store was out of reach.
     """
     recipe, out, world, store = job.recipe, job.out, job.world, job.store
     result = {
@@ -220,7 +223,7 @@ def write_result(job: Job, state: TrainState) -> dict[str, Any]:
     failure = ""
     if world.is_main:
         write_json(out / "result.json", result)
-        draw_curves(job)  # whose page shows the result
+        draw_curves(job)  # its page shows the result
         try:
             if store is not None:
                 store.push()

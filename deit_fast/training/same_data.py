@@ -1,4 +1,4 @@
-"""The data of a run are the same on all its processes, and the same again where it goes on."""
+"""Checks that all processes of a run have the same data, and that a resumed run has the data it began with."""
 
 import socket
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ _WORDS: dict[Split, str] = {"train": "training", "val": "validation"}
 
 
 def agree_on_data(source: Source, val_source: Source | None, world: World) -> dict[Split, Identity]:
-    """The identity of the training and, where there are any, of the validation images; a collective.
+    """The identities of the training images and, if there are any, of the validation images; a collective.
 
-    One process of a node finds it out, which asks the sizes of files; the others only compare their names and labels
-    with that one's. Raises DataError, on every process the same, where a process has other images than the main
-    process: node-local copies that differ by one image give every process batches of another order.
+    One process of each node computes them, which needs the sizes of all files. The other processes only compare their
+    names and labels with that process's. Raises DataError, in every process alike, where a process has other images
+    than the main process. Local copies that differ by one image would give the processes batches in different orders.
     """
     sources: dict[Split, Source] = {"train": source}
     if val_source is not None:
@@ -60,7 +60,7 @@ def _digests(identities: Mapping[Split, Identity]) -> dict[Split, str]:
 
 
 def _are_alike(sources: Mapping[Split, Source], digests: Sequence[Mapping[Split, str]], world: World) -> bool:
-    """Whether the digests of all nodes are equal, and every process sees the names and labels of its node's first."""
+    """Whether all nodes have equal digests, and each process the names and labels of its node's first process."""
     outlines = world.gather((world.node_ranks[0], {split: each.outline() for split, each in sources.items()}))
     return all(each == digests[0] for each in digests) and all(seen == outlines[first][1] for first, seen in outlines)
 
@@ -68,10 +68,10 @@ def _are_alike(sources: Mapping[Split, Source], digests: Sequence[Mapping[Split,
 def check_same_data(
     identities: Mapping[Split, Identity], saved: Mapping[str, Any], uris: Mapping[Split, str], allow: bool, path: Path
 ) -> list[str]:
-    """Lines on what is different from the data of the checkpoint `saved`, at `path`, where `allow` lets it be.
+    """Lines about differences from the data of the checkpoint `saved` at `path`, if `allow` permits them.
 
-    A checkpoint of an earlier version has no identity of its data, which a line says. Validation images that are new or
-    gone are another command, not other data. Raises DataError where the data are others, and nothing allows it.
+    A checkpoint of an earlier version has no identity of its data, which a line says. Added or dropped validation data
+    are a change of the command, and are accepted. Raises DataError where the data differ and `allow` is not set.
     """
     if "data" not in saved:
         return [f"{path} has no digest of its data (an earlier version wrote it): they are not compared"]
@@ -97,7 +97,7 @@ def check_same_data(
 
 
 def forget_what_changed(state: TrainState, identities: Mapping[Split, Identity], saved: Mapping[str, Any]) -> None:
-    """Takes out of a loaded state what counts for the data of before alone: indices of bad images, and scores."""
+    """Removes from a loaded state what belongs to the earlier data: indices of bad images, and scores."""
     pairs = {split: (now, _saved_identity(saved, split)) for split, now in identities.items()}
     changed = {split for split, (now, before) in pairs.items() if before is not None and now.changes_from(before)}
     if "train" in changed:

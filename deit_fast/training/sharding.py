@@ -1,7 +1,7 @@
-"""A model over several processes: whole on each (DDP), or its blocks cut over them and gathered one at a time (FSDP2).
+"""A model on several processes: a whole copy in each (DDP), or sharded blocks that are gathered one by one (FSDP2).
 
-Sharded weights are gathered in fp32 and cast by autocast, as without sharding: the results are the same, and norms and
-LayerScale are not rounded. What optimizer and checkpoint hold of a sharded model is in optim/sharding.py.
+Sharded weights are gathered in fp32 and cast by autocast, as without sharding. The results are therefore the same, and
+norms and LayerScale are not rounded. optim/sharding.py handles the sharded tensors of the optimizer and of checkpoints.
 """
 
 import contextlib
@@ -19,27 +19,27 @@ from deit_fast.recipe.sections import Run
 from deit_fast.runtime.world import World
 
 Exchange = Callable[[bool], AbstractContextManager[object]]
-"""Called with whether a backward pass is the step's last: the context in which it exchanges gradients, or does not."""
+"""Takes whether a backward pass is the step's last one; returns the context in which gradients are exchanged or not."""
 
 
 def build_mesh(run: Run, world: World) -> DeviceMesh | None:
-    """All processes in a line, over which a run cuts its weights; None where each process has them whole."""
+    """The mesh of all processes, over which a run shards its weights; None if each process has whole weights."""
     if run.parallel == "ddp" or world.size == 1:
         return None
     return init_device_mesh(world.device.type, (world.size,))
 
 
 def shard_model(model: nn.Module, mesh: DeviceMesh, reduce_dtype: str) -> None:
-    """Cuts a model in host memory over the devices of `mesh`, in place.
+    """Shards a model in host memory over the devices of `mesh`, in place.
 
     reduce_dtype: "fp32" or "bf16", the type in which gradients are averaged.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # which brings the compiler along
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # importing it imports the compiler
 
     options: Any = {
         "mesh": mesh,
-        # The root too, which torch would leave whole: what is only evaluated, as the moving average is, has no backward
-        # pass to free it, and would go on with the weights of its first evaluation.
+        # True for the root as well, which torch would keep whole. A model that is only evaluated, as the moving average
+        # is, has no backward pass that frees the root's weights, and would go on with those of its first evaluation.
         "reshard_after_forward": True,
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if reduce_dtype == "bf16" else None),
     }
@@ -51,7 +51,7 @@ def shard_model(model: nn.Module, mesh: DeviceMesh, reduce_dtype: str) -> None:
 def exchange_in_shards(model: nn.Module) -> Exchange:
     """The exchange of a sharded model's gradients: only a step's last backward pass sends them.
 
-    Those before it add them up in this process.
+    Earlier backward passes of the step add their gradients up in this process.
     """
 
     from torch.distributed.fsdp import FSDPModule
@@ -65,7 +65,7 @@ def exchange_in_shards(model: nn.Module) -> Exchange:
 
 
 def replicate(objective: nn.Module, run: Run) -> tuple[nn.Module, Exchange]:
-    """The objective in DDP, which averages gradients in run.reduce_dtype while the backward pass goes on."""
+    """The objective in DDP, which averages gradients in run.reduce_dtype during the backward pass."""
     ddp = DistributedDataParallel(
         objective,
         gradient_as_bucket_view=True,

@@ -1,4 +1,4 @@
-"""Where a run starts: from a checkpoint, given weights or its seed; and the loader from that step on."""
+"""The start of a run: from a checkpoint, from given weights or from its seed; and the loader from that step on."""
 
 import json
 import os
@@ -38,10 +38,10 @@ from deit_fast.training.same_data import check_same_data, forget_what_changed
 def claim_folder(
     out: str | Path, resume: str, world: World, stack: ExitStack
 ) -> tuple[Path, RunStore | None, list[str]]:
-    """The run's folder, which is the main process's alone until `stack` ends, its store, and lines for the user.
+    """The run's folder, which the main process locks until `stack` ends; its store; and lines for the user.
 
-    `out` is a path, or the URI of a store; all processes call it together. Raises RunError, on every process, where
-    another training is at work there, or where something else than a run is.
+    `out` is a path, or the URI of a store. All processes call this together. Raises RunError, in every process, where
+    another training uses the folder, or where the folder holds something else than a run.
     """
     remote, uri, earlier, lines, error = is_remote(out), str(out).rstrip("/"), "", list[str](), None
     if world.is_main:
@@ -65,18 +65,18 @@ def claim_folder(
 
 
 class Found(NamedTuple):
-    """The checkpoint that a run goes on from, on every process the same."""
+    """The checkpoint from which a run resumes, the same in every process."""
 
     path: Path | None
-    """None: the run begins."""
+    """None for a new run."""
     kept: Kept | None
-    """The passes of its steps."""
+    """The number of passes of its steps."""
     lines: list[str]
-    """For the user: what was fetched or passed over."""
+    """Lines for the user about what was downloaded or skipped."""
 
 
 def find_start(out: Path, store: RunStore | None, resume: str, world: World) -> Found:
-    """Finds what `restore` loads; all processes together. The first that applies:
+    """Finds the checkpoint that `restore` loads. All processes call this together. The first rule that applies:
 
     1. resume is a path: that checkpoint;
     2. resume is "auto": the newest whole checkpoint in out/checkpoints.
@@ -87,7 +87,7 @@ def find_start(out: Path, store: RunStore | None, resume: str, world: World) -> 
     path, damaged = agree_on_checkpoint(out / "checkpoints", resume, world)
     if path is None:
         return Found(None, None, lines)
-    saved = load_checkpoint(path, torch.device("cpu"))  # mapped: what is not looked at is not read
+    saved = load_checkpoint(path, torch.device("cpu"))  # mapped: only the parts that are used are read
     passes = saved["recipe"].get("run", {}).get("accumulation")
     kept = Kept(passes, saved.get("processes")) if isinstance(passes, int) else None
     return Found(path, kept, [*lines, *damaged])
@@ -96,15 +96,16 @@ def find_start(out: Path, store: RunStore | None, resume: str, world: World) -> 
 def restore(
     job: Job, state: TrainState, found: Found, init: str | Path | None, resume: str, from_random: bool = False
 ) -> list[str]:
-    """Brings a state of step 0 to where the run starts, and returns lines that say so; all processes together.
+    """Loads a run's starting point into a state of step 0; returns lines about it. All processes call this together.
 
-    The first that applies:
-    1. `found` is a checkpoint: it has to be of the same recipe;
-    2. init, if given: those weights, by path, URI or name, position embeddings and head adapted to this recipe;
-    3. the seed's own initialisation, which the state has; with run.start="weights" only if `from_random` asks for it.
+    The first rule that applies:
 
-    Only the main process writes. Raises RecipeError for a checkpoint of another recipe and for finetuning without
-    weights, DataError for one that was trained with other data.
+    1. `found` is a checkpoint, which has to be of the same recipe;
+    2. init, if given: these weights, by path, URI or name, with position embeddings and head adapted to this recipe;
+    3. the initial weights drawn from the seed, which the state has; with run.start="weights" only if `from_random`.
+
+    Only the main process writes. Raises RecipeError for a checkpoint of another recipe, and for finetuning without
+    weights; DataError for a checkpoint that was trained with other data.
     """
     world, folder, path = job.world, job.out / "checkpoints", found.path
     if path is not None:
@@ -119,23 +120,24 @@ def restore(
     else:
         notes = []
     notes += settle_backend(job.recipe, state, world, resumed=path is not None)
-    world.barrier()  # what is moved aside may hold what the others read
+    world.barrier()  # before anything is moved that other processes read
     if resume != "auto":
         notes += _make_room(job, state, path)
     if world.is_main:
         write_json(job.out / "recipe.json", job.asked.model_dump(mode="json"))
         here = step_path(folder, state.step)
-        if path is not None and here.with_suffix(SEAL).exists():  # a crash came before its link, perhaps
+        if path is not None and here.with_suffix(SEAL).exists():  # a crash may have come before its link was made
             restore_link(here, folder / "last.pt")
     world.barrier()
     return notes
 
 
 def _make_room(job: Job, state: TrainState, path: Path | None) -> list[str]:
-    """Moves aside what the run would write over: the earlier run, or one that went beyond the checkpoint at `path`.
+    """Moves aside the files that the run would overwrite: an earlier run, or one that continued past `path`.
 
-    Of the latter the metrics up to there stay. The checkpoint itself becomes the run's first, wherever it is from: the
-    run may have no step left to write another. Raises RunError, on every process.
+    In the second case, metrics up to the checkpoint at `path` are kept. The checkpoint itself becomes the run's first
+    one, wherever it is from, because the run may have no step left after which to write another. Raises RunError, in
+    every process.
     """
     out, folder, lines, error = job.out, job.out / "checkpoints", list[str](), None
     if job.world.is_main:
@@ -164,7 +166,7 @@ def _say_aside(folder: Path, moved: Path | None) -> list[str]:
 
 
 def _load(job: Job, state: TrainState, path: Path) -> list[str]:
-    # What is sharded stays in the file but for this process's rows.
+    # Sharded tensors stay in the file, except for this process's rows.
     saved = load_checkpoint(path, job.world.device if state.shards is None else torch.device("cpu"))
     check_same_recipe(job.recipe, parse_recipe(saved["recipe"], source=str(path)), path)
     uris: dict[Split, str] = {"train": job.source.uri, "val": job.val_source.uri if job.val_source is not None else ""}
@@ -196,7 +198,7 @@ def _load(job: Job, state: TrainState, path: Path) -> list[str]:
 
 
 def _other_init(state: TrainState, init: str | Path | None) -> list[str]:
-    """A line where a run that goes on is given other weights than it began with; of old checkpoints nobody knows."""
+    """A line if a resumed run is given other weights than it began with, as far as its checkpoint knows these."""
     began, given = state.init and state.init["weights"], init and name_origin(init)
     return [f"--init {given}: not read, since the run began with {began}"] if began and given and began != given else []
 
@@ -212,7 +214,7 @@ def _initialise_from(job: Job, state: TrainState, init: str | Path) -> list[str]
 
 
 def _open_everywhere(init: str | Path, world: World) -> Weights:
-    """The weights, on every process; what one of them meets, a network that one node lacks, ends all of them."""
+    """The weights, in every process. An error in one process, such as a missing network, ends all of them."""
     weights: Weights | None = None
     error: Exception | None = None
     try:
@@ -226,7 +228,7 @@ def _open_everywhere(init: str | Path, world: World) -> Weights:
 
 
 def _other_pixels(job: Job, weights: Weights, init: str | Path) -> list[str]:
-    """Lines where the weights were trained on pixels that were normalised otherwise: the recipe's normalise them."""
+    """Lines if the weights were trained with another normalisation of pixels; the recipe's normalisation is used."""
     theirs, mine = weights.recipe.data, job.recipe.data
     pairs = [(key, getattr(theirs, key), getattr(mine, key)) for key in ("mean", "std")]
     return [
@@ -237,7 +239,7 @@ def _other_pixels(job: Job, weights: Weights, init: str | Path) -> list[str]:
 
 
 def build_loader(job: Job, start: int, backend: str = "auto") -> TrainLoader:
-    """The batches from step `start` to the last, whose pixels `backend` makes."""
+    """The batches from step `start` to the last; `backend` makes their pixels."""
     recipe, run = job.recipe, job.recipe.run
     return TrainLoader(
         keep_in_memory(job.source, run.cache_gib), recipe.augment, recipe.model.image_size, job.samplers, run.seed,

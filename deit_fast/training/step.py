@@ -1,7 +1,7 @@
-"""What happens per step, in one block: forward, loss, backward, update, moving average. The host waits for nothing.
+"""One training step in one block: forward, loss, backward, update, moving average. The host never waits in it.
 
-The block is plain torch. `prepare` (prepare.py) puts around it what a run asks for, before the first step: the compute
-copy and activation checkpointing around the model, torch.compile and DDP around the objective, FSDP2 around the blocks.
+The block is plain torch. Before the first step, `prepare` (prepare.py) wraps it as the recipe asks: the compute copy
+and activation checkpointing around the model, torch.compile and DDP around the objective, FSDP2 around the blocks.
 """
 
 import contextlib
@@ -25,8 +25,9 @@ class TrainStep:
     """One optimizer step over `run.accumulation` batches; every process calls it with its own part of the batch.
 
     classifier: the model that computes. objective: a MicroBatch's fields -> its loss [], as `prepare` wrapped it.
-    exchange: called with whether a backward pass is the step's last, gives the context in which it runs: processes
-    exchange their gradients in the last one only. compiled: whether torch.compile worked for the whole objective.
+    exchange: takes whether a backward pass is the step's last one, and returns the context in which the pass runs,
+    since processes exchange their gradients in the last pass only. compiled: whether torch.compile succeeded for the
+    whole objective.
     """
 
     def __init__(
@@ -47,19 +48,20 @@ class TrainStep:
 
     def __call__(self, batches: Sequence[MicroBatch], lr: float) -> None:
         """Trains on the batches of one step at the learning rate `lr`, and counts the step in the state."""
-        # Dropout and stochastic depth are a function of (seed, step, rank): a resumed run draws what it would have.
+        # Dropout and stochastic depth are functions of (seed, step, rank), so that a resumed run draws the same
+        # numbers.
         key = (self._seed, self.state.step, self.world.rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         self.classifier.model.train(self.recipe.model.train_mode)
         for group in self.state.optimizer.param_groups:
-            group["lr"].fill_(lr * group["lr_scale"])  # a tensor on the device: changing it recompiles nothing
+            group["lr"].fill_(lr * group["lr_scale"])  # a tensor on the device: a new value causes no recompilation
         loss = self.forward_backward(batches)
         self.update(loss)
         self.state.step += 1
 
     # ------------------------------------------------------------------------------------------- the training step
     def forward_backward(self, batches: Sequence[MicroBatch]) -> Tensor:
-        """The mean loss [] of the batches, whose gradients it leaves in the parameters."""
+        """The mean loss [] of the batches; their gradients are left in the parameters."""
         self.state.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.world.device)
         for number, batch in enumerate(batches, start=1):
@@ -71,9 +73,9 @@ class TrainStep:
         return total
 
     def update(self, loss: Tensor) -> None:
-        """Moves weights and moving average, unless a gradient is not finite: then the step is skipped, and counted.
+        """Updates weights and moving average. A step with a gradient that is not finite is skipped and counted so.
 
-        loss: the mean loss [] fp32 of this process's batches, as `forward_backward` returns it, for the meter.
+        loss: the mean loss [] fp32 of this process's batches, from `forward_backward`, for the meter.
         """
         optimizer = self.state.optimizer
         optimizer.step()  # clips, updates, and moves state.ema in the same pass over memory
@@ -84,7 +86,7 @@ class TrainStep:
     def predictor(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """uint8 images [B, 3, S, S] -> fp32 logits [B, K] with the weights of `model`, the trained or the averaged one.
 
-        The type is that of the training step, and it is compiled where the step is.
+        The function computes in the type of the training step, and is compiled if the step is.
         """
         recipe = self.recipe if self.compiled else self.recipe.override(["run.compile=off"])
         return build_predictor(model, recipe, self.classifier.dtype, self.world)
@@ -92,15 +94,15 @@ class TrainStep:
 
 @dataclass
 class Meter:
-    """Sums since the last log, on the device: losses, gradient norms and counts are read back only then."""
+    """Sums since the last log, on the device: losses, gradient norms and counts are read only at the next log."""
 
-    sums: Tensor  # 4: loss, gradient norm, steps that counted, skipped steps
+    sums: Tensor  # [4]: loss, gradient norm, counted steps, skipped steps
     skipped_in_a_row: Tensor  # []
-    began_here: Tensor  # [] bool, whether this process's own loss was not finite at the first of them
+    began_here: Tensor  # [] bool, whether this process's own loss was not finite at the row's first step
 
     @classmethod
     def on(cls, device: torch.device) -> Self:
-        """A meter on the device that has counted nothing yet."""
+        """A meter on the device, with all sums at zero."""
         zero = torch.zeros((), device=device)
         return cls(torch.zeros(4, device=device), zero, zero > 0)
 

@@ -1,4 +1,4 @@
-"""A training step tried with black images, to see whether it fits into memory. Nothing of it stays."""
+"""Tries a training step with black images, to see whether it fits into memory. The trial leaves nothing behind."""
 
 import gc
 from types import TracebackType
@@ -17,20 +17,20 @@ from deit_fast.training.prepare import build_objective, initial_state
 
 
 class StepTrial:
-    """Tries eager steps with a state of its own; a context manager, after which the memory is free again.
+    """Tries eager steps with a state of its own; a context manager that frees the memory at its end.
 
-    The processes do not talk to each other in it, so that one that fails holds up none. torch.compile is not tried: it
-    would take a minute at every size, and what it makes holds less.
+    The processes do not communicate in it, so that one that fails blocks no other. torch.compile is not tried: it would
+    take a minute for every size, and compiled steps need less memory.
     """
 
     def __init__(self, recipe: Recipe, world: World, dtype: torch.dtype, teacher: Teacher | None) -> None:
         self._recipe, self._world, self._dtype, self._teacher = recipe, world, dtype, teacher
         self._built: tuple[TrainState, Objective] | None = None
         self.failure = ""
-        """What the last try that did not fit ended with."""
+        """The error of the last try that did not fit into memory."""
 
     def __call__(self, passes: int, images: int) -> bool:
-        """Whether a step of so many passes of so many images fits on this process's device."""
+        """Whether a step of `passes` passes of `images` images each fits on this process's device."""
         device = self._world.device
         free_memory(device)
         try:
@@ -49,7 +49,7 @@ class StepTrial:
         return True
 
     def _step(self, images: int, passes: int) -> None:
-        """With two passes gradients are there in the second, as in DDP's buckets they are all the time."""
+        """Runs one or two passes: in the second one gradients exist already, as they always do in DDP's buckets."""
         if self._built is None:
             state = initial_state(self._recipe, self._world)
             self._built = state, build_objective(self._recipe, state, self._world, self._dtype, self._teacher)
@@ -72,7 +72,7 @@ class StepTrial:
 
 
 def free_memory(device: torch.device) -> None:
-    """Gives back what is no longer used, and forgets the peak so far."""
+    """Frees unused memory, and resets the peak."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,8 +1,8 @@
-"""The model zoo: what can be built, under which names, and what was published of it. Plain data, no torch.
+"""The model zoo: the models that can be built, their names, and published facts about them. Plain data, no torch.
 
-families/ has a module per family. architectures.py and published.py are the tables of all of them, family.py the types
-of their rows, weights.py the names of published weights, fields.py the check of a recipe's model section, and
-class_names.py the names of ImageNet's classes.
+families/ has a module per family. architectures.py and published.py are the tables of all families together. family.py
+defines the types of their rows, weights.py the names of published weights. fields.py checks a recipe's model section,
+and class_names.py has the names of ImageNet's classes.
 """
 
 from deit_fast.zoo.architectures import (

@@ -1,4 +1,4 @@
-"""The model table: one entry per architecture of every family, and the other names that stand for it."""
+"""The model table: one entry per architecture of every family, and the aliases of the entries."""
 
 from fnmatch import fnmatchcase
 
@@ -26,14 +26,14 @@ def _architectures() -> dict[str, Architecture]:
 FAMILIES: dict[str, Family] = _families()
 ARCHITECTURES: dict[str, Architecture] = _architectures()
 
-# The names of timm and of facebookresearch/deit: the entry, and the resolution that the name implies.
+# Names of timm and of facebookresearch/deit: the entry, and the resolution that the name implies.
 ALIASES: dict[str, tuple[str, int]] = {
     alias: meant for family in FAMILIES.values() for alias, meant in family.aliases.items()
 }
 
 
 def resolve_name(name: str) -> tuple[str, int]:
-    """The entry that `name`, an entry or an alias, stands for, and the resolution it implies, 224 where none.
+    """The entry for `name`, which is an entry or an alias; and the resolution that the name implies, by default 224.
 
     Raises RecipeError, one line, for any other name.
     """
@@ -46,16 +46,16 @@ def resolve_name(name: str) -> tuple[str, int]:
 
 
 def find_architecture(name: str) -> Architecture:
-    """The entry `name`, or the one that it is another name of. Raises RecipeError, one line, where there is none."""
+    """The entry with this name or alias. Raises RecipeError, one line, where there is none."""
     return ARCHITECTURES[resolve_name(name)[0]]
 
 
 def find_family(name: str) -> Family:
-    """The family of an entry, or of the one that `name` is another name of. Raises RecipeError, one line, as there."""
+    """The family of the entry with this name or alias. Raises RecipeError, one line, where there is none."""
     return FAMILIES[find_architecture(name).family]
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Entries that match a shell pattern, or that have another name which does, in the order of the table."""
+    """Entries that match a shell pattern, or that have an alias which matches, in the order of the table."""
     also = {entry for alias, (entry, _) in ALIASES.items() if fnmatchcase(alias, pattern)}
     return [name for name in ARCHITECTURES if name in also or fnmatchcase(name, pattern)]

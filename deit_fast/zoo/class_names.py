@@ -9,25 +9,25 @@ IMAGENETS = {
     21841: "imagenet-22k",
     21843: "imagenet-21k-goog",
 }
-"""timm's lists of classes by their number: 21,841 is the fall 2011 release, 21,843 Google's, with two classes more."""
+"""timm's lists of classes by number of classes: 21,841 is the fall 2011 release; 21,843, Google's, has two more."""
 
 
 def class_names(classes: list[str]) -> list[str]:
-    """What each class is called: the description of a WordNet id, else the class's own name."""
+    """A readable name of each class: the description of a WordNet id, else the class's own name."""
     descriptions = _descriptions() if any(_is_wordnet_id(name) for name in classes) else {}
     return [descriptions.get(name, name) for name in classes]
 
 
 def default_classes(count: int) -> list[str]:
-    """The classes of a model that names none.
+    """The classes of a model that does not name its classes.
 
-    WordNet ids where `count` is that of a list of ImageNet, else the numbers 0 to count - 1.
+    These are WordNet ids if ImageNet has a list of `count` classes, else the numbers 0 to count - 1.
     """
     return list(imagenet_classes(count)) if count in IMAGENETS else [str(label) for label in range(count)]
 
 
 def imagenet_classes(count: int = 1000) -> tuple[str, ...]:
-    """WordNet ids of the ImageNet of `count` classes, in the order of the labels."""
+    """WordNet ids of ImageNet's classes, in the order of the labels. count: number of classes."""
     from timm.data import ImageNetInfo
 
     return tuple(ImageNetInfo(IMAGENETS[count]).label_names())
@@ -35,7 +35,7 @@ def imagenet_classes(count: int = 1000) -> tuple[str, ...]:
 
 @cache
 def _descriptions() -> dict[str, str]:
-    """WordNet id to words, for the 21,841 classes of ImageNet-21k and so the 1,000 of ImageNet-1k."""
+    """Words of each WordNet id, for the 21,841 classes of ImageNet-21k, which include the 1,000 of ImageNet-1k."""
     from timm.data import ImageNetInfo
 
     found: dict[str, str] = {}

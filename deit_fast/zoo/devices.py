@@ -8,10 +8,10 @@ class Device:
     """One kind of accelerator."""
 
     name: str
-    """As its maker writes it, without the vendor."""
+    """The maker's name for it, without the vendor."""
     memory_gib: float
     tflops: float
-    """Peak of dense matrix products in bf16, of older ones in fp16, summed in fp32; 10^12 a second."""
+    """Peak rate of dense matrix products in bf16 (fp16 on older devices) summed in fp32; 10^12 per second."""
 
 
 DEVICES: dict[str, Device] = {
@@ -30,11 +30,11 @@ DEVICES: dict[str, Device] = {
     "t4": Device("T4", 16, 65),
     "tpu-v4": Device("TPU v4", 32, 275),
 }
-"""By the word that `deit-fast plan --gpus` takes. A TPU is there for what was published of it."""
+"""Devices by the word that `deit-fast plan --gpus` takes. A TPU is listed because results were published for it."""
 
 
 def device_named(text: str) -> Device | None:
-    """The device that a published text or torch's name of a GPU is about, as "8 A100, 1 node"; None where none is."""
+    """The device named in a published text, such as "8 A100, 1 node", or by torch; None where there is none."""
     plain = text.lower().replace("-", " ").replace("geforce ", "")
     found = [each for each in DEVICES.values() if f" {each.name.lower()}" in f" {plain}".replace("nvidia ", "")]
     return max(found, key=lambda each: len(each.name), default=None)

@@ -1,4 +1,4 @@
-"""Which fields of a recipe's model section an architecture can have."""
+"""The fields of a recipe's model section that an architecture supports."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ STEM_PATCH_SIZE = 16
 
 
 def check_fields(name: str, fields: Mapping[str, Any]) -> None:
-    """Raises RecipeError, one line, where the entry `name` cannot be built with `fields`."""
+    """Raises RecipeError, one line, where the entry `name` cannot be built with these `fields`."""
     architecture, family = find_architecture(name), find_family(name)
     patch_size = architecture.patch_size
 

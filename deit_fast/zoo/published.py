@@ -1,9 +1,10 @@
-"""What was published of the zoo's models: sizes, speed, accuracy, and where the weights are.
+"""Published facts about the zoo's models: sizes, speed, accuracy, and addresses of weights.
 
-Parameters and multiply-accumulates (which the papers call FLOPs) are counted, the latter in convolutions and matrix
-products, and tests/zoo/test_zoo.py counts them again, and compares them with what facebookresearch/deit's tables print.
-All other figures are those tables' (`Published.source`): None is what they do not say. Addresses that they lack
-(CaiT-XXS, ResMLP without distillation) are timm's. Speed and memory are the authors', on their machines.
+Parameters and multiply-accumulates (called FLOPs in the papers) are counted here, the latter in convolutions and matrix
+products. tests/zoo/test_zoo.py counts them again and compares them with the tables of facebookresearch/deit. All other
+figures are from these tables (`Published.source`); None means that a table lacks the figure. Addresses that the tables
+lack (CaiT-XXS, ResMLP without distillation) are timm's. Speed and memory were measured by the authors on their
+machines.
 """
 
 from collections.abc import Iterable

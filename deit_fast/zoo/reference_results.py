@@ -1,8 +1,8 @@
-"""What published runs of these models reached and took: accuracies and losses by epoch, hours, rates, memory. No torch.
+"""Published results of training these models: accuracy and loss by epoch, hours, rates, memory. No torch.
 
-The facts are in reference_results.json, one a line, each with its source and with how far it is to be trusted. Authors'
-logs are of raw weights, one run each, numbered 0 to the number of epochs: allow one epoch. A run is to be compared with
-one of the same schedule only: at epoch 400 of 800 the rate is still high.
+reference_results.json holds one fact per line, each with its source and a note on its reliability. Authors' logs are of
+raw weights and of one run each. Their epochs are numbered from 0 to the number of epochs, so a comparison should allow
+for one epoch. Compare a run only with a run of the same schedule: at epoch 400 of 800 the learning rate is still high.
 """
 
 import json
@@ -23,24 +23,24 @@ class Fact:
     what: What
     unit: str
     trust: str
-    """Who says so: an author's log or table, a project's table, a benchmark's file, a user's report."""
+    """The kind of source: an author's log or table, a project's table, a benchmark's file, a user's report."""
     source: str
-    """owner/repository#thread, owner/repository@commit and file, or the number of a paper."""
+    """The source: owner/repository#thread, owner/repository@commit and file, or a paper's number."""
     recipe: str | None = None
-    """The recipe of the table that the run had, where it had one."""
+    """The run's recipe in the table, if there is one."""
     model: str | None = None
-    """The zoo's entry, or another model's name where no entry is that model."""
+    """The zoo's entry, or another model's name if the model is not in the zoo."""
     resolution: int | None = None
-    """px."""
+    """Side of the images, px."""
     value: float | None = None
-    """The number, or None of a series."""
+    """The number; None for a series."""
     points: tuple[tuple[float, float], ...] = ()
-    """[epoch, value] of a series, in order."""
+    """[epoch, value] pairs of a series, in order."""
     data: str | None = None
     hardware: str | None = None
     precision: str | None = None
     batch: int | None = None
-    """Images of an optimizer step, over all devices; of a benchmark, on its one."""
+    """Images of an optimizer step, over all devices; for a benchmark, on its one device."""
     comment: str = ""
 
 
@@ -56,7 +56,7 @@ def reference_results() -> tuple[Fact, ...]:
 def find_facts(
     *kinds: What, recipe: str | None = None, model: str | None = None, resolution: int | None = None
 ) -> list[Fact]:
-    """The facts of these kinds, of a recipe, a model or a resolution where one is given."""
+    """The facts of these kinds, filtered by recipe, model and resolution where these are given."""
     asked = {"recipe": recipe, "model": model, "resolution": resolution}
     wanted = {key: value for key, value in asked.items() if value is not None}
     return [
@@ -67,9 +67,9 @@ def find_facts(
 
 
 def find_curve(recipe: str) -> Fact | None:
-    """The longest published series of top-1 by epoch of a recipe, which may be its end alone; None where there is none.
+    """The longest published series of top-1 by epoch of a recipe; None where there is none. It may cover the end alone.
 
-    An author's comes before a user's.
+    A series from an author takes precedence over a user's.
     """
     found = find_facts("top1_by_epoch", recipe=recipe)
     return max(found, key=lambda fact: (len(fact.points), fact.trust != "user report"), default=None)

@@ -1,4 +1,4 @@
-"""Published weights by name: the zoo's, timm's, mmpretrain's, or their address. The row says where they are."""
+"""Published weights by name: the zoo's, timm's or mmpretrain's name, or the address. Their rows say where they are."""
 
 import os
 import re
@@ -10,9 +10,9 @@ from deit_fast.zoo.architectures import ALIASES, ARCHITECTURES, FAMILIES
 from deit_fast.zoo.family import Published
 from deit_fast.zoo.published import PUBLISHED
 
-# What timm calls the weights of an architecture, after a dot; the first of a row's tags that the entry has is meant.
+# timm's name for the weights of an architecture, after a dot; it means the first of a row's tags that the entry has.
 _TIMM_TAGS = {
-    "fb_in1k": ("1k", "distilled"),  # of a distilled model, timm does not say so a second time
+    "fb_in1k": ("1k", "distilled"),  # timm's names do not repeat that a model is distilled
     "fb_in22k_ft_in1k": ("21k",),
     "fb_dist_in1k": ("distilled",),
     "fb_distilled_in1k": ("distilled",),
@@ -27,12 +27,12 @@ _HASH = re.compile(r"-([0-9a-f]{8,64})\.")
 
 
 def find_weights_row(name: str) -> Published | None:
-    """The row of the published weights that `name` stands for; None where it cannot be the name of any.
+    """The row of the published weights with this name; None if it cannot be the name of any.
 
-    ENTRY, ENTRY@PX, ENTRY:TAG or ENTRY@PX:TAG as deit-fast zoo lists them, where ENTRY may be another name of the
-    architecture; timm's ARCHITECTURE.TAG; mmpretrain's name; the address. Without PX, weights are those that the name
-    implies, else those at 224 px, else those at the lowest resolution. Without TAG, they are the zoo's first.
-    Raises RecipeError, one line, for an entry that has no such weights.
+    The name is ENTRY, ENTRY@PX, ENTRY:TAG or ENTRY@PX:TAG as `deit-fast zoo` lists them, where ENTRY may be an alias of
+    the architecture; or timm's ARCHITECTURE.TAG, mmpretrain's name, or the address. Without PX the weights have the
+    resolution that the name implies, else 224 px, else the lowest one. Without TAG they are the zoo's first. Raises
+    RecipeError, one line, for an entry without such weights.
     """
     if row := _MMPRETRAIN.get(name) or _BY_ADDRESS.get(name):
         return row
@@ -56,9 +56,9 @@ def find_weights_row(name: str) -> Published | None:
 
 
 def published_row(given: str | Path) -> Published | None:
-    """The row of what a user gives as a checkpoint; None for a path that exists, and for what is no published weights.
+    """The row of a checkpoint that a user named; None for an existing path, and for names of no published weights.
 
-    Raises RecipeError as `find_weights_row`.
+    Raises what `find_weights_row` raises.
     """
     text = str(given).rstrip("/")
     return None if not is_remote(text) and os.path.exists(given) else find_weights_row(text)
@@ -71,7 +71,7 @@ def check_given(given: str | Path) -> None:
 
 
 def _near(name: str) -> str:
-    """` (did you mean 'deit3_small_patch16'?)`, or nothing where no name of weights or of a model with some is near."""
+    """` (did you mean 'deit3_small_patch16'?)`, or "" where no name of weights or of a model with some is close."""
     if "/" in name:
         return ""
     entries = {row.name for row in _WEIGHTS}
@@ -80,9 +80,9 @@ def _near(name: str) -> str:
 
 
 def published_hash(file: str) -> str | None:
-    """The beginning of a file's SHA-256 that its name has, as torch.hub and mmpretrain publish files; None without one.
+    """The beginning of a file's SHA-256 from its name, as torch.hub and mmpretrain publish files; None without one.
 
-    Eight digits without a letter are no hash but a date, as far as anyone can tell.
+    Eight digits without a letter are taken for a date and not for a hash.
     """
     found = _HASH.findall(file)
     return found[-1] if found and not (len(found[-1]) == 8 and found[-1].isdecimal()) else None

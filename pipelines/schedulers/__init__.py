@@ -1,6 +1,6 @@
-"""The schedulers of TorchX, as the pipelines need them: one module each, named as in `torchx run --scheduler NAME`.
+"""TorchX's schedulers as the pipelines need them: a module for each, with its name in `torchx run --scheduler NAME`.
 
-One without a module here is left to TorchX whole: see Scheduler.
+A scheduler without a module here is used through TorchX alone: see Scheduler.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,31 +16,31 @@ from deit_fast.runtime.discover import discover
 
 
 class Scheduler:
-    """What a pipeline asks of a scheduler: as it stands, TorchX's own answers. A module overrides what it knows better.
+    """A pipeline's interface to a scheduler. This class uses TorchX's own functions; modules override some of them.
 
-    A job is known by the handle TorchX gives it, `SCHEDULER://SESSION/ID`. Any method may raise whatever the
-    scheduler's client raises where there is no answer; a pipeline asks again for a minute.
+    A job is identified by the handle from TorchX, `SCHEDULER://SESSION/ID`. Every method may raise what the scheduler's
+    client raises when it gets no answer; a pipeline retries for a minute.
     """
 
     local: bool = False
-    """Whether jobs are this machine's: one at a time if not told otherwise, logged under the pipeline's folder by
-    TorchX's option log_dir, and ended with the driver. Others go on without it."""
+    """Whether jobs run on this machine. Such jobs run one at a time by default, log below the pipeline's folder
+    (TorchX's option log_dir) and end with the driver. Other jobs continue without the driver."""
     queue: str = ""
-    """Name of a queue that takes all stages at once, and starts each once those it needs have succeeded; empty where
-    the driver has to wait and start them."""
+    """Name of a queue that accepts all stages at once, and starts each when its needs have succeeded; "" if the driver
+    has to wait for the needs and start each stage."""
     missing: AppState | None = AppState.UNKNOWN
-    """How a job ended that the scheduler does not know and that left no result. UNKNOWN: it may yet be listed, and is
-    lost after a minute. None: it is gone, and is started again."""
+    """The end of a job that the scheduler does not know and that left no result. UNKNOWN: it may still be listed, and
+    counts as lost after a minute. None: it is gone, and is started again."""
     defaults: Mapping[str, CfgVal] = MappingProxyType({})
-    """TorchX's options for a pipeline, where neither the command line nor .torchxconfig says another, and TorchX has
+    """TorchX options for a pipeline, used if TorchX has them and neither the command line nor .torchxconfig sets
     them."""
     streams: Sequence[Stream | None] = (None,)
-    """TorchX's streams that make up a log; each is followed in a thread of its own."""
+    """TorchX's streams that make up a log; a thread follows each."""
 
     def prepare(self, job: AppDryRunInfo[Any], output: str, after: Sequence[str]) -> None:
-        """Changes what is about to be submitted: writes `output`, which names what the job makes, into it for `find`.
+        """Changes a job before its submission: writes its `output` into it, by which `find` recognises the job.
 
-        after: handles of jobs that have to succeed first; none without a queue.
+        after: handles of jobs that have to succeed first; empty without a queue.
         """
 
     def submit(self, runner: Runner, job: AppDryRunInfo[Any]) -> str:
@@ -48,15 +48,15 @@ class Scheduler:
         return runner.schedule(job)
 
     def find(self, cfg: Mapping[str, CfgVal]) -> dict[str, list[str]]:
-        """Handles of the user's waiting and running jobs by what they make, for a driver that was killed in between.
+        """Handles of the user's waiting and running jobs by output, for a driver whose predecessor was killed.
 
-        Two jobs make the same where a submission outlived its driver. The older comes first, and stays.
-        cfg: TorchX's options of the scheduler.
+        Two jobs have one output if a submission was completed after its driver was killed. The older one comes first,
+        and is kept. cfg: TorchX's options of the scheduler.
         """
         return {}
 
     def state(self, runner: Runner, handle: str) -> AppState | None:
-        """The state of a job, None for one that the scheduler does not know."""
+        """The state of a job; None for a job that the scheduler does not know."""
         status = runner.status(handle)
         return status.state if status else None
 
@@ -67,11 +67,11 @@ class Scheduler:
     def follow(
         self, runner: Runner, handle: str, role: str, stream: Stream | None, ended: Callable[[], bool]
     ) -> Iterable[str]:
-        """The lines of the first node as they come, until there are no more. ended: whether the job is over."""
+        """The lines of the first node as they arrive, until there are no more. ended: whether the job has ended."""
         return map(as_text, runner.log_lines(handle, role, should_tail=True, streams=stream))
 
     def stop(self, handles: Sequence[str]) -> None:
-        """Lets jobs of this machine end by themselves before they are cancelled, with what they have to save."""
+        """Lets jobs of this machine end by themselves, so that they can save their work, before they are cancelled."""
 
     def cancel(self, runner: Runner, handle: str) -> None:
         """Ends a job."""
@@ -80,10 +80,10 @@ class Scheduler:
 
 @cache
 def find_scheduler(name: str) -> Scheduler:
-    """The scheduler that TorchX calls `name`, which may also be a handle of one of its jobs."""
+    """The scheduler with this TorchX name, or the scheduler in the handle of a job."""
     return discover(__name__, "SCHEDULER", Scheduler).get(name.partition(":")[0]) or Scheduler()
 
 
 def as_text(line: object) -> str:
-    """A line of a log, for which some clients give bytes."""
+    """A line of a log as text; some clients return bytes."""
     return (line.decode(errors="replace") if isinstance(line, bytes) else str(line)).rstrip()

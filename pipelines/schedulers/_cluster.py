@@ -1,4 +1,4 @@
-"""What the schedulers of a Kubernetes cluster have in common."""
+"""The common part of the schedulers of a Kubernetes cluster."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,22 +14,22 @@ _MARK = "deit-fast/output"
 
 
 class ClusterScheduler(Scheduler):
-    missing = AppState.CANCELLED  # a job that was cancelled is no more
+    missing = AppState.CANCELLED  # a cancelled job does not exist any more
 
     @abstractmethod
     def list_jobs(self, namespace: str) -> Iterable[tuple[dict[str, Any], AppState]]:
-        """The jobs of a namespace, the oldest first: what the API shows, and their states."""
+        """The jobs of a namespace, oldest first: the API's objects, and their states."""
 
     def prepare(self, job: AppDryRunInfo[Any], output: str, after: Sequence[str]) -> None:
-        """Names what the job makes."""
+        """Labels the job with its output."""
         job.request.resource["metadata"].setdefault("annotations", {})[_MARK] = output
 
     def find(self, cfg: Mapping[str, CfgVal]) -> dict[str, list[str]]:
-        """Those of the namespace in `cfg`. Raises PipelineError where Kubernetes does not answer."""
+        """The jobs of the namespace in `cfg`. Raises PipelineError where Kubernetes does not answer."""
         namespace = str(cfg.get("namespace") or "default")
         try:
             jobs = list(self.list_jobs(namespace))
-        except Exception as error:  # of a client that may be missing, for an API that may be anywhere
+        except Exception as error:  # the client may be missing, and may raise anything
             raise PipelineError(f"Kubernetes: {explain(error)}") from error
         found: dict[str, list[str]] = {}
         for resource, state in jobs:
@@ -41,7 +41,7 @@ class ClusterScheduler(Scheduler):
 
     @property
     def name(self) -> str:
-        """TorchX's name of the scheduler, which is that of its module."""
+        """TorchX's name of the scheduler, which is the name of its module."""
         return type(self).__module__.rpartition(".")[2]
 
     def cancel(self, runner: Runner, handle: str) -> None:
@@ -52,6 +52,6 @@ class ClusterScheduler(Scheduler):
 
 
 def split_handle(handle: str) -> tuple[str, str]:
-    """The namespace and the name of a job."""
+    """The namespace and the name of a job, from its handle."""
     namespace, _, name = handle.rpartition("/")[2].partition(":")
     return namespace, name

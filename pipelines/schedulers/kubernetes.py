@@ -1,6 +1,6 @@
 """Kubernetes, with Volcano's jobs.
 
-TorchX 0.7.0 fails on a job that is gone, and on a phase it has no name for.
+TorchX 0.7.0 fails for a deleted job, and for a phase that it has no name for.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,11 +22,12 @@ _STATES = {
     "Failed": AppState.FAILED,
     "Terminated": AppState.FAILED,
     "Aborted": AppState.CANCELLED,
-}  # and on the way from one to another: Running, Restarting, Completing, ...
+}  # and transitions from one to another: Running, Restarting, Completing, ...
 
 
 class Kubernetes(ClusterScheduler):
-    # Nightlies of TorchX ask the API server even for a dry run, and drop what it answers. A submission tells it all.
+    # Nightly releases of TorchX validate even a dry run with the API server, and discard its answer. Submitting
+    # validates.
     defaults = MappingProxyType({"validate_spec": False})
 
     def list_jobs(self, namespace: str) -> Iterator[tuple[dict[str, Any], AppState]]:
@@ -44,13 +45,13 @@ class Kubernetes(ClusterScheduler):
             raise
 
     def log(self, runner: Runner, handle: str, role: str, replica: int) -> Iterable[str]:
-        """The lines a pod printed so far."""
+        """The lines that a pod has printed so far."""
         return (split_time(line)[1] for line in _read(handle, role, replica))
 
     def follow(
         self, runner: Runner, handle: str, role: str, stream: Stream | None, ended: Callable[[], bool]
     ) -> Iterable[str]:
-        """A log is there once the pod has started and ends with the pod; a job that restarts has another."""
+        """A log exists from the pod's start to its end; a restarted job has another log."""
         return follow_log(lambda seconds: _read(handle, role, 0, seconds), ended)
 
 
@@ -60,7 +61,7 @@ def _read(handle: str, role: str, replica: int, seconds: int | None = None) -> l
 
 
 def _state(job: dict[str, Any]) -> AppState:
-    # Volcano takes a moment to give a new job its status.
+    # Volcano takes a moment to set a new job's status.
     phase = job.get("status", {}).get("state", {}).get("phase", "Pending")
     return _STATES.get(phase, AppState.RUNNING)
 

@@ -1,4 +1,4 @@
-"""Kubernetes, with jobs in a queue of Kueue: the scheduler is deit_fast's own, and knows what a pipeline asks."""
+"""Kubernetes, with jobs in a queue of Kueue, through deit_fast's own TorchX scheduler."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from ._cluster import ClusterScheduler
 
 
 class Kueue(ClusterScheduler):
-    """The driver starts each stage as its needs succeed. Kueue orders jobs by priority and time alone."""
+    """The driver starts each stage when its needs have succeeded, since Kueue orders jobs by priority and time only."""
 
     def list_jobs(self, namespace: str) -> Iterator[tuple[dict[str, Any], AppState]]:
         return ((resource, kind.state(resource)) for kind, resource in list_jobs(namespace))

@@ -1,4 +1,4 @@
-"""Processes of this machine. A killed driver leaves them running, unknown to the scheduler of the next one."""
+"""Processes of this machine. If a driver is killed they keep running, unknown to the next driver's scheduler."""
 
 import contextlib
 import os
@@ -15,13 +15,13 @@ from torchx.specs import AppState
 from ..state import remembering
 from . import Scheduler
 
-STOP_SECONDS = 120.0  # torchrun's own patience with the last checkpoint, and some
+STOP_SECONDS = 120.0  # torchrun's time for the last checkpoint, and some more
 
 
 class Local(Scheduler):
     local = True
     missing = None
-    streams = (Stream.STDOUT, Stream.STDERR)  # the combined one may lack the last lines when two threads see a job end
+    streams = (Stream.STDOUT, Stream.STDERR)  # the combined one may lack the last lines if two threads see a job end
 
     def state(self, runner: Runner, handle: str) -> AppState | None:
         state = super().state(runner, handle)
@@ -35,7 +35,7 @@ class Local(Scheduler):
         return super().follow(runner, handle, role, stream, ended) if known else ()
 
     def stop(self, handles: Sequence[str]) -> None:
-        """Lets jobs end with a checkpoint, all at once; an interrupt while they do kills them."""
+        """Lets all jobs end with a checkpoint; an interrupt meanwhile kills them."""
         with remembering() as signals, contextlib.suppress(KeyboardInterrupt, SignalException):
             if handles:
                 print("interrupted: what runs ends with a checkpoint; once more ends it at once, without", flush=True)
@@ -47,7 +47,7 @@ class Local(Scheduler):
             _send(handles, signal.SIGKILL)
 
     def cancel(self, runner: Runner, handle: str) -> None:
-        """Ends a job, which TorchX gives ten seconds to do so, or another driver's."""
+        """Ends a job of this driver, to which TorchX gives ten seconds, or of another driver."""
         super().cancel(runner, handle)
         _send([handle], signal.SIGTERM)
 
@@ -59,8 +59,8 @@ def _send(handles: Sequence[str], number: signal.Signals) -> None:
 
 
 def find_processes(handle: str) -> list[int]:
-    """Processes of this machine that belong to a TorchX job, by the handle TorchX puts in their environment."""
-    # Of another user's the environment is None.
+    """Processes of this machine that belong to a TorchX job, by the handle in their environment."""
+    # The environment of another user's process is None.
     each = psutil.process_iter(["environ"])
     return [process.pid for process in each if (process.info["environ"] or {}).get("TORCHX_JOB_ID") == handle]
 

@@ -1,4 +1,4 @@
-"""Docker's containers on this machine, which show as processes to those who may see them."""
+"""Docker containers on this machine; their processes are visible to users with the right to see them."""
 
 from .local_cwd import Local
 

@@ -1,7 +1,7 @@
-"""Slurm: its queue knows the order of the jobs.
+"""Slurm, whose queue can hold jobs until the jobs before them have succeeded.
 
-TorchX passes on few of sbatch's options and reads no state of a cancelled job (0.7.0) or of a pending one (nightlies,
-on Slurm before 23).
+TorchX passes on few of sbatch's options. It cannot read the state of a cancelled job (0.7.0) or of a pending one
+(nightly releases, with Slurm before 23).
 """
 
 import os
@@ -24,7 +24,7 @@ from ..state import PipelineError
 from . import Scheduler, as_text
 
 SIGNAL = "USR1@120"  # a checkpoint and an orderly end take seconds; Slurm may send it a minute early
-ORPHAN_SECONDS = 300.0  # an sbatch whose controller is away tries no longer
+ORPHAN_SECONDS = 300.0  # an sbatch without a controller gives up after this time
 _MARK = "deit-fast:"
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _FAILED = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"}
@@ -38,12 +38,12 @@ class Slurm(Scheduler):
     def prepare(self, job: AppDryRunInfo[SlurmBatchRequest], output: str, after: Sequence[str]) -> None:
         """Lets a job that makes `output` wait in the queue for the jobs with the handles `after`.
 
-        It starts once all of them have succeeded and is cancelled when one does not. Shortly before its time limit, if
-        it has one, it gets the signal of $SBATCH_SIGNAL, or SIGNAL where that is not set. A restart appends to the logs
-        of the start before, unless $SBATCH_OPEN_MODE says otherwise.
+        It starts when all of them have succeeded, and is cancelled if one fails. If it has a time limit, it gets the
+        signal in $SBATCH_SIGNAL, by default SIGNAL, shortly before the limit. A restart appends to the logs of the
+        start before, unless $SBATCH_OPEN_MODE is set otherwise.
         """
         command = job.request.cmd
-        comments = [word for word in command if word.startswith("--comment=")]  # the user's stays in front
+        comments = [word for word in command if word.startswith("--comment=")]  # the user's comment comes first
         command += [" ".join([*(comments or ["--comment="]), _MARK + output]).replace("= ", "=")]
         if after:
             command += [f"--dependency=afterok:{':'.join(map(_id, after))}", "--kill-on-invalid-dep=yes"]
@@ -53,21 +53,21 @@ class Slurm(Scheduler):
             command += ["--open-mode=append"]
 
     def submit(self, runner: Runner, job: AppDryRunInfo[SlurmBatchRequest]) -> str:
-        """Raises PipelineError with sbatch's own reason where it refuses the job."""
+        """Submits the job. Raises PipelineError with sbatch's own message where it refuses the job."""
         with tempfile.NamedTemporaryFile("r", errors="replace") as said:
             job.request.cmd[:0] = ["sh", "-c", 'exec "$@" 2>"$0"', said.name]
             try:
                 handle = runner.schedule(job)
             except subprocess.CalledProcessError as error:
                 raise PipelineError(one_line(said.read()) or f"sbatch: exit status {error.returncode}") from error
-            sys.stderr.write(said.read())  # its warnings
+            sys.stderr.write(said.read())  # sbatch's warnings
             return handle
 
     def find(self, cfg: Mapping[str, CfgVal]) -> dict[str, list[str]]:
-        """Those of an sbatch that outlived its driver on this machine, too, once it has ended."""
+        """Also finds jobs of an sbatch that outlived its driver on this machine, after waiting for its end."""
         _wait_for_orphans()
         jobs: dict[int, str] = {}
-        # A job that is over may still be COMPLETING.
+        # A job that has ended may still be COMPLETING.
         words = ("--me", "--noheader", "--states", "PENDING,RUNNING,SUSPENDED", "--format", "%i %k")
         for line in _ask("squeue", *words).splitlines():
             job, _, comment = line.partition(" ")
@@ -82,7 +82,7 @@ class Slurm(Scheduler):
         return _job_state(handle)
 
     def log(self, runner: Runner, handle: str, role: str, replica: int) -> Iterable[str]:
-        """The lines a node's processes printed to stderr."""
+        """The lines that a node's processes have printed to stderr."""
         return map(as_text, _Logs("torchx").log_iter(_id(handle), role, replica))
 
     def follow(
@@ -95,14 +95,14 @@ class Slurm(Scheduler):
 
 
 def _job_state(handle: str) -> AppState | None:
-    """The state of all parts of a job together, None for an unknown job."""
+    """The common state of all parts of a job; None for an unknown job."""
     try:
         lines = _ask("squeue", "--noheader", "--states", "all", "--jobs", _id(handle), "--format", "%T").split("\n")
-    except PipelineError:  # it forgets a job minutes after its end
+    except PipelineError:  # squeue forgets a job minutes after its end
         lines = []
     if not any(lines):
         lines = _ask("sacct", "-X", "--noheader", "--parsable2", "--jobs", _id(handle), "--format", "State").split("\n")
-    states = {line.split()[0] for line in lines if line.strip()}  # CANCELLED by UID
+    states = {line.split()[0] for line in lines if line.strip()}  # without the UID in "CANCELLED by UID"
     if not states:
         return None
     if left := states - _FAILED - {"COMPLETED", "CANCELLED"}:
@@ -113,7 +113,7 @@ def _job_state(handle: str) -> AppState | None:
 
 
 def _wait_for_orphans() -> None:
-    """Waits for submissions of pipelines whose driver was killed: their jobs are not in the queue yet."""
+    """Waits for submissions of pipelines whose driver was killed, because their jobs are not in the queue yet."""
     deadline = time.monotonic() + ORPHAN_SECONDS
     while time.monotonic() < deadline:
         each = psutil.process_iter(["name", "cmdline", "uids"])
@@ -130,7 +130,7 @@ def _wait_for_orphans() -> None:
 
 
 class _Logs(SlurmScheduler):
-    """TorchX's, which asks for the state of a job before it reads its log."""
+    """TorchX's reader of logs, which asks for the state of a job first."""
 
     def describe(self, app_id: str) -> DescribeAppResponse | None:
         state = _job_state(app_id)

@@ -1,6 +1,7 @@
 """The guard on the CPU ratios, and the model table's rotation over the zoo."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.__main__ import main
 from benchmarks.measure import Session
 from benchmarks.throughput import least_recent_first, next_path
 from benchmarks.workload import TINY, ZOO, add_fitting_row, find_recipe
+from deit_fast.data.loader.backend import choose_backend
 from deit_fast.models import cost
 from deit_fast.models.cost import forward_macs, training_flops
 from deit_fast.runtime.errors import is_out_of_memory
@@ -21,6 +23,8 @@ from deit_fast.zoo import ARCHITECTURES
 
 CPU = torch.device("cpu")
 CASES = [floor.case for floor in floors.FLOORS]
+AUTO = choose_backend("auto", CPU)
+OTHER = "dali" if AUTO == "native" else "native"
 
 
 @pytest.fixture
@@ -28,7 +32,10 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Recorded ratios, in a file of the test's own."""
     path = tmp_path / "floors.json"
     kinds = {"another CPU": 3.0, "a third": 2.0}
-    records = [{"machine": {"cpu": cpu}, "ratios": dict.fromkeys(CASES, ratio)} for cpu, ratio in kinds.items()]
+    records = [
+        {"machine": {"cpu": cpu}, "image_backend": AUTO, "ratios": dict.fromkeys(CASES, ratio)}
+        for cpu, ratio in kinds.items()
+    ]
     path.write_text(json.dumps(records))
     monkeypatch.setattr(floors, "RECORD", path)
     return path
@@ -72,10 +79,37 @@ def test_recording(record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(json.loads(record.read_text())) == 3
 
 
+def test_the_loaders_floors_are_of_the_same_image_backend(
+    record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loads = {floor.case for floor in floors.FLOORS if floor.loads}
+    lower, words = iter((3.0, 2.5)), ["floors", "--out", str(tmp_path / "out")]
+    records = json.loads(record.read_text())
+    for each in records:  # the ratios of both CPUs were taken with the other backend
+        each["image_backend"], each["ratios"] = OTHER, dict.fromkeys(CASES, next(lower))
+    record.write_text(json.dumps(records))
+    measured(monkeypatch, 2.0)  # too little of the FLOPs, of which 0.99 is asked for
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert set(re.findall(r"floors: (\w+): NO FLOOR", said.err)) == loads
+    assert said.out.count("no floor recorded") == len(loads)
+    assert said.out.count("UNDER ITS FLOOR") == 1
+    measured(monkeypatch, 5.0)
+    assert main([*words, "--record"]) == 0
+    assert len(json.loads(record.read_text())) == 3
+    measured(monkeypatch, 3.4)  # 0.7 of 5 is 3.5, of the lowest ratio with the other backend 1.75
+    assert main(words) == 1
+    assert capsys.readouterr().out.count("UNDER ITS FLOOR") == len(CASES)
+    monkeypatch.setattr(floors, "choose_backend", lambda *_: OTHER)
+    assert main(words) == 1
+    assert capsys.readouterr().out.count("UNDER ITS FLOOR") == len(CASES) - len(loads)
+
+
 def test_the_recorded_floors_are_complete() -> None:
     for content in json.loads(floors.RECORD.read_text()):
-        assert content["ratios"].keys() == set(CASES)
-        assert content.keys() == {"date", "machine", "data", "ratios"}
+        lacking = {"rand_augment"} if content["image_backend"] == "dali" else set()
+        assert set(CASES) - lacking <= content["ratios"].keys() <= set(CASES)
+        assert content.keys() == {"date", "machine", "data", "image_backend", "ratios"}
 
 
 def test_the_count_of_flops() -> None:

@@ -95,6 +95,22 @@ def test_a_command_leaves_what_it_documents(name: str, tmp_path: Path, jpegs: Pa
     assert all(figure["value"] >= 0 and figure["unit"] for figure in figures)
 
 
+def test_a_race_tells_time_and_memory_of_each_side(
+    tmp_path: Path, jpegs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs = {"torchvision_pil": (), "spdl": ("no_such_module", "nor_this")}
+    monkeypatch.setattr("benchmarks.loader_peers.NEEDS", needs)
+    (row,) = command("loader", tmp_path, "--cases", "race_three_augment", "--data", str(jpegs))["rows"]
+    assert (row["case"], row["absent"], row["errors"]) == ("race_three_augment", {"spdl": "no_such_module"}, {})
+    assert "spdl is left out: no_such_module is not installed" in capsys.readouterr().err
+    sides = {"ours", "torchvision_pil"}
+    assert row["cpu_ms_per_view"].keys() == row["pss_mb"].keys() == sides
+    assert row["over_ours"]["torchvision_pil"] == pytest.approx(
+        row["cpu_ms_per_view"]["torchvision_pil"] / row["cpu_ms_per_view"]["ours"]
+    )
+    assert all(100 < each < 5000 for each in row["pss_mb"].values())  # torch alone takes more than 100 MB
+
+
 def test_engine_row_compares_all_three(tmp_path: Path) -> None:
     (row,) = command("engine", tmp_path, *TINY_MODEL, "--batch", "2")["rows"]
     assert row["train"].keys() >= {"ours", "reference", "timm"}

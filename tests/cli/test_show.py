@@ -30,7 +30,7 @@ def facts(name: str, *words: str, images: int | None = None) -> dict[str, str]:
         ("deit3_base_21k_224", "epoch", "13,151,276 images; 6,421 steps of 2,048 views"),
         ("deit3_base_21k_1k_224_ft", "training images", "1,281,167 (ImageNet-1k; --images N for another number)"),
         ("demo_pretrain", "epoch", "1,437 images; 44 steps of 32 views"),
-        ("demo_pretrain", "run", "1,144 steps, 36,608 views, 25.5 passes over the images"),
+        ("demo_pretrain", "run", "1,056 steps, 33,792 views, 23.5 passes over the images"),
         ("deit3_small_1k_224", "8 GPUs", "256 views on each"),
         ("passl_deit_base_1k_224_1n8c_fp32", "8 GPUs", "64 views on each, in 2 passes a step"),
         ("deit_base_1k_224", "evaluation", "shorter side to 256 px, centre crop 224 px"),

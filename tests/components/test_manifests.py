@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -326,10 +327,16 @@ def test_a_pipelines_files_are_refused_in_a_line(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.parametrize("versions", [CURRENT, BEFORE], ids=["current", "before"])
 def test_what_the_page_tells_an_administrator_is_valid(versions: dict[str, str]) -> None:
-    blocks = (ROOT / "components" / "README.md").read_text().split("```yaml\n")[1:]
-    written = [each for block in blocks for each in yaml.safe_load_all(block.partition("```")[0]) if "kind" in each]
+    import kubernetes_validate
+
+    blocks = re.findall(r"```yaml[^\n]*\n(.*?)```", (ROOT / "docs" / "clusters.md").read_text(), re.S)
+    written = [each for block in blocks for each in yaml.safe_load_all(block) if "kind" in each]
     kinds = ["ResourceFlavor", "ClusterQueue", "LocalQueue", "WorkloadPriorityClass"]
-    assert [each["kind"] for each in written] == kinds
-    for each in written:
+    assert [each["kind"] for each in written] == [*2 * ["PersistentVolumeClaim"], *kinds]
+    for claim in written[:2]:
+        kubernetes_validate.validate(claim, KUBERNETES[-1], strict=True)
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate({**claim, "specs": {}}, KUBERNETES[-1], strict=True)
+    for each in written[2:]:
         assert check(each, versions, KUBERNETES[-1]) == []
         assert check({**each, "specs": {}}, versions, KUBERNETES[-1])

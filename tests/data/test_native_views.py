@@ -1,7 +1,5 @@
 """The native image path: its resize is PIL's to the bit, its views are those of DALI's graph up to rounding."""
 
-import ctypes
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,33 +120,6 @@ def test_evaluation_is_the_graphs() -> None:
         for backend in ("native", "dali")
     )
     assert difference(ours, theirs)[0] < 0.1
-
-
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_processors_without_vectors_make_the_same_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    augment = Augment()
-    drawn = draw_views(augment, 64, 0, 0, np.arange(6), np.zeros(6, np.int64), SIX)
-    inputs = train_inputs(augment, 64, six_photographs(), drawn)
-
-    def run() -> torch.Tensor:
-        return train_pipeline(augment, 64, lambda: inputs, 6, CPU, 1, backend="native").run()
-
-    vectors = run()
-    sources = sorted(map(str, Path(native.__file__).parent.glob("*.c")))
-    flags = [
-        "-O1",
-        "-std=gnu11",
-        "-ffp-contract=off",
-        "-DDEIT_FAST_PLAIN",
-        "-Wno-psabi",
-        "-fPIC",
-        "-shared",
-        "-pthread",
-    ]
-    subprocess.run(["cc", *flags, *sources, "-o", str(tmp_path / "plain.so"), "-lm"], check=True, capture_output=True)
-    plain = ctypes.CDLL(str(tmp_path / "plain.so"))
-    monkeypatch.setattr(native, "library", lambda: plain)
-    assert torch.equal(run(), vectors)
 
 
 def test_without_the_library_dalis_graph_makes_the_views(monkeypatch: pytest.MonkeyPatch) -> None:

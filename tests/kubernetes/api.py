@@ -1,4 +1,4 @@
-"""The API server of the stand-in: the paths that the official client asks for, with the answers Kubernetes gives."""
+"""The stand-in's API server: the paths that the official client uses, answered as Kubernetes does."""
 
 import json
 import re
@@ -22,7 +22,7 @@ _OBJECTS = {
     "trainjobs": ("trainer.kubeflow.org/v1alpha1", "train_jobs"),
     "trainingruntimes": ("trainer.kubeflow.org/v1alpha1", "runtimes"),
 }
-"""The group and version of kinds, and the cluster's own name of them."""
+"""Group and version of each kind, and the plural by which the cluster knows it."""
 _KINDS = (
     r"/apis/(?P<group>jobset\.x-k8s\.io/v1alpha2|trainer\.kubeflow\.org/v1alpha1)"
     r"/namespaces/(?P<namespace>[^/]+)/(?P<kind>jobsets|trainjobs|trainingruntimes)"
@@ -50,7 +50,7 @@ _ROUTES = {
 
 
 def serve(cluster: "Cluster") -> ThreadingHTTPServer:
-    """The server, on a free port, in a thread of its own."""
+    """The server on a free port, running in a thread."""
 
     class Bound(_Handler):
         pass
@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status, error.code)
 
     def _asks(self, flag: str) -> bool:
-        """Go's ParseBool: versions of the client write it differently."""
+        """Go's ParseBool, because versions of the client write booleans differently."""
         return self.query.get(flag) in ("1", "t", "T", "true", "TRUE", "True")
 
     def _send(self, value: object, code: int = 200) -> None:
@@ -241,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         sent = 0
         while True:
-            ended = pod.phase != "Running"  # before its lines are read: there may be more
+            ended = pod.phase != "Running"  # asked before the lines are read, since more may follow
             lines = pod.lines[sent:]
             sent += len(lines)
             for line in lines:

@@ -2,9 +2,9 @@
 
     python -m tests.kubernetes FOLDER
 
-It takes what the real API takes and does what Volcano's controller and a kubelet do with it. Its nodes are names that
-pods are dealt out to, and that can be lost. It cannot show how pods are fitted onto nodes, a network between them, or
-images: a request of any size is granted, and the image is this machine's file system, see pods.py.
+It accepts what the real API accepts, and does what Volcano's controller and a kubelet do. Its nodes are only names to
+which pods are assigned, and which can be lost. It does not simulate scheduling by size, networks between nodes, or
+images: a request of any size is granted, and the image is this machine's file system (see pods.py).
 """
 
 import contextlib
@@ -39,19 +39,19 @@ QUEUES = {
 }
 NODES = ("node-1", "node-2")
 UNREACHABLE = "node.kubernetes.io/unreachable"
-TOLERATION_SECONDS = 300  # of a pod that does not say otherwise
+TOLERATION_SECONDS = 300  # for a pod that does not set it
 SERVICE_ACCOUNTS, PRIORITY_CLASSES = {"default", "trainer"}, {"high"}
 _POLL_SECONDS = 0.05
 
 
 def image_environment() -> dict[str, str]:
-    """What an image with this repository sets."""
+    """The environment of an image with this repository."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {"PATH": path, "HOME": "/root", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 class Cluster:
-    """What the cluster holds. Whoever touches it holds the lock."""
+    """The content of the cluster. Every access holds the lock."""
 
     def __init__(self, folder: Path, image: Mapping[str, str]) -> None:
         self.folder, self.image = folder, dict(image)
@@ -101,12 +101,12 @@ class Cluster:
         return job
 
     def delete_job(self, namespace: str, name: str) -> None:
-        """The job goes at once, its pods once they have ended."""
+        """Deletes the job at once, and its pods when they have ended."""
         for pod in self.jobs.pop((namespace, name)).pods.values():
             pod.delete()
 
     def create_object(self, namespace: str, manifest: dict) -> JobSet | TrainJob | dict:
-        """A JobSet, a TrainJob or a TrainingRuntime, checked as an API server and its webhooks do."""
+        """Creates a JobSet, a TrainJob or a TrainingRuntime, after the checks of an API server and its webhooks."""
         if found := check(manifest, CURRENT, VERSION) or check_rules(manifest):
             raise Refused(400, "BadRequest", f"{manifest['kind']}: {'; '.join(found)}")
         key, kind = (namespace, manifest["metadata"]["name"]), manifest["kind"]
@@ -130,7 +130,7 @@ class Cluster:
         return job
 
     def delete_object(self, namespace: str, name: str, kind: str) -> None:
-        """The object goes at once, its pods once they have ended."""
+        """Deletes the object at once, and its pods when they have ended."""
         if kind == "runtimes":
             del self.runtimes[namespace, name]
             return
@@ -143,14 +143,14 @@ class Cluster:
             pod.delete()
 
     def lose_node(self, name: str) -> None:
-        """A power cut, or a network that ends: Kubernetes sees that the node is silent, and no more."""
+        """Simulates a power cut or a lost network: Kubernetes only sees that the node is silent."""
         with self.lock:
             self.nodes[name] = time.monotonic()
             for pod in self._pods_on(name):
                 pod.cut_off()
 
     def delete_node(self, name: str) -> None:
-        """Kubernetes collects the pods of a node that is no more."""
+        """Deletes a node; Kubernetes then collects its pods."""
         del self.nodes[name]
         for pod in self._pods_on(name):
             pod.collect()
@@ -159,7 +159,7 @@ class Cluster:
         return [pod for pod in self.pods.values() if pod.node == node]
 
     def _evict_from_lost_nodes(self) -> None:
-        """Marks the pods for their end once they tolerate it no longer; their objects stay, as no kubelet answers."""
+        """Marks pods for deletion when their toleration ends; their objects stay, because no kubelet answers."""
         for name, since in self.nodes.items():
             for pod in self._pods_on(name) if since else []:
                 if not pod.deleted_at and time.monotonic() - since > _toleration(pod.spec):
@@ -167,7 +167,7 @@ class Cluster:
                     pod.delete()
 
     def create_pod(self, pod: Pod) -> bool:
-        """Whether the API took the pod: its name is free, and there is all that it names."""
+        """Whether the API accepts the pod: its name is free, and everything that it refers to exists."""
         spec = pod.spec
         allowed = (
             spec.get("serviceAccountName", "default") in SERVICE_ACCOUNTS
@@ -180,7 +180,7 @@ class Cluster:
         if pod.hostname not in self._addresses:
             count = len(self._addresses) + 2
             self._addresses[pod.hostname] = f"127.1.{count // 250}.{count % 250 + 1}"
-            with self._hosts.open("a") as hosts:  # the same file: pods that run have it mounted
+            with self._hosts.open("a") as hosts:  # appends to the same file, which running pods have mounted
                 names = f"{subdomain}.{pod.namespace}.svc {subdomain} {pod.hostname}"
                 hosts.write(f"{self._addresses[pod.hostname]} {names}\n")
         return True
@@ -203,7 +203,7 @@ class Cluster:
         self._controller.start()
 
     def stop(self) -> None:
-        """Kills what runs."""
+        """Kills all running pods."""
         with self.lock:
             for key in list(self.jobs):
                 self.delete_job(*key)
@@ -227,7 +227,7 @@ class Cluster:
             while not self._ended.wait(_POLL_SECONDS):
                 with self.lock:
                     self._step()
-        except BaseException as error:  # shown by stop
+        except BaseException as error:  # `stop` raises it
             self._failure = error
             self._ended.set()
             raise
@@ -265,7 +265,7 @@ class Cluster:
 
 
 def _toleration(spec: dict) -> float:
-    """Seconds that a pod stays bound to a node that cannot be reached."""
+    """Seconds for which a pod stays bound to a node that is out of reach."""
     for each in spec.get("tolerations") or []:
         if each.get("key") in (UNREACHABLE, None) and each.get("effect") in ("NoExecute", None):
             return each.get("tolerationSeconds", float("inf"))
@@ -274,7 +274,7 @@ def _toleration(spec: dict) -> float:
 
 @contextlib.contextmanager
 def running(folder: Path, image: Mapping[str, str]) -> Iterator[Cluster]:
-    """A cluster whose files are all below `folder`, with pods that have the environment `image`, stopped at the end."""
+    """A cluster with all its files below `folder`, and pods with the environment `image`; stopped at the end."""
     cluster = Cluster(folder, image)
     cluster.start()
     try:

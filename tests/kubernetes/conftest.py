@@ -1,4 +1,4 @@
-"""A cluster with the claims a training needs, or the reason why there is none."""
+"""A cluster with the claims that a training needs; tests skip with a reason where it cannot run."""
 
 from collections.abc import Iterator
 

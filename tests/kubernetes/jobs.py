@@ -33,7 +33,7 @@ class Job(Run):
         return config.new_client_from_config(str(self.cluster.kubeconfig))
 
     def status(self) -> dict:
-        """The job's status as the API shows it; empty before the controller has seen the job."""
+        """The job's status as the API shows it; empty until the controller has seen the job."""
         try:
             found = client.CustomObjectsApi(self.api).get_namespaced_custom_object(
                 "batch.volcano.sh", "v1alpha1", NAMESPACE, "jobs", self.name
@@ -48,7 +48,7 @@ class Job(Run):
         return [self.status().get("state", {}).get("phase", "")]
 
     def pods(self) -> list[Pod]:
-        """Its pods in order of their start, those that are gone, too."""
+        """Its pods in the order of their start, including deleted ones."""
         with self.cluster.lock:
             every = [*self.cluster.past, *self.cluster.pods.values()]
         return [pod for pod in every if pod.manifest["metadata"]["labels"].get("volcano.sh/job-name") == self.name]
@@ -57,16 +57,16 @@ class Job(Run):
         return [pod for pod in self.pods() if pod.phase == "Running"]
 
     def present(self) -> list[Pod]:
-        """Those that run and have not been told to end, by name."""
+        """Pods that run and have not been told to end, by name."""
         return sorted((pod for pod in self.running() if not pod.deleted_at), key=lambda pod: pod.name)
 
     def evict(self, pod: Pod) -> None:
-        """As `kubectl drain` does."""
+        """Evicts a pod as `kubectl drain` does."""
         eviction = client.V1Eviction(metadata=client.V1ObjectMeta(name=pod.name, namespace=NAMESPACE))
         client.CoreV1Api(self.api).create_namespaced_pod_eviction(pod.name, NAMESPACE, eviction)
 
     def wait(self, seconds: float = 240) -> str:
-        """The phase it ends in."""
+        """Waits for the job's end; returns its phase."""
         self.wait_until(lambda: set(self.states()) <= {*FINISHED, "gone"}, seconds, "the job's end")
         return self.states()[0]
 

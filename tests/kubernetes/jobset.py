@@ -1,8 +1,8 @@
-"""A JobSet of one replicated Job: what JobSet's controller and Kubernetes' Job controller do as its pods come and go.
+"""A JobSet with one replicated Job: simulates JobSet's controller and Kubernetes' Job controller.
 
-After JobSet v0.12.0, pkg/controllers (jobset_controller.go, failure_policy.go), and Kubernetes' pkg/controller/job. A
-set that is suspended has its pods deleted, and their ends count for nothing. A failed pod fails its Job, but only once
-every pod of it has ended: a pod on a node that cannot be reached holds the Job until somebody removes it.
+Follows JobSet v0.12.0, pkg/controllers (jobset_controller.go, failure_policy.go), and Kubernetes' pkg/controller/job.
+When a set is suspended, its pods are deleted, and their ends do not count as failures. A failed pod fails its Job only
+after all its pods have ended: a pod on a node that is out of reach therefore holds the Job until it is removed by hand.
 """
 
 import copy
@@ -18,10 +18,10 @@ _BACKOFF = ("BackoffLimitExceeded", "Job has reached the specified backoff limit
 
 
 class JobSet:
-    """A set and its status. The cluster calls `act` again and again."""
+    """A set and its status. The cluster calls `act` repeatedly."""
 
     gang = 1
-    """Pods that have to be there before any of them starts: Kubernetes' own scheduler takes each by itself."""
+    """Pods that must exist before any of them starts: one, since Kubernetes' own scheduler starts each by itself."""
 
     def __init__(self, manifest: dict, namespace: str, pods: Pods, owner: dict | None = None) -> None:
         self.manifest = copy.deepcopy(manifest)
@@ -54,7 +54,7 @@ class JobSet:
 
     @property
     def active(self) -> int:
-        """Pods that wait or run and have not been told to end, as a Job counts them."""
+        """Pods that wait or run and have not been told to end, which is what a Job counts."""
         return sum(pod.phase not in ENDED and not pod.deleted_at for pod in self.pods.values())
 
     @property
@@ -75,7 +75,7 @@ class JobSet:
         return {**self.manifest, "status": status}
 
     def handle(self, event: str, pod: Pod) -> None:
-        """Nothing: a Job looks at its pods, not at events."""
+        """Does nothing: a Job looks at its pods, not at events."""
 
     def act(self) -> None:
         for name, pod in self.pods.items():
@@ -109,7 +109,7 @@ class JobSet:
         elif self._complete:
             self.end = ("Completed", "jobset completed successfully")
         else:
-            covered = self._done | {pod.index for pod in self.pods.values()}  # one that ends is waited for
+            covered = self._done | {pod.index for pod in self.pods.values()}  # a pod that is ending is waited for
             for index in sorted({*range(self._nodes)} - covered):
                 pod = Pod(self._pod_manifest(index), self.replicated["name"], self.restarts)
                 pod.index, pod.held = index, True

@@ -1,7 +1,7 @@
-"""Kueue: a job waits, suspended, until its queue has room for all of it, and makes room for one of a higher priority.
+"""Kueue: a suspended job waits until its queue has room for all of it, or is preempted for one of higher priority.
 
-After Kueue v0.19.2, pkg/controller/jobframework/reconciler.go: a stopped job keeps its quota until none of its pods is
-active any more, and then waits again, in the order of priority and time. The one resource here is the CPU.
+Follows Kueue v0.19.2, pkg/controller/jobframework/reconciler.go. A stopped job keeps its quota until none of its pods
+is active, and then waits again, ordered by priority and time. The only resource here is the CPU.
 """
 
 from dataclasses import dataclass, field
@@ -9,9 +9,9 @@ from typing import Protocol
 
 QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 QUOTA = 8.0
-"""CPUs of the one ClusterQueue."""
+"""CPUs of the only ClusterQueue."""
 QUEUES = {"gpus"}
-"""LocalQueues of it."""
+"""Its LocalQueues."""
 PRIORITIES = {"": 0, "urgent": 1000}
 
 
@@ -27,7 +27,7 @@ class Queued(Protocol):
     def active(self) -> int: ...
     @property
     def pod_sets(self) -> list[tuple[int, dict]]:
-        """Pods, and their template."""
+        """Numbers of pods, and their templates."""
         ...
 
     def suspend(self, whether: bool) -> None: ...
@@ -41,7 +41,7 @@ class Workload:
     number: int
     admitted: bool = False
     evicted: str = ""
-    """Why it was stopped, until it is admitted again."""
+    """The reason why it was stopped, until it is admitted again."""
     preemptions: int = 0
     pending: str = ""
     conditions: list[dict] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Kueue:
         self._count = 0
 
     def add(self, job: Queued) -> None:
-        """Suspends a new job that names a queue, as the webhook does."""
+        """Suspends a new job that names a queue, as Kueue's webhook does."""
         if QUEUE in job.manifest["metadata"].get("labels", {}):
             job.suspend(True)
             self._count += 1
@@ -92,7 +92,7 @@ class Kueue:
         self.workloads = [each for each in self.workloads if each.job is not job]
 
     def preempt(self, job: Queued, why: str = "Preempted to accommodate a workload") -> None:
-        """Stops a job; it is admitted again as soon as there is room."""
+        """Stops a job; it is admitted again when there is room."""
         (workload,) = (each for each in self.workloads if each.job is job)
         workload.evicted, workload.pending = why, why
         workload.preemptions += 1
@@ -101,7 +101,7 @@ class Kueue:
     def act(self) -> None:
         for each in self.workloads:
             if each.evicted and each.admitted and not each.job.active:
-                each.admitted = False  # its quota is free
+                each.admitted = False  # its quota becomes free
         waiting = sorted((each for each in self.workloads if not each.admitted and not each.job.end),
                          key=lambda each: (-each.priority, each.number))  # fmt: skip
         for each in waiting:

@@ -1,4 +1,4 @@
-"""What the API of a cluster with Volcano takes: the checks of its schemas and of Volcano's admission webhook."""
+"""The checks with which a cluster with Volcano accepts objects: its schemas and Volcano's admission webhook."""
 
 import copy
 import re
@@ -6,22 +6,22 @@ from collections.abc import Mapping
 
 import kubernetes_validate
 
-# The fields of Volcano's batch.volcano.sh/v1alpha1 Job.
+# Fields of Volcano's batch.volcano.sh/v1alpha1 Job.
 JOB = {"schedulerName", "minAvailable", "volumes", "tasks", "policies", "plugins", "runningEstimate", "queue",
        "maxRetry", "ttlSecondsAfterFinished", "priorityClassName", "minSuccess", "networkTopology"}  # fmt: skip
 TASK = {"name", "replicas", "minAvailable", "template", "policies", "topologyPolicy", "maxRetry", "dependsOn",
         "partitionPolicy"}  # fmt: skip
-# What a policy may name. PodRunning, OutOfSync and CommandIssued are events too, but the controller's own.
+# Words that a policy may use. PodRunning, OutOfSync and CommandIssued are events too, but only for the controller.
 ACTIONS = {"AbortJob", "RestartJob", "RestartTask", "RestartPod", "RestartPartition", "TerminateJob", "CompleteJob",
            "ResumeJob"}  # fmt: skip
 EVENTS = {"PodFailed", "PodEvicted", "PodPending", "Unknown", "TaskCompleted", "TaskFailed", "JobUpdated", "*"}
 PLUGINS = {"env", "svc", "ssh", "pytorch", "tensorflow", "mpi", "ray", "hcclrank"}
-LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # of RFC 1123, as every name in a cluster's DNS
-DEFAULT_RETRIES = 3  # what Volcano puts in the place of 0
+LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123, for every name in a cluster's DNS
+DEFAULT_RETRIES = 3  # Volcano's replacement for 0
 
 
 def check_queue(name: str, queues: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Why Volcano takes no job for a queue. `queues`: the cluster's, by name, with their `state` and `parent`."""
+    """Why Volcano accepts no job for a queue. queues: the cluster's, by name, with their `state` and `parent`."""
     if name not in queues:
         return [f'unable to find job queue: queue.scheduling.volcano.sh "{name}" not found']
     found = []
@@ -59,7 +59,7 @@ def complete_job(job: dict) -> dict:
 
 
 def check_job(job: dict) -> list[str]:
-    """What is wrong with a job, but for its pods."""
+    """The mistakes in a job, except for those in its pods."""
     found = []
     if (job.get("apiVersion"), job.get("kind")) != ("batch.volcano.sh/v1alpha1", "Job"):
         found.append(f"{job.get('apiVersion')} {job.get('kind')}: expected a Job of batch.volcano.sh/v1alpha1")
@@ -111,7 +111,7 @@ def policy_events(policy: dict) -> set[str]:
 
 
 def check_pods(job: dict, version: str) -> list[str]:
-    """What is wrong with the job's pods by the strict schema of a version of Kubernetes."""
+    """The mistakes in the job's pods by the strict schema of a version of Kubernetes."""
     found = []
     for task in job["spec"]["tasks"]:
         pod = {"apiVersion": "v1", "kind": "Pod", **copy.deepcopy(task["template"])}
@@ -128,7 +128,7 @@ def pod_name(job: str, task: str, index: int) -> str:
 
 
 def check_rules(manifest: dict) -> list[str]:
-    """What JobSet's and the Trainer's webhooks refuse that no schema knows."""
+    """The mistakes that JobSet's and the Trainer's webhooks refuse and no schema contains."""
     if manifest["kind"] == "TrainJob":
         return []
     spec, found = manifest["spec"], []

@@ -1,7 +1,7 @@
-"""A pod as processes of this machine: in namespaces and on a root file system of its own, with its volumes mounted.
+"""A pod as processes of this machine, with its own namespaces and root file system, and with its volumes mounted.
 
-What it writes outside its volumes is gone with it. The image is this machine's file system with the repository; the
-network is this machine's too, where every pod's name is an address of the loopback device.
+Files outside its volumes disappear with the pod. The image is this machine's file system with the repository. The
+network is this machine's too; every pod's name is an address of the loopback device.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ import psutil
 
 from tests.conftest import ROOT
 
-GRACE_SECONDS = 30  # where the pod does not say otherwise
-# The first process in new namespaces is number 1 in them. It ends with the one that waits for it here.
+GRACE_SECONDS = 30  # for a pod that does not set it
+# The first process in new namespaces is number 1 there. It ends when the process that waits for it here ends.
 _START = 'setpriv --pdeathsig KILL bash -ec "$@" & exec 2>/dev/null; wait $!'
-# $1 an empty folder, $2 the cluster's /etc/hosts, $3 the pod's host name, $4 its mounts, the rest its process.
+# $1 is an empty folder, $2 the cluster's /etc/hosts, $3 the pod's host name, $4 its mounts; the rest is its process.
 _SETUP = """
 layer=$1 hosts=$2 name=$3 mounts=$4; shift 4
 mount -t tmpfs pod "$layer"
@@ -45,7 +45,7 @@ def now() -> str:
 
 
 def missing() -> str:
-    """What this machine lacks to run pods, in words; empty where it has all."""
+    """Why this machine cannot run pods, in words; "" if it can."""
     if os.geteuid():
         return "needs root for namespaces and mounts"
     words = ["unshare", "--mount", "--uts", "--ipc", "--pid", "--fork", "sh", "-ec"]
@@ -84,7 +84,7 @@ class Pod:
 
     @property
     def claims(self) -> dict[str, str]:
-        """Claims by the names of their volumes."""
+        """The claim of each volume."""
         volumes = (volume for volume in self.spec.get("volumes", []) if "persistentVolumeClaim" in volume)
         return {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in volumes}
 
@@ -98,7 +98,7 @@ class Pod:
         return {each["secretRef"]["name"] for container in containers for each in container.get("envFrom", [])}
 
     def _value(self, variable: dict) -> str:
-        """The value of a variable, which may be an annotation of the pod's."""
+        """The value of a variable, which may be an annotation of the pod."""
         if "valueFrom" not in variable:
             return variable.get("value", "")
         (name,) = re.findall(r"metadata\.annotations\['(.+)'\]", variable["valueFrom"]["fieldRef"]["fieldPath"])
@@ -108,11 +108,11 @@ class Pod:
         self, folder: Path, hosts: Path, image: Mapping[str, str], claims: Mapping[str, Path],
         secrets: Mapping[str, Mapping[str, str]],
     ) -> None:  # fmt: skip
-        """Runs the pod's container; `claims` are the folders by claim, `image` the environment of the image."""
+        """Runs the pod's container. claims: the folder of each claim. image: the environment of the image."""
         (container,) = self.spec["containers"]
         layer = folder / self.uid
         layer.mkdir()
-        environment = {**image, "KUBERNETES_SERVICE_HOST": "127.0.0.1"}  # every pod is told where the API is
+        environment = {**image, "KUBERNETES_SERVICE_HOST": "127.0.0.1"}  # every pod gets the API's address
         for each in container.get("envFrom", []):
             environment |= secrets[each["secretRef"]["name"]]
         environment |= {each["name"]: self._value(each) for each in container.get("env", [])}
@@ -135,8 +135,8 @@ class Pod:
         self.phase = "Running"
 
     def delete(self, seconds: int | None = None) -> None:
-        """Asks its first process to end, which is killed after the grace period."""
-        if seconds == 0 and self._silent:  # by force: the object goes, whatever becomes of the processes
+        """Tells its first process to end, and kills it after the grace period."""
+        if seconds == 0 and self._silent:  # by force: the object is deleted, whatever its processes do
             self.remove()
         if self.deleted_at:
             return
@@ -146,18 +146,18 @@ class Pod:
             self.signal(signal.SIGTERM)
 
     def cut_off(self) -> None:
-        """Its node cannot be reached any more: nobody learns what becomes of the pod, and nothing comes from it."""
+        """Its node is out of reach: the state of the pod is unknown, and no output arrives."""
         self._silent = True
         self._signal_all(signal.SIGSTOP)
 
     def collect(self) -> None:
-        """Its node is no more: Kubernetes marks it as failed, and takes it away."""
+        """Its node is deleted: Kubernetes marks the pod as failed and deletes it."""
         if self.held:
             self.phase = "Failed"
         self.remove()
 
     def remove(self) -> None:
-        """Its object goes, once nothing holds it."""
+        """Deletes its object when nothing holds it."""
         self.deleted_at, self._removed = self.deleted_at or now(), True
         self._signal_all(signal.SIGKILL)
 
@@ -181,13 +181,13 @@ class Pod:
         return not self.held and (self._removed or (bool(self.deleted_at) and self.phase != "Running"))
 
     def signal(self, number: int) -> None:
-        """Sends a signal to the pod's first process: one that it does not handle does nothing, but for KILL."""
+        """Sends a signal to the pod's first process, which ignores signals without a handler, except KILL."""
         if (first := self.first_process()) is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(first, number)
 
     def first_process(self) -> int | None:
-        """The process that is number 1 inside."""
+        """The process that is number 1 inside the pod."""
         assert self._process is not None
         with contextlib.suppress(OSError):
             children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
@@ -195,7 +195,7 @@ class Pod:
         return None
 
     def _signal_all(self, number: int) -> None:
-        """To its first process, and what that started."""
+        """Signals its first process and that process's descendants."""
         if self._process is None or (first := self.first_process()) is None:
             return
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -228,7 +228,7 @@ class Pod:
 
 
 def _expand(word: str, environment: Mapping[str, str]) -> str:
-    """Kubernetes' own expansion of a command: $(NAME) where the container has a NAME, and $ for $$."""
+    """Kubernetes' expansion of a command: $(NAME) for the container's variable NAME, and $ for $$."""
 
     def value(match: re.Match[str]) -> str:
         return "$" if match[0] == "$$" else environment.get(match[1], match[0])

@@ -1,4 +1,4 @@
-"""A TrainJob of Kubeflow's Trainer: a JobSet, made of it and of its TrainingRuntime. After the Trainer v2.3.0."""
+"""A TrainJob of Kubeflow's Trainer v2.3.0, simulated by a JobSet that is made from it and its TrainingRuntime."""
 
 import copy
 import uuid
@@ -11,7 +11,7 @@ _PET = {"PET_NPROC_PER_NODE": "auto", "PET_MASTER_PORT": "29500"}
 
 
 class TrainJob:
-    """A TrainJob and its JobSet, which has its name, and is suspended with it."""
+    """A TrainJob and its JobSet, which has the same name and is suspended together with it."""
 
     def __init__(self, manifest: dict, runtime: dict, namespace: str, pods: Pods) -> None:
         self.manifest = copy.deepcopy(manifest)

@@ -1,4 +1,4 @@
-"""A job of Volcano: its pods, and what becomes of it as they come and go. After the states of Volcano's controller."""
+"""A job of Volcano: its pods, and its reactions to their events, following the states of Volcano's controller."""
 
 import copy
 import uuid
@@ -16,13 +16,13 @@ _END = {"Aborting": "Aborted", "Terminating": "Terminated", "Completing": "Compl
 
 
 class Pods(Protocol):
-    """Where the pods of a job live."""
+    """The cluster in which the pods of a job live."""
 
     def create_pod(self, pod: Pod) -> bool: ...
 
 
 class Job:
-    """A job and its status. Whatever happens to a pod comes in through `handle`."""
+    """A job and its status. `handle` receives all events of its pods."""
 
     def __init__(self, manifest: dict, namespace: str, pods: Pods) -> None:
         self.manifest = copy.deepcopy(manifest)
@@ -44,7 +44,7 @@ class Job:
 
     @property
     def gang(self) -> int:
-        """Pods that have to be there before any of them starts."""
+        """Pods that must exist before any of them starts."""
         return self.spec["minAvailable"]
 
     def to_json(self) -> dict:
@@ -66,12 +66,12 @@ class Job:
         }
 
     def handle(self, event: str, pod: Pod) -> None:
-        """What the policies say to an event of a pod; nothing to one of a pod from before the last restart."""
+        """Applies the policies to a pod's event, unless the pod is from before the last restart."""
         if pod.discarded or pod.version < self.version:
             return
         task = next(each for each in self.spec["tasks"] if each["name"] == pod.task)
         for policy in [*(task.get("policies") or []), *(self.spec.get("policies") or [])]:
-            # Only the failure itself comes with an exit code.
+            # Only the failure event has an exit code.
             code = pod.exit_code if event == "PodFailed" else 0
             if policy_events(policy) & {event, "*"} or policy.get("exitCode", 0) == (code or None):
                 self.act(policy["action"])
@@ -123,7 +123,7 @@ class Job:
             self.phase, self.since = phase, now()
 
     def _create(self, update: Callable[[], None]) -> None:
-        """Creates the pods that are not there, and takes away those that ask for it."""
+        """Creates missing pods, and deletes those that request it."""
         for task in self.spec["tasks"]:
             for index in range(task["replicas"]):
                 name = pod_name(self.name, task["name"], index)
@@ -134,7 +134,7 @@ class Job:
         update()
 
     def _kill(self, retain: set[str], update: Callable[[], None]) -> None:
-        """Deletes the pods but for those in a phase to retain, or, at the last retry, for those that have ended."""
+        """Deletes the pods except those in a phase to retain; at the last retry, except those that have ended."""
         if self.phase not in FINISHED:
             self.version += 1
         if self.retries >= self.spec["maxRetry"] - 1:

@@ -1,6 +1,6 @@
-"""The references' training chains in PIL, torchvision and timm, each drawing its own random numbers.
+"""The references' training transforms in PIL, torchvision and timm, each with its own random numbers.
 
-Nothing here is shared with the code under test: timm draws from Python's `random` and numpy, torchvision from torch.
+No random state is shared with the code under test: timm draws from Python's `random` and numpy, torchvision from torch.
 """
 
 import random
@@ -39,7 +39,7 @@ def _blur(image: Image.Image) -> Image.Image:
 
 
 def _allow_no_bits(op: AugmentOp) -> None:
-    """Posterize to no bit is black, as in the PIL of the references' time; today's raises."""
+    """Makes Posterize to no bit return black, as PIL did when the references were written; today's PIL raises."""
     original = op.aug_fn
     if op.name == "PosterizeIncreasing":
         op.aug_fn = lambda image, bits, **kwargs: (
@@ -59,7 +59,7 @@ def _policy(name: str, size: int) -> Chain:
 
 
 def build_chain(crop: str, policy: str, jitter: float, flip: float, size: int, interpolation: str = "bicubic") -> Chain:
-    """crop: a name of Augment.crop. policy: three_augment, none, or timm's word for it."""
+    """crop: a name of Augment.crop. policy: three_augment, none, or timm's name of a policy."""
     crops = {
         "rrc": lambda: RandomResizedCropAndInterpolation(size, interpolation=interpolation),
         "rrc_linear": lambda: _FittingCrop(size),

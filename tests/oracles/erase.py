@@ -1,4 +1,4 @@
-"""The boxes of timm's RandomErasing, by its own random numbers."""
+"""The boxes of timm's RandomErasing, from timm's own random numbers."""
 
 import random
 

@@ -1,7 +1,7 @@
-"""Checkpoints as other codebases write them, with random weights, and what their models compute: slow and obvious.
+"""Checkpoints in the form of other codebases with random weights, and the outputs of their models: slow and obvious.
 
-Layouts from the descriptions of each format; nothing here knows the converter. `reference_weights` has the names of
-facebookresearch/deit; the other writers lay the same numbers out in their own way.
+The layouts follow the descriptions of each format, not the converter. `reference_weights` uses the names of
+facebookresearch/deit; the other writers store the same numbers in their own layout.
 """
 
 import argparse

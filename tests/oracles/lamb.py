@@ -49,7 +49,7 @@ class OracleLamb:
 
 
 def assert_converges(build: Callable[..., Any], size: int, steps: int, device: str = "cpu", **options: Any) -> None:
-    """An optimizer that `build` makes fits a line to `size` points: a hundredth of the loss is left."""
+    """An optimizer from `build` fits a line to `size` points, and reduces the loss to a hundredth."""
     torch.manual_seed(0)
     inputs, truth = torch.randn(size, 10, device=device), torch.randn(10, 1, device=device)
     model = nn.Linear(10, 1).to(device)

@@ -1,4 +1,4 @@
-"""The operations of RandAugment and AutoAugment as timm itself computes them, with the random sign given."""
+"""The operations of RandAugment and AutoAugment as timm computes them, with a given sign."""
 
 from unittest import mock
 
@@ -11,7 +11,7 @@ def apply(image: Image.Image, name: str, level: float, sign: float) -> Image.Ima
     with mock.patch.object(auto_augment.random, "random", return_value=0.75 if sign < 0 else 0.25):
         arguments = to_argument(level, {}) if to_argument else ()
     if name == "PosterizeIncreasing" and arguments == (0,):
-        return Image.new("RGB", image.size)  # what PIL did before it refused to keep no bits
+        return Image.new("RGB", image.size)  # the result of earlier PIL versions, which accepted 0 bits
     return auto_augment.NAME_TO_OP[name](
         image, *arguments, fillcolor=(124, 116, 104), resample=Image.Resampling.BICUBIC
     )

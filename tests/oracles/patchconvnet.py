@@ -1,4 +1,4 @@
-"""PatchConvNet as its paper's figures have it, from a state dict, on tokens of a square grid: slow and obvious."""
+"""PatchConvNet after its paper's figures, from a state dict, on tokens of a square grid: slow and obvious."""
 
 import math
 

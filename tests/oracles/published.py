@@ -1,7 +1,7 @@
 """The numbers of every published training, typed in by hand from the sources' commands and configs.
 
-Nothing here is computed from, or imported by, the recipe table. A family is what all its rows share and a text table of
-what they do not; a word is JSON where it parses. Columns have the short names of KEYS.
+Nothing here is computed from the recipe table, or imported by it. A family consists of the values that all its rows
+share, and of a text table of the others. A word is JSON where it parses. Columns have the short names of KEYS.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The order of facebookresearch/deit's RASampler, as slow and obvious as can be."""
+"""The order of facebookresearch/deit's RASampler: slow and obvious."""
 
 
 def deal_out(permutation: list[int], repeats: int, world_size: int, rank: int) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ from scipy import stats
 
 
 def same_shares(first: np.ndarray, second: np.ndarray) -> float:
-    """p of the hypothesis that two samples of categories are one distribution."""
+    """p-value of the hypothesis that two samples of categories have the same distribution."""
     top = int(max(first.max(), second.max())) + 1
     table = np.array([np.bincount(each, minlength=top) for each in (first, second)])
     return float(stats.chi2_contingency(table[:, table.sum(0) > 0], correction=False).pvalue)

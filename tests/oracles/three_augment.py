@@ -19,7 +19,7 @@ def decode(encoded: NDArray[np.uint8]) -> Image.Image:
 def resized_crop(
     image: Image.Image, geometry: Sequence[int], size: int, kernel: Image.Resampling = Image.Resampling.BICUBIC
 ) -> Image.Image:
-    """PIL's own resize, of the crop."""
+    """PIL's own resize of the crop."""
     top, left, height, width = (int(side) for side in geometry)
     return image.crop((left, top, left + width, top + height)).resize((size, size), kernel)
 

@@ -1,4 +1,4 @@
-"""The two systems of the comparison, set up alike: deit_fast's step and the plain reference, from one recipe."""
+"""The two systems that are compared, deit_fast's step and the plain reference, set up alike from one recipe."""
 
 import re
 
@@ -23,7 +23,7 @@ from tests.oracles.reference.optimizers import AdamW, Lamb
 from tests.oracles.reference.training import GpuBatch, Reference, Settings
 from tests.oracles.reference.vit import VisionTransformer
 
-# A ViT of 4 blocks of width 128, 17 tokens; every value that the demo's recipe changes is the reference's again.
+# A ViT of 4 blocks of width 128 with 17 tokens. Values that the demo's recipe changes are set back to the reference's.
 WORDS = (
     "model.name=deit3_nano_patch8", "model.image_size=32", "model.num_classes=10", "model.layer_scale=auto",
     "data.repeats=1", "mix.mixup=0.8", "mix.cutmix=1.0", "mix.group=16", "loss.name=bce", "optim.lr=4e-3",
@@ -36,7 +36,7 @@ CPU = World(0, 1, torch.device("cpu"))
 
 
 class Ours:
-    """deit_fast's own step, optimizer, mixing draws and schedule on images [STEPS, B, 3, S, S] given."""
+    """deit_fast's own step, optimizer, mixing draws and schedule on given images [STEPS, B, 3, S, S]."""
 
     def __init__(self, words: tuple[str, ...], images: Tensor, labels: Tensor) -> None:
         recipe = self.recipe = get_recipe("demo_pretrain", [*WORDS, *words])
@@ -45,7 +45,7 @@ class Ours:
         self.samplers = build_samplers(recipe, order, 0, 1)
         torch.manual_seed(1)
         model = build_model(recipe.model)
-        with torch.no_grad():  # away from zeros and ones, where a mistake would not show
+        with torch.no_grad():  # away from zeros and ones, which would hide mistakes
             for name, weight in model.named_parameters():
                 if name.endswith(".bias") or "norm" in name:
                     weight += 0.02 * torch.randn_like(weight)
@@ -73,7 +73,7 @@ class Ours:
         return passes
 
     def train(self, step: int) -> float:
-        """One step; its loss."""
+        """Runs one step; returns its loss."""
         self.masks.clear()
         self.step(self.batches(step), self.rate(step))
         loss, _, counted, skipped = self.step.meter.sums.tolist()
@@ -82,7 +82,7 @@ class Ours:
         return loss
 
     def gpus(self, step: int) -> list[GpuBatch]:
-        """The same step as the reference's GPUs would hold it: a mixing group each, paired up by reversal."""
+        """The same step as the reference's GPUs would hold it: one mixing group per GPU, paired by reversal."""
         size, group = self.recipe.run.global_batch, self.recipe.mix.group
         draws = {
             int(place): (bool(cutmix), float(lam), tuple(box.tolist()))
@@ -102,7 +102,7 @@ class Ours:
 
 
 def reference_of(recipe: Recipe, model: nn.Module) -> Reference:
-    """The plain system with the settings of `recipe` and the weights of `model`, carried over by name."""
+    """The plain system with the settings of `recipe` and the weights of `model`, transferred by name."""
     section, shape = recipe.model, find_architecture(recipe.model.name)
     plain = VisionTransformer(
         section.image_size, shape.patch_size, shape.embed_dim, shape.depth, shape.num_heads, section.classes,

@@ -1,4 +1,4 @@
-"""What the tests of the DAG share: components that run one line of shell, a stand-in for Slurm, what a run leaves."""
+"""Fixtures for tests of the DAG: components that run one line of shell, a stand-in for Slurm, files of a run."""
 
 import json
 import signal
@@ -33,7 +33,7 @@ def sh(*words: str, script: str, refuse: str = "") -> specs.AppDef:
 
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
-    """LocalScheduler installs handlers; pytest gets its own back."""
+    """Restores pytest's signal handlers after LocalScheduler has installed its own."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in handlers.items():
@@ -71,7 +71,7 @@ def shell(component: str, name: str, script: str, *needs: str, result: str = "")
     return Stage(name, component, ("--script", script), needs, output=result, result=result)
 
 
-# One JSON file per job: its state, and sbatch's words.
+# One JSON file for each job: its state, and sbatch's arguments.
 COMMANDS = """
 import json, os, sys, time
 from pathlib import Path

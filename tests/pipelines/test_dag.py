@@ -219,13 +219,6 @@ def test_an_interrupt_between_two_polls_is_not_lost(
     assert states(tmp_path / "out") == {"a": "cancelled"}
 
 
-def test_logs_are_streamed_where_asked(tmp_path: Path, component: str) -> None:
-    with (tmp_path / "stream").open("w") as stream, get_runner() as runner:
-        stages = [shell(component, "a", "echo hello; sleep 0.3; echo bye >&2")]
-        assert run_stages(stages, tmp_path / "out", runner, "local_cwd", {}, poll_seconds=0.02, stream=stream) == 0
-    assert (tmp_path / "stream").read_text() == "a | hello\na | bye\n"
-
-
 @pytest.mark.parametrize("presses", [1, 2])
 def test_an_interrupt_waits_for_what_a_stage_saves_and_a_second_does_not(
     tmp_path: Path, component: str, journal: Path, presses: int

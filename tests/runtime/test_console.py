@@ -28,14 +28,14 @@ console.close()
 """
 
 
-def on_terminal(columns: int) -> list[str]:
+def on_terminal(columns: int, script: str = SCRIPT) -> list[str]:
     """What a terminal of so many columns shows, line by line, each as it was left when it was last drawn."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("COLUMNS", None)
     streams = {"stdin": slave, "stdout": slave, "stderr": slave}
-    with subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, **streams) as shown:
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, **streams) as shown:
         os.close(slave)
         text = b""
         while True:
@@ -63,6 +63,12 @@ def test_the_live_line_fits(columns: int) -> None:
     assert all(word in last for word in wanted[columns]), last
     (scores,) = [line for line in lines if "top-1" in line]
     assert scores.rstrip().endswith("top-1 72.25 %  top-5 90.00 %  loss 1.000  best")
+
+
+def test_the_last_line_has_the_best_of_the_last_evaluation() -> None:
+    script = SCRIPT.replace("console.advance()\nconsole.close()", "console.close()")
+    assert script != SCRIPT
+    assert "best 72.25 %" in on_terminal(130, script)[-1]
 
 
 def test_lines_of_a_log_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:

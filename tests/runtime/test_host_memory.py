@@ -1,6 +1,10 @@
 """Memory that is left, by files as the kernel writes them; a GPU that torch does not see."""
 
+import os
+import platform
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -13,6 +17,7 @@ from deit_fast.runtime.errors import RunError
 from deit_fast.runtime.hardware import describe_hidden_gpu
 from deit_fast.runtime.host_memory import available_memory
 from deit_fast.runtime.world import choose_device
+from tests.conftest import ROOT
 
 GIB = 2**30
 
@@ -69,6 +74,38 @@ def test_of_a_limit(proc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     write(proc / "self" / "status", f"Name: python\nVmSize:\t {GIB // 1024} kB\n")
     monkeypatch.setattr(resource, "getrlimit", lambda which: (3 * GIB, 3 * GIB))
     assert available_memory(proc, tmp_path / "none") == 2 * GIB
+
+
+ARENAS = """
+import ctypes, sys, threading
+from deit_fast.runtime.host_memory import limit_arenas
+
+limit_arenas(2)
+libc, there = ctypes.CDLL(None), threading.Barrier(9)
+libc.malloc.restype = ctypes.c_void_p
+def allocate():
+    libc.malloc(200_000)
+    there.wait()
+    there.wait()
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+for thread in threads:
+    thread.start()
+there.wait()
+libc.malloc_stats()  # to stderr
+there.wait()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+@pytest.mark.parametrize(("variables", "arenas"), [({}, 2), ({"MALLOC_ARENA_MAX": "5"}, 5)])
+def test_threads_share_the_arenas_unless_the_user_says_how_many(variables: dict[str, str], arenas: int) -> None:
+    """glibc's own count, where 8 threads have allocated at one time."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
+    }
+    done = subprocess.run([sys.executable, "-c", ARENAS], env={**environment, "PYTHONPATH": str(ROOT), **variables},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert sum(line.startswith("Arena ") for line in done.stderr.splitlines()) == arenas
 
 
 def test_a_gpu_that_torch_does_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,27 +13,27 @@ from tests.conftest import ROOT
 COUNT = """
 from deit_fast.runtime import progress
 progress.LINE_SECONDS = -1
-with progress.Progress(9, "work", start=3, unit="step", lines={lines}, show={show}) as bar:
+with progress.Progress(9, "work", start=3, unit="step", show={show}) as bar:
     for number in range(2):
         bar.update(2)
         bar.write(f"line {{number}}")
 """
 
 
-def count(stderr: int, lines: bool = True, show: bool = True) -> subprocess.CompletedProcess[str]:
-    code = COUNT.format(lines=lines, show=show)
+def count(stderr: int, show: bool = True) -> subprocess.CompletedProcess[str]:
+    code = COUNT.format(show=show)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=stderr, text=True,
                           env=environment, check=True)  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("lines", "show", "said"),
-    [(True, True, ["work: 5 of 9", "work: 7 of 9"]), (False, True, []), (True, False, [])],
-    ids=["reports", "writes-its-own-lines", "another-reports"],
+    ("show", "said"),
+    [(True, ["work: 5 of 9", "work: 7 of 9"]), (False, [])],
+    ids=["reports", "another-reports"],
 )
-def test_a_log_file_gets_lines(lines: bool, show: bool, said: list[str]) -> None:
-    done = count(subprocess.PIPE, lines, show)
+def test_a_log_file_gets_lines(show: bool, said: list[str]) -> None:
+    done = count(subprocess.PIPE, show)
     assert done.stderr.splitlines() == said
     assert done.stdout == "line 0\nline 1\n"
 
@@ -55,7 +55,7 @@ def test_a_terminal_gets_a_bar_and_the_lines_stay_apart() -> None:
 
 def test_bytes_are_counted_in_mib() -> None:
     code = COUNT.replace("Progress(9", "Progress(9 << 20").replace("start=3", "start=3 << 20").replace('"step"', '"B"')
-    code = code.replace("update(2)", "update(2 << 20)").format(lines=True, show=True)
+    code = code.replace("update(2)", "update(2 << 20)").format(show=True)
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 80))
     said = []

@@ -142,10 +142,9 @@ def test_every_status_has_its_line() -> None:
     assert describe_end(2, -11) == "rank 2 was ended by SIGSEGV"
 
 
-def test_the_table_of_the_readme_has_every_status() -> None:
-    rows = re.findall(
-        r"^\| (\d+) \| [^|]* \| ([^|]*) \| ([^|]*) \|", (ROOT / "components" / "README.md").read_text(), re.M
-    )
+def test_the_table_for_operators_has_every_status() -> None:
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| [^|]* \| ([^|]*) \| ([^|]*) \|", page, re.M)
     table = {int(status): {slurm, kubernetes} for status, slurm, kubernetes in rows}
     assert table.keys() == set(ExitStatus)
     ended = {status for status, ends in table.items() if ends == {"**ended**"}}

@@ -1,10 +1,12 @@
 """How threads wait: what others use of the cores, by a /proc/stat of the test's; libgomp's own count of its threads."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,10 +111,26 @@ def test_what_the_user_chose_stays(
     assert dict(os.environ) == environment
 
 
-BUSY_AND_QUIET = """
-import hashlib, os, time
+LIBGOMP = """
+import hashlib, json, os, time
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
 import torch
 from deit_fast.runtime import waiting
+
+values = torch.zeros(2 * 65536)
+def spent():
+    # CPU seconds of 40 operations with pauses between them: the thread that shares them waits in each
+    values.add_(1)
+    start = time.process_time()
+    for _ in range(40):
+        values.add_(1)
+        time.sleep(0.01)
+    return time.process_time() - start
+awake, standby = spent(), waiting.StandBy()
+standby.switch(True)
+time.sleep(0.5)
+found = {"spent": [awake, spent()]}
+standby.switch(False)
 
 torch.manual_seed(0)
 a, b = torch.randn(300, 300), torch.randn(300, 300)
@@ -128,29 +146,43 @@ def until(there):
         if there():
             return
         time.sleep(0.01)
-first, before = digest(), tasks()
-standby = waiting.StandBy()
-standby.switch(True)
-standby.switch(True)
-until(lambda: tasks() >= before + EXPECTED)
-second, during = digest(), tasks()
-standby.switch(False)
-until(lambda: tasks() <= before)
-print(first == second == digest(), during - before, torch.get_num_threads())
+for cores, helpers in ((2, 1), (4, 3)):
+    os.sched_getaffinity = lambda _: set(range(cores))
+    time.sleep(0.1)
+    standby, first, before = waiting.StandBy(), digest(), tasks()
+    standby.switch(True)
+    standby.switch(True)
+    until(lambda: tasks() >= before + 2 * helpers)
+    second, during = digest(), tasks()
+    standby.switch(False)
+    until(lambda: tasks() <= before)
+    found[str(cores)] = [first == second == digest(), during - before, torch.get_num_threads()]
+print(json.dumps(found))
 """
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="torch has one thread on one core")
+@pytest.fixture(scope="module")
+def libgomp() -> dict[str, Any]:
+    """What a process of two threads of torch's found, without and with threads that stand by."""
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("torch has one thread on one core")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        environment.pop(name, None)
+    done = subprocess.run([sys.executable, "-c", LIBGOMP], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
 @pytest.mark.parametrize(("cores", "helpers"), [(2, 1), (4, 3)])
-def test_there_are_more_threads_than_cores_and_results_stay(cores: int, helpers: int) -> None:
+def test_there_are_more_threads_than_cores_and_results_stay(libgomp: dict[str, Any], cores: int, helpers: int) -> None:
     """libgomp counts two threads of torch's, and one more for each that stands by with a team of two."""
-    threads, expected = 2, 2 * helpers
-    program = BUSY_AND_QUIET.replace("EXPECTED", str(expected)).replace(
-        "standby = waiting", f"os.sched_getaffinity = lambda _: set(range({cores}))\nstandby = waiting"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout.split() == ["True", str(expected), str(threads)], done.stderr
+    assert libgomp[str(cores)] == [True, 2 * helpers, 2]
+
+
+def test_libgomp_hardly_spins_beside_threads_that_stand_by(libgomp: dict[str, Any]) -> None:
+    awake, asleep = libgomp["spent"]
+    assert asleep < awake / 3
 
 
 def test_load_switches_and_the_end_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,37 +210,3 @@ def test_load_switches_and_the_end_does(monkeypatch: pytest.MonkeyPatch) -> None
         assert looked.wait(60)
     assert seen[:4] == [True, True, False, True]
     assert seen[-1] is False
-
-
-SPINNING = """
-import os, time
-os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-import torch
-from deit_fast.runtime import waiting
-
-values = torch.zeros(2 * 65536)
-def spent():
-    # CPU seconds of 40 operations with pauses between them: the thread that shares them waits in each
-    values.add_(1)
-    start = time.process_time()
-    for _ in range(40):
-        values.add_(1)
-        time.sleep(0.01)
-    return time.process_time() - start
-awake, standby = spent(), waiting.StandBy()
-standby.switch(True)
-time.sleep(0.5)
-print(awake, spent())
-"""
-
-
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="torch has one thread on one core")
-def test_libgomp_hardly_spins_beside_threads_that_stand_by() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        environment.pop(name, None)
-    done = subprocess.run(
-        [sys.executable, "-c", SPINNING], env=environment, capture_output=True, text=True, timeout=300
-    )
-    awake, asleep = map(float, done.stdout.split())
-    assert asleep < awake / 3, (awake, asleep, done.stderr)

@@ -1,8 +1,8 @@
-"""A Slurm cluster of two nodes with accounting on this machine, in a folder of its own, for as long as a test runs.
+"""A Slurm cluster of two nodes with accounting on this machine, in its own folder, while a test runs.
 
-It needs root, Linux namespaces and Debian's slurm-wlm, slurmdbd, munge and mariadb-server; nothing of the system is
-changed. Each slurmd has its own host name and /etc/hosts, since torchrun's rendezvous goes by the name of the first
-node. The nodes claim more cores than there are, so that requests of production size are accepted.
+It needs root, Linux namespaces and Debian's slurm-wlm, slurmdbd, munge and mariadb-server. It changes nothing of the
+system. Each slurmd has its own host name and /etc/hosts, because torchrun's rendezvous uses the name of the first node.
+The nodes claim more cores than exist, so that requests of production size are accepted.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _CPUS, _MEMORY_MB = 16, 65536
 
 
 def missing() -> str:
-    """What this machine lacks to run a cluster, in words; empty where it has all."""
+    """Why this machine cannot run a cluster, in words; "" if it can."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     absent = [program for program in PROGRAMS if not shutil.which(program, path=path)]
     if absent:
@@ -59,7 +59,7 @@ class Cluster:
         self._launch(f"slurmd-{name}", "unshare", "--uts", "--mount", "sh", "-c", enter)
 
     def kill_node(self, name: str) -> None:
-        """Kills a node's daemon and all that it started, as a power cut does."""
+        """Kills a node's daemon and all its descendants, like a power cut."""
         daemon = self._daemons.pop(f"slurmd-{name}")
         namespace = os.readlink(f"/proc/{daemon.pid}/ns/uts")
         for process in Path("/proc").glob("[0-9]*"):
@@ -99,7 +99,7 @@ class Cluster:
         return self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * len(NODES)
 
     def stop(self) -> None:
-        """Cancels what runs and ends the daemons that `start` started."""
+        """Cancels all jobs and ends the daemons that `start` started."""
         with contextlib.suppress(Exception):
             self.run("scancel", "--user=root")
             self.wait_for(lambda: not self.run("squeue", "-h"), 20, "the jobs' end")
@@ -128,7 +128,8 @@ class Cluster:
 
     def _launch(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
-            # A session of its own: an interrupt at the terminal is for the tests, which then stop the cluster.
+            # In a session of its own, so that an interrupt at the terminal reaches the tests only, which then stop the
+            # cluster.
             self._daemons[name] = subprocess.Popen(
                 command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
@@ -160,7 +161,8 @@ class Cluster:
             f"NodeName={name} NodeHostname={name} NodeAddr={address} Port={port} CPUs={_CPUS} RealMemory={_MEMORY_MB}\n"
             for (name, address), port in zip(NODES.items(), nodes, strict=True)
         )
-        # TorchX submits heterogeneous jobs, which only the backfill pass starts. Jobs of "high" preempt main's.
+        # TorchX submits heterogeneous jobs, which only the backfill scheduler starts. Jobs in "high" preempt those in
+        # "main".
         (self.folder / "slurm.conf").write_text(
             f"""{shared}ClusterName=ci
 SlurmctldHost=localhost
@@ -214,7 +216,7 @@ StorageLoc=slurm
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Cluster]:
-    """A cluster whose files are all below `folder`, stopped at the end."""
+    """A cluster with all its files below `folder`, stopped at the end."""
     cluster = Cluster(folder)
     try:
         cluster.start()

@@ -1,4 +1,4 @@
-"""A cluster for the tests marked slurm, or the reason why there is none."""
+"""A cluster for the tests marked slurm; they skip with a reason where it cannot run."""
 
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.slurm.cluster import Cluster, missing, running
 def cluster() -> Iterator[Cluster]:
     if reason := missing():
         pytest.skip(reason)
-    # Not below pytest's folder: paths of sockets have to be short.
+    # Not below pytest's folder, because paths of sockets have to be short.
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder, running(Path(folder)) as started:
         yield started
 

@@ -29,12 +29,12 @@ class Job(Run):
         return self.handle.rpartition("/")[2]
 
     def states(self) -> list[str]:
-        """State of each node's part, as accounting has it."""
+        """The state of each node's part in the accounting database."""
         lines = self.cluster.run("sacct", "-X", "-n", "-P", "-j", self.id, "-o", "State").split("\n")
         return [line.split(" ")[0] for line in lines if line]
 
     def seconds(self) -> int:
-        """How long it runs."""
+        """How long the job has been running, seconds."""
         clock = [
             int(part) for part in self.cluster.run("squeue", "-h", "-j", self.id, "-o", "%M").split()[0].split(":")
         ]
@@ -46,9 +46,10 @@ class Job(Run):
             self.cluster.run("scontrol", "update", f"jobid={part}", *words)
 
     def hurry(self) -> None:
-        """Starts a requeued job before Slurm's two minutes are over.
+        """Starts a requeued job before Slurm's delay of two minutes ends.
 
-        Not in the second of its requeue: the nodes refuse such a start ("Job credential revoked"), and the job fails.
+        Not within the second of its requeue: the nodes refuse such a start ("Job credential revoked"), and the job
+        fails.
         """
         queued = self.cluster.run("squeue", "-h", "-t", "PENDING", "-j", self.id, "-o", "%i %V", check=False)
         for line in queued.splitlines():
@@ -57,7 +58,7 @@ class Job(Run):
                 self.cluster.run("scontrol", "update", f"jobid={part}", "StartTime=now", check=False)
 
     def wait(self, seconds: float = 180) -> list[str]:
-        """The final states. A requeued job would wait for two minutes; here it starts sooner."""
+        """Waits for the job's end; returns its states. A requeued job is started early instead of after two minutes."""
         quiet_since = time.monotonic()
 
         def ended() -> bool:
@@ -66,14 +67,14 @@ class Job(Run):
             states = self.states()
             if not states or not set(states) <= ENDED or self.cluster.run("squeue", "-h", "-j", self.id, check=False):
                 quiet_since = time.monotonic()
-            # Slurm takes a moment to queue a failed job again.
+            # Slurm takes a moment to requeue a failed job.
             return time.monotonic() - quiet_since > (0 if set(states) == {"COMPLETED"} else 10)
 
         self.wait_until(ended, seconds, "the job's end")
         return self.states()
 
     def log(self) -> str:
-        """What the processes printed, of all attempts."""
+        """The processes' output of all attempts."""
         return "".join(path.read_text() for path in sorted(self.out.parent.glob(f"slurm-{self.id}*")))
 
 
@@ -95,7 +96,7 @@ def submit(cluster: Cluster, data: Path, out: Path, *words: str, cfg: str = "par
 
 @contextlib.contextmanager
 def closed(cluster: Cluster) -> Iterator[None]:
-    """Jobs submitted meanwhile wait."""
+    """While the block runs, submitted jobs wait."""
     cluster.run("scontrol", "update", "partitionname=main", "state=down")
     try:
         yield
@@ -104,7 +105,7 @@ def closed(cluster: Cluster) -> Iterator[None]:
 
 
 def find_trainers(job: Job) -> list[int]:
-    """Training processes of the job, in order of their start."""
+    """The training processes of the job, in the order of their start."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

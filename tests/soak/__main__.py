@@ -23,7 +23,7 @@ class Kind(NamedTuple):
     count: int
     least: int
     run: Callable[[Path, int, int, str], Found]
-    """Folder, count, seed and the name of a bug to be found -> what was reached."""
+    """(folder, count, seed, name of a planted bug) -> the result."""
     plants: tuple[str, ...]
 
 
@@ -81,14 +81,14 @@ def main() -> int:
 
 
 def silence_libraries() -> None:
-    """What decoders print about each damaged image goes nowhere; Python's stderr stays."""
+    """Hides what decoders print about each damaged image; Python's stderr stays."""
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
 
 
 def in_a_process(kind: Kind, count: int, seed: int, plant: str) -> Found:
-    """In a fork of its own: one kind's threads, planted bug or end is no other's."""
+    """Runs in a fork, so that threads, planted bugs and crashes of one kind do not affect another."""
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(1, get_context("fork"), silence_libraries) as pool,

@@ -1,7 +1,7 @@
-"""Runs killed at random moments and started again: the same weights, every sample once.
+"""Kills runs at random moments and starts them again: they end with the same weights, every sample used once.
 
 Each attempt is a fork of a parent that has imported everything, so that a round takes about a second. A third of the
-kills come from inside a checkpoint write: at a sync or a rename, half of them with the file cut in two before.
+kills happen inside a checkpoint write, at a sync or a rename; half of these first cut the file in two.
 """
 
 import gc
@@ -40,11 +40,11 @@ WORDS = ["model.image_size=16", "model.num_classes=2", "run.global_batch=16", "s
          "schedule.warmup_epochs=1", "run.log_every=3", "run.eval_every=2", "model.drop_path=0.3", "mix.mixup=0.8",
          "mix.group=4", "run.precision=fp32", "run.checkpoint_every=2", "data.repeats=3",
          "data.max_bad=0.5"]  # fmt: skip
-PATIENCE = 120.0  # seconds that an attempt may take
+PATIENCE = 120.0  # longest time of an attempt, seconds
 
 
 def crashes(folder: Path, count: int, seed: int, plant: str) -> Found:
-    """Kills runs on one and on two processes `count` times; each is started again until it ends, then compared."""
+    """Kills runs on one and on two processes `count` times; each is restarted until it ends, and then compared."""
     warm_up()
     rng, wrong, kills, runs = random.Random(seed), list[str](), Counter[str](), 0
     write_images(folder / "data")
@@ -60,7 +60,7 @@ def crashes(folder: Path, count: int, seed: int, plant: str) -> Found:
         reference, seconds = expected[size]
         status = -1
         while status < 0:
-            writes = 3 * kills["in a write"] <= kills.total()  # a third of all, although some never come to theirs
+            writes = 3 * kills["in a write"] <= kills.total()  # aims at a third; some attempts never reach their write
             kill = Kill.draw(rng, size, seconds, writes, plant) if kills.total() < count else Kill(plant=plant)
             status = launch(folder, out, size, kill)
             if status < 0:
@@ -81,7 +81,7 @@ def crashes(folder: Path, count: int, seed: int, plant: str) -> Found:
 
 
 def warm_up() -> None:
-    """What every attempt would do first: import, and turn the pipelines' Python into graphs, which DALI remembers."""
+    """Imports, and builds the pipelines' graphs, which DALI caches; every attempt would do this first."""
     import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401
 
@@ -111,7 +111,7 @@ class Kill:
 
 
 def launch(folder: Path, out: Path, size: int, kill: Kill | None) -> int:
-    """One attempt: 0 where it came to its end, -9 where it was killed, another status where it failed."""
+    """Runs one attempt: 0 if it reached its end, -9 if it was killed, another status if it failed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -127,13 +127,13 @@ def launch(folder: Path, out: Path, size: int, kill: Kill | None) -> int:
                 statuses[child] = os.waitstatus_to_exitcode(status)
         if time.monotonic() - began > ends and kill and children[kill.victim] not in statuses:
             os.kill(children[kill.victim], signal.SIGKILL)
-        if any(statuses.values()):  # as a launcher does: one has died, the others go with it
+        if any(statuses.values()):  # like a launcher: when one process has died, the others are ended
             for child in set(children) - statuses.keys():
                 os.kill(child, signal.SIGKILL)
                 followers.add(child)
         time.sleep(0.005)
     if kill and children[kill.victim] not in followers and statuses[children[kill.victim]] < 0:
-        return statuses[children[kill.victim]]  # whatever the other made of its lost connection
+        return statuses[children[kill.victim]]  # whatever status the lost connection gave the other process
     return max(statuses.values()) or min(statuses.values())
 
 
@@ -167,7 +167,7 @@ def attempt(folder: Path, out: Path, rank: int, size: int, port: int, kill: Kill
 
 
 def record_steps(path: Path) -> None:
-    """Notes the samples of every step before it is trained on; "start" is a new attempt."""
+    """Notes the samples of every step before training on them; "start" marks a new attempt."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(file, b'"start"\n')
     build = BatchBuilder.__call__
@@ -181,7 +181,7 @@ def record_steps(path: Path) -> None:
 
 
 def die_writing(count: int, cuts: bool) -> None:
-    """Kills this process at its `count`-th sync or rename in the thread that saves."""
+    """Kills this process at the `count`-th sync or rename in the saving thread."""
     left = [count]
 
     def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,7 +190,7 @@ def die_writing(count: int, cuts: bool) -> None:
                 left[0] -= 1
                 if left[0] == 0:
                     path = f"/proc/self/fd/{target}" if isinstance(target, int) else target
-                    unsynced = os.path.isfile(path) and os.stat(path).st_nlink == 1  # a link's data is safe
+                    unsynced = os.path.isfile(path) and os.stat(path).st_nlink == 1  # the data of a link are safe
                     if cuts and unsynced and ".tmp" in os.path.realpath(path):
                         os.truncate(path, os.path.getsize(path) // 2)
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -202,11 +202,11 @@ def die_writing(count: int, cuts: bool) -> None:
 
 
 def plant_bug(name: str) -> None:
-    """A bug that the rounds have to find.
+    """Plants a bug that the rounds have to find.
 
-    unsealed: seals come before their files, and nobody verifies. forgetful: a run that goes on trains on the first
-    steps' samples again. leaky: updates do not wait until the state is copied. amnesiac: a run that goes on has
-    forgotten which files are bad.
+    unsealed: seals are written before their files, and are not verified. forgetful: a resumed run trains on the first
+    steps' samples again. leaky: updates do not wait for the copy of the state. amnesiac: a resumed run has forgotten
+    which files are bad.
     """
     if name == "unsealed":
         write = checkpoint.write_checkpoint
@@ -232,13 +232,13 @@ def plant_bug(name: str) -> None:
 
 
 class Result(NamedTuple):
-    """What a run came to, without its clocks."""
+    """The result of a run, without its times."""
 
     state: dict[str, Any]
     summary: dict[str, Any]
     bad: list[str]
     lineages: list[list[Any]]
-    """The samples each process's steps were trained on, in order."""
+    """The samples on which each process trained, by step."""
 
 
 def result_of(out: Path, size: int) -> Result:
@@ -263,7 +263,7 @@ def lineage_of(path: Path) -> list[Any]:
         if step == "start":
             fresh = True
             continue
-        if fresh:  # what an attempt left behind beyond its last checkpoint was not kept
+        if fresh:  # steps of an attempt beyond its last checkpoint do not count
             del lineage[step[0] :]
             fresh = False
         lineage.append(step)

@@ -1,4 +1,7 @@
-"""Damaged checkpoints: bits flipped, ends cut off, files of two steps mixed. All have to be seen before loading."""
+"""Damages checkpoints: flips bits, cuts off ends, mixes files of two steps.
+
+Each damage has to be found before loading.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -24,7 +27,7 @@ def content(step: int) -> dict[str, Any]:
 
 
 def write_checkpoints(folder: Path, steps: tuple[int, ...], best: int | None = None) -> None:
-    """What a run leaves that saved at these steps."""
+    """Writes the files of a run that saved at these steps."""
     for step in steps:
         path = step_path(folder, step)
         digests = write_checkpoint(path, content(step))
@@ -35,7 +38,7 @@ def write_checkpoints(folder: Path, steps: tuple[int, ...], best: int | None = N
 
 
 def damage(folder: Path, rng: np.random.Generator) -> str:
-    """Damages the checkpoint of step 2 in one of many ways, which are returned in words."""
+    """Damages the checkpoint of step 2 in one of many ways; returns the way in words."""
     path = step_path(folder, 2).with_suffix(str(rng.choice(SUFFIXES)))
     data, kind = bytearray(path.read_bytes()), rng.choice(["flip", "cut", "mix", "zero", "append", "remove"])
     at = int(rng.integers(len(data)))
@@ -52,7 +55,7 @@ def damage(folder: Path, rng: np.random.Generator) -> str:
         data += bytes(1 + at)
     elif kind == "mix":
         data = bytearray(step_path(folder, 1).with_suffix(path.suffix).read_bytes())
-    if kind == "remove" and path.suffix != ".sha256":  # without its seal it is no checkpoint any more
+    if kind == "remove" and path.suffix != ".sha256":  # without its seal it is no checkpoint
         path.unlink()
     else:
         path.write_bytes(data if kind != "remove" else b"")
@@ -60,9 +63,9 @@ def damage(folder: Path, rng: np.random.Generator) -> str:
 
 
 def damages(folder: Path, count: int, seed: int, plant: str) -> Found:
-    """Wrong are those after which something else was taken than the checkpoint before, with one line about it.
+    """A round is wrong unless the checkpoint before the damaged one is taken, with one line about the damage.
 
-    short-hash: checksums of the beginning of a file only.
+    Planted bug short-hash: checksums cover only the beginning of a file.
     """
     if plant == "short-hash":
         plant_short_hash(setattr)
@@ -74,12 +77,12 @@ def damages(folder: Path, count: int, seed: int, plant: str) -> Found:
         taken, lines = agree_on_checkpoint(folder, "auto", alone)
         if taken != step_path(folder, 1) or len(lines) != 1 or "step-0000002" not in lines[0]:
             missed.append(f"{what}: {taken}, {lines}")
-        for suffix, data in whole.items():  # in place: last.pt is a link to it
+        for suffix, data in whole.items():  # in place, because last.pt is a link to it
             step_path(folder, 2).with_suffix(suffix).write_bytes(data)
     return Found(f"{count} damaged checkpoints, the one before taken and the damage named in a line", missed)
 
 
 def plant_short_hash(set_attribute: Callable[[Any, str, Any], None]) -> None:
-    """The bug that has to be found: checksums of the beginning of a file only."""
+    """The planted bug: checksums cover only the beginning of a file."""
     short = lambda path: hashlib.sha256(path.read_bytes()[:2048]).hexdigest()  # noqa: E731
     set_attribute(checkpoint, "hash_file", short)

@@ -1,7 +1,7 @@
-"""Runs that meet one fault after another: interrupts, kills, a mount that goes stale, a disk that is full.
+"""Runs with one fault after another: interrupts, kills, a stale mount, a full disk.
 
-Each attempt is a fork, as in crashes.py, and meets one fault at a random moment. It goes on, or it ends with a status
-after which the same command goes on. In the end the run has the weights and samples of one that met none.
+Each attempt is a fork, as in crashes.py, and has one fault at a random moment. It continues, or it ends with a status
+after which the same command continues. In the end the run has the weights and samples of a run without faults.
 """
 
 import errno
@@ -27,7 +27,7 @@ from tests.soak.images import write_images
 from tests.soak.rounds import Found, tell
 
 KINDS = ("SIGINT", "SIGINT twice", "SIGKILL", "ESTALE", "ENOSPC")
-# What each may end with, beside 0: a fault may be over before it does harm.
+# Allowed statuses besides 0: a fault may be over before it does harm.
 ENDS = {
     "SIGINT": {ExitStatus.INTERRUPTED},
     "SIGINT twice": {ExitStatus.INTERRUPTED},
@@ -36,21 +36,21 @@ ENDS = {
     "ENOSPC": {ExitStatus.STORAGE_FAILED},
     "none": set[int](),
 }
-SHORT_PATIENCE = 0.4  # seconds, for the minute that a run has
+SHORT_PATIENCE = 0.4  # seconds, instead of a run's minute
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What one process, or for signals all of them, meets."""
+    """A fault of one process; a signal may go to all processes."""
 
     kind: str = "none"
     victim: int = 0
     seconds: float = PATIENCE
-    """When a signal is sent."""
+    """When a signal is sent, seconds."""
     call: int = 0
-    """The first of the reads or writes that fail."""
+    """The number of the first read or write that fails."""
     calls: int = 0
-    """How many of them do."""
+    """How many of them fail."""
 
     @staticmethod
     def draw(rng: random.Random, size: int, seconds: float) -> "Fault":
@@ -62,7 +62,7 @@ class Fault:
 
 
 def faults(folder: Path, count: int, seed: int, plant: str) -> Found:
-    """Meets `count` faults on one and on two processes; each run is started again until it ends, then compared.
+    """Causes `count` faults on one and on two processes; each run is restarted until it ends, and then compared.
 
     The planted bugs are those of crashes.py.
     """
@@ -92,7 +92,7 @@ def faults(folder: Path, count: int, seed: int, plant: str) -> Found:
         if not wrong:
             try:
                 found, same = result_of(out, size), reference
-                if "no checkpoint this time" in out.with_suffix(".log").read_text():  # said: the best may be another
+                if "no checkpoint this time" in out.with_suffix(".log").read_text():  # the best may be another
                     found, same = without_best(found), without_best(same)
                 wrong += [f"{out}: after {fault}: {what}" for what in differences(found, same)]
             except RunError as error:
@@ -106,13 +106,13 @@ def faults(folder: Path, count: int, seed: int, plant: str) -> Found:
 
 
 def without_best(result: Result) -> Result:
-    """A full disk may have had no room for the checkpoint with the highest score; the best is then one that it has."""
+    """The result without its best checkpoint: a full disk may have had no room for the one with the highest score."""
     parts = ({key: value for key, value in part.items() if key != "best_top1"} for part in result[:2])
     return Result(*parts, *result[2:])
 
 
 def launch(folder: Path, out: Path, size: int, fault: Fault, plant: str) -> int:
-    """One attempt: its status, negative for a signal."""
+    """Runs one attempt; returns its status, negative for a signal."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -129,12 +129,12 @@ def launch(folder: Path, out: Path, size: int, fault: Fault, plant: str) -> int:
         alive = set(children) - statuses.keys()
         waited = time.monotonic() - began
         if fault.kind.startswith("SIGINT") and waited > fault.seconds and sent < 1 + fault.kind.endswith("twice"):
-            sent += 1  # a terminal's goes to all
+            sent += 1  # a terminal's signal goes to all processes
             for child in alive:
                 os.kill(child, signal.SIGINT)
         if fault.kind == "SIGKILL" and waited > fault.seconds and children[fault.victim] in alive:
             os.kill(children[fault.victim], signal.SIGKILL)
-        if (first and not fault.kind.startswith("SIGINT")) or waited > PATIENCE:  # as a launcher ends the others
+        if (first and not fault.kind.startswith("SIGINT")) or waited > PATIENCE:  # like a launcher, ends the others
             for child in alive:
                 os.kill(child, signal.SIGKILL)
         time.sleep(0.005)
@@ -142,7 +142,7 @@ def launch(folder: Path, out: Path, size: int, fault: Fault, plant: str) -> int:
 
 
 def meet(folder: Path, out: Path, rank: int, size: int, port: int, fault: Fault, plant: str) -> None:
-    """In the child: the run with its fault, and the status that the command line would end with."""
+    """In the child: the run with its fault; ends with the status of the command line."""
     patience.PATIENCE_SECONDS = SHORT_PATIENCE
     plant_bug(plant)
     if rank == fault.victim and fault.kind == "ESTALE":
@@ -162,7 +162,7 @@ def meet(folder: Path, out: Path, rank: int, size: int, port: int, fault: Fault,
 
 
 def failing(call: Callable[..., Any], fault: Fault, error: OSError, thread: str = "") -> Callable[..., Any]:
-    """`call`, which fails for a while in threads of that name."""
+    """`call`, failing for a while in threads with that name."""
     made = [0]
 
     def called(*rest: Any, **named: Any) -> Any:

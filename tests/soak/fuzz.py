@@ -1,4 +1,4 @@
-"""Damaged images, shards and checkpoints: no crash, no hang, no wrong label, and every substitute's original named."""
+"""Damaged images, shards and checkpoints: no crash, no hang, no wrong label, and a name for every replaced image."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +23,12 @@ from tests.soak.damages import plant_short_hash
 from tests.soak.rounds import Found, rounds
 
 CPU = torch.device("cpu")
-PER_EPOCH = 24  # damaged images of check_training's 48
+PER_EPOCH = 24  # damaged images among the 48 of check_training
 SUFFIXES = (".pt", ".safetensors", ".sha256")
 
 
 def images(folder: Path, count: int, seed: int, plant: str) -> Found:
-    """mislabelled: a substitute keeps the name and the label of the image whose place it took."""
+    """Planted bug mislabelled: a substitute keeps the name and label of the image that it replaces."""
     if plant == "mislabelled":
 
         class Mislabelled(loader.Batch):
@@ -52,7 +52,7 @@ def images(folder: Path, count: int, seed: int, plant: str) -> Found:
 
 
 def shards(folder: Path, count: int, seed: int, plant: str) -> Found:
-    """shifted: every label is the one of the sample before."""
+    """Planted bug shifted: every label is that of the sample before."""
     if plant == "shifted":
         plain = Listing.rows
 
@@ -74,9 +74,9 @@ def shards(folder: Path, count: int, seed: int, plant: str) -> Found:
 
 
 def checkpoints(folder: Path, count: int, seed: int, plant: str) -> Found:
-    """Sealed ones verify only where they are exactly what was written; without the seal, reading costs a line at most.
+    """Sealed checkpoints verify only if they are unchanged; without a seal, reading fails with one line or succeeds.
 
-    short-hash: checksums of the beginning of a file only.
+    Planted bug short-hash: checksums cover only the beginning of a file.
     """
     if plant == "short-hash":
         plant_short_hash(setattr)
@@ -112,7 +112,7 @@ def checkpoints(folder: Path, count: int, seed: int, plant: str) -> Found:
 
 
 def _one_line(read: Callable[[], Any], what: str, wrong: list[str]) -> bool:
-    """Whether it was refused; anything but one line of RunError is noted."""
+    """Whether reading was refused; anything but one line of RunError is noted as wrong."""
     try:
         read()
     except RunError as error:
@@ -126,7 +126,7 @@ def _one_line(read: Callable[[], Any], what: str, wrong: list[str]) -> bool:
 
 
 def mutated(whole: bytes, rng: np.random.Generator) -> bytes:
-    """Bits flipped, bytes replaced, cut, grown, moved or zeroed; mostly where a file's structure is."""
+    """A copy with bits flipped, or bytes replaced, cut, added, moved or zeroed; mostly in a file's structures."""
     content = bytearray(whole)
     for _ in range(int(rng.integers(1, 4))):
         length, way = len(content), int(rng.integers(6))

@@ -1,4 +1,4 @@
-"""Recipes and overrides of all kinds of text: a valid recipe, or a short line per mistake; no hang and no gigabytes."""
+"""Recipes and overrides of random text: a valid recipe, or a short line per mistake; no hang and no huge memory."""
 
 import json
 import resource
@@ -37,7 +37,7 @@ changes = st.lists(st.tuples(names, plain | st.just(...)), max_size=2)
 
 
 def recipes(folder: Path, count: int, seed: int, plant: str) -> Found:
-    """unforeseen: where a value has the wrong type, the error is not one of ours."""
+    """Planted bug unforeseen: a value of the wrong type raises another error than RecipeError."""
     wrong, tally = list[str](), {"valid": 0, "refused": 0}
     if plant == "unforeseen":
         recipe_module.ValidationError = KeyError  # type: ignore[assignment, misc]
@@ -88,7 +88,7 @@ def recipes(folder: Path, count: int, seed: int, plant: str) -> Found:
 
 
 def as_toml(content: dict[str, Any]) -> str:
-    """Scalars as JSON writes them, which is nearly TOML; what is not is refused or read as it stands."""
+    """Scalars in JSON form, which is nearly TOML; text that is no TOML is refused or read as it is."""
     lines, sections = [], []
     for name, value in content.items():
         if isinstance(value, dict):

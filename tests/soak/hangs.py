@@ -1,4 +1,4 @@
-"""Runs on two processes of which the second hangs: seen in time, nobody left behind, and the same weights after all."""
+"""Runs on two processes, of which the second hangs: detected in time, no process left, the same weights at the end."""
 
 import contextlib
 import os
@@ -17,12 +17,12 @@ from tests.soak.images import write_images
 from tests.soak.rounds import Found, rounds
 from tests.training.test_train import environment
 
-SECONDS = 30.0  # from the hang to its being told
+SECONDS = 30.0  # from the hang to the line about it
 TIMEOUT = 10  # run.hang_timeout
-PATIENCE = 60.0  # from the hang to the end of all processes, with the launcher's own
+PATIENCE = 60.0  # from the hang to the end of all processes, the launcher included
 KINDS = ("worker", "loader", "collective")
 
-# worker: stopped, as a machine that froze. loader: a read that never returns. collective: the peer never joins it.
+# worker: a stopped process, like a frozen machine. loader: a read that never returns. collective: the peer never joins.
 HUNG_RUN = """
 import os, signal, sys, time
 from pathlib import Path
@@ -59,7 +59,7 @@ sys.exit(cli.main())
 
 
 def hangs(folder: Path, count: int, seed: int, plant: str) -> Found:
-    """deaf: nobody watches."""
+    """Planted bug deaf: the watchdog does nothing."""
     wrong, seen, ended = list[str](), list[float](), list[float]()
     write_images(folder / "data")
     script = folder / "hung.py"
@@ -128,7 +128,7 @@ def command(folder: Path, out: Path, *words: str) -> list[str]:
 
 
 def processes_of(script: Path) -> list[int]:
-    """Processes that have the script in their command line."""
+    """Processes with the script in their command line."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():

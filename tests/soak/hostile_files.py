@@ -1,4 +1,4 @@
-"""Checkpoints that would run code or take memory and time: each refused, within a second, and nothing run."""
+"""Checkpoints that would run code or take memory and time: each is refused within a second, and no code runs."""
 
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ SECONDS = 1.0
 
 
 def hostile(folder: Path, count: int, seed: int, plant: str) -> Found:
-    """All of them, whatever the count is, and again until it is reached. trusting: eval is among the constructors."""
+    """Tries all files at least once, and again until `count`. Planted bug trusting: eval is a constructor."""
     proof, path = folder / "ran", folder / "x.pth"
     files = {name: content for name, (content, _) in hostile_files(str(proof)).items()}
     files |= {name: build() for name, (build, _) in BOMBS.items()}

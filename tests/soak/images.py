@@ -1,4 +1,4 @@
-"""The images of the runs that are killed, hung and moved between world sizes: small, and some of them bad."""
+"""Small images for runs that are killed, hung or moved between world sizes; some of them are bad."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.hostile import damage, refused_by_decoder
 
 
 def write_images(root: Path) -> None:
-    """Two classes, in which every sixth training image cannot be used: each in another way."""
+    """Writes two classes, in which every sixth training image is unusable, each in another way."""
     rng = np.random.default_rng(0)
     ways = iter(("cut", "garbage", "empty", "huge", "gif", "missing", "splice", "decoder"))
     for split, count in (("train", 24), ("val", 4)):

@@ -1,4 +1,4 @@
-"""What every kind of soak test gives back, and its rounds counted on stderr."""
+"""The result type of all soak tests, and a counter of their rounds on stderr."""
 
 import faulthandler
 import sys

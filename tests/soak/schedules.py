@@ -1,4 +1,4 @@
-"""World sizes that change mid-epoch: the same ordered global batches of the same augmented pixels."""
+"""World sizes that change within an epoch: the same ordered global batches of the same augmented pixels."""
 
 import hashlib
 from pathlib import Path
@@ -16,13 +16,13 @@ from tests.soak.images import write_images
 from tests.soak.rounds import Found, rounds
 
 WORLDS = (4, 2, 3, 1)
-BATCH, REPEATS, SIZE, STEPS = 24, 3, 16, 9  # of 48 views in an epoch: four epochs and a half
+BATCH, REPEATS, SIZE, STEPS = 24, 3, 16, 9  # 48 views in an epoch: four and a half epochs
 
 
 def global_batches(source: Source, world: int, start: int, stop: int, first: int | None = None) -> list[str]:
-    """A digest of each step's images, in the order of their places, with which image is where.
+    """A digest of each step's images in the order of their places, including which image is at which place.
 
-    first: the step from which the loaders begin, for the bug that has to be found.
+    first: the step with which the loaders begin, for the planted bug.
     """
     begin = start if first is None else first
     ranks = []
@@ -45,9 +45,9 @@ def digest(parts: tuple[Batch, ...]) -> str:
 
 
 def schedules(folder: Path, count: int, seed: int, plant: str) -> Found:
-    """Wrong are those under which a step had other samples or pixels than in one process without a break.
+    """A round is wrong if a step has other samples or pixels than in one process without interruption.
 
-    forgetful: a loader begins with the first step's samples again.
+    Planted bug forgetful: a loader begins with the first step's samples again.
     """
     write_images(folder)
     source = open_source(str(folder), "train")

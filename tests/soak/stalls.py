@@ -1,4 +1,4 @@
-"""How long training stands still for a checkpoint: what `Saver` costs the thread that trains."""
+"""How long training waits for a checkpoint: the cost of `Saver` in the training thread."""
 
 import time
 from pathlib import Path
@@ -20,15 +20,15 @@ from tests.soak.rounds import Found, rounds
 
 WORDS = ["model.image_size=32", "run.global_batch=128", "run.precision=fp32"]
 EVERY = 2  # steps between two checkpoints
-CHECKED = 10  # every so many saves the file is compared with the state
-P50, P99 = 1.0, 5.0  # %, of the time of a step
+CHECKED = 10  # saves between two comparisons of the file with the state
+P50, P99 = 1.0, 5.0  # limits, % of the time of a step
 
 
 def stalls(folder: Path, count: int, seed: int, plant: str) -> Found:
-    """Per cent of a step's time that the copy and the wait for it take, over `count` checkpoints; and what is too much.
+    """Per cent of a step's time that the copy, and the wait for it, take over `count` checkpoints; and limits exceeded.
 
-    A step of 128 images of 32 px on the demo's model. What the writer takes from the training's cores is in neither.
-    synchronous: a save returns when it is written. leaky: updates do not wait for the copy.
+    The step has 128 images of 32 px on the demo's model. The writer's use of the training's cores is not measured.
+    Planted bugs: synchronous: a save returns only when it is written. leaky: updates do not wait for the copy.
     """
     recipe, world, device = get_recipe("demo_pretrain", WORDS), World(0, 1, torch.device("cpu")), torch.device("cpu")
     torch.manual_seed(seed)
@@ -56,7 +56,7 @@ def stalls(folder: Path, count: int, seed: int, plant: str) -> Found:
     saver._wait_for_copy = timed_wait  # type: ignore[method-assign]
     batch = MicroBatch(torch.randint(0, 256, (128, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 10, (128,)), None)
     beside = {"recipe": recipe.model_dump(mode="json"), "classes": None, "dtype": "torch.float32"}
-    steps, found, wrong, fair = list[float](), list[float](), list[str](), False  # the first allocates its buffers
+    steps, found, wrong, fair = list[float](), list[float](), list[str](), False  # the first save allocates its buffers
     for number in rounds(count + count // CHECKED + 1, "stalls"):
         checks = number % CHECKED == CHECKED - 1
         expected = (state.step, clone(state.state_dict())) if checks else None
@@ -71,7 +71,7 @@ def stalls(folder: Path, count: int, seed: int, plant: str) -> Found:
             steps.append(time.perf_counter() - began)
         if fair:
             found.append(stall + waited[0])
-        fair = expected is None  # after a check the file is written: the next save would have nothing to wait for
+        fair = expected is None  # after a check the file is written already, so the next save would not wait
         if expected is not None:
             saver.finish()
             saved = load_checkpoint(step_path(folder, expected[0]), device)

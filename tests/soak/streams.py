@@ -1,8 +1,8 @@
-"""Training data streamed while everything around it fails: the batches stay those of local shards, bit by bit.
+"""Training data streamed while everything around them fails: batches stay equal to those of local shards, bit by bit.
 
-One to three processes read from a store on loopback that answers 503, cuts bodies and stands still for seconds; they
-share a cache folder that holds two blocks, of which parts go away; then one of them, or all, are killed at a random
-moment, and others, as many or not, go on at the step reached.
+One to three processes read from a store on loopback that answers 503, cuts bodies and stalls for seconds. They share a
+cache folder that holds two blocks, parts of which are removed. Then one of the processes, or all, are killed at a
+random moment, and the same or another number of processes continues at the step reached.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ STALL_SECONDS = (1.0, 20.0)
 
 
 def streams(folder: Path, count: int, seed: int, plant: str) -> Found:
-    """Kills readers `count` times. plant: "hasty" reads beyond what has arrived of a shard."""
+    """Kills readers `count` times. Planted bug hasty: reads beyond the part of a shard that has arrived."""
     local = folder / "store" / "bucket" / "set"
     for shard in range(SHARDS):
         members = {}
@@ -108,7 +108,7 @@ def kill_readers(
 
 
 def follow(uri: str, log: Path, size: int, start: int, plant: str, rank: int) -> None:
-    """In the child: writes down what each batch holds."""
+    """In the child: writes down the content of each batch."""
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)}
     if plant == "hasty":
         read = ShardFiles.read
@@ -161,7 +161,7 @@ def read_batches(
 
 
 def hurt_cache(cache: Path, rng: random.Random) -> None:
-    """Nothing, mostly; or some of what is there goes, is cut, or all of it goes."""
+    """Mostly does nothing; else removes or cuts some files, or removes all."""
     files = [path for path in cache.rglob("*") if ".tar" in path.name]
     chance = rng.random()
     if chance < 0.1:

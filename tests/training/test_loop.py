@@ -7,7 +7,9 @@ import pytest
 
 from deit_fast.runtime.stopping import StopSignal
 from deit_fast.runtime.world import World
+from deit_fast.training import periodic
 from deit_fast.training.loop import what_is_due
+from deit_fast.training.run import train
 from tests.training.test_prepare import CPU, plan
 
 # Six steps per epoch.
@@ -41,3 +43,14 @@ def test_several_processes_agree_now_and_then(
     job = replace(plan(folder_data, tmp_path, *WORDS), world=World(0, 2, CPU.device))
     assert [step for step in range(1, 24) if what_is_due(job, step, StopSignal()).stop] == [10, 20]
     assert asked == [False, False]
+
+
+def test_pages_are_drawn_once_for_each_evaluation(
+    folder_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last time with the result, and so only once at the end."""
+    drawn, real = list[bool](), periodic.write_run_page
+    monkeypatch.setattr(periodic, "write_run_page", lambda run: drawn.append(run.result is not None) or real(run))
+    words = ["model.num_classes=3", "schedule.epochs=3", "schedule.warmup_epochs=1", "run.global_batch=8"]
+    train("demo_pretrain", folder_data, tmp_path / "run", overrides=[*words, "run.eval_every=1"])
+    assert drawn == [False, False, True]

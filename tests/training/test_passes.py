@@ -117,7 +117,7 @@ def test_a_damaged_or_forbidden_file_costs_a_trial(content: str, on_gpu: Path, m
 
 def test_nothing_fits(on_gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit_images(monkeypatch, 0)
-    recipe = get_recipe("demo_pretrain", [*SHORT, "model.drop_path=0"])
+    recipe = get_recipe("demo_pretrain", [*SHORT, "model.drop_path=0", "run.global_batch=4", "mix.group=4"])
     for _ in range(2):  # what did not fit at all is tried again: something else may have had the memory
         with pytest.raises(LacksMemoryError, match=r"not even 2 images a pass fit \(CUDA out of memory"):
             settle_passes(recipe, ALONE)

@@ -105,6 +105,24 @@ def test_a_finished_run_is_left_alone(finished: Path, folder_data: Path, capsys:
     assert (finished / "checkpoints" / "last.pt").stat().st_mtime_ns == before
 
 
+def test_a_run_that_goes_on_with_other_threads_says_so(
+    finished: Path,
+    folder_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept, before = str(finished / "checkpoints" / "last.pt"), torch.get_num_threads()
+    lines = []
+    for name, threads in (("same", before), ("other", before + 5)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        train(get_recipe("demo_pretrain", WORDS), str(folder_data), tmp_path / name, resume=kept)
+        lines.append([line for line in capsys.readouterr().out.splitlines() if "threads" in line])
+    assert lines[0] == []
+    (said,) = lines[1]
+    assert f"computed with {before} threads before (OMP_NUM_THREADS), with {before + 5} from here on" in said
+
+
 def test_killed_and_started_again_is_bit_identical(finished: Path, folder_data: Path, tmp_path: Path) -> None:
     """kill -9 while steps run, twice, at whatever point that hits; then the weights of the uninterrupted run."""
     out = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""What the names in a pickle stand for: constructors of plain data, none of which touches more than its arguments."""
+"""The meaning of names in a pickle: constructors of plain data, none of which touches more than its arguments."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,19 +10,19 @@ import torch
 from deit_fast.convert.formats.lazy_tensor import DTYPES, BadFileError, LazyTensor, Storage, lazy_array
 
 SAVE_STATE_DICT = "expected its state dict, which torch.save(model.state_dict(), FILE) writes"
-"""The end of a refusal of a file that holds a whole module or program."""
+"""The end of the message that refuses a file with a whole module or program."""
 
 
 class UnknownNameError(BadFileError):
-    """A pickle asks for something that is not in the table."""
+    """A pickle uses a name that is not in the table."""
 
 
 class Namespace(dict[str, Any]):
-    """An argparse.Namespace, as plain data."""
+    """An argparse.Namespace as plain data."""
 
 
 class OrderedDict(dict[Any, Any]):
-    """A collections.OrderedDict, as plain data, with the names of the modules that torch notes in a state dict."""
+    """A collections.OrderedDict as plain data, with the names of modules that torch notes in a state dict."""
 
     modules: tuple[str, ...] = ()
 
@@ -35,7 +35,7 @@ class OrderedDict(dict[Any, Any]):
 
 @dataclass(frozen=True)
 class Constructor:
-    """A name of the table: `make` is called where the pickle calls the object of that name."""
+    """An entry of the table: `make` is called where the pickle calls the object with this name."""
 
     name: str
     make: Callable[..., Any]
@@ -43,7 +43,7 @@ class Constructor:
 
 @dataclass
 class NumpyType:
-    """A numpy.dtype as torch's; None where torch has no such type."""
+    """A numpy.dtype as torch's type; None if torch has no such type."""
 
     dtype: torch.dtype | None
     name: str
@@ -56,12 +56,12 @@ class NumpyType:
 
 @dataclass
 class NumpyArray:
-    """numpy pickles an empty array, then its contents; `contents` is None in between."""
+    """An array: numpy pickles an empty one and then its contents; `contents` is None in between."""
 
     contents: LazyTensor | None = None
 
     def build(self, state: tuple[Any, ...]) -> None:
-        """Takes a pickled array's state. Raises BadFileError for arrays of anything but plain numbers."""
+        """Takes a pickled array's state. Raises BadFileError for elements that are not plain numbers."""
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, NumpyType) or dtype.dtype is None or not isinstance(raw, bytes):
             raise BadFileError(f"has an array of {getattr(dtype, 'name', 'objects')!r}: expected plain numbers")
@@ -70,13 +70,13 @@ class NumpyArray:
 
 @dataclass
 class Inert:
-    """A class of another package, of which nothing is used."""
+    """A class of another package, nothing of which is used."""
 
     state: Any = field(default=None, repr=False)
 
 
 def as_text(value: Any) -> str:
-    """A text or a number as text. Raises BadFileError for all else: nested tuples can take forever to write."""
+    """A text or a number as text. Raises BadFileError for anything else: printing nested tuples can take forever."""
     if type(value) not in (str, int):
         raise BadFileError(f"has a {type(value).__name__}: expected a text")
     return str(value)
@@ -104,7 +104,7 @@ def _numpy_scalar(dtype: NumpyType, raw: bytes = b"") -> Any:
 
 
 def _frombuffer(raw: bytes, dtype: NumpyType, shape: tuple[int, ...], order: str) -> NumpyArray:
-    if not isinstance(raw, bytes | bytearray):  # bytes(n) would be n bytes of zeros
+    if not isinstance(raw, bytes | bytearray):  # bytes(n) would make n zero bytes
         raise BadFileError(f"has an array of a {type(raw).__name__}: expected bytes")
     array = NumpyArray()
     array.build((1, shape, dtype, order == "F", bytes(raw)))
@@ -118,7 +118,7 @@ def _encode(content: str, encoding: str = "latin1") -> bytes:
 
 
 def build_dict(items: Any = ()) -> dict[Any, Any]:
-    """A dictionary of pairs. Raises BadFileError as `set_item`."""
+    """A dictionary of pairs. Raises BadFileError as `set_item` does."""
     result: dict[Any, Any] = {}
     for key, value in items:
         set_item(result, key, value)
@@ -126,7 +126,7 @@ def build_dict(items: Any = ()) -> dict[Any, Any]:
 
 
 def _attribute(owner: Any, name: str) -> None:
-    """mmengine's history pickles references to its own methods, which are not needed."""
+    """Replaces getattr: mmengine's history pickles references to its own methods, which are not needed."""
     if not isinstance(owner, Constructor) or owner.make is not Inert:
         raise BadFileError("asks for builtins.getattr")
 
@@ -162,7 +162,7 @@ _CONSTANTS: dict[str, torch.dtype] = {
 
 
 def resolve_name(module: str, name: str) -> Any:
-    """What a pickle's name stands for. Raises BadFileError for all but the names of the table."""
+    """The object for a pickle's name. Raises BadFileError for a name that is not in the table."""
     path = f"{module.replace('__builtin__', 'builtins')}.{name}"
     if path in _CONSTANTS:
         return _CONSTANTS[path]
@@ -172,7 +172,7 @@ def resolve_name(module: str, name: str) -> Any:
 
 
 def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
-    """`target[key] = value`. Raises BadFileError for a key that is no plain value."""
-    if type(key) not in (str, int, bytes, float, bool, type(None)):  # nested tuples can take forever to hash
+    """`target[key] = value`. Raises BadFileError for a key that is not a plain value."""
+    if type(key) not in (str, int, bytes, float, bool, type(None)):  # hashing nested tuples can take forever
         raise BadFileError(f"has a dictionary with a {type(key).__name__} as key")
     target[key] = value

@@ -1,8 +1,9 @@
 """flax's msgpack files: a tree of dictionaries with arrays as extension type 1, (shape, dtype name, bytes).
 
-Here an array's name is its path in the tree, joined by dots.
+An array's name here is its path in the tree, joined by dots.
 
-Facts of the layout: flax.serialization.msgpack_serialize. Arrays above 1 GiB, which flax writes in chunks, are refused.
+Source of the layout: flax.serialization.msgpack_serialize. Arrays above 1 GiB, which flax writes in chunks, are
+refused.
 """
 
 import mmap
@@ -17,13 +18,13 @@ from deit_fast.convert.formats import Container
 from deit_fast.convert.formats.lazy_tensor import DTYPES, BadFileError, LazyTensor, lazy_array
 
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
-_MAX_NAMES = 10_000  # of a dictionary; lists are written as dictionaries too
+_MAX_NAMES = 10_000  # of one dictionary; lists are written as dictionaries too
 _MAX_RANK = 8
-_MAX_PATH = 300  # characters of an array's path, which its dictionaries' other arrays repeat
+_MAX_PATH = 300  # characters of an array's path, whose beginning is repeated for each array in a dictionary
 
 
 def _recognises(mapped: mmap.mmap) -> bool:
-    return 0x81 <= mapped[0] <= 0x8F or mapped[0] in (0xDE, 0xDF)  # msgpack's dictionaries
+    return 0x81 <= mapped[0] <= 0x8F or mapped[0] in (0xDE, 0xDF)  # msgpack's codes of dictionaries
 
 
 def _read(path: Path, mapped: mmap.mmap) -> dict[str, LazyTensor]:
@@ -75,9 +76,9 @@ def _unpack(code: int, data: bytes) -> Any:
 
 
 def write_flax(tensors: dict[str, Tensor]) -> bytes:
-    """The msgpack bytes of arrays of any shape [...] by name, as a tree: each dot in a name begins a branch.
+    """Arrays of any shape [...] by name as msgpack bytes of a tree, in which each dot in a name begins a branch.
 
-    `flax.serialization.msgpack_restore` reads them.
+    `flax.serialization.msgpack_restore` reads the bytes.
     """
     tree: dict[str, Any] = {}
     for name, value in tensors.items():

@@ -1,4 +1,4 @@
-"""Tensors that still lie in their file: nothing is read, and no memory taken, before a size is known to be true."""
+"""Tensors that are not yet read from their file: no memory is allocated before a size is known to be true."""
 
 import mmap
 import stat
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class BadFileError(ValueError):
-    """A checkpoint that is damaged, or is not what it says; the message is one line and does not name the file."""
+    """A checkpoint that is damaged or of the wrong kind; the message is one line without the file's name."""
 
 
 DTYPES = {
@@ -27,16 +27,19 @@ DTYPES = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
-"""Element types by the name that numpy, flax and torch give them."""
+"""Element types by their names in numpy, flax and torch."""
 
 
-_SHARED = 2  # how often a file may use its bytes, for tied weights
+_SHARED = 2  # how often the bytes of a file may be used, because of tied weights
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """The file as memory of which writes stay private. Raises BadFileError for an empty one, OSError otherwise."""
+    """The file as memory with private writes.
+
+    Raises BadFileError for an empty or special file, OSError for other errors.
+    """
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for somebody to write
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
         raise BadFileError("is no regular file")
     if not status.st_size:
         raise BadFileError("is empty")
@@ -48,7 +51,7 @@ def map_file(path: Path) -> mmap.mmap:
 class Storage:
     """`count` elements of one type, from byte `start` of `data` on.
 
-    Legacy torch files have the elements after the pickle that speaks of them: until then `data` is None.
+    In legacy torch files the elements follow the pickle that refers to them; `data` is None until the pickle is read.
     """
 
     dtype: torch.dtype
@@ -57,23 +60,23 @@ class Storage:
     start: int = 0
 
     def elements(self) -> Tensor:
-        """The storage as a flat tensor [count]: mapped where the file is, so read on use; else a copy.
+        """The storage as a flat tensor [count]: a view of the mapped file, which is read on use, or else a copy.
 
-        Raises BadFileError where the file ends before it.
+        Raises BadFileError where the file ends too early.
         """
         size = self.count * self.dtype.itemsize
         if self.data is None or self.start + size > len(self.data):
             raise BadFileError(f"holds less than the {size} bytes of one of its tensors; it may be truncated")
         data: mmap.mmap | bytes | bytearray = self.data
         start = self.start
-        if isinstance(data, bytes) or start % self.dtype.itemsize:  # read-only, or not aligned
+        if isinstance(data, bytes) or start % self.dtype.itemsize:  # read-only or not aligned
             data, start = bytearray(memoryview(data)[start : start + size]), 0
         return torch.frombuffer(data, dtype=self.dtype, count=self.count, offset=start)
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor of a file: a strided view of a storage. Offset and strides count elements, not bytes."""
+    """A tensor in a file: a strided view of a storage. Offset and strides count elements, not bytes."""
 
     storage: Storage
     offset: int
@@ -81,7 +84,7 @@ class LazyTensor:
     stride: tuple[int, ...]
 
     def tensor(self) -> Tensor:
-        """The tensor itself, [*shape]. Raises BadFileError where the view does not lie within its storage."""
+        """The tensor itself, [*shape]. Raises BadFileError where the view exceeds its storage."""
         numbers = (self.offset, *self.shape, *self.stride)
         if any(type(number) is not int or number < 0 for number in numbers) or len(self.shape) != len(self.stride):
             raise BadFileError("has a tensor of impossible shape")
@@ -91,7 +94,8 @@ class LazyTensor:
             last += (length - 1) * step
         if not elements:
             return torch.empty(self.shape, dtype=self.storage.dtype)
-        # No reader writes a view with more elements than its storage; a repeated one would be memory out of nothing.
+        # No writer makes a view with more elements than its storage. Repeating elements would inflate memory without
+        # limit.
         if last >= self.storage.count or elements > self.storage.count:
             raise BadFileError(
                 f"has a tensor of shape {list(self.shape)} in a storage of {self.storage.count} elements"
@@ -100,7 +104,10 @@ class LazyTensor:
 
 
 def lazy_array(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...], fortran: bool = False) -> LazyTensor:
-    """An array [*shape] of contiguous bytes, in C or Fortran order. Raises BadFileError for too few or many bytes."""
+    """An array [*shape] from contiguous bytes in C or Fortran order.
+
+    Raises BadFileError for a wrong number of bytes.
+    """
     elements = 1
     steps = []
     for length in shape if fortran else reversed(shape):
@@ -114,9 +121,9 @@ def lazy_array(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...], fortran: 
 
 
 def read_tensors(state: Mapping[Any, Any], size: int) -> dict[str, Tensor]:
-    """The tensors of a file of `size` bytes, by name, of any shape [...]; they may be LazyTensor or Tensor.
+    """The tensors (LazyTensor or Tensor) of a file of `size` bytes, by name, of any shape [...].
 
-    Raises BadFileError for anything else among them, for none, where they are more bytes than twice the file's, and for
+    Raises BadFileError for anything else among them, for no tensors, for more bytes than twice the file's, and for
     numbers that are not finite.
     """
     tensors, taken = {}, 0
@@ -134,7 +141,7 @@ def read_tensors(state: Mapping[Any, Any], size: int) -> dict[str, Tensor]:
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises BadFileError where a tensor [...] has NaN or infinities: of such weights every score is an accident."""
+    """Raises BadFileError where a tensor [...] has NaN or infinities, because scores of such weights mean nothing."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not (finite := tensor.isfinite()).all():
             wrong, count = tensor.numel() - int(finite.sum()), tensor.numel()

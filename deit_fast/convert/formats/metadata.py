@@ -1,4 +1,4 @@
-"""What a checkpoint says in words beside its tensors, such as recipe and class names. Held to be small."""
+"""Text in a checkpoint beside its tensors, such as recipe and class names; limited to a small size."""
 
 import json
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from deit_fast.convert.formats.lazy_tensor import BadFileError
 
 JSON_LIMIT = 4_000_000
-"""Bytes of JSON that are read; the names of 21,843 classes are a tenth of it."""
+"""Most bytes of JSON that are read; the names of 21,843 classes take a tenth of this."""
 _VALUES_LIMIT = 100_000
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Plain data from JSON. Raises BadFileError for more than 4 MB of it, and as `check_plain`.
+    """Plain data from JSON. Raises BadFileError for more than 4 MB, and as `check_plain` does.
 
-    What is no JSON raises ValueError, and too deep a nesting RecursionError.
+    Raises ValueError for invalid JSON, and RecursionError for too deep nesting.
     """
     if len(content) > JSON_LIMIT:
         raise BadFileError(f"has more than {JSON_LIMIT} bytes of JSON: expected a few thousand")
@@ -23,7 +23,7 @@ def parse_json(content: str | bytes) -> Any:
 def check_plain(value: Any) -> Any:
     """`value` itself. Raises BadFileError where it is not plain data, or holds more than 100,000 values.
 
-    A pickle can hold a list many times over in itself, which to print or to validate would take forever.
+    A pickle can contain one list many times in itself; printing or validating such a list would take forever.
     """
     waiting, seen = [value], 0
     while waiting:
@@ -41,7 +41,7 @@ def check_plain(value: Any) -> Any:
 
 
 def check_names(classes: Any) -> list[str] | None:
-    """The names of classes, or None. Raises BadFileError for anything else."""
+    """The class names, or None. Raises BadFileError for anything else."""
     if classes is None:
         return None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):

@@ -1,6 +1,6 @@
-"""ONNX, for machines without this code: float images [B, 3, S, S], normalised, to logits [B, K], with B free.
+"""ONNX, for machines without this package: normalised float images [B, 3, S, S] -> logits [B, K], with free B.
 
-Class names and what images need before are in the file's metadata. Writing needs the extra `export`.
+Class names and the preprocessing of images are in the file's metadata. Writing needs the extra `export`.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from deit_fast.convert.formats.program import describe_input, example_images, pr
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import RunError
 
-_INLINE_LIMIT = 1_500_000_000  # bytes of weights; protobuf, and so an .onnx file, ends at 2 GiB
+_INLINE_LIMIT = 1_500_000_000  # bytes of weights; protobuf, and so an .onnx file, is limited to 2 GiB
 
 
 def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Path) -> list[str]:
-    """Writes `path`, and beside it `path`.data where the weights are too large for one file. Raises RunError."""
+    """Writes `path`, and `path`.data beside it if the weights are too large for one file. Raises RunError."""
     try:
         import onnx
         import onnxscript  # noqa: F401
@@ -33,7 +33,7 @@ def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Pa
         raise RunError(f"{path}: expected the package {error.name}: pip install 'deit_fast[export]'") from None
     path.parent.mkdir(parents=True, exist_ok=True)
     large = sum(weight.nbytes for weight in model.state_dict().values()) > _INLINE_LIMIT
-    # The file with the weights is named inside the other, so both get their names before they get their place.
+    # The .onnx contains the name of the file with the weights, so both get their final names before they are moved.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder, _quiet():
         torch.onnx.export(model, (example_images(recipe),), Path(folder) / path.name, dynamo=True,
                           external_data=large, verbose=False,
@@ -48,7 +48,7 @@ def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Pa
 
 
 def _reload(path: Path) -> Callable[[Tensor], Tensor]:
-    """onnxruntime, on the CPU. Raises RunError where that is not installed."""
+    """Runs the file with onnxruntime on the CPU. Raises RunError where onnxruntime is not installed."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -59,7 +59,7 @@ def _reload(path: Path) -> Callable[[Tensor], Tensor]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress on stdout and its notes on operators that no vision model has."""
+    """Hides the exporter's progress on stdout, and its notes on operators that no vision model uses."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

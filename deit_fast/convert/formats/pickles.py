@@ -1,4 +1,4 @@
-"""Pickles in a row: torch's files of before 1.6, and the one pickle of numpy arrays that paddle.save writes."""
+"""Consecutive pickles: torch's files before 1.6, and the single pickle of numpy arrays that paddle.save writes."""
 
 import mmap
 import struct
@@ -14,7 +14,7 @@ from deit_fast.convert.formats.unpickler import read_pickle
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOLS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_NAME_TABLE = "StructuredToParameterName@@"  # paddle.save's table of variable names, not a weight
+_NAME_TABLE = "StructuredToParameterName@@"  # paddle.save's table of variable names, which is no weight
 
 
 def _read(path: Path, mapped: mmap.mmap) -> Any:
@@ -24,7 +24,7 @@ def _read(path: Path, mapped: mmap.mmap) -> Any:
 
 
 def _without_variables(tree: Any) -> Any:
-    """paddle's arrays by name. Since 2.1 each stands in a pair with the name of its variable."""
+    """paddle's arrays by name. Since 2.1, each is stored in a pair with the name of its variable."""
     if not isinstance(tree, dict):
         return tree
     return {
@@ -35,7 +35,7 @@ def _without_variables(tree: Any) -> Any:
 
 
 def _read_legacy(mapped: mmap.mmap) -> Any:
-    """The object of torch's file, after its first pickle: storages follow the pickles, in an order of their own."""
+    """The object in a legacy torch file, after its first pickle; storages follow the pickles, in their own order."""
     storages: dict[str, Storage] = {}
 
     def storage(reference: Any) -> Storage:
@@ -44,7 +44,7 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
             raise BadFileError("refers to something other than a whole storage")
         return storages.setdefault(as_text(key), Storage(dtype, count))
 
-    read_pickle(mapped)  # the protocol's version
+    read_pickle(mapped)  # the version of the protocol
     system = read_pickle(mapped)
     if not system.get("little_endian", True):
         raise BadFileError("was written on a big-endian machine")

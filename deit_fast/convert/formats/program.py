@@ -1,4 +1,4 @@
-"""torch.export's .pt2: float images [B, 3, S, S], normalised, to logits [B, K], with B free. It needs torch alone."""
+"""torch.export's .pt2: normalised float images [B, 3, S, S] -> logits [B, K], with free B. Needs only torch."""
 
 import io
 import json
@@ -13,25 +13,25 @@ from deit_fast.convert.formats import Export
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.files import atomic_path
 
-_BATCH = 2  # of the example: torch.export would take 1 for a constant
+_BATCH = 2  # batch size of the example: torch.export would make a size of 1 a constant
 
 
 def example_images(recipe: Recipe) -> Tensor:
-    """Float images [2, 3, S, S] of the recipe's size S, px, from which a program takes its shapes."""
+    """Float images [2, 3, S, S] of the recipe's size S, px, by which the shapes of a program are traced."""
     return torch.zeros(_BATCH, 3, recipe.model.image_size, recipe.model.image_size)
 
 
 def describe_input(recipe: Recipe) -> str:
-    """How images have to be prepared for a program, in one line."""
+    """The preprocessing of images for a program, in one line."""
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (recipe.data.mean, recipe.data.std))
     size = recipe.model.image_size
     return f"input: images [batch, 3, {size}, {size}] in [0, 1], less ({mean}), divided by ({std})"
 
 
 def program_metadata(recipe: Recipe, classes: list[str] | None) -> dict[str, str]:
-    """What the user of a program has to know beside it, as texts by name; the lists and numbers are JSON.
+    """Facts that a user of a program needs, as texts by name; lists and numbers are in JSON.
 
-    Images are resized so that their shorter side is image_size / crop_ratio px, and their centre is cut out.
+    Preprocessing resizes images so that their shorter side is image_size / crop_ratio px, and cuts out their centre.
     """
     known = {
         "image_size": recipe.model.image_size,
@@ -48,7 +48,7 @@ def program_metadata(recipe: Recipe, classes: list[str] | None) -> dict[str, str
 
 
 def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Path) -> list[str]:
-    """Writes a file of which `torch.export.load(path).module()` makes a module."""
+    """Writes a file that `torch.export.load(path).module()` turns into a module."""
     program = torch.export.export(model, (example_images(recipe),), dynamic_shapes=({0: Dim("batch", min=1)},))
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files=dict(program_metadata(recipe, classes)))

@@ -1,4 +1,4 @@
-"""safetensors files, read by their own library; those that deit_fast wrote have the recipe in their header."""
+"""safetensors files, read by their own library; the header of files that deit_fast wrote contains the recipe."""
 
 import mmap
 from pathlib import Path
@@ -12,11 +12,11 @@ from deit_fast.convert.formats.metadata import parse_json
 from deit_fast.convert.own_format import FORMAT
 from deit_fast.runtime.errors import one_line
 
-_HEADER_LIMIT = 3_000_000  # bytes of safetensors' header: 20,000 tensors, or the names of 21,843 classes
+_HEADER_LIMIT = 3_000_000  # bytes of the header: 20,000 tensors, or the names of 21,843 classes
 
 
 def _read(path: Path, mapped: mmap.mmap) -> dict[str, Any]:
-    """The tensors, or where a recipe is beside them a dictionary like that of deit_fast's .pt files."""
+    """The tensors; or, if there is a recipe beside them, a dictionary in the form of deit_fast's .pt files."""
     header, size = int.from_bytes(mapped[:8], "little"), len(mapped)
     if header > min(size - 8, _HEADER_LIMIT):
         raise BadFileError(f"claims a header of {header} bytes in {size}; it may be truncated")
@@ -34,5 +34,5 @@ def _read(path: Path, mapped: mmap.mmap) -> dict[str, Any]:
     return {"format": FORMAT, "recipe": recipe, "classes": classes, "model": tensors}
 
 
-# The length before the brace may be any bytes, also the first ones of another container.
+# The eight bytes before the brace are a length, and may equal the first bytes of another container.
 CONTAINER = Container("safetensors", recognises=lambda mapped: mapped[8:9] == b"{", read=_read, priority=1)

@@ -1,4 +1,4 @@
-"""Zip archives whose entries are stored, not compressed, as torch.save and numpy.savez write them."""
+"""Zip archives with uncompressed entries, as torch.save and numpy.savez write them."""
 
 import mmap
 import struct
@@ -8,13 +8,13 @@ from typing import Any
 from deit_fast.convert.formats.lazy_tensor import BadFileError
 
 ZIP_START = b"PK\x03\x04"
-"""The first bytes of an archive, and of each of its entries."""
-_DIRECTORY_LIMIT = 4_000_000  # bytes of a zip archive's directory: 40,000 tensors
-_LOCAL_HEADER = 30  # bytes of a zip entry before its name; the lengths of name and extra field are its last two
+"""The first bytes of an archive and of each of its entries."""
+_DIRECTORY_LIMIT = 4_000_000  # bytes of an archive's directory: 40,000 tensors
+_LOCAL_HEADER = 30  # bytes of an entry before its name; the last two numbers are the lengths of name and extra field
 
 
 class _Directory:
-    """A mapped file as zipfile reads it, which takes an archive's directory in one piece, at the archive's word."""
+    """A mapped file for zipfile, with a limit on the directory, which zipfile would read with any size it claims."""
 
     def __init__(self, mapped: mmap.mmap) -> None:
         self._mapped = mapped
@@ -28,9 +28,9 @@ class _Directory:
 
 
 class StoredZip:
-    """Where the entries of a mapped archive lie. Raises BadFileError where one of them is compressed.
+    """The places of the entries in a mapped archive. Raises BadFileError where an entry is compressed.
 
-    check: False leaves that to `check_stored`, for who has something to say of an archive's names before.
+    check: False skips this check, for a caller that looks at the names first and then calls `check_stored`.
     """
 
     def __init__(self, mapped: mmap.mmap, check: bool = True) -> None:
@@ -56,9 +56,9 @@ class StoredZip:
         return list(self._entries)
 
     def span(self, name: str) -> tuple[int, int]:
-        """First byte of an entry in the file, and the one after its last.
+        """The first byte of an entry's content in the file, and the byte after its last.
 
-        Raises KeyError for a name that the archive does not have, BadFileError for an entry beyond the file.
+        Raises KeyError for a name that is not in the archive, BadFileError for an entry that exceeds the file.
         """
         entry = self._entries[name]
         header = entry.header_offset

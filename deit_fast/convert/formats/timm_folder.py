@@ -1,4 +1,4 @@
-"""timm's model folder: model.safetensors and the config.json that `timm.create_model("local-dir:FOLDER")` reads."""
+"""timm's model folder: model.safetensors and config.json, which `timm.create_model("local-dir:FOLDER")` reads."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""torch's zip archives, .pth, .pt and .bin, as torch.save writes them since 1.6.
+"""torch's zip archives (.pth, .pt, .bin), which torch.save has written since 1.6.
 
-Tensors are views of the mapped file, so weights are read only where they are used, and optimizer states not at all.
-unpickler.py says why torch.load(weights_only=True, mmap=True) does not read them.
+Tensors are views of the mapped file: weights are read when they are used, and optimizer states not at all. unpickler.py
+explains why torch.load(weights_only=True, mmap=True) is not used for them.
 """
 
 import io
@@ -18,7 +18,7 @@ from deit_fast.convert.formats.lazy_tensor import BadFileError, Storage
 from deit_fast.convert.formats.stored_zip import ZIP_START, StoredZip
 from deit_fast.convert.formats.unpickler import read_pickle
 
-_NAMES = 10_000  # bytes at the start of a program's pickle, among which the name of its module is
+_NAMES = 10_000  # bytes at the start of a program's pickle that contain the name of its module
 
 
 def _read(path: Path, mapped: mmap.mmap) -> Any:

@@ -1,7 +1,7 @@
-"""TorchScript, for libtorch and older servers: float images [B, 3, S, S], normalised, to logits [B, K], with B free.
+"""TorchScript, for libtorch and older servers: normalised float images [B, 3, S, S] -> logits [B, K], with free B.
 
-Class names and what images need before are extra files of the archive. torch deprecates TorchScript, in favour of what
-program.py writes.
+Class names and the preprocessing of images are in extra files of the archive. torch deprecates TorchScript in favour of
+the format that program.py writes.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from deit_fast.runtime.files import atomic_path
 def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Path) -> list[str]:
     """Writes a file that `torch.jit.load` reads."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the deprecation, and constants that a model of one image size may have
+        warnings.simplefilter("ignore")  # the deprecation, and constants that are correct for a model of one image size
         traced = torch.jit.trace(model, example_images(recipe), check_trace=False)  # Exported.difference checks it
         with atomic_path(path) as temporary:
             torch.jit.save(traced, temporary, _extra_files=program_metadata(recipe, classes))

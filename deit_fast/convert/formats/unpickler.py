@@ -1,17 +1,19 @@
-"""Pickles read as data, by a stack machine that cannot import, call or look up anything of a file's choosing.
+"""Reads pickles as data, with a stack machine that cannot import, call or look up anything that a file chooses.
 
-Python's own unpickler executes. Here a pickle's names stand for the few constructors of constructors.py, and any other
-name ends the reading: "asks for posix.system". Opcodes are split by pickletools, which never allocates more than the
-file has.
+Python's own unpickler executes code. Here names in a pickle stand for the few constructors in constructors.py, and any
+other name ends the reading: "asks for posix.system". pickletools splits the opcodes, which never allocates more than
+the size of the file.
 
-torch.load(weights_only=True, mmap=True) is what resumes a run from its own sealed checkpoint. For files of strangers it
-does not take this reader's place (measured with torch 2.11 and the tests of tests/convert):
-- its table of safe names has bytearray, so that a zip archive of 273 bytes took 4 GiB in 1.6 s;
-- it cannot read paddle's pickles, nor mmengine's history without a stand-in for each class, so that a reader of pickles
-  would stay beside it, and torch_zip.py and stored_zip.py, 100 lines, would go;
-- it refuses by a paragraph that advises to trust the file, or by an assertion of its own, where 102 of 424 tests expect
-  a line that names what the file asks for.
-It is no faster: the tensors of a 346 MB checkpoint are there in 8 ms and 4 MiB here, in 11 ms and 1 MiB by torch.load.
+torch.load(weights_only=True, mmap=True) is used to resume a run from its own sealed checkpoint. For other files it
+cannot replace this reader (measured with torch 2.11 and the tests in tests/convert):
+
+- Its table of safe names includes bytearray, so a zip archive of 273 bytes took 4 GiB in 1.6 s.
+- It cannot read paddle's pickles, nor mmengine's history without a stand-in for each class. This reader of pickles
+  would have to stay beside it; only torch_zip.py and stored_zip.py, 100 lines, would become unnecessary.
+- It refuses with a paragraph that advises to trust the file, or with an assertion of its own, where 102 of 424 tests
+  expect a line that names what the file asks for.
+
+It is no faster: opening the tensors of a 346 MB checkpoint takes 8 ms and 4 MiB here, 11 ms and 1 MiB with torch.load.
 """
 
 import pickletools
@@ -33,16 +35,16 @@ from deit_fast.convert.formats.constructors import (
 from deit_fast.convert.formats.lazy_tensor import BadFileError
 
 MAX_OPCODES = 500_000
-"""A training checkpoint of the largest model has about 200,000."""
-_SLACK = 1_000_000  # bytes and items that constructors may copy beyond what was read: short texts are named again
+"""Most opcodes; a training checkpoint of the largest model has about 200,000."""
+_SLACK = 1_000_000  # bytes and items that may be copied beyond the bytes read, as short texts are named again
 
 
 def read_pickle(file: IO[bytes] | Any, persistent: Callable[[Any], Any] | None = None) -> Any:
-    """The object of the pickle at the file's position, of dicts, lists, tuples, plain values and `LazyTensor`.
+    """The object of the pickle at the file's position, made of dicts, lists, tuples, plain values and `LazyTensor`.
 
-    `file` has read, readline and tell; `persistent` resolves torch's references to storages. What constructors copy is
-    never more than what was read so far. Raises BadFileError for a pickle that asks for more, or for anything not in
-    the table, and ValueError, IndexError or TypeError for a damaged one.
+    file: has read, readline and tell. persistent: resolves torch's references to storages. Constructors never copy more
+    than was read so far. Raises BadFileError for a pickle that wants more, or a name that is not in the table;
+    ValueError, IndexError or TypeError for a damaged one.
     """
     stack: list[Any] = []
     start, copied = file.tell(), 0
@@ -55,7 +57,7 @@ def read_pickle(file: IO[bytes] | Any, persistent: Callable[[Any], Any] | None =
         return items
 
     def account(argument: Any) -> None:
-        # A pickle can name an object again in two bytes, so that each copy of it would be memory out of nothing.
+        # A pickle can refer to an object again in two bytes, so copies of it would inflate memory.
         nonlocal copied
         if isinstance(argument, tuple):
             copied += sum(len(each) for each in argument if hasattr(each, "__len__"))
@@ -137,7 +139,7 @@ def read_pickle(file: IO[bytes] | Any, persistent: Callable[[Any], Any] | None =
             case "BINPERSID" if persistent is not None:
                 stack[-1] = persistent(stack[-1])
             case name if opcode.arg is not None and not name.startswith(("EXT", "PERSID", "INST")):
-                stack.append(argument)  # a number, a text or bytes
+                stack.append(argument)  # a number, text or bytes
             case name:
                 raise BadFileError(f"asks for the pickle operation {name}, which a checkpoint has no need of")
     raise EOFError("a pickle without an end")
@@ -159,7 +161,7 @@ def _build(target: Any, state: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A numpy array that has its contents by now, as what it holds."""
+    """The contents of a numpy array that has them by now."""
     return value.contents if isinstance(value, NumpyArray) and value.contents is not None else value
 
 

@@ -1,7 +1,7 @@
 """deit3-jax's parameters (affjljoo3581/deit3-jax, src/modeling.py): flax kernels [in, out], heads apart.
 
-Its position embedding never has a class slot, so DeiT III goes in and out unchanged, and a DeiT's class slot is added
-to the class token, which is where it ends up in the forward pass. Its GELU is flax's default, the tanh approximation.
+Its position embedding has no class slot. A DeiT III is therefore converted unchanged; a DeiT's class slot is added to
+the class token, which gives the same result in the forward pass. Its GELU is flax's default, the tanh approximation.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ def _recognises(tensors: dict[str, Tensor]) -> bool:
 
 
 def _to_timm(tensors: dict[str, Tensor]) -> TimmWeights:
-    """Raises BadFileError for a parameter that is missing, and for one that the layout does not have."""
+    """Raises BadFileError for a missing parameter, and for one that the layout does not have."""
     flat = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
 
     def take(name: str) -> Tensor:
@@ -36,7 +36,7 @@ def _to_timm(tensors: dict[str, Tensor]) -> TimmWeights:
         "patch_embed.proj.bias": take("embed.wte.bias"),
     }
     grid = None
-    if "embed.cls_token" in flat:  # without: the mean of the patches is pooled
+    if "embed.cls_token" in flat:  # without a class token, the mean of the patches is pooled
         timm["cls_token"] = take("embed.cls_token")
     if "embed.wpe" in flat:
         positions = take("embed.wpe")
@@ -70,7 +70,7 @@ def _to_timm(tensors: dict[str, Tensor]) -> TimmWeights:
 
 
 def _from_timm(tensors: dict[str, Tensor], heads: int, grid: tuple[int, int]) -> dict[str, Tensor]:
-    """deit3-jax's parameters by their paths. Raises BadFileError for what deit3-jax has no place for."""
+    """deit3-jax's parameters by their paths. Raises BadFileError for weights that deit3-jax cannot hold."""
     left = {name: tensor.float() for name, tensor in tensors.items()}
     if "dist_token" in left:
         raise BadFileError("has a dist_token, for which deit3-jax has no place")

@@ -1,6 +1,6 @@
 """facebookresearch/deit's names, family by family (`from_reference` and `to_reference` of deit_fast/models/).
 
-DeiT, its distilled form and CaiT have timm's own, and PatchConvNet is built here with the reference's.
+DeiT, its distilled form and CaiT have timm's names, and PatchConvNet is built here with the reference's names.
 """
 
 from pathlib import Path
@@ -19,14 +19,14 @@ from deit_fast.runtime.files import atomic_path
 
 
 def facebook_family(names: set[str]) -> str | None:
-    """The family of which the reference has these names, where they are not timm's as well."""
+    """The family for which these are the reference's names, if timm's names differ; else None."""
     return next((name for name, family in families().items() if family.is_reference(names)), None)
 
 
 def from_facebook(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
-    """timm's names and shapes, such as a head [K, D], of a family of `facebook_family`; unknown names stay as they are.
+    """Weights of a family from `facebook_family` with timm's names and shapes, such as a head [K, D].
 
-    Raises BadFileError for tensors that are no such model's.
+    Unknown names are kept. Raises BadFileError for tensors that fit no model of the family.
     """
     try:
         return families()[family].from_reference(tensors)
@@ -35,7 +35,7 @@ def from_facebook(tensors: dict[str, Tensor], family: str) -> dict[str, Tensor]:
 
 
 def to_facebook(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reference's names and shapes of a model's weights with timm's, each of its weight's shape [...].
+    """A model's weights with the reference's names and shapes, from timm's, each with its weight's shape [...].
 
     The inverse of `from_facebook`. Raises BadFileError for tensors that no family recognises.
     """
@@ -48,7 +48,7 @@ def _to_timm(tensors: dict[str, Tensor]) -> TimmWeights:
 
 
 def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Path) -> list[str]:
-    """Writes {"model": ...}, as the reference's own files are."""
+    """Writes {"model": ...}, the form of the reference's own files."""
     with atomic_path(path) as temporary:
         torch.save({"model": to_facebook(model.state_dict())}, temporary)
     if recipe.model.activation == "gelu_tanh":

@@ -49,7 +49,7 @@ def _to_timm(tensors: dict[str, Tensor]) -> TimmWeights:
             renamed[f"blocks.{layer[1]}.{_LAYER[layer[2]]}.{layer[3]}"] = tensor
         elif layer and layer[2].removeprefix("attention.attention.") in _QKV:
             parts[f"blocks.{layer[1]}.attn.qkv.{layer[3]}", layer[2].rpartition(".")[2]] = tensor
-        elif not inner.startswith("pooler."):  # which no classifier uses
+        elif not inner.startswith("pooler."):  # no classifier uses the pooler
             raise BadFileError(f"has {name[:80]!a}, which transformers' ViT and DeiT do not have")
     for fused in dict.fromkeys(name for name, _ in parts):
         if any((fused, kind) not in parts for kind in _QKV):

@@ -15,5 +15,5 @@ def _to_timm(tensors: dict[str, Tensor]) -> TimmWeights:
     return facebook.CODEBASE.to_timm(turned) if facebook.CODEBASE.recognises(turned) else TimmWeights(turned)
 
 
-# Of DeiT III's names facebookresearch/deit's are the same: the shapes tell the two apart.
+# facebookresearch/deit's DeiT III has the same names; the shapes tell the two apart.
 CODEBASE = Codebase("PASSL", _recognises, _to_timm, priority=1)

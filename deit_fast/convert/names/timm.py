@@ -1,6 +1,6 @@
-"""timm's own names, which are what all others are renamed to; facebookresearch/deit has them too, for DeiT and CaiT.
+"""timm's own names, to which all others are renamed; facebookresearch/deit uses them too, for DeiT and CaiT.
 
-timm's folder, model.safetensors and config.json with a model card, is written here.
+This module also writes timm's folder: model.safetensors and config.json, with a model card.
 """
 
 import json
@@ -22,9 +22,10 @@ _WEIGHTS = "model.safetensors"
 
 
 def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Path) -> list[str]:
-    """Writes a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`, or into the one of a .safetensors.
+    """Writes a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`, or to a .safetensors's folder.
 
-    The header has recipe and classes, by which deit_fast reads it as its own. Raises RunError for a model timm lacks.
+    The header contains recipe and classes, by which deit_fast reads the file as its own. Raises RunError for a model
+    that timm lacks.
     """
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     config = timm_config(recipe, classes)
@@ -55,7 +56,7 @@ def _weights_of(path: Path) -> Path:
 
 CODEBASE = Codebase(
     "facebookresearch/deit or timm",
-    recognises=lambda tensors: True,  # the shapes are judged where the model is looked for
+    recognises=lambda tensors: True,  # shapes are checked when the model is inferred
     to_timm=TimmWeights,
     weights_key="state_dict",
     average_key="state_dict_ema",

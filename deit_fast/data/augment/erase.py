@@ -1,7 +1,8 @@
-"""Random erasing (arXiv:1708.04896), as timm's: boxes drawn on the host, filled on the device after normalisation.
+"""Random erasing (arXiv:1708.04896) as timm does it: boxes are drawn on the host and filled on the device.
 
-Both are pure functions of (seed, epoch, index, view). The normal noise is a function of a view's key and a pixel's
-position, so the number of processes and what else is in the batch change none of it.
+Filling comes after normalisation. Boxes and noise are pure functions of (seed, epoch, index, view): the noise depends
+on the view's key and the pixel's position alone. Neither the number of processes nor the other images of the batch
+change the noise.
 """
 
 import math
@@ -17,29 +18,31 @@ from deit_fast.recipe.sections import Augment
 from deit_fast.runtime.philox import Stream, uniform
 
 _TRIES = 10
-_AREA = 0.02, 1 / 3  # of the image's, all boxes together
+_AREA = 0.02, 1 / 3  # share of the image that all boxes of a view cover together
 _LOG_RATIO = math.log(0.3), math.log(1 / 0.3)
 _WORD = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
 class EraseParams:
-    """What is erased of B views."""
+    """The boxes to erase in B views."""
 
     boxes: NDArray[np.int32]
-    """[B, n, 4]. top, left, bottom, right of each box, px; zeros for none. Later boxes cover earlier ones."""
+    """[B, n, 4]. top, left, bottom, right of each box, px; four zeros stand for no box. Later boxes cover earlier
+    ones."""
     keys: NDArray[np.int64]
-    """[B, 2]. Keys of the noise, two words below 2^32."""
+    """[B, 2]. Keys of the noise: two words below 2^32 for each view."""
 
 
 def draw_erasing(
     augment: Augment, image_size: int, seed: int, epoch: int, indices: NDArray[np.int64], views: NDArray[np.int64]
 ) -> EraseParams:
-    """Boxes [B, n, 4] and keys [B, 2] of B views with sides of S px: view views[b] of image indices[b].
+    """The erasing of B views of S x S px, where view b is the view number views[b] of image indices[b].
 
-    indices, views: int64 [B]. A view is erased with probability augment.erase, by 1 to augment.erase_count boxes. They
-    share an area of 2 % to a third of the view, each with its own draw, at a log-uniform aspect ratio of 0.3 to 1 /
-    0.3; a box that does not fit in ten tries is left out. The facts are timm's `data/random_erasing.py`.
+    indices, views: int64 [B]. A view is erased with probability augment.erase, by 1 to augment.erase_count boxes. The
+    boxes of a view share an area of 2 % to a third of the view. Each box has its own draw of area, at a log-uniform
+    aspect ratio of 0.3 to 1 / 0.3. A box that does not fit after ten tries is left out. Source of these numbers: timm's
+    `data/random_erasing.py`.
     """
     count, most = len(indices), augment.erase_count
     draws = uniform(seed, Stream.ERASE, epoch, indices, views, 4 + most * (2 * _TRIES + 2))
@@ -81,24 +84,25 @@ def erase(images: Tensor, boxes: Tensor, keys: Tensor, mode: Literal["pixel", "r
 def normal_noise(keys: Tensor, counter: Tensor) -> Tensor:
     """Standard normal numbers, fp32 [B, *counter.shape], each a function of (key, counter) alone.
 
-    keys [B, 2], counter [...]: int64, the words below 2^32, the counters below 2^31. Box and Muller's transform of two
-    hashes, whose integers stay within 32 bits and so are the same on every device; the floating-point part differs
-    in the last bits.
+    keys: int64 [B, 2], each word below 2^32. counter: int64 [...], below 2^31. The numbers are Box and Muller's
+    transform of two hashes. The hashes are computed on 32-bit integers and are the same on every device; the
+    floating-point part may differ between devices in the last bits.
     """
     first, second = keys.view(-1, 2, *(1 for _ in counter.shape)).unbind(1)
 
     def uniform_at(counter: Tensor) -> Tensor:
         word = _scramble(_scramble((counter + first) & _WORD) ^ second)
-        return (word.float() + 0.5) * 2.0**-32  # never zero, and one only rounds to a radius of zero
+        return (word.float() + 0.5) * 2.0**-32  # never 0; where the sum rounds to 1, the radius is 0
 
     radius = torch.sqrt(-2.0 * torch.log(uniform_at(2 * counter)))
     return radius * torch.cos(2.0 * math.pi * uniform_at(2 * counter + 1))
 
 
 def _scramble(word: Tensor) -> Tensor:
-    """A bijection of 32-bit words, each of whose bits depends on all: multiply and shift ("lowbias32", C. Wellons).
+    """A bijection of 32-bit words by multiplying and shifting, in which each output bit depends on all input bits.
 
-    The second factor is 0x846CA68B - 2^32, the same modulo 2^32, so that no product leaves int64.
+    It is "lowbias32" by C. Wellons. The second factor is written as 0x846CA68B - 2^32, which is the same modulo 2^32,
+    so that no product overflows int64.
     """
     word = word ^ (word >> 16)
     word = (word * 0x7FEB352D) & _WORD

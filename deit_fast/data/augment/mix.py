@@ -1,7 +1,7 @@
 """Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899): drawn on the host, applied to the batch on the device.
 
 The draws are pure functions of (seed, step, place in the global batch), so the number of processes changes no pixel and
-no target. What is applied is one expression without branches, so that it compiles into the step.
+no target. Mixing is one expression without branches, which torch.compile can make part of the training step.
 """
 
 from dataclasses import dataclass
@@ -22,11 +22,12 @@ class MixParams:
     """Mixing parameters of b images of a global batch; the partner of position i is global_batch - 1 - i."""
 
     lam: NDArray[np.float32]
-    """[b]. Share of the image itself, in image and target; the partner has 1 - lam."""
+    """[b]. The image's own share in pixels and target; its partner has the share 1 - lam."""
     box: NDArray[np.int32]
-    """[b, 4]. top, left, bottom, right of what CutMix pastes from the partner, px; zeros where it pastes nothing."""
+    """[b, 4]. top, left, bottom, right of the box that CutMix pastes from the partner, px; zeros where nothing is
+    pasted."""
     cutmix: NDArray[np.bool_]
-    """[b]. Whether the draw was CutMix."""
+    """[b]. Whether the draw was CutMix rather than mixup."""
 
 
 def draw_mix(
@@ -34,10 +35,10 @@ def draw_mix(
 ) -> MixParams:
     """Mixup or CutMix for `positions` (int64 [b]) of the global batch of one step, whose images are S x S.
 
-    timm's Mixup, with the partner found by reversing the batch. What shares a draw of operation, lambda and box is
-    mix.mode's: mix.group images that are paired with each other (timm's batch per GPU), one pair, or one image, whose
-    partner then takes another share of it than it takes of its partner. The outcome depends on (seed, step, position)
-    only, not on who asks for it.
+    This is timm's Mixup, except that the partner is found by reversing the batch. mix.mode decides which images share
+    one draw of operation, lambda and box: in "batch" all mix.group images of a mixing group, which corresponds to
+    timm's batch of one GPU; in "pair" the two images of a pair; in "elem" each image draws alone, and its partner then
+    takes another share. The outcome depends on (seed, step, position) alone and is the same in every process.
     """
     shared = positions
     if mix.mode != "elem":
@@ -55,11 +56,11 @@ def draw_mix(
 
 
 def mix_images(images: Tensor, lam: Tensor, box: Tensor, cutmix: Tensor) -> Tensor:
-    """Each image mixed with its partner, the batch's reversal: timm's Mixup in batch mode, a draw per image.
+    """Each image mixed with its partner in the reversed batch: timm's Mixup in batch mode, with a draw per image.
 
-    images [B, C, H, W] float; lam [B] float, the share of the image itself; box [B, 4] int (top, left, bottom, right),
-    where a CutMix image shows its partner; cutmix [B] bool. One expression without branches, so that it compiles into
-    the step whatever was drawn.
+    images: float [B, C, H, W]. lam: float [B], the image's own share. box: int [B, 4], top, left, bottom and right of
+    the rectangle in which a CutMix image shows its partner. cutmix: bool [B]. The result is one expression without
+    branches, which compiles into the training step whatever was drawn.
     """
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
@@ -73,9 +74,10 @@ def mix_images(images: Tensor, lam: Tensor, box: Tensor, cutmix: Tensor) -> Tens
 
 
 def mix_targets(labels: Tensor, num_classes: int, smoothing: float, lam: Tensor | None) -> Tensor:
-    """Targets [B, num_classes] of labels [B]: smoothed one-hots, mixed with their reversal by lam [B]; None is unmixed.
+    """Targets [B, num_classes] of labels [B]: smoothed one-hot vectors, mixed with their reversal by lam [B].
 
-    Smoothing is timm's: every class gets smoothing / num_classes, the label what is left of one.
+    lam: None leaves the targets unmixed. Smoothing is timm's: every class gets smoothing / num_classes, and the label
+    gets 1 - smoothing in addition.
     """
     off = smoothing / num_classes
     targets = torch.full((labels.shape[0], num_classes), off, device=labels.device)
@@ -86,7 +88,7 @@ def mix_targets(labels: Tensor, num_classes: int, smoothing: float, lam: Tensor 
 
 
 def _draw(mix: Mix, draws: np.random.RandomState, image_size: int) -> tuple[float, tuple[int, int, int, int], bool]:
-    """lam, box (top, left, bottom, right) and whether it is CutMix."""
+    """lam, the box (top, left, bottom, right), and whether the draw is CutMix."""
     can_mix, can_cut = mix.mixup > 0, mix.cutmix > 0 or mix.cutmix_minmax is not None
     if not (can_mix or can_cut) or draws.random() >= mix.prob:
         return 1.0, _NOTHING, False
@@ -102,7 +104,10 @@ def _draw(mix: Mix, draws: np.random.RandomState, image_size: int) -> tuple[floa
 
 
 def _draw_square(alpha: float, draws: np.random.RandomState, image_size: int) -> tuple[int, int, int, int]:
-    """A square of 1 - lambda of the image, lambda from Beta(alpha, alpha), around any pixel, cut off at the border."""
+    """A square that covers 1 - lambda of the image around a random pixel, cut off at the image's border.
+
+    lambda is drawn from Beta(alpha, alpha).
+    """
     side = int(image_size * np.sqrt(1 - draws.beta(alpha, alpha)))
     row, column = (int(centre) for centre in draws.randint(image_size, size=2))
     return (
@@ -116,7 +121,10 @@ def _draw_square(alpha: float, draws: np.random.RandomState, image_size: int) ->
 def _draw_rectangle(
     minmax: tuple[float, float], draws: np.random.RandomState, image_size: int
 ) -> tuple[int, int, int, int]:
-    """A rectangle inside the image whose sides are within minmax of the image's, the upper bound excluded as timm's."""
+    """A rectangle within the image.
+
+    minmax: range of its sides as shares of the image's sides, without the maximum itself, as in timm.
+    """
     low, high = (int(image_size * share) for share in minmax)
     height, width = (int(side) for side in draws.randint(low, high, size=2))
     top, left = int(draws.randint(image_size - height + 1)), int(draws.randint(image_size - width + 1))

@@ -1,6 +1,7 @@
-"""The native image path as a node of DALI's graph: all that follows the decoding, in one call per batch.
+"""The native image path as one node of DALI's graph: all steps after decoding, in one call per batch.
 
-The parameters are those of the graph functions that it stands for: `resize`, `resize_and_window`, `augment_views`.
+The node takes the same parameters as the graph functions that it replaces: `resize`, `resize_and_window` and
+`augment_views`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from deit_fast.data.native import VIEW, make_views
 
 _FIELDS = {"geometry": "geometry", "first_view": "image", "kernel": "kernel", "flip": "flip", "operation": "operation",
            "sigma": "sigma", "order": "order", "factors": "factors"}  # fmt: skip
-"""`train_inputs`' names and `native.VIEW`'s."""
+"""`train_inputs`' name of each parameter, and the name of its field in `native.VIEW`."""
 _POLICY = "policy_branch", "policy_arguments"
 _LINEAR = int(types.INTERP_LINEAR)
 _Arrays = Sequence[NDArray[Any]]
@@ -30,11 +31,12 @@ def native_views(
     kernel: Any,
     functions: Sequence[int] = (),
 ) -> DataNode:
-    """Decoded images uint8 [H, W, 3] -> views [S, S, 3]: cut, resized, flipped, and what `parameters` ask for.
+    """Decoded images uint8 [H, W, 3] -> views [S, S, 3]: cropped, resized, flipped and augmented as `parameters` say.
 
-    parameters: as `train_inputs` names them; what is not among them is not done, and without geometry a view shows the
-    whole image. border: how geometry is read. kernel: of the resize, INTERP_CUBIC or INTERP_LINEAR, where it is no
-    parameter. functions: the number in native/operations.c of each policy_branch.
+    parameters: named as `train_inputs` names them. A step whose parameter is absent is not done; without geometry a
+    view shows the whole image. border: how the geometry is to be read. kernel: the resize's filter, INTERP_CUBIC or
+    INTERP_LINEAR, for recipes that do not draw it per view. functions: for each policy_branch, the number of its
+    function in native/operations.c.
     """
     names = [name for name in (*_FIELDS, *_POLICY) if name in parameters]
     nodes = [parameters[name] for name in names]
@@ -45,7 +47,7 @@ def native_views(
 def _maker(
     names: Sequence[str], border: int, image_size: int, kernel: int, functions: NDArray[np.int32], threads: int
 ) -> Callable[..., list[NDArray[np.uint8]]]:
-    out = np.empty((0, image_size, image_size, 3), np.uint8)  # DALI copies what it gets before it asks again
+    out = np.empty((0, image_size, image_size, 3), np.uint8)  # reused: DALI copies it before the next call
 
     def make(images: _Arrays, *columns: _Arrays) -> list[NDArray[np.uint8]]:
         nonlocal out

@@ -1,7 +1,7 @@
-"""RandAugment and AutoAugment as draws: which operations, at which level, in which direction. No pixel is touched.
+"""Draws of RandAugment and AutoAugment: which operations, at which level, in which direction. No pixel is touched.
 
-The facts are timm 1.0.31's `data/auto_augment.py`: `rand-mM-mstdS-inc1` and `original`, the ImageNet policy of
-AutoAugment (arXiv:1805.09501, table 9). `operations/` has the operations themselves.
+Source of the facts: timm 1.0.31's `data/auto_augment.py`, policies `rand-mM-mstdS-inc1` and `original`. The latter is
+the ImageNet policy of AutoAugment (arXiv:1805.09501, table 9). The operations themselves are in `operations/`.
 """
 
 import numpy as np
@@ -27,10 +27,10 @@ RAND_OPERATIONS = (
     "TranslateXRel",
     "TranslateYRel",
 )
-"""What RandAugment draws from, in timm's order."""
+"""RandAugment's operations, in timm's order."""
 
 OPERATIONS = (*RAND_OPERATIONS, "PosterizeOriginal", "Solarize", "Color", "Contrast", "Sharpness")
-"""With those that AutoAugment has besides, whose levels mean something else."""
+"""All operations: RandAugment's, and five that AutoAugment adds, whose levels have another meaning."""
 
 AUTO_POLICY = (
     (("PosterizeOriginal", 0.4, 8), ("Rotate", 0.6, 9)),
@@ -69,11 +69,11 @@ Draws = tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]
 
 
 POLICIES = ("rand_augment", "auto_augment")
-"""Values of augment.policy that apply operations drawn here."""
+"""The values of augment.policy whose operations are drawn in this module."""
 
 
 def count_operations(augment: Augment) -> int:
-    """How many operations in a row the recipe's policy, one of POLICIES, applies to a view at most."""
+    """The largest number of operations in a row that the recipe's policy, one of POLICIES, applies to a view."""
     return augment.rand_ops if augment.policy == "rand_augment" else _AUTO_OPS.shape[1]
 
 
@@ -85,9 +85,9 @@ def operation_names(augment: Augment) -> tuple[str, ...]:
 def draw_operations(
     augment: Augment, seed: int, epoch: int, indices: NDArray[np.int64], views: NDArray[np.int64]
 ) -> Draws:
-    """Operation (its id, -1 is left out), level (0 to 10) and sign (-1 or 1) of B views, [B, n] each.
+    """Operation (its id; -1 means none), level (0 to 10) and sign (-1 or 1) of B views, [B, n] each.
 
-    indices, views: int64 [B], the images and which of their augmented views.
+    indices, views: int64 [B]. View b is augmented view number views[b] of image indices[b].
     """
     if augment.policy == "auto_augment":
         return _draw_auto(uniform(seed, Stream.POLICY, epoch, indices, views, 5))
@@ -103,7 +103,10 @@ def draw_operations(
 
 
 def _draw_auto(draws: NDArray[np.float64]) -> Draws:
-    """draws: [B, 5], the sub-policy, whether each of its operations is applied, and their directions."""
+    """AutoAugment's draws.
+
+    draws: uniform [B, 5]: the sub-policy, whether each of its two operations is applied, and their two signs.
+    """
     chosen = (draws[:, 0] * len(AUTO_POLICY)).astype(np.int32)
     applied = draws[:, 1:3] < _AUTO_PROBABILITIES[chosen]
     return np.where(applied, _AUTO_OPS[chosen], np.int32(-1)), _AUTO_LEVELS[chosen], _sign(draws[:, 3:5])

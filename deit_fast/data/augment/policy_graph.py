@@ -1,4 +1,4 @@
-"""A policy's operations in DALI's graph: one branch for each function that the operations share (operations/)."""
+"""A policy's operations in DALI's graph, with one branch for each function that operations share (operations/)."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -23,11 +23,12 @@ def operation_arguments(
     sign: NDArray[np.float32],
     image_size: int,
 ) -> dict[str, NDArray[np.generic]]:
-    """What `apply_operations` takes, of B views and n operations each.
+    """The inputs of `apply_operations` for B views and n operations each.
 
-    names: the policy's (`policies.operation_names`). op: indices of them, -1 skips; level: 0 to 10; sign: -1 or 1; each
-    [B, n]. Returns policy_branch int32 [B, n], 0 for skipping, and policy_arguments float32 [B, n, A]: an operation's
-    own, then zeros up to the most that one of them takes.
+    names: the policy's operations (`policies.operation_names`). op: indices into names, -1 for none. level: 0 to 10.
+    sign: -1 or 1. Each of these is [B, n]. Returns policy_branch, int32 [B, n], where 0 means no operation, and
+    policy_arguments, float32 [B, n, A], which holds each operation's own arguments and then zeros up to A, the largest
+    number of arguments of any of them.
     """
     operations = find_operations(names)
     branches = _branches(operations)
@@ -46,7 +47,7 @@ def operation_arguments(
 def apply_operations(
     images: DataNode, names: tuple[str, ...], count: int, parameters: dict[str, DataNode], image_size: int
 ) -> DataNode:
-    """`count` operations in a row on uint8 [S, S, 3]. Parameters as `operation_arguments` returns them."""
+    """Applies `count` operations in a row to uint8 [S, S, 3]. `parameters` are those of `operation_arguments`."""
     branches = _branches(find_operations(names))
     for step in range(count):
         branch, arguments = parameters["policy_branch"][step], parameters["policy_arguments"][step]
@@ -55,9 +56,9 @@ def apply_operations(
 
 
 def native_functions(names: tuple[str, ...]) -> list[int]:
-    """The native path's function of each policy_branch that `operation_arguments` gives: numbers of native.OPERATIONS.
+    """For each policy_branch of `operation_arguments`, the index of its native function in native.OPERATIONS.
 
-    Each of the operations has one. Raises as `find_operations`.
+    Every operation in `names` must have a native function. Raises what `find_operations` raises.
     """
     natives = {operation.apply: operation.native or "" for operation in find_operations(names)}
     return [OPERATIONS.index(native) for native in ("skip", *natives.values())]
@@ -65,10 +66,10 @@ def native_functions(names: tuple[str, ...]) -> list[int]:
 
 @cache
 def find_operations(names: tuple[str, ...]) -> list[Operation]:
-    """The operations of these names, in their order, from operations/.
+    """The operations with these names, in the order of the names, from operations/.
 
-    Raises RecipeError for a name of augment.rand_extra that is none, TypeError for two operations of one name and for a
-    native function that is none.
+    Raises RecipeError for an unknown name in augment.rand_extra, TypeError where two operations share a name or where
+    one names an unknown native function.
     """
     found: dict[str, Operation] = {}
     for module, operations in discover("deit_fast.data.augment.operations", "OPERATIONS", tuple).items():
@@ -87,7 +88,7 @@ def find_operations(names: tuple[str, ...]) -> list[Operation]:
 
 
 def _branches(operations: Sequence[Operation]) -> list[_Branch]:
-    """The functions to choose from; the first leaves an image as it is."""
+    """The distinct functions to choose from. The first leaves an image as it is."""
     return list(dict.fromkeys([_skip, *(operation.apply for operation in operations)]))
 
 
@@ -98,10 +99,10 @@ def _skip(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
 def _choose(
     images: DataNode, branch: DataNode, arguments: DataNode, image_size: int, branches: Sequence[_Branch]
 ) -> DataNode:
-    """The branch of the number `branch`.
+    """Runs branch number `branch` on the images.
 
-    One condition after the other: a condition inside another one splits each batch and each constant that it uses once
-    more, an operator each, per batch.
+    The conditions follow one another and are not nested: DALI splits every batch and every constant once more for each
+    level of nesting, with one operator for each split.
     """
     for number in range(1, len(branches)):
         if branch == number:

@@ -1,7 +1,8 @@
 """Antialiased resizing in DALI's graphs: DALI's own on GPUs, torch's on CPUs.
 
-torch's has Pillow's integer arithmetic: on photographs it differs from PIL by 0.03 of 255 on average and by 4 at most,
-DALI's by 0.17 and 12, at four times the CPU seconds (benchmarks/NOTES.md).
+torch's resize has Pillow's integer arithmetic. On photographs it differs from PIL by 0.03 levels of 255 on average and
+by 4 at most. DALI's resize differs by 0.17 on average and by 12 at most, and takes four times the CPU time
+(benchmarks/NOTES.md).
 """
 
 from collections.abc import Callable
@@ -21,9 +22,9 @@ _Arrays = list[NDArray[Any]]
 
 @do_not_convert
 def resize(images: DataNode, size: Any, kernel: Any) -> DataNode:
-    """uint8 [H, W, C] -> [h, w, C] with antialiasing as in PIL.
+    """Resizes uint8 [H, W, C] -> [h, w, C] with antialiasing as in PIL.
 
-    size: h and w, numbers or an int32 node of them. kernel: INTERP_CUBIC, INTERP_LINEAR or an int32 node of them.
+    size: h and w, as numbers or as an int32 node. kernel: INTERP_CUBIC, INTERP_LINEAR or an int32 node of these values.
     """
     if images.device == "gpu":
         if isinstance(size, DataNode):
@@ -42,7 +43,7 @@ def _batch_resizer(threads: int) -> Callable[[_Arrays, _Arrays, _Arrays], _Array
     def resize_batch(images: _Arrays, sizes: _Arrays, kernels: _Arrays) -> _Arrays:
         if threads == 1:
             return list(map(_resize_image, images, sizes, kernels))
-        # Threads of a batch's own: nothing tells a function of DALI's that its pipeline is gone.
+        # Each batch has its own threads, because a function that DALI calls is never told that its pipeline is gone.
         with ThreadPoolExecutor(threads, thread_name_prefix="deit-fast-resize") as pool:
             return list(pool.map(_resize_image, images, sizes, kernels))
 

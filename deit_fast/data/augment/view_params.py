@@ -1,7 +1,7 @@
-"""Every random parameter of augmentation, drawn before any pixel is touched.
+"""The random parameters of augmentation, drawn before any pixel is touched.
 
-Pure functions of (seed, epoch, index, view): the image graph itself holds no randomness, so a run can resume at any
-step and the number of processes changes no pixel.
+They are pure functions of (seed, epoch, index, view), and the image graph holds no randomness. A run can therefore
+resume at any step, and the number of processes changes no pixel.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ _KERNELS = {"bicubic": (BICUBIC,), "bilinear": (BILINEAR,), "random": (BICUBIC, 
 _BLUR_SIGMA = 0.1, 2.0
 _ORDERS = np.array(list(permutations(range(3))), np.int32)
 CROP_PADDING = 4
-"""Border that `src` reflects and `pad` blackens around the resized image, px."""
+"""Border around the resized image, px: `src` reflects the image there, `pad` makes it black."""
 _TRIES = 10
 CROP_DRAWS = 2 * _TRIES + 2
-"""Uniform numbers that a crop takes, at most."""
+"""The largest number of uniform numbers that a crop takes."""
 
 
 @dataclass(frozen=True)
@@ -31,28 +31,28 @@ class ViewParams:
     """Augmentation parameters of B views of images."""
 
     geometry: NDArray[np.int32]
-    """[B, 4]. rrc, rrc_linear: top, left, height, width in the image as stored, px; then resized to S x S.
-    Else: height, width of the resized image, then top, left (from -4, into the border, but for center) of the S x S
-    window."""
+    """[B, 4], px. With the crops rrc and rrc_linear: top, left, height, width of the crop in the image as stored, which
+    is then resized to S x S. With the other crops: height, width of the resized image, then top, left of the S x S
+    window in it, which start at -4 where the window may reach into the border (not for center)."""
     interpolation: NDArray[np.int32]
-    """[B]. Of the resize: 0 bicubic, 1 bilinear."""
+    """[B]. The resize's filter: 0 bicubic, 1 bilinear."""
     flip: NDArray[np.int32]
-    """[B], 0 or 1."""
+    """[B]. 1 mirrors the view left to right, 0 does not."""
     operation: NDArray[np.int32]
-    """[B]. 3-Augment's choice: 0 greyscale, 1 solarise, 2 blur; -1 where the policy is another."""
+    """[B]. 3-Augment's choice: 0 greyscale, 1 solarise, 2 blur; -1 with any other policy."""
     sigma: NDArray[np.float32]
     """[B]. Standard deviation of the blur, px, in [0.1, 2)."""
     jitter: NDArray[np.float32]
     """[B, 3]. Factors of brightness, contrast, saturation; ones where jitter is off."""
     order: NDArray[np.int32]
-    """[B, 3]. The order of the three: a permutation of 0 brightness, 1 contrast, 2 saturation."""
+    """[B, 3]. The order in which the three are applied: a permutation of 0 brightness, 1 contrast, 2 saturation."""
     policy_op: NDArray[np.int32]
-    """[B, n]. RandAugment's or AutoAugment's operations, ids of policies.operation_names, -1 for one left out; n is 0
-    where the policy is another."""
+    """[B, n]. RandAugment's or AutoAugment's operations, as indices of policies.operation_names; -1 for none. n is 0
+    with any other policy."""
     policy_level: NDArray[np.float32]
-    """[B, n]. Their level, in [0, 10]."""
+    """[B, n]. Level of each operation, in [0, 10]."""
     policy_sign: NDArray[np.float32]
-    """[B, n]. Their direction, -1 or 1."""
+    """[B, n]. Sign of each operation, -1 or 1."""
 
 
 def draw_views(
@@ -66,8 +66,8 @@ def draw_views(
 ) -> ViewParams:
     """Parameters of B augmented views: view views[b] of image indices[b], stored at sizes[b] px.
 
-    indices, views: int64 [B]. sizes: int32 [B, 2], height and width. 3-Augment is DeiT III's (arXiv:2204.07118, section
-    3.2; facebookresearch/deit augment.py); for the other policies see `policies.py`.
+    indices, views: int64 [B]. sizes: int32 [B, 2], height and width. 3-Augment follows DeiT III (arXiv:2204.07118,
+    section 3.2; facebookresearch/deit augment.py); `policies.py` draws the other policies.
     """
 
     def draw(stream: Stream, draws: int) -> NDArray[np.float64]:
@@ -102,7 +102,7 @@ def _choose(draws: NDArray[np.float64], choices: int) -> NDArray[np.int32]:
 def crop_geometry(
     augment: Augment, image_size: int, sizes: NDArray[np.int32], draws: NDArray[np.float64]
 ) -> NDArray[np.int32]:
-    """The crop of B views as ViewParams.geometry has it, [B, 4].
+    """The crops of B views in the form of ViewParams.geometry, [B, 4].
 
     sizes: int32 [B, 2], height and width. draws: uniform in [0, 1), [B, CROP_DRAWS].
     """
@@ -118,8 +118,8 @@ def crop_geometry(
 def eval_geometry(sizes: NDArray[np.int32], image_size: int, crop_ratio: float) -> NDArray[np.int32]:
     """Evaluation's resize and centre crop, [B, 4]: height, width of the resized image, top, left of the S x S window.
 
-    sizes: int32 [B, 2], height and width. The shorter side becomes int(S / crop_ratio); the longer side is truncated
-    and the offsets are rounded half to even, both as torchvision's Resize and CenterCrop do.
+    sizes: int32 [B, 2], height and width. The shorter side becomes int(S / crop_ratio) px. The longer side is truncated
+    as by torchvision's Resize, and the offsets are rounded half to even as by its CenterCrop.
     """
     resized = _resize_shorter(sizes, int(image_size / crop_ratio))
     return np.concatenate((resized, np.rint((resized - image_size) / 2)), axis=1).astype(np.int32)
@@ -128,7 +128,7 @@ def eval_geometry(sizes: NDArray[np.int32], image_size: int, crop_ratio: float) 
 def _resized_crop(augment: Augment, sizes: NDArray[np.int32], draws: NDArray[np.float64]) -> NDArray[np.int32]:
     """RandomResizedCrop: the first of ten crops that fits, else the largest central one within the aspect range.
 
-    draws: ten areas, ten aspect ratios, then where the crop lies.
+    draws: ten areas, ten aspect ratios, then the position of the crop.
     """
     height, width = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
     area = height * width * between(draws[:, :_TRIES], *augment.scale)
@@ -148,10 +148,10 @@ def _resized_crop(augment: Augment, sizes: NDArray[np.int32], draws: NDArray[np.
 
 
 def _fitting_crop(augment: Augment, sizes: NDArray[np.int32], draws: NDArray[np.float64]) -> NDArray[np.int32]:
-    """PASSL's RandCropImage (passl/data/preprocess): the aspect ratio is uniform, not log-uniform, and the range of
-    the area is cut down to what fits with it, so that the first crop always does; its sides are truncated.
+    """PASSL's RandCropImage (passl/data/preprocess), whose first crop always fits.
 
-    draws: the aspect ratio, the area, then where the crop lies.
+    Its aspect ratio is uniform, not log-uniform. Its range of areas is cut down to the areas that fit with that aspect
+    ratio. The sides are truncated. draws: the aspect ratio, the area, then the position of the crop.
     """
     height, width = sizes.T.astype(np.float64)
     ratio = between(draws[:, 0], *augment.ratio)
@@ -165,18 +165,18 @@ def _fitting_crop(augment: Augment, sizes: NDArray[np.int32], draws: NDArray[np.
 
 
 def _bordered_crop(image_size: int, sizes: NDArray[np.int32], draws: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Resize the shorter side to S, then any S x S window of the image with a border of 4 px. draws: top and left."""
+    """The shorter side resized to S, then any S x S window of the image with a border of 4 px. draws: top and left."""
     resized = _resize_shorter(sizes, image_size)
     room = resized + 2 * CROP_PADDING - image_size
     return np.concatenate((resized, np.floor(draws[:, :2] * (room + 1)) - CROP_PADDING), axis=1).astype(np.int32)
 
 
 def _resize_shorter(sizes: NDArray[np.int32], shorter: int) -> NDArray[np.int64]:
-    """[B, 2] sizes with the shorter side at `shorter` and the longer one truncated, as torchvision's Resize."""
+    """Sizes [B, 2] with the shorter side at `shorter` px and the longer side truncated, as by torchvision's Resize."""
     wide = sizes.astype(np.int64)
     return shorter * wide // wide.min(axis=1, keepdims=True)
 
 
 def between(draws: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
-    """Uniform numbers of [0, 1), any shape [...], moved to [low, high)."""
+    """Uniform numbers in [0, 1), of any shape [...], scaled to [low, high)."""
     return low + draws * (high - low)

@@ -1,4 +1,4 @@
-"""What makes the views of decoded images: the native path or DALI's graph, both with PIL's arithmetic."""
+"""Chooses what makes the views of decoded images: the native path or DALI's graph, both with PIL's arithmetic."""
 
 import torch
 
@@ -9,9 +9,9 @@ from deit_fast.runtime.errors import RunError
 
 
 def choose_backend(wanted: str, device: torch.device, augment: Augment | None = None) -> str:
-    """ "native" or "dali", by run.image_backend: "auto" is native wherever that can do what `augment` asks for.
+    """The backend "native" or "dali", for run.image_backend: "auto" is native wherever it supports `augment`.
 
-    On GPUs it is DALI's graph whatever is wanted. Raises RunError where native is wanted and cannot be.
+    On GPUs the backend is always DALI's graph. Raises RunError where native is required but unavailable.
     """
     if device.type == "cuda" or wanted == "dali":
         return "dali"
@@ -22,7 +22,7 @@ def choose_backend(wanted: str, device: torch.device, augment: Augment | None = 
 
 
 def _lacking(augment: Augment | None) -> str:
-    """Why the native path cannot make the views, in words; empty where it can."""
+    """Why the native path cannot make the views, in words; "" if it can."""
     if native.library() is None:
         return "expected the package to be built with a C compiler"
     if augment is not None and augment.policy in POLICIES:

@@ -1,4 +1,4 @@
-"""Batches of training and of evaluation, in the sampler's order. How they come about: `deit_fast.data.loader`."""
+"""Batches of training and of evaluation, in the sampler's order; `deit_fast.data.loader` explains how they are made."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +20,8 @@ from deit_fast.data.loader.substitute import Substitutes
 from deit_fast.data.loader.window import Window
 from deit_fast.data.sources.base import Source
 from deit_fast.recipe.sections import Augment, Data
+from deit_fast.runtime.hardware import cpu_threads
+from deit_fast.runtime.host_memory import limit_arenas
 from deit_fast.runtime.patience import PATIENCE_SECONDS
 
 
@@ -32,22 +34,22 @@ class Batch:
     labels: torch.Tensor
     """int64 [b]."""
     indices: NDArray[np.int64]
-    """[b], images of the source; in training those whose pixels and labels these are, after substitution."""
+    """[b]. Indices of the source's images; in training those of the images that are shown, after substitution."""
     positions: NDArray[np.int64] | None
-    """[b], places in the global batch; None in evaluation."""
+    """[b]. Places in the global batch; None in evaluation."""
     epoch: int
-    """Counted from 0; in evaluation 0."""
+    """Epoch, counted from 0; 0 in evaluation."""
     step: int
     """Optimizer step in training, number of the batch in evaluation."""
     valid: int
     erasing: EraseParams | None = None
-    """Where the recipe erases: what the step has to, after normalisation."""
+    """The boxes that the step has to erase after normalisation, if the recipe uses erasing."""
     bad: Mapping[int, str] = field(default_factory=dict)
-    """Images that could not be used, and why, in words; others took their places."""
+    """Images that could not be used and were replaced, with the reasons in words."""
 
 
 class _Loader(ABC):
-    """What training and evaluation share. One iteration is open at a time: starting another ends the one before."""
+    """The common part of training and evaluation. One iteration can be open: starting another one ends it."""
 
     def __init__(
         self, source: Source, device: torch.device, patience: float, substitutes: Substitutes | None = None
@@ -55,13 +57,15 @@ class _Loader(ABC):
         self._source, self._device, self._patience, self._substitutes = source, device, patience, substitutes
         self._producer: Producer | None = None
         self._pipeline: Pipeline | None = None
+        if device.type == "cpu":  # before the threads of readers and decoders start
+            limit_arenas(max(2, cpu_threads()))
 
     @abstractmethod
     def _plans(self) -> Iterator[Plan]: ...
 
     @abstractmethod
     def _window(self) -> Window | None:
-        """What tells the source which shards come; None where it has none."""
+        """Tells the source which shards come next; None where it has no shards."""
 
     @abstractmethod
     def _build_pipeline(self) -> Pipeline: ...
@@ -95,7 +99,7 @@ class _Loader(ABC):
             producer.close()
 
     def close(self) -> None:
-        """End the open iteration, its threads and its pipeline. Iterating again starts afresh."""
+        """Ends the open iteration with its threads and its pipeline. Iterating again starts from the beginning."""
         self._stop()
         self._pipeline = None
 
@@ -125,22 +129,18 @@ class _Loader(ABC):
 class TrainLoader(_Loader):
     """Augmented batches, uint8 [b, 3, S, S], of the steps start_step to stop_step - 1, across epochs without a gap.
 
-    samplers: one per gradient-accumulation pass of this process; a step's passes come one after the other. image_size:
-    S, px. The number of threads changes no pixel.
+    samplers: one per gradient-accumulation pass of this process; a step's passes follow one another. image_size: S, px.
+    decode_once: decodes an image once for all of its views in a batch. On CPUs this costs an image with a single view
+    the decoding of the part outside its crop; pixels are the same. threads: for decoding, and on CPUs for making views;
+    their number changes no pixel. hw_decoder_load: fraction of the images that a GPU's hardware decoders get. backend:
+    what makes the views, as in `choose_backend`. patience: seconds for which a read is retried while the storage fails
+    (runtime/patience.py).
 
-    An image that cannot be read or decoded is replaced by another one, pixels and label, and named in the batch's
-    `bad`; no other sample changes.
+    An image that cannot be read or decoded is replaced by another one, pixels and label, and is named in the batch's
+    `bad`. No other sample changes.
 
-    decode_once: decode an image for all of its views in a batch. It costs an image with one view the decoding of what
-    its crop leaves out, on CPUs; the pixels are the same.
-
-    threads: that decode, and that make views on CPUs. hw_decoder_load: share of the images that a GPU's decoding
-    engines get. backend: what makes the views, as `choose_backend` takes it.
-
-    patience: seconds for which a read is tried again where the storage fails (runtime/patience.py).
-
-    Iterating raises DataError where nearly no image can be used, StorageError where the storage goes on failing,
-    RunError where DALI is missing, RuntimeError where it fails. Iterating again starts at start_step again.
+    Iterating raises DataError where hardly any image is usable, StorageError where the storage goes on failing,
+    RunError where DALI is missing, and RuntimeError where DALI fails. Iterating again starts at start_step again.
     """
 
     def __init__(
@@ -204,11 +204,12 @@ class TrainLoader(_Loader):
 
 
 class EvalLoader(_Loader):
-    """Every image of this rank once, in order, in batches uint8 [batch, 3, S, S]: short ones are padded with repeats.
+    """Every image of this rank once, in order, in batches uint8 [batch, 3, S, S]; repeats pad short batches.
 
-    All ranks have the same number of batches; `valid` is 0 where a rank has nothing left. node: the ranks of this
-    machine, by default this one alone. Iterating raises DataError, naming the file, for an image that cannot be read or
-    decoded: a score of other images would be another score. Other errors as TrainLoader's.
+    All ranks have the same number of batches; `valid` is 0 in a batch for which a rank has no images left. node: the
+    ranks of this machine, by default this rank alone. Iterating raises DataError, naming the file, for an image that
+    cannot be read or decoded, because without it the score would be of another data set. Other errors are as in
+    TrainLoader.
     """
 
     def __init__(
@@ -237,7 +238,7 @@ class EvalLoader(_Loader):
     def _plans(self) -> Iterator[Plan]:
         repeated = 0
         for step, indices in enumerate(self._indices):
-            repeated = indices[0] if len(indices) else repeated  # of this rank's, whose shards are at hand
+            repeated = indices[0] if len(indices) else repeated  # an image of this rank, whose shards are at hand
             padding = np.full(self._size - len(indices), repeated)
             yield Plan(np.concatenate((indices, padding)), None, 0, step, len(indices), self._draw)
 

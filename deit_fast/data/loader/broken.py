@@ -1,4 +1,4 @@
-"""Images that DALI refuses: which ones of a batch they are, and what to say of them. Nothing here runs without one."""
+"""Images that DALI refuses: finds them in a batch, and describes the fault. Used only after DALI has failed."""
 
 from typing import NoReturn
 
@@ -54,23 +54,23 @@ def find_refused(
 
 
 def describe_refusal(source: Source, index: int, encoded: NDArray[np.uint8]) -> str:
-    """What to say of an image that cannot be decoded, in one line. encoded: uint8 [bytes]."""
+    """The fault of an image that cannot be decoded, in one line. encoded: uint8 [bytes]."""
     reason = pil_complaint(encoded) or "DALI refuses it"
     return f"{printable(source.name(index))}: expected an image that can be decoded ({reason})"
 
 
 def without_name(source: Source, index: int, error: DataError) -> str:
-    """The reason in an image's DataError, without the name that it starts with."""
+    """The reason in an image's DataError, without the image's name before it."""
     return str(error).removeprefix(f"{printable(source.name(index))}: ")
 
 
 def pil_complaint(encoded: NDArray[np.uint8]) -> str:
-    """Why PIL cannot decode the image, encoded uint8 [bytes], in its words; empty where it can."""
+    """PIL's reason why it cannot decode the image, encoded uint8 [bytes]; "" if it can."""
     try:
         with open_image(encoded) as image:
             image.load()
-    except UnidentifiedImageError:  # whose text has an address in it
+    except UnidentifiedImageError:  # its text contains an address
         return UNIDENTIFIED
-    except Exception as error:  # PIL's decoders raise what they like
+    except Exception as error:  # PIL's decoders raise many kinds
         return one_line(error) or type(error).__name__
     return ""

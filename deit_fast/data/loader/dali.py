@@ -1,4 +1,4 @@
-"""DALI: imported here and nowhere earlier, a pipeline around a graph, and the decoders that all graphs begin with."""
+"""The one module that imports DALI: a pipeline around a graph, and the decoders with which all graphs begin."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,18 +8,19 @@ import torch
 from deit_fast.runtime.errors import RunError
 
 Feed = Callable[[], list[Any]]
-"""Gives one batch of inputs per call: a list of encoded images, then one array [B, ...] per parameter. Raises
+"""Returns one batch of inputs per call: a list of encoded images, then one array [B, ...] per parameter. Raises
 StopIteration at the end."""
 
 HW_DECODER_LOAD = 0.65
 """DALI's default share of the JPEGs that a GPU's decoding engines get; CPU threads and CUDA cores decode the rest."""
-_PREFETCH = 2  # batches in flight inside DALI: one being decoded while the other is handed over
+_PREFETCH = 2  # batches in flight inside DALI: one is decoded while the other is handed over
 
 
 class Pipeline:
-    """A built DALI pipeline. `run` gives the next batch; it raises StopIteration after the feed's last one.
+    """A built DALI pipeline. `run` returns the next batch, and raises StopIteration after the feed's last batch.
 
-    conditionals: whether `graph` has an `if` about a node, for which DALI rewrites its functions: half a second's work.
+    conditionals: whether `graph` contains an `if` on a node; DALI then rewrites the graph's functions, which takes half
+    a second.
     """
 
     def __init__(
@@ -49,15 +50,15 @@ class Pipeline:
         self._pipeline.build()
 
     def run(self) -> torch.Tensor:
-        """uint8 [B, 3, S, S] in channels_last memory, DALI's own: it stays valid for as long as it is referenced."""
-        if self._on_gpu:  # naming the consumer's stream spares a wait for the GPU
+        """uint8 [B, 3, S, S] in channels_last memory of DALI's, which stays valid as long as it is referenced."""
+        if self._on_gpu:  # naming the consumer's stream avoids a wait for the GPU
             (views,) = self._pipeline.run(torch.cuda.current_stream(self._device))
         else:
             (views,) = self._pipeline.run()
         return torch.from_dlpack(views.as_tensor()).permute(0, 3, 1, 2)
 
     def reset(self) -> None:
-        """Make the pipeline, run to its end, ask its feed again."""
+        """Makes a pipeline that ran to its end ask its feed again."""
         self._pipeline.reset()
 
 
@@ -74,14 +75,15 @@ def import_dali() -> Any:
 
 
 def decode_images(encoded: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD) -> Any:
-    """Encoded -> uint8 [H, W, 3], RGB as stored: like PIL, unlike DALI's default, an EXIF rotation is not applied."""
+    """Encoded -> uint8 [H, W, 3], RGB as stored: as in PIL, and unlike DALI's default, EXIF rotation is not applied."""
     return import_dali().fn.decoders.image(encoded, **_decoder_arguments(on_gpu, hw_decoder_load))
 
 
 def decode_window(encoded: Any, geometry: Any, on_gpu: bool, hw_decoder_load: float = HW_DECODER_LOAD) -> Any:
-    """The window geometry (top, left, height, width; int32 [4], px) of the image, uint8 [height, width, 3].
+    """The window `geometry` (top, left, height, width; int32 [4], px) of the image, uint8 [height, width, 3].
 
-    CPUs decode no more than that; nvImageCodec 0.9.0 crashes where a GPU does (its issue 55).
+    CPUs decode this window only. GPUs decode the whole image, because nvImageCodec 0.9.0 crashes on windows there (its
+    issue 55).
     """
     if on_gpu:
         return window(decode_images(encoded, on_gpu, hw_decoder_load), geometry)
@@ -92,7 +94,7 @@ def decode_window(encoded: Any, geometry: Any, on_gpu: bool, hw_decoder_load: fl
 
 def _decoder_arguments(on_gpu: bool, hw_decoder_load: float) -> dict[str, Any]:
     where = {"device": "mixed", "hw_decoder_load": hw_decoder_load} if on_gpu else {"device": "cpu"}
-    # Fancy upsampling is what libjpeg does to the chroma; nvJPEG does not unless it is told to.
+    # Fancy upsampling is libjpeg's way of scaling chroma up; nvJPEG uses it only on request.
     return {**where, "adjust_orientation": False, "jpeg_fancy_upsampling": True}
 
 

@@ -1,19 +1,19 @@
-"""Whether shards are mixed well enough for their blocks to be shuffled each by itself."""
+"""Tests whether shards are mixed well enough to shuffle blocks of them separately."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-_LOOKED_AT = 256  # shards, evenly spread: those of a set sorted by class differ wherever one looks
+_LOOKED_AT = 256  # shards, evenly spread: those of a set sorted by class differ everywhere
 _SURE = 4.0  # standard deviations
 
 
 def label_spread(labels: NDArray[np.integer], edges: NDArray[np.int64]) -> tuple[float, float]:
-    """How much the shards' classes differ, over what a shuffle leaves to chance, and how sure that is.
+    """How much the shards' classes differ beyond the chance of a shuffle, and the certainty of that.
 
     labels: integers [N] below the number of classes. edges: int64 [shards + 1]. Returns Pearson's chi-square of shards
-    against classes over its degrees of freedom, which is about 1 for shuffled images, and its place on a standard
-    normal scale by Wilson and Hilferty's approximation ("The distribution of chi-square", PNAS 1931). Of many shards
-    some are looked at, so that the time does not grow with the set.
+    against classes over its degrees of freedom, which is about 1 for shuffled images; and its place on a standard
+    normal scale by Wilson and Hilferty's approximation ("The distribution of chi-square", PNAS 1931). If there are many
+    shards, a sample of them is used, so that the time does not grow with the data set.
     """
     shards = np.flatnonzero(np.diff(edges))
     shards = shards[np.linspace(0, len(shards) - 1, min(len(shards), _LOOKED_AT)).astype(np.int64)]
@@ -33,6 +33,6 @@ def label_spread(labels: NDArray[np.integer], edges: NDArray[np.int64]) -> tuple
 
 
 def is_sorted(labels: NDArray[np.integer], edges: NDArray[np.int64]) -> bool:
-    """Whether the shards hold clearly other classes than each other: at least twice the differences of a shuffle."""
+    """Whether the shards hold clearly different classes: at least twice the differences expected after a shuffle."""
     ratio, deviations = label_spread(labels, edges)
     return ratio > 2 and deviations > _SURE

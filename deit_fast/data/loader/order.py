@@ -1,8 +1,9 @@
 """Which image comes at which place of an epoch: a pure function of the seed, the epoch and the set's shards alone.
 
-An order is the same whatever the number of processes, the disk, or what arrived when. `FullOrder` shuffles all images.
-`BlockOrder` shuffles the shards, then the images of so many shards together, so that no more than these have to be at
-hand, and its lanes part an epoch between nodes. `StoredOrder` is evaluation's: the images as they are stored.
+An order does not depend on the number of processes, on the disk, or on the times at which shards arrive. `FullOrder`
+shuffles all images. `BlockOrder` shuffles the shards, and then the images of a block of shards together, so that only a
+block's shards have to be at hand; its lanes divide an epoch among nodes. `StoredOrder` is for evaluation: images in
+their stored order.
 """
 
 from abc import ABC, abstractmethod
@@ -14,15 +15,15 @@ from numpy.typing import NDArray
 from deit_fast.data.loader.permutation import epoch_permutation
 from deit_fast.runtime.philox import Stream, generator
 
-Images = NDArray[np.int64] | NDArray[np.uint32]  # the latter where there are as many as in the whole set
+Images = NDArray[np.int64] | NDArray[np.uint32]  # uint32 for as many images as in the whole set
 
-_FIRST_CHUNK = 1024  # images in which shards are looked for, then twice as many, and so on
+_FIRST_CHUNK = 1024  # images that are searched for shards first; the number doubles after each search
 
 
 class Order(ABC):
-    """The order of N images in shards, in lanes that are read side by side. Safe to ask from several threads.
+    """The order of N images in shards, divided into lanes that are read in parallel. Safe to use from several threads.
 
-    edges: int64 [shards + 1]: shard s holds the images from edges[s] to edges[s + 1] - 1.
+    edges: int64 [shards + 1]. Shard s holds the images edges[s] to edges[s + 1] - 1.
     """
 
     def __init__(self, edges: NDArray[np.int64], lanes: int) -> None:
@@ -31,12 +32,15 @@ class Order(ABC):
 
     @property
     def length(self) -> int:
-        """Images that an epoch uses: all but fewer than `lanes`, which are other ones each epoch."""
+        """Number of images that an epoch uses.
+
+        Fewer than `lanes` images are left over, and other ones in each epoch.
+        """
         return int(self.edges[-1]) // self.lanes * self.lanes
 
     @abstractmethod
     def block_edges(self, epoch: int, lane: int) -> NDArray[np.int64]:
-        """Where the lane's blocks begin, and where the last one ends: int64 [blocks + 1], places in the lane."""
+        """The start of each of the lane's blocks, and the end of the last: int64 [blocks + 1], places in the lane."""
 
     @abstractmethod
     def block_shards(self, epoch: int, lane: int, block: int) -> NDArray[np.int64]:
@@ -47,13 +51,13 @@ class Order(ABC):
         """The block's images in their order, [images of the block]."""
 
     def images(self, epoch: int, lane: int, start: int, stop: int) -> NDArray[np.int64]:
-        """The images at the places from `start` to stop - 1 of a lane's epoch, int64 [stop - start]."""
+        """The images at the places `start` to stop - 1 of a lane's epoch, int64 [stop - start]."""
         spans = self._spans(epoch, lane, start, stop)
         parts = [self._block(epoch, lane, block)[first:last] for block, first, last in spans]
         return np.concatenate(parts, dtype=np.int64) if parts else np.empty(0, np.int64)
 
     def shards(self, epoch: int, lane: int, start: int, stop: int) -> NDArray[np.int64]:
-        """The shards that these images are in, each once, int64 [k], in the order of their first images."""
+        """The shards of these images, each once, int64 [k], in the order of their first images."""
         found: list[NDArray[np.int64]] = []
         for block, first, last in self._spans(epoch, lane, start, stop):
             possible = len(self.block_shards(epoch, lane, block))
@@ -63,11 +67,11 @@ class Order(ABC):
     def next_use(
         self, epoch: int, lane: int, start: int, stop: int, epochs: int = 2
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which shards the lane needs next and when, from place `start` of `epoch` to the end of so many epochs.
+        """The shards that the lane needs next, and when, from place `start` of `epoch` to the end of `epochs` epochs.
 
-        stop: places of an epoch that are used. Returns the shards, each once, in the order of the blocks they are in,
-        int64 [k], and the place where that block begins, [k], counted from the start of `epoch`. A shard that is not
-        among them is needed later still.
+        stop: number of places of an epoch that are used. Returns the shards, each once, in the order of the blocks that
+        need them, int64 [k]; and the places at which these blocks begin, [k], counted from the start of `epoch`. A
+        shard that is not returned is needed later.
         """
         shards, places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for later in range(epochs):
@@ -82,12 +86,12 @@ class Order(ABC):
         return every[first], when[first]
 
     def block_at(self, epoch: int, lane: int, place: int) -> int:
-        """The block that holds a place of a lane's epoch; the last one for a place after all of them."""
+        """The block that holds a place of a lane's epoch; for a place past the end, the last block."""
         edges = self.block_edges(epoch, lane)
         return max(min(int(np.searchsorted(edges, place, "right")), len(edges) - 1) - 1, 0)
 
     def _spans(self, epoch: int, lane: int, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """The blocks that a span touches, each with the first and one past the last place in the block."""
+        """The blocks that a span touches, each with the span's first place in it and the place after the last one."""
         edges = self.block_edges(epoch, lane)
         for block in range(self.block_at(epoch, lane, start), len(edges) - 1):
             begin, end = int(edges[block]), int(edges[block + 1])
@@ -96,19 +100,19 @@ class Order(ABC):
             yield block, max(start - begin, 0), min(stop, end) - begin
 
     def _block(self, epoch: int, lane: int, block: int) -> Images:
-        """`_block_images`, from memory where it is of the lane's last two."""
+        """`_block_images`, cached for the lane's last two blocks."""
         key, recent = (epoch, block), self._recent.get(lane, ())
         for each, images in recent:
             if each == key:
                 return images
         images = self._block_images(epoch, lane, block)
-        self._recent[lane] = (*recent[-1:], (key, images))  # replaced, not changed: another thread may be reading
+        self._recent[lane] = (*recent[-1:], (key, images))  # replaced: another thread may be reading the tuple
         return images
 
     def _first_need(self, images: Images, possible: int) -> NDArray[np.int64]:
-        """The shards that the images are in, in the order of need; the first few images most often have all of them.
+        """The shards of the images, in the order of their first images; usually the first few images have all.
 
-        possible: how many there are at most.
+        possible: the largest number of shards.
         """
         found, start, size = np.empty(0, np.int64), 0, _FIRST_CHUNK
         while start < len(images) and len(found) < possible:
@@ -119,9 +123,9 @@ class Order(ABC):
 
 
 class FullOrder(Order):
-    """All images shuffled together anew each epoch, by (seed, epoch): one lane, one block.
+    """All images shuffled together anew in each epoch, by (seed, epoch): one lane, one block.
 
-    edges: without them, which a set without shards has not, all images count as one shard.
+    edges: None, for a data set without shards, makes all images one shard.
     """
 
     def __init__(self, num_images: int, seed: int, edges: NDArray[np.int64] | None = None) -> None:
@@ -139,11 +143,12 @@ class FullOrder(Order):
 
 
 class BlockOrder(Order):
-    """Shards shuffled anew each epoch, and the images of about `block` of them together.
+    """Shards shuffled anew in each epoch, and then the images of about `block` shards together.
 
-    The images of the shards' sequence are cut into `lanes` of equal length, so that two lanes may share a shard. A lane
-    is cut between its shards into as many blocks of at least `block` as it has, which differ by one shard at most (a
-    lane with fewer is one block). Only blocks that are asked for are made: nothing has the length of the epoch.
+    The images of the sequence of shards are cut into `lanes` of equal length, so two lanes may share a shard. Each lane
+    is cut, between its shards, into as many blocks of at least `block` shards as possible, whose sizes differ by one
+    shard at most. A lane with fewer shards is one block. Only blocks that are asked for are made, and no array has the
+    length of an epoch.
     """
 
     def __init__(self, edges: NDArray[np.int64], seed: int, block: int, lanes: int = 1) -> None:
@@ -166,17 +171,16 @@ class BlockOrder(Order):
         sizes = np.diff(places)[held]
         begins = np.cumsum(sizes) - sizes
         images = np.arange(sizes.sum()) + np.repeat(first[held] - begins, sizes)
-        # The word of the shards' own shuffle is 0.
+        # The word 0 belongs to the shuffle of the shards.
         generator(self._seed, Stream.ORDER, epoch, lane, block + 1).shuffle(images)
         return images
 
     def _lane(
         self, epoch: int, lane: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """The lane's p shards [p], the first image of each in the lane [p], where they begin and the last one ends.
+        """The lane's p shards [p], the first image of each in the lane [p], the shards' edges, the blocks' edges.
 
-        The latter are places in the lane [p + 1]. The last of the four is where blocks begin and the last one ends
-        among the shards, [blocks + 1].
+        The shards' edges are places in the lane, [p + 1]. The blocks' edges are places among the shards, [blocks + 1].
         """
         shards, ends = self._sequence(epoch)
         length = self.length // self.lanes
@@ -190,7 +194,7 @@ class BlockOrder(Order):
         return shards, first, places, np.arange(blocks + 1) * len(shards) // blocks
 
     def _sequence(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The epoch's shards in their order [shards], and how many images there are up to the end of each [shards]."""
+        """The epoch's shards in order [shards], and the number of images up to the end of each [shards]."""
         for known, shards, ends in self._epochs:
             if known == epoch:
                 return shards, ends
@@ -202,7 +206,7 @@ class BlockOrder(Order):
 
 
 class StoredOrder(Order):
-    """Images as they are stored, for evaluation: lane r is what rank r of `lanes` has, and each shard is a block."""
+    """Images in their stored order, for evaluation: lane r belongs to rank r of `lanes`; each shard is a block."""
 
     @property
     def length(self) -> int:
@@ -226,5 +230,5 @@ class StoredOrder(Order):
 
 
 def once(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The values, [n], without repetitions, in the order of their first ones, [k]."""
+    """The values [n] without repetitions, in the order of their first occurrences, [k]."""
     return values[np.sort(np.unique(values, return_index=True)[1])]

@@ -1,4 +1,7 @@
-"""The full shuffle of an epoch: of a large set one file that all processes of a machine map, not an array in each."""
+"""The full shuffle of an epoch.
+
+For a large set it is one file that all processes of a machine map, not one array each.
+"""
 
 import contextlib
 import time
@@ -11,16 +14,16 @@ from numpy.typing import NDArray
 from deit_fast.runtime.files import atomic_path, cache_folder, exclusive
 from deit_fast.runtime.philox import Stream, generator
 
-_SHARED = 2**22  # images from which on they are shared; below, a process's own array is 16 MiB at most
-_CHUNK = 2**20  # images written at once
-_LEFT_SECONDS = 24 * 3600  # after which an order that some other run left behind is removed
+_SHARED = 2**22  # number of images from which a file is shared; below it, a process's own array has 16 MiB at most
+_CHUNK = 2**20  # images that are written at a time
+_LEFT_SECONDS = 24 * 3600  # age after which an order that another run left behind is removed
 
 
 def epoch_permutation(num_images: int, seed: int, epoch: int) -> NDArray[np.uint32]:
     """The images of an epoch, shuffled by (seed, epoch), uint32 [num_images].
 
-    A large one is mapped from a file of the cache folder, which the first process of a machine makes while the others
-    wait. Where the folder cannot be written, or its disk is full, each process has its own array.
+    A large permutation is mapped from a file in the cache folder. The first process of a machine makes the file while
+    the others wait. If the folder cannot be written, or its disk is full, each process makes its own array.
     """
     if num_images < _SHARED:
         return _shuffle(num_images, seed, epoch).astype(np.uint32)
@@ -36,7 +39,7 @@ def epoch_permutation(num_images: int, seed: int, epoch: int) -> NDArray[np.uint
                     _remove_others(path)
                     _write(path, images)
                     found = _map(path, num_images)
-        except OSError:  # the folder is a help, and no more
+        except OSError:  # works without the file too
             found = None
     if found is not None:
         return found
@@ -48,7 +51,7 @@ def _shuffle(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def _write(path: Path, images: NDArray[np.int64]) -> None:
-    """The images as uint32, and after them their CRC-32: a file that a crash or a disk damaged is made anew."""
+    """Writes the images as uint32, followed by their CRC-32, so that a damaged file is recognised and made anew."""
     check = 0
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         for start in range(0, len(images), _CHUNK):
@@ -61,19 +64,19 @@ def _write(path: Path, images: NDArray[np.int64]) -> None:
 def _map(path: Path, num_images: int) -> NDArray[np.uint32] | None:
     try:
         mapped = np.asarray(np.memmap(path, np.uint32, "r"))
-    except (OSError, ValueError):  # the latter for a size that is none
+    except (OSError, ValueError):  # ValueError: a wrong size
         return None
     whole = len(mapped) == num_images + 1 and zlib.crc32(mapped[:-1].data) == mapped[-1]
     return mapped[:-1] if whole else None
 
 
 def _remove_others(path: Path) -> None:
-    """Removes this order's other epochs, and what was left behind. Who has mapped a file keeps it."""
+    """Removes other epochs of this order, and files left behind. Processes that have mapped a file keep it."""
     own = path.name.rpartition("-")[0]
     for other in path.parent.glob("*.order"):
         with contextlib.suppress(OSError):
             if other.name.rpartition("-")[0] == own or other.stat().st_mtime < time.time() - _LEFT_SECONDS:
                 other.unlink()
-    for left in path.parent.glob(".*.order.*.tmp"):  # of a process killed while it wrote: the lock is held
+    for left in path.parent.glob(".*.order.*.tmp"):  # left by killed processes: this one holds the lock
         with contextlib.suppress(OSError):
             left.unlink()

@@ -1,6 +1,6 @@
 """The DALI pipelines of training and evaluation: encoded bytes and drawn parameters in, uint8 views [B, 3, S, S] out.
 
-CPU and GPU are one argument apart. DALI is imported here and nowhere earlier, when a pipeline is built.
+The device is one argument. DALI is imported only when a pipeline is built.
 """
 
 import io
@@ -40,12 +40,12 @@ def train_pipeline(
     hw_decoder_load: float = HW_DECODER_LOAD,
     backend: str = "auto",
 ) -> Pipeline:
-    """Augmented views, uint8 [B, 3, S, S]; `feed` gives what `train_inputs` returns, of exactly `batch` views.
+    """Augmented views, uint8 [B, 3, S, S]; `feed` returns the inputs of `train_inputs`, for exactly `batch` views.
 
-    decode_once: an image with several views in the batch is decoded for the first of them.
-    hw_decoder_load: share of the images that a GPU's decoding engines get.
-    backend: what makes the views of decoded images, as `choose_backend` takes it.
-    Raises RunError where DALI is missing, RecipeError for an operation of augment.rand_extra that is not there.
+    decode_once: an image with several views in the batch is decoded only for the first of them.
+    hw_decoder_load: fraction of the images that a GPU's hardware decoders get.
+    backend: what makes the views of decoded images, as in `choose_backend`.
+    Raises RunError where DALI is missing, RecipeError for an unknown operation in augment.rand_extra.
     """
     import_dali()
     from nvidia.dali import types
@@ -68,7 +68,7 @@ def train_pipeline(
 
 
 _Graph = Callable[[Any, dict[str, Any]], Any]
-"""(decoded images, or the windows that views show; the other parameters by name) -> uint8 [S, S, 3]."""
+"""(decoded images, or the windows that views show; other parameters by name) -> uint8 [S, S, 3]."""
 
 
 def _native_graph(augment: Augment, image_size: int, kernel: Any) -> _Graph:
@@ -89,11 +89,11 @@ def _dali_graph(augment: Augment, image_size: int, kernel: Any) -> _Graph:
     if augment.policy in POLICIES:
         from deit_fast.data.augment.policy_graph import find_operations
 
-        find_operations(operation_names(augment))  # here, because DALI wraps what is raised inside a graph
+        find_operations(operation_names(augment))  # outside the graph, because DALI wraps errors inside a graph
 
     def graph(images: Any, parameters: dict[str, Any]) -> Any:
         geometry, drawn = parameters.get("geometry"), parameters.get("kernel", kernel)
-        if "first_view" in parameters:  # the places of an image's other views have held a small image until here
+        if "first_view" in parameters:  # until here, the places of an image's other views held a small dummy image
             images = fn.permute_batch(images, indices=parameters["first_view"])
         if crops_first(augment):
             windows = images if geometry is None else window(images, geometry)
@@ -115,9 +115,9 @@ def eval_pipeline(
     interpolation: str = "bicubic",
     backend: str = "auto",
 ) -> Pipeline:
-    """Resized and centre-cropped images, uint8 [B, 3, S, S]; `feed` gives encoded images and `eval_geometry` [B, 4].
+    """Resized and centre-cropped images, uint8 [B, 3, S, S]; `feed` returns encoded images and `eval_geometry` [B, 4].
 
-    interpolation: data.eval_interpolation. backend: as `choose_backend` takes it.
+    interpolation: data.eval_interpolation. backend: as in `choose_backend`.
     """
     types = import_dali().types
     kernel = types.INTERP_LINEAR if interpolation == "bilinear" else types.INTERP_CUBIC
@@ -143,9 +143,9 @@ def train_inputs(
     params: ViewParams,
     decode_once: bool = False,
 ) -> list[Any]:
-    """One batch as `train_pipeline` takes it: B encoded images, then the parameters [B, ...] that the graph has.
+    """One batch as input of `train_pipeline`: B encoded images, then the parameters [B, ...] that the graph uses.
 
-    decode_once: views of an image are known by being given the same array.
+    decode_once: views of one image are recognised by the identity of their array.
     """
     types = import_dali().types
     available: dict[str, NDArray[Any]] = {
@@ -176,9 +176,9 @@ def decodes(
     windows: NDArray[np.int32] | None = None,
     threads: int = 1,
 ) -> bool:
-    """Whether DALI decodes all of these images, or windows [B, 4] (top, left, height, width) of them, as training does.
+    """Whether DALI decodes all of these images, or windows [B, 4] (top, left, height, width) of them, as in training.
 
-    A pipeline is built for it: that takes some milliseconds.
+    This builds a pipeline, which takes some milliseconds.
     """
     dali = import_dali()
 
@@ -196,18 +196,18 @@ def decodes(
 
 
 def crops_first(augment: Augment) -> bool:
-    """Whether a view is a window of the image as stored, its geometry, which is then resized to S x S."""
+    """Whether a view is a window of the stored image, which is then resized to S x S."""
     return augment.crop in ("rrc", "rrc_linear")
 
 
 def decodes_windows(augment: Augment, decode_once: bool) -> bool:
-    """Whether `train_pipeline` decodes no more than each view's window, its inputs' geometry."""
+    """Whether `train_pipeline` decodes only each view's window, given by the inputs' geometry."""
     return crops_first(augment) and not decode_once
 
 
 @cache
 def small_image() -> NDArray[np.uint8]:
-    """A JPEG of 16 x 16 px, uint8 [bytes], that any decoder takes, at next to no cost."""
+    """A JPEG of 16 x 16 px, uint8 [bytes], which every decoder accepts and which costs next to nothing."""
     stored = io.BytesIO()
     Image.new("RGB", (16, 16)).save(stored, "JPEG")
     return np.frombuffer(stored.getvalue(), np.uint8)

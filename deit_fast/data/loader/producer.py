@@ -1,4 +1,4 @@
-"""Batches made ready ahead of DALI: images read, bad ones substituted, parameters drawn. The left half of the ring."""
+"""Prepares batches ahead of DALI: reads images, replaces bad ones, draws parameters. The left half of the ring."""
 
 import queue
 import threading
@@ -18,13 +18,13 @@ from deit_fast.data.loader.window import Window
 from deit_fast.data.sources.base import Source, read_image
 from deit_fast.runtime.errors import DataError, RunError
 
-_QUEUED = 3  # host batches ready before DALI asks for them
+_QUEUED = 3  # prepared batches that wait until DALI asks for them
 _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch of b images before anything is read: `indices` and `positions` int64 [b], as Batch has them."""
+    """A batch of b images before anything is read: `indices` and `positions` int64 [b], as in Batch."""
 
     indices: NDArray[np.int64]
     positions: NDArray[np.int64] | None
@@ -32,30 +32,30 @@ class Plan:
     step: int
     valid: int
     draw: Callable[[list[NDArray[np.uint8]], NDArray[np.int32]], list[Any]]
-    """Encoded images and their sizes [b, 2] -> the pipeline's inputs: the encoded images, geometry [b, 4], the rest."""
+    """(encoded images, sizes [b, 2]) -> the pipeline's inputs: the encoded images, geometry [b, 4], the rest."""
     erasing: EraseParams | None = None
 
 
 class Prepared(NamedTuple):
-    """A batch as DALI gets it."""
+    """A batch in the form in which DALI gets it."""
 
     plan: Plan
     indices: NDArray[np.int64]
-    """[b], the images that are used: the plan's, but for substitutes."""
+    """[b]. The images that are used: those of the plan, or their substitutes."""
     inputs: list[Any]
-    """What the pipeline takes: encoded images, uint8 [bytes] each, then parameters [b, ...]."""
+    """The pipeline's inputs: encoded images, uint8 [bytes] each, then parameters [b, ...]."""
     bad: dict[int, str]
-    """Images, the plan's or candidates for their places, that cannot be used, and why."""
+    """Unusable images, of the plan or among candidates for substitution, with the reasons."""
 
 
 _Loaded = tuple[NDArray[np.uint8], tuple[int, int]] | DataError  # bytes, height and width
 
 
 class Producer:
-    """Prepares planned batches ahead in a thread of its own. Without substitutes, a bad image is an error.
+    """Prepares planned batches ahead in its own thread. Without substitutes, a bad image is an error.
 
-    patience: seconds for which a read is tried again where the storage fails; one that goes on failing is an error.
-    window: is told, before a batch is read, which batches are in the making.
+    patience: seconds for which a read is retried while the storage fails; a longer failure is an error. window: is
+    told, before a batch is read, which batches are in the making.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Producer:
         window: Window | None = None,
     ) -> None:
         self.in_flight: deque[Prepared] = deque()
-        """Batches that DALI has and the consumer has not, oldest first."""
+        """Batches that DALI has received and the consumer has not, oldest first."""
         self.error: BaseException | None = None
         self._source, self._plans, self._substitutes, self._patience = source, plans, substitutes, patience
         self._window = window
-        self._making: deque[int] = deque()  # steps of the batches that are planned and not handed over
+        self._making: deque[int] = deque()  # steps of batches that are planned and not yet handed over
         self._failure: RunError | None = None
         self._gave_up = threading.Event()
         self._again: deque[Prepared] = deque()
@@ -83,7 +83,10 @@ class Producer:
         self._thread.start()
 
     def next_inputs(self) -> list[Any]:
-        """The pipeline's feed: the next batch's encoded images and parameters. Raises StopIteration after the last."""
+        """The pipeline's feed: the next batch's encoded images and parameters.
+
+        Raises StopIteration after the last batch.
+        """
         prepared = self._again.popleft() if self._again else self._next_ready()
         if prepared is None:
             raise StopIteration
@@ -91,15 +94,15 @@ class Producer:
         return prepared.inputs
 
     def hand_over(self) -> Prepared:
-        """The oldest batch that DALI has, which is the consumer's from now on."""
+        """The oldest batch that DALI has; it belongs to the consumer from now on."""
         self._making.popleft()
         return self.in_flight.popleft()
 
     def recover(self, error: RuntimeError) -> None:
-        """After DALI failed: gives all batches in flight again, to a new pipeline, without the images that it refuses.
+        """Recovers from an error of DALI: gives all batches in flight to a new pipeline, without refused images.
 
-        Others take their places. Raises DataError where nothing may be substituted, DALI's own error where no image
-        explains it.
+        Substitutes take the places of these images. Raises DataError without substitutes, and DALI's own error where no
+        image explains it.
         """
         if self._substitutes is None:
             if self.in_flight:
@@ -117,20 +120,20 @@ class Producer:
         self.in_flight.clear()
 
     def close(self) -> None:
-        """Ends the threads, waiting for what they are at; safe to call twice and from any thread."""
+        """Ends the threads after their present work; safe to call twice and from any thread."""
         self._stopped.set()
         self._gave_up.set()
-        self._close_window()  # which ends the readers' waits for shards
+        self._close_window()  # ends the readers' waits for shards
         self._thread.join()
         self._readers.shutdown()
-        self._close_window()  # after what the thread may have told it meanwhile
+        self._close_window()  # again, for what the thread told the window meanwhile
 
     def _close_window(self) -> None:
         if self._window is not None:
             self._window.close()
 
     def _next_ready(self) -> Prepared | None:
-        while not (self._stopped.is_set() or self._ended):  # polled: closing from another thread ends the wait
+        while not (self._stopped.is_set() or self._ended):  # polls, so that closing from another thread ends the wait
             try:
                 prepared = self._ready.get(timeout=_POLL_SECONDS)
             except queue.Empty:
@@ -176,20 +179,20 @@ class Producer:
                 attempts[place] += 1
 
     def _load(self, index: int) -> _Loaded:
-        if self._failure is not None:  # of another reader: one minute of waiting is enough
+        if self._failure is not None:  # one reader has waited for the storage long enough
             raise self._failure
         try:
             encoded = read_image(self._source, index, self._patience, self._gave_up.wait)
             return self._source.prepare(index, encoded)
         except DataError as error:
             return error
-        except RunError as error:  # the storage's, or a store's word on a shard: no image is bad for that
-            self._failure = self._failure or error  # the first, which those that it made give up are not
+        except RunError as error:  # a failure of the storage or of the store's shard says nothing about the image
+            self._failure = self._failure or error  # the first failure, not those of reads that gave up because of it
             self._gave_up.set()
             raise self._failure from None
 
     def _refused(self, indices: NDArray[np.int64], inputs: list[Any]) -> dict[int, DataError]:
-        """Places whose image DALI refuses, among images that it refused before."""
+        """Places whose image DALI refuses, among images that it has refused before."""
         if self._substitutes is None or not self._substitutes.suspects:
             return {}
         places = np.flatnonzero(np.isin(indices, list(self._substitutes.suspects)))

@@ -1,6 +1,6 @@
-"""Which image, which view and which place in the batch, at every step: pure index arithmetic, with no state to save.
+"""Which image, which view and which place in the batch, at every step: index arithmetic without a state to save.
 
-An `Order` says which image is at which place of an epoch; here its images get views, steps and places in the batch.
+An `Order` maps the places of an epoch to images. This module assigns views, steps and places in the batch to them.
 """
 
 from collections.abc import Sequence
@@ -22,22 +22,23 @@ _REPEATED_MULTIPLE = 256
 
 @dataclass(frozen=True)
 class StepIndices:
-    """What one part of a global batch holds; all arrays are int64 [global_batch / parts]."""
+    """One part of a global batch; all arrays are int64 [global_batch / parts]."""
 
     epoch: int
-    """Counted from 0."""
+    """Epoch, counted from 0."""
     indices: NDArray[np.int64]
-    """Images, as indices of the source."""
+    """Indices of the source's images."""
     views: NDArray[np.int64]
-    """Which of the image's repeated views, 0 to repeats - 1."""
+    """The number of each view among the image's repeated views, 0 to repeats - 1."""
     positions: NDArray[np.int64]
     """Places in the global batch."""
 
 
 def epoch_views(num_images: int, repeats: int) -> int:
-    """Views in an epoch of num_images: as many, so that with repeats it shows about num_images / repeats of them.
+    """Number of views in an epoch of num_images. It is about num_images, also with repeats.
 
-    With repeats they are rounded down to a multiple of 256, as in the reference's RASampler, from 256 images on.
+    With repeats, an epoch therefore shows about num_images / repeats images, each `repeats` times. From 256 images on,
+    the number of views is then rounded down to a multiple of 256, as in the reference's RASampler.
     """
     if repeats == 1 or num_images < _REPEATED_MULTIPLE:
         return num_images
@@ -45,24 +46,28 @@ def epoch_views(num_images: int, repeats: int) -> int:
 
 
 def steps_per_epoch(num_images: int, repeats: int, global_batch: int) -> int:
-    """Whole global batches, of `global_batch` views each, in an epoch; the rest is dropped."""
+    """Number of whole global batches, of `global_batch` views each, in an epoch; remaining views are dropped."""
     return epoch_views(num_images, repeats) // global_batch
 
 
 def place_order(global_batch: int, group: int, layout: Layout, lanes: int = 1) -> NDArray[np.int64]:
-    """Which of a step's views is at each place of the global batch: a permutation, int64 [global_batch].
+    """The view at each place of the global batch: a permutation of a step's views, int64 [global_batch].
 
-    A mixing group of `group` places consists of a block of the batch and the block's mirror image (draw_mix), numbered
-    in that order; the last group has what is left. "spread" deals the views out to the groups like cards. Of G equal
-    groups number g then holds what rank g of G has in the reference's RASampler, and no group has two views of an image
-    where G >= repeats.
+    Mixup and CutMix mix images within a mixing group of `group` places. A group consists of a block of consecutive
+    places and the mirror image of that block in the batch (see draw_mix). If `group` does not divide the batch, the
+    last group is smaller. Within a group, the block's places are numbered first, then the mirrored places.
 
-    "together" gives each group a run of consecutive views. A process whose batch is a multiple of `group` then holds
-    one run, and one whose batch divides `group` holds two. Only the images at the ends of a run, 2 at most, have views
-    in another process or step. There are none of these where repeats divides the runs and the steps before.
+    layout "spread" deals the views out to the groups in turn, like cards. With G equal groups, group number g then
+    holds the views that rank g of G has in the reference's RASampler. If G >= repeats, no group has two views of one
+    image.
 
-    lanes: of the order, each of which gives as many views to a step, numbered one lane after the other. A lane fills
-    consecutive mixing groups, as a batch of its own would be filled, so that a node with these groups needs no other.
+    layout "together" gives each group a run of consecutive views. A process whose batch is a multiple of `group` then
+    holds one run; a process whose batch divides `group` holds two runs. Only the images at the two ends of a run can
+    have views in another process or step. If repeats divides this run and all views before it, no image does.
+
+    lanes: of the order. Each lane gives the same number of views to a step, numbered lane after lane. A lane fills
+    consecutive mixing groups, as if it were a batch of its own, so that a node that has these groups needs no other
+    lane.
     """
     if lanes > 1:
         share = global_batch // lanes
@@ -74,18 +79,19 @@ def place_order(global_batch: int, group: int, layout: Layout, lanes: int = 1) -
     pairs = np.minimum(places, places[::-1])
     groups, members = np.divmod(pairs, group // 2)
     members = np.where(places == pairs, members, np.bincount(groups)[groups] - 1 - members)
-    keys = (groups, members) if layout == "spread" else (members, groups)  # the last key is the first to sort by
+    keys = (groups, members) if layout == "spread" else (members, groups)  # the last key is the primary one
     order = np.empty(global_batch, np.int64)
     order[np.lexsort(keys)] = places
     return order
 
 
 def rank_positions(global_batch: int, parts: int, part: int) -> NDArray[np.int64]:
-    """Places of one part in the global batch, int64 [global_batch / parts].
+    """The places of one part in the global batch, int64 [global_batch / parts].
 
-    The batch is folded: a part takes a block and the block's mirror image, so that reversing the part's own batch pairs
-    the same images as reversing the global batch, and mixing needs no other process. An odd part cannot be folded (the
-    recipe refuses mixing then) and takes a plain block. Raises RecipeError where the batch cannot be divided.
+    The batch is folded: a part takes a block and the block's mirror image. Reversing the part's own batch therefore
+    pairs the same images as reversing the global batch, and mixing needs no other process. A part with an odd number of
+    places cannot be folded and takes a plain block; the recipe refuses mixing then. Raises RecipeError where the batch
+    cannot be divided.
     """
     if global_batch % parts:
         raise RecipeError(f"run.global_batch={global_batch}: expected a multiple of {parts}, world size x accumulation")
@@ -97,12 +103,12 @@ def rank_positions(global_batch: int, parts: int, part: int) -> NDArray[np.int64
 
 
 class TrainSampler:
-    """The training batches of one part of the run; part = rank * accumulation + pass of world size * accumulation.
+    """The training batches of one part of the run; part = rank * accumulation + pass, of world size * passes parts.
 
-    All parts together hold global_batch / lanes consecutive views of each lane of the order at every step, whatever
-    their number; `layout` and the size of a mixing `group` say which of them is where (place_order). node_parts: the
-    parts of all processes of this machine, which share what is fetched; without them, this part alone.
-    Raises RecipeError where the batch cannot be divided, DataError where an epoch has no whole batch.
+    At every step all parts together hold global_batch / lanes consecutive views of each lane of the order, whatever the
+    number of parts. `layout` and the size `group` of a mixing group decide at which place of the batch each view stands
+    (place_order). node_parts: the parts of all processes of this machine, which share fetched shards; by default this
+    part alone. Raises RecipeError where the batch cannot be divided, DataError where an epoch has no whole batch.
     """
 
     def __init__(
@@ -119,7 +125,7 @@ class TrainSampler:
         self.order, self.repeats = order, repeats
         self.steps_per_epoch = steps_per_epoch(order.length, repeats, global_batch)
         self.lane_views = global_batch // order.lanes
-        """Views that each lane gives to a step."""
+        """Number of views that each lane gives to a step."""
         self._positions = rank_positions(global_batch, parts, part)
         views = place_order(global_batch, group, layout, order.lanes)
         self._lanes = _by_lane(views[self._positions], self.lane_views)
@@ -133,11 +139,11 @@ class TrainSampler:
         """Lanes that this machine's processes read."""
 
     def __len__(self) -> int:
-        """Views in a batch of this part."""
+        """Number of views in a batch of this part."""
         return len(self._positions)
 
     def batch(self, step: int) -> StepIndices:
-        """What this part holds at `step`, counted from the start of the run: the same whatever was asked before."""
+        """This part's images at `step`, counted from the start of the run; independent of earlier calls."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         indices, views = np.empty((2, len(self._positions)), np.int64)
         for lane, (held, offsets) in self._lanes.items():
@@ -148,7 +154,7 @@ class TrainSampler:
 
 
 def _by_lane(views: NDArray[np.int64], lane_views: int) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Where among these views of a step those of each lane are, and their numbers in the lane's step."""
+    """For each lane: the places of its views among these views of a step, and their numbers in the lane's step."""
     lanes, offsets = np.divmod(views, lane_views)
     return {lane: (held := np.flatnonzero(lanes == lane), offsets[held]) for lane in np.unique(lanes).tolist()}
 
@@ -156,7 +162,7 @@ def _by_lane(views: NDArray[np.int64], lane_views: int) -> dict[int, tuple[NDArr
 def build_order(recipe: Recipe, source: Source) -> Order:
     """The order of the recipe's epochs over a source.
 
-    Raises RecipeError where data.block cannot be: the data are not in shards, or the shards are sorted by class.
+    Raises RecipeError where data.block is impossible: the data are not in shards, or the shards are sorted by class.
     """
     data, seed, edges = recipe.data, recipe.run.seed_of("order"), source.shard_edges
     if not data.block:
@@ -177,7 +183,7 @@ def build_order(recipe: Recipe, source: Source) -> Order:
 def build_samplers(
     recipe: Recipe, order: Order, rank: int, world_size: int, node: range | None = None
 ) -> list[TrainSampler]:
-    """One sampler for each accumulation pass of a process; node: the ranks of its machine, by default this one alone.
+    """One sampler for each accumulation pass of a process; node: the ranks of its machine, by default this rank alone.
 
     Raises RecipeError for a batch that cannot be divided, DataError where an epoch has no whole batch.
     """
@@ -194,10 +200,10 @@ def build_samplers(
 
 
 def eval_indices(num_images: int, rank: int, world_size: int, batch: int) -> list[NDArray[np.int64]]:
-    """One rank's evaluation batches, int64 [batch or less] each; over all ranks every image comes exactly once.
+    """One rank's evaluation batches, int64 [batch or less] each; over all ranks, every image occurs exactly once.
 
-    Every rank gets the same number of batches, because a sharded model's forward is a collective: the last may be
-    short, and empty where other ranks have one image more.
+    Every rank has the same number of batches, because a sharded model's forward is a collective. The last batch may be
+    short, or empty if other ranks have one image more.
     """
     start, stop = (num_images * edge // world_size for edge in (rank, rank + 1))
     most = -(-num_images // world_size)

@@ -1,4 +1,4 @@
-"""What it takes to train from shards in a store: the disk of a node, the network's time, and how well a block mixes."""
+"""The needs of training from shards in a store: a node's disk, time on the network, and how well a block mixes."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,42 +12,42 @@ from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.table import plain_table
 
 GIB = 2**30
-_SHARES = (0.5, 1, 2, 4)  # of the recommended block, in the table
-_LANES = (1, 2, 4, 8)  # in the table
+_SHARES = (0.5, 1, 2, 4)  # multiples of the recommended block that the table shows
+_LANES = (1, 2, 4, 8)  # numbers of lanes that the table shows
 
 
 def recommended_block(shards: int) -> int:
-    """The K, in shards, whose blocks mix nearly as well as a full shuffle: pairs_again is 1.25."""
+    """The block size K, in shards, that mixes nearly as well as a full shuffle: pairs_again is 1.25."""
     return min(shards, max(1, round(2 * math.sqrt(shards))))
 
 
 def pairs_again(shards: int, block: int, lanes: int = 1) -> float:
-    """How often two images of a batch share one in the next epoch too, over how often they do after a full shuffle.
+    """How often two images of a batch share a batch in the next epoch too, relative to a full shuffle.
 
-    About 1 + S / (K L)^2, where a block is several batches; 1 for a full shuffle, block 0, and where one block holds
-    all shards.
+    About 1 + S / (K L)^2 if a block is several batches; 1 for a full shuffle (block 0), and if one block holds all
+    shards.
     """
     largest = largest_block(shards, block, lanes)
     return 1.0 if largest * lanes >= shards else 1 + shards / (largest * lanes) ** 2
 
 
 def largest_block(shards: int, block: int, lanes: int = 1) -> int:
-    """Shards in the largest block of a lane, which has all of its shards in one where there are fewer than 2 K."""
+    """Number of shards in a lane's largest block. A lane with fewer than 2 K shards is one block."""
     if not block:
         return shards
-    # A cut between lanes parts a shard; which shards are small decides whether a lane has one more.
+    # A cut between lanes divides a shard; which shards are small decides whether a lane has one more.
     few, many = (shards // lanes, -(-shards // lanes) + 1) if lanes > 1 else (shards, shards)
     return min(shards, max(-(-held // max(1, held // block)) for held in range(max(1, few), many + 1)))
 
 
 def disk_needed(shard_bytes: NDArray[np.int64], block: int, lanes: int = 1, node_lanes: int = 1) -> int:
-    """Bytes that a node has to keep: two blocks of each of its lanes, of the largest shards."""
+    """Bytes that a node has to store: two blocks of each of its lanes, of the largest shards."""
     held = 2 * largest_block(len(shard_bytes), block, lanes) * node_lanes
     return int(np.sort(shard_bytes)[::-1][:held].sum())
 
 
 def fitting_block(shard_bytes: NDArray[np.int64], limit: int, lanes: int = 1, node_lanes: int = 1) -> int:
-    """The largest K whose blocks need at most `limit` bytes of a node's disk; 0 where not even single shards do."""
+    """The largest K whose blocks need at most `limit` bytes of a node's disk; 0 if even single shards need more."""
     low, high = 0, len(shard_bytes)
     while low < high:
         middle = (low + high + 1) // 2
@@ -81,9 +81,9 @@ def check_disk(data: Data, source: Source, node_lanes: Sequence[int]) -> None:
 
 
 def describe_plan(uri: str, sizes: Sequence[int], images: int, megabytes: float) -> Iterator[str]:
-    """Lines on training from these shards: sizes, a table of blocks, and an epoch's time on the network.
+    """Lines about training from these shards: sizes, a table of blocks, and an epoch's time on the network.
 
-    sizes: of the shards, bytes. megabytes: what a node's network gets from the store in a second, 10^6 bytes.
+    sizes: of the shards, bytes. megabytes: the rate at which a node reads from the store, 10^6 bytes per second.
     """
     shard_bytes, shards, total = np.array(sizes), len(sizes), sum(sizes)
     yield f"{uri}: {images:,} images in {shards:,} shards, {_gib(total)}"

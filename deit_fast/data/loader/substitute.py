@@ -1,4 +1,4 @@
-"""Which image takes the place of one that cannot be used: decided by data and seed, not by when it is found."""
+"""Chooses the image that replaces an unusable one, by data and seed alone and not by when the fault is found."""
 
 from typing import Any
 
@@ -10,27 +10,28 @@ from deit_fast.data.loader.broken import find_refused
 from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.philox import Stream, uniform
 
-_ATTEMPTS = 64  # where half of the images are bad, one sample in 2^64 needs more
+_ATTEMPTS = 64  # if half of the images are bad, one sample in 2^64 needs more
 
 
 class Substitutes:
-    """Substitutes among `images` images.
+    """Chooses substitutes among `images` images.
 
-    A sample's is the first that can be used of a series drawn from (seed, epoch, index), with the crop and operations
-    that the sample has in any case. Whether DALI refuses an image may depend on the window that it decodes, so that a
-    verdict holds for one sample only: what is remembered is which images to test alone (`suspects`), which decides
-    where a refusal is found and not what comes of it.
+    The substitute of a sample is the first usable image in a series that is drawn from (seed, epoch, index). It gets
+    the crop and the operations that were drawn for the sample. Whether DALI refuses an image can depend on the window
+    that it decodes, so a refusal is valid for one sample only. `suspects` therefore holds images that DALI has refused
+    before, not verdicts. A suspect is tested alone before each later use. This affects when a refusal is found, and not
+    which substitute is chosen.
 
-    windows: whether the pipeline decodes a window of each image, the second of its inputs.
+    windows: whether the pipeline decodes a window of each image, which is the second of its inputs.
     """
 
     def __init__(self, images: int, seed: int, device: torch.device, windows: bool) -> None:
         self.suspects: set[int] = set()
-        """Images that DALI has refused."""
+        """Indices of images that DALI has refused before."""
         self._images, self._seed, self._device, self._windows = images, seed, device, windows
 
     def choose(self, epoch: int, index: int, attempt: int, error: DataError) -> int:
-        """The candidate number `attempt` for the place of image `index`. Raises DataError, of the last error, at 64."""
+        """Candidate number `attempt` to replace image `index`. Raises DataError with the last error at attempt 64."""
         if attempt == _ATTEMPTS:
             raise DataError(f"{error}; nor could any of {_ATTEMPTS} others be used in its place")
         place = np.array([index]), np.zeros(1, np.int64)

@@ -1,6 +1,6 @@
 """Views made of decoded images by one call per batch into C: resize, crop, flip, policy and jitter, as PIL does them.
 
-In: decoded images uint8 [H, W, 3] and a row of VIEW for each view. Out: uint8 [B, S, S, 3]. views.h says who does what.
+In: decoded images uint8 [H, W, 3] and a row of VIEW for each view. Out: uint8 [B, S, S, 3]. views.h has an overview.
 The library is built with the package where there is a C compiler (setup.py); where it is absent, DALI's graph makes the
 pixels. It needs no Python and no other library.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW_FIRST, REFLECTED, BLACK = range(3)
-"""How `geometry` is read, and what lies beyond the border: a window of the image; else of the resized image."""
+"""Meanings of `geometry`: a window of the image, or of the resized image with a reflected or a black border."""
 
 VIEW = np.dtype(
     [
@@ -29,7 +29,7 @@ VIEW = np.dtype(
         ("factors", np.float32, 3),
     ]
 )
-"""`struct view` of views.h: what was drawn for a view, and the place of its image in the batch."""
+"""`struct view` of views.h: the parameters of a view, and the index of its image in the batch."""
 
 
 OPERATIONS = ("skip", "auto_contrast", "equalize", "change_values", "enhance", "sharpen", "warp")
@@ -72,7 +72,7 @@ def make_views(
 ) -> None:
     """Writes B views of images, uint8 [H, W, 3] each, to `out`, uint8 [B, S, S, 3].
 
-    views: VIEW [B]. border: how their geometry is read. operations [B, n] and arguments [B, n, A]: of a policy, as
+    views: VIEW [B]. border: how to read their geometry. operations [B, n] and arguments [B, n, A]: of a policy, as
     `policy_graph` computes them. The number of threads changes no pixel. Raises MemoryError.
     """
     held = [np.ascontiguousarray(image) for image in images]

@@ -1,4 +1,4 @@
-/* The views of a batch, on threads that live as long as the call. */
+/* Makes the views of a batch, on threads that live as long as the call. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -40,7 +40,7 @@ static void *make(void *given) {
     return NULL;
 }
 
-/* Writes `count` views, uint8 [count, side, side, 3], to out. Returns 0, or 1 where memory is short. */
+/* Writes `count` views, uint8 [count, side, side, 3], to out. Returns 0, or 1 if it ran out of memory. */
 __attribute__((visibility("default"))) int deit_fast_make_views(
     const struct image *images, const struct view *views, const struct policy *policy, int count, int border, int side,
     uint8_t *out, int threads
@@ -51,7 +51,7 @@ __attribute__((visibility("default"))) int deit_fast_make_views(
     if (threads > count) threads = count;
     if (threads > 65) threads = 65;
     while (started < threads - 1 && !pthread_create(&others[started], NULL, make, &work)) started++;
-    make(&work); /* this thread makes what the others do not, all of it where none could be started */
+    make(&work); /* this thread takes part, and makes all views if no other thread started */
     while (started) pthread_join(others[--started], NULL);
     return atomic_load(&work.failed);
 }

@@ -1,20 +1,20 @@
 /* Greyscale, solarise, brightness, contrast and saturation, in as few passes as their order allows.
  *
- * Contrast needs the mean luma of what it is applied to: it begins a pass, and the pass before it adds the luma up.
+ * Contrast needs the mean luma of its input. It therefore begins a new pass, and the pass before it sums up the luma.
  */
 #include "operations.h"
 
-#define BLOCK 512  /* pixels that stay in the nearest cache while all steps of a pass are applied to them */
+#define BLOCK 512  /* pixels that stay in the first-level cache during all steps of a pass */
 
-/* What is done to each pixel in one pass. */
+/* The steps that one pass applies to each pixel. */
 struct pass {
     int greyscale, solarise; /* done first */
     int grey;                /* the view is grey already: one channel stands for three */
     const int32_t *kinds;    /* BRIGHTNESS, CONTRAST or SATURATION */
     const float *factors;
     int count;
-    float centre;            /* of contrast */
-    int sums;                /* whether the luma of the result is asked for */
+    float centre;            /* the mean luma, for contrast */
+    int sums;                /* whether to sum up the luma of the result */
 };
 
 struct block {
@@ -63,7 +63,7 @@ INLINE void blend_with_luma(const float *restrict luma, uint8_t *restrict values
         values[each] = truncated(luma[each] + factor * ((float)values[each] - luma[each]));
 }
 
-/* The sum of the luma of the result, if it is asked for. */
+/* Returns the sum of the luma of the result if pass->sums is set, else 0. */
 SIMD static uint64_t apply_pass(uint8_t *view, int pixels, const struct pass *pass) {
     struct block block;
     uint64_t total = 0;
@@ -85,7 +85,7 @@ SIMD static uint64_t apply_pass(uint8_t *view, int pixels, const struct pass *pa
         for (int step = 0; step < pass->count; step++) {
             float factor = pass->factors[step];
             if (pass->kinds[step] == SATURATION) {
-                if (channels == 1) continue; /* grey blended with itself */
+                if (channels == 1) continue; /* would blend grey with itself */
                 find_luma(&block, count);
                 for (int channel = 0; channel < 3; channel++)
                     blend_with_luma(block.luma, block.channel[channel], factor, count);

@@ -1,13 +1,13 @@
-/* A Gaussian blur and Sharpness: what mixes a pixel with those around it. */
+/* Operations that mix a pixel with its neighbours: the Gaussian blur and Sharpness. */
 #include <math.h>
 #include <string.h>
 
 #include "operations.h"
 
-#define MOST 6  /* px, the radius of a blur by 3-Augment's largest sigma, 2 */
+#define MOST 6  /* radius of the blur with 3-Augment's largest sigma, 2; px */
 #define ALIGN 64
 
-/* e^-x for x >= 0 by its series, the same to the bit on every machine. */
+/* e^-x for x >= 0 from the power series, so that it has the same bits on every machine. */
 static double decay(double x) {
     double power = 1.0, term = 1.0;
     int halvings = 0;
@@ -35,7 +35,7 @@ static int reflected(int at, int length) {
     return at;
 }
 
-/* radius: known when this is compiled, so that all sums stay in registers. */
+/* radius is a compile-time constant, so that all sums stay in registers. */
 INLINE void blur_column(const uint8_t *const *above, const uint8_t *const *below, int radius, const float *weights,
                         int values, float *restrict to) {
     for (int each = 0; each < values; each++) {
@@ -47,7 +47,7 @@ INLINE void blur_column(const uint8_t *const *above, const uint8_t *const *below
     }
 }
 
-/* from: with `radius` pixels more at both ends. */
+/* from: has `radius` additional pixels at both ends. */
 INLINE void blur_row(const float *from, int radius, const float *weights, int values, uint8_t *restrict to) {
     for (int each = 0; each < values; each++) {
         float sum = weights[0] * from[each] + 0.5f;
@@ -93,20 +93,20 @@ SIMD void blur(uint8_t *view, int side, float sigma, void *scratch) {
     }
 }
 
-/* PIL's SMOOTH on the values of a row, rounded, and the blend with it. A sum of thirteenths has no half to round. */
+/* Blends the values of a row with PIL's SMOOTH, rounded; a multiple of 1/13 is never halfway between two integers. */
 INLINE void sharpen_row(const uint8_t *restrict above, const uint8_t *restrict here, const uint8_t *restrict below,
                         float factor, int values, uint8_t *restrict to) {
     for (int each = 3; each < values - 3; each++) {
         uint16_t sum = above[each - 3] + above[each] + above[each + 3] + here[each - 3] + 5 * here[each] + here[each + 3]
                        + below[each - 3] + below[each] + below[each + 3] + 6;
-        float smooth = (uint16_t)((uint32_t)sum * 5042 >> 16); /* by 13 */
+        float smooth = (uint16_t)((uint32_t)sum * 5042 >> 16); /* divides by 13 */
         float value = smooth + factor * ((float)here[each] - smooth);
         value = value < 0.0f ? 0.0f : value;
         to[each] = (uint8_t)(int32_t)(value > 255.0f ? 255.0f : value);
     }
 }
 
-/* The outermost pixels are PIL's copies: they stay. */
+/* PIL copies the outermost pixels, so they stay unchanged. */
 SIMD void sharpen(uint8_t *view, int side, float factor, void *scratch) {
     size_t values = (size_t)side * 3;
     uint8_t *copy = scratch;

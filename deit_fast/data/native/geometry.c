@@ -3,8 +3,8 @@
 
 #include "operations.h"
 
-#define EDGE 2   /* px around the copy of the view that repeat its outermost ones: what the cubic reaches beyond them */
-#define CELL 4   /* floats of a pixel of the copy, so that four neighbours are one vector */
+#define EDGE 2   /* px around the copy of the view: they repeat its outermost pixels, for the cubic filter */
+#define CELL 4   /* floats per pixel of the copy, so that four neighbours form one vector */
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
 typedef int32_t ints4 __attribute__((vector_size(16)));
@@ -13,7 +13,7 @@ typedef float floats16 __attribute__((vector_size(64)));
 
 static const uint8_t FILL[3] = {124, 116, 104}; /* the ImageNet mean, rounded: operations/geometry.py */
 
-/* PIL's cubic through values at -1, 0, 1 and 2: exact where they are equal. A macro, for vectors of any length. */
+/* PIL's cubic through values at -1, 0, 1 and 2; exact if these are equal. A macro, to take vectors of any length. */
 #define CUBIC(v0, v1, v2, v3, at)                                           \
     ({                                                                      \
         __typeof__(v0) first_ = (v0) - (v1), last_ = (v2) - (v3);           \
@@ -21,7 +21,7 @@ static const uint8_t FILL[3] = {124, 116, 104}; /* the ImageNet mean, rounded: o
         (v1) + (at) * (slope_ + (at) * (first_ + both_ - (at) * both_));    \
     })
 
-/* Floats of a row of the copy. */
+/* Number of floats in a row of the copy. */
 static size_t copy_width(int side) { return (size_t)(side + 2 * EDGE) * CELL; }
 
 SIMD static void copy_with_edges(const uint8_t *view, int side, float *copy) {
@@ -43,7 +43,7 @@ SIMD static void copy_with_edges(const uint8_t *view, int side, float *copy) {
     }
 }
 
-/* CELL floats, or four times as many. A macro again. */
+/* Reads a vector of CELL floats, or of four times as many; a macro for both types. */
 #define READ(type, from)                      \
     ({                                        \
         type values_;                         \
@@ -61,7 +61,7 @@ INLINE void write_pixel(floats4 value, uint8_t *to) {
     to[0] = bytes[0], to[1] = bytes[4], to[2] = bytes[8];
 }
 
-/* along_x, along_y: which coordinates move at all; known when this is compiled. */
+/* along_x, along_y: whether each coordinate moves; compile-time constants. */
 INLINE void warp_by(uint8_t *view, int side, const double *matrix, const float *copy, int along_x, int along_y) {
     size_t width = copy_width(side);
     for (int y = 0; y < side; y++) {
@@ -73,7 +73,7 @@ INLINE void warp_by(uint8_t *view, int side, const double *matrix, const float *
                 memcpy(to, FILL, 3);
                 continue;
             }
-            /* The pixel at or before the source, counted from the copy's corner, and how far the source is past it. */
+            /* The pixel at or before the source position, counted from the copy's corner, and the distance past it. */
             int column = (int)(source_x + (EDGE - 0.5)), row = (int)(source_y + (EDGE - 0.5));
             float past_x = (float)(source_x + (EDGE - 0.5) - column), past_y = (float)(source_y + (EDGE - 0.5) - row);
             const float *from = copy + row * width + (size_t)column * CELL;

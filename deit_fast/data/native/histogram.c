@@ -1,9 +1,9 @@
-/* AutoContrast and Equalize: each channel by its own distribution, through a table of its values. */
+/* AutoContrast and Equalize: a table for each channel, computed from the channel's histogram, maps its values. */
 #include <string.h>
 
 #include "operations.h"
 
-#define PARTS 4  /* of a histogram, so that equal neighbours do not wait for each other */
+#define PARTS 4  /* partial histograms, so that equal neighbouring pixels do not wait for each other */
 
 static void count_values(const uint8_t *view, int pixels, uint32_t counts[3][256]) {
     uint32_t parts[PARTS][3][256];
@@ -48,7 +48,7 @@ void equalize(uint8_t *view, int side) {
         while (high > 0 && !counts[channel][high]) high--;
         uint32_t step = (pixels - counts[channel][high]) / 255, below = step / 2;
         for (int value = 0; value < 256; value++) {
-            uint32_t level = step ? below / step : (uint32_t)value; /* too few other values: PIL does nothing */
+            uint32_t level = step ? below / step : (uint32_t)value; /* too few other values: PIL changes nothing */
             tables[channel][value] = (uint8_t)(level > 255 ? 255 : level);
             below += counts[channel][value];
         }

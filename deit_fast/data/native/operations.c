@@ -1,7 +1,7 @@
-/* What follows the resize, on one view: 3-Augment, then the policy's operations, then the jitter. */
+/* Augments one view after the resize: 3-Augment, then the policy's operations, then the jitter. */
 #include "operations.h"
 
-/* Numbers of a policy's functions, native.OPERATIONS. */
+/* Numbers of a policy's functions, in the order of native.OPERATIONS. */
 enum { SKIP, AUTO_CONTRAST, EQUALIZE, CHANGE_VALUES, ENHANCE, SHARPEN, WARP };
 
 static void apply_operation(uint8_t *view, int side, int number, const float *arguments, void *scratch) {

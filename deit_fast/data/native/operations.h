@@ -1,7 +1,7 @@
-/* What operations.c applies, by kind; every function works in place on a view, uint8 [side, side, 3].
+/* The functions that operations.c calls. Each one works in place on a view, uint8 [side, side, 3].
  *
- * The arithmetic is PIL's to the bit but for two: the blur, which is the Gaussian of DALI's graph where PIL has three
- * box filters, and the geometric operations, whose cubic weights are float32 where PIL's are double.
+ * The arithmetic is PIL's to the bit, with two exceptions. The blur is a Gaussian, as in DALI's graph; PIL has three
+ * box filters. The geometric operations compute cubic weights in float32; PIL computes them in double.
  */
 #ifndef DEIT_FAST_OPERATIONS_H
 #define DEIT_FAST_OPERATIONS_H
@@ -27,8 +27,8 @@ void equalize(uint8_t *view, int side);
 void blur(uint8_t *view, int side, float sigma, void *scratch);
 void sharpen(uint8_t *view, int side, float factor, void *scratch);
 
-/* geometry.c: the affine map [2, 3] from output to input pixels, bicubic with a = -1; edges are repeated, and what lies
- * outside is the ImageNet mean. */
+/* geometry.c: the affine map [2, 3] from output to input pixels, bicubic with a = -1; edges are repeated, and
+ * uncovered pixels get the ImageNet mean. */
 void warp(uint8_t *view, int side, const float *matrix, void *scratch);
 
 size_t filter_scratch(int side);

@@ -1,32 +1,33 @@
-/* A window of an image, resized with antialiasing, mirrored or not: Pillow's resampling (Resample.c), to the bit.
+/* Resizes a window of an image with antialiasing, mirrored or not: Pillow's resampling (Resample.c), to the bit.
  *
- * Pillow weighs a row's pixels first, rounds to uint8, and weighs the rows of that; weights have 22 bits. What is
- * different here is only what is computed at all (the rows and columns that the view needs) and how: 16 rows at a time
- * are turned on their side, so that the same column of 16 rows lies together and has the same weight.
+ * Pillow first computes weighted sums along each row and rounds them to uint8, then weighted sums of these rows.
+ * Weights have 22 fractional bits. This file differs from Pillow in two points, neither of which changes a value.
+ * It computes only the rows and columns that the view needs. It transposes 16 rows at a time, so that the pixels of one
+ * column in 16 rows, which have the same weight, are adjacent.
  */
 #include <math.h>
 #include <string.h>
 
 #include "weigh.h"
 
-#define ROWS 16    /* that are weighed together: GROUP values are a pixel of all of them */
+#define ROWS 16    /* rows that are summed together: GROUP values are one column of all of them */
 #define ALIGN 64
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
 typedef uint16_t shorts16 __attribute__((vector_size(32)));
 
-/* Weights of one side of the view: for each of its pixels the first input pixel, how many, and their weights. */
+/* Weights of one side of the view; for each of its pixels the first input pixel, the number of pixels, the weights. */
 struct weights {
-    int32_t *first, *count, *weight, *parts; /* parts: of weight, see weigh.h */
-    int32_t most;    /* weights of a pixel at most, an even number */
-    int32_t low, high; /* the input pixels that are needed at all: low <= pixel < high */
+    int32_t *first, *count, *weight, *parts; /* parts: the parts of each weight, see weigh.h */
+    int32_t most;    /* largest number of weights of a pixel, rounded up to an even number */
+    int32_t low, high; /* range of the input pixels that are needed: low <= pixel < high */
 };
 
-/* One side of a view: what of the input it shows. */
+/* One side of a view: the part of the input that it shows. */
 struct side {
     int32_t from;     /* length of the input, px */
     int32_t to;       /* length that it is resized to, px */
-    int32_t offset;   /* of the view in that, px; it may hang over both ends */
+    int32_t offset;   /* offset of the view in the resized input, px; the view may reach beyond both ends */
     int32_t mirrored;
 };
 
@@ -87,13 +88,13 @@ static void weigh(const struct side *side, int kernel, int border, int length, s
     }
 }
 
-/* 16 rows of 16 values, turned on their side and widened, `gap` values apart. */
+/* Transposes 16 rows of 16 values and widens the values; the results are `gap` values apart. */
 INLINE void turn_block(const uint8_t *const *rows, size_t at, uint16_t *turned, size_t gap) {
     const bytes16 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
     const bytes16 high = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     bytes16 now[16], next[16];
     for (int row = 0; row < 16; row++) memcpy(&now[row], rows[row] + at, 16);
-    for (int step = 0; step < 4; step++) { /* each interleaves halves: four of them transpose */
+    for (int step = 0; step < 4; step++) { /* each step interleaves two halves; four steps transpose */
         for (int row = 0; row < 8; row++) {
             next[2 * row] = __builtin_shuffle(now[row], now[row + 8], low);
             next[2 * row + 1] = __builtin_shuffle(now[row], now[row + 8], high);
@@ -106,7 +107,7 @@ INLINE void turn_block(const uint8_t *const *rows, size_t at, uint16_t *turned, 
     }
 }
 
-/* 16 rows of `length` values each -> [length, 16]. */
+/* Transposes 16 rows of `length` values each to [length, 16]. */
 INLINE void turn(const uint8_t *const *rows, int length, uint16_t *turned) {
     if (length < 16) {
         for (int value = 0; value < length; value++)
@@ -119,7 +120,7 @@ INLINE void turn(const uint8_t *const *rows, int length, uint16_t *turned) {
     }
 }
 
-/* [length, 16] -> 16 rows of `length` values, `gap` bytes apart. */
+/* Transposes [length, 16] to 16 rows of `length` values, `gap` values apart. */
 INLINE void turn_back(const uint8_t *turned, int length, uint16_t *rows, size_t gap) {
     if (length < 16) {
         for (int value = 0; value < length; value++)
@@ -134,7 +135,7 @@ INLINE void turn_back(const uint8_t *turned, int length, uint16_t *rows, size_t 
     }
 }
 
-/* Rows of an image, from `low` on -> rows of the view's width, `height` of them rounded up to 16. */
+/* Resizes `height` rows of an image, from column `low` on, to the view's width; writes a multiple of 16 rows. */
 SIMD static void weigh_columns(
     const uint8_t *pixels, size_t gap, int height, const struct weights *across, int side, uint16_t *turned,
     uint8_t *weighed, uint16_t *out
@@ -198,7 +199,7 @@ static uint8_t *take(uint8_t **scratch, size_t bytes) {
     return taken;
 }
 
-/* Where everything lies in the scratch; its size is what the end is past the start. */
+/* Places of all buffers in the scratch memory, whose size is the distance from its start to `end`. */
 struct room {
     struct weights down, across;
     uint16_t *turned, *rows;
@@ -239,7 +240,7 @@ void resize_view(const struct image *image, const struct view *drawn, int border
     furnish(&down, &across, drawn->kernel, side, scratch, &room);
     weigh(&down, drawn->kernel, border, side, &room.down);
     weigh(&across, drawn->kernel, border, side, &room.across);
-    if (room.down.low >= room.down.high || room.across.low >= room.across.high) { /* black altogether */
+    if (room.down.low >= room.down.high || room.across.low >= room.across.high) { /* the view is all black */
         memset(view, 0, (size_t)side * side * 3);
         return;
     }

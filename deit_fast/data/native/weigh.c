@@ -1,13 +1,14 @@
-/* weigh.h's inner loop: in vectors of any processor, and in AVX2's multiplications of 16 bits, which add in pairs.
+/* The inner loop of weigh.h, for vectors of any processor, and with AVX2's 16-bit multiplications, which add pairs.
  *
- * A weight has 24 bits with its sign. Its upper 13 and its lower 11 bits are weighed apart, each exactly in 32 bits, and
- * the two sums are put together at the end: half the instructions of a multiplication of 32 bits, and the same sum.
+ * A weight has 24 bits with its sign. The sums over its upper 13 bits and over its lower 11 bits are computed
+ * separately, each exactly in 32 bits, and combined at the end. That takes half the instructions of 32-bit
+ * multiplications, and gives the same sum.
  */
 #include <string.h>
 
 #include "weigh.h"
 
-#define LOWER 11 /* bits of a weight's lower part */
+#define LOWER 11 /* number of bits in a weight's lower part */
 #define LANES 8
 
 typedef uint8_t bytes8 __attribute__((vector_size(8)));
@@ -24,8 +25,8 @@ void part_weights(const int32_t *weight, int count, int32_t *parts) {
 
 INLINE void clip8(ints8 sum, uint8_t *to) {
     sum >>= BITS;
-    sum &= ~(sum >> 31);      /* below 0 all bits are set there */
-    sum |= (255 - sum) >> 31; /* and here above 255 */
+    sum &= ~(sum >> 31);      /* sum >> 31 has all bits set if the sum is below 0 */
+    sum |= (255 - sum) >> 31; /* this has all bits set if the sum is above 255 */
     bytes8 values = __builtin_convertvector(__builtin_convertvector(sum & 255, shorts8), bytes8);
     memcpy(to, &values, sizeof values);
 }
@@ -52,7 +53,7 @@ static void weigh_plainly(
 
 #define AVX2 __attribute__((target("avx2")))
 
-/* upper * 2^LOWER + lower + half, as a value of 32 bits. */
+/* (upper * 2^LOWER + lower), rounded to a 32-bit value. */
 AVX2 static inline __m256i join(__m256i upper, __m256i lower) {
     __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(upper, LOWER), lower);
     return _mm256_srai_epi32(_mm256_add_epi32(sum, _mm256_set1_epi32(1 << (BITS - 1))), BITS);
@@ -76,7 +77,7 @@ AVX2 static void weigh_in_pairs(
                 lower[half] = _mm256_add_epi32(lower[half], _mm256_madd_epi16(pairs[half], below));
             }
         }
-        /* Packing saturates, as clip does, and undoes the order that unpacking made. */
+        /* Packing saturates like clip, and restores the order that unpacking changed. */
         __m256i values = _mm256_packs_epi32(join(upper[0], lower[0]), join(upper[1], lower[1]));
         __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(values), _mm256_extracti128_si256(values, 1));
         _mm_storeu_si128((__m128i *)(to + at), bytes);

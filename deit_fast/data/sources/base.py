@@ -1,4 +1,4 @@
-"""`Source`, what every data set is to the rest: encoded images with a class each, sizes known without decoding."""
+"""`Source`, the interface of every data set: encoded images with a class each; their sizes are known undecoded."""
 
 import errno
 import hashlib
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from deit_fast.data.sources.identity import Identity
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_MAX_BYTES = 2**30  # of a file
-_MAX_SIZED = 2_000_000  # files that are asked for their sizes
+_MAX_BYTES = 2**30  # largest file that is read, bytes
+_MAX_SIZED = 2_000_000  # most files whose sizes are asked for
 _SIZED_AT_ONCE = 10_000
-_SIZERS = 8  # threads that do; a network's file system answers in a millisecond, a disk's cache in a microsecond
+_SIZERS = 8  # threads that ask for sizes: a network's file system answers in a millisecond
 
 
 class Source(ABC):
@@ -34,17 +34,17 @@ class Source(ABC):
     """
 
     readers = 8
-    """Images that are best read at once; they wait for a disk more than they compute."""
+    """How many images are best read at once. Reading threads wait for a disk more than they compute."""
 
     def __init__(self, uri: str, classes: list[str], labels: NDArray[np.int64]) -> None:
         self.uri = uri
         self.place = uri
-        """Which images were taken: the folder of a split, say, where `uri` holds several."""
+        """The place of the images: for example the folder of a split, if `uri` holds several splits."""
         self.classes = classes
         self.labels = labels
-        """Integers [N], indices into classes; of a data set with an index a view of its map, uint32."""
+        """Integers [N], indices into classes; for a data set with an index, a view of the mapped rows, uint32."""
         self.counted = False
-        """Whether the classes are only as many as the largest label says, so that there may be more."""
+        """Whether the number of classes is only the largest label plus 1, so that there may be more classes."""
         self.shard_edges: NDArray[np.int64] | None = None
         """int64 [shards + 1]: shard s holds the images from shard_edges[s] to shard_edges[s + 1] - 1; or None."""
         self.shard_bytes: NDArray[np.int64] | None = None
@@ -55,89 +55,90 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as stored, encoded: uint8 [bytes], read-only. `read_image` calls it.
+        """Image `index` as stored, encoded: uint8 [bytes], read-only. Call `read_image` instead, which retries.
 
-        Raises DataError for what is wrong with this one image, and OSError as it comes from the system.
+        Raises DataError for a fault of this one image, and OSError as it comes from the system.
         """
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """Where image `index` is, for people: a path, or archive:member; it ends in the suffix of its encoding."""
+        """The place of image `index`, for messages: a path, or archive:member. It ends in the encoding's suffix."""
 
     def stored_in(self, index: int) -> str:
-        """The file that image `index` is in, for people; unlike `name` it is known without reading anything."""
+        """The file that holds image `index`, for messages; unlike `name`, this is known without reading anything."""
         return self.name(index)
 
     def expect(self, shards: NDArray[np.int64], protected: int) -> None:  # noqa: B027
-        """Tells a source that fetches its shards which of them are read next; any other source ignores it.
+        """Tells a source that fetches shards which of them are read next. Other sources ignore the call.
 
-        shards: int64 [m], each once, in the order of their next use by this machine's processes, which are all told
-        the same; what is not among them is needed later still, or by other machines. protected: how many of the first
-        are of batches that are being prepared or come right after these, so that they have to stay on the disk. None at
-        all: the iteration over the batches has ended.
+        shards: int64 [m], each once, in the order of their next use by this machine's processes. All processes of the
+        machine pass the same list. A shard that is not in the list is needed later, or by other machines only. An empty
+        list says that the iteration over the batches has ended. protected: how many of the first shards have to stay on
+        the disk, because they belong to batches that are being prepared or come right after these.
         """
 
     def limit_cache(self, limit: int | None) -> int | None:
-        """Says how many bytes of this machine's disk fetched shards may take; called before anything is read.
+        """Sets how many bytes of this machine's disk fetched shards may take; called before anything is read.
 
-        limit: None for 80 % of what is free or theirs already. Returns the number, or None where nothing is fetched.
+        limit: None allows 80 % of the bytes that are free or already taken by such shards. Returns the limit, or None
+        where the source fetches nothing.
         """
         return None
 
     def relative_names(self) -> Sequence[str]:
-        """The N images' names without the place where the data set lies, the same for every copy of it.
+        """The N images' names relative to the place of the data set: the same names for every copy of the data set.
 
-        Unless a kind of data set knows better, what `name` has beside the folder that is common to all images.
+        By default, each `name` without the folder that is common to all images.
         """
         names = [self.name(index) for index in range(len(self))]
         alike = os.path.commonprefix([min(names), max(names)]) if names else ""  # noqa: RUF071 (names may be URIs too)
         return [name[alike.rfind("/") + 1 :] for name in names]
 
     def listed_names(self) -> Sequence[str]:
-        """The N names by which a list of images (image_list.py) knows them: each once, the same for every copy.
+        """The N names by which a list of images (image_list.py) refers to them, each once, equal for every copy.
 
-        Unless a kind of data set knows better, its `relative_names`.
+        By default, `relative_names`.
         """
         return self.relative_names()
 
     def identity(self) -> "Identity | None":
-        """What the data set is, where that was found out earlier; None where `identify` has to ask for names and sizes.
+        """The identity of the data set if it was computed earlier; None where `identify` has to compute it.
 
         Raises StorageError.
         """
         return None
 
     def keep_identity(self, identity: "Identity") -> None:  # noqa: B027
-        """Keeps what `identify` found for later starts, where a kind of data set has a place for it."""
+        """Keeps what `identify` computed for later starts, where this kind of data set has a place for it."""
 
     def identity_of(
         self, images: NDArray[np.int64], labels: NDArray[np.int64], classes: list[str]
     ) -> "Identity | None":
-        """`identity` of some images, int64 [n] in ascending order, with these labels, [n], and classes, K names."""
+        """`identity` of some images, int64 [n] in ascending order, with the labels [n] and the K class names."""
         return None
 
     def fingerprints(self, images: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-        """int64 [N, m], numbers that are others where an image is stored with other content; no image is read.
+        """int64 [N, m]: numbers that change when an image is stored with other content. No image is read.
 
-        images: int64 [n], for these alone, [n, m]. Unless a kind of data set knows better, m is 1: the sizes of the
-        files that `name` names, bytes.
+        images: int64 [n], returns the numbers of these images alone, [n, m]. By default m is 1 and the number is the
+        size in bytes of the file that `name` names.
         """
         chosen = range(len(self)) if images is None else images.tolist()
         return file_sizes([self.name(index) for index in chosen])[:, None]
 
     def outline(self) -> str:
-        """A digest of the images as this process has them, for comparing processes of a node; no file is asked.
+        """A digest of the images as this process sees them, for comparing the processes of a node. No file is read.
 
-        Unless a kind of data set knows better, of the classes and the labels.
+        By default, a digest of the classes and the labels.
         """
         digest = hashlib.sha256("\0".join(self.classes).encode("utf-8", "surrogateescape"))
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
 
     def header(self, index: int, encoded: NDArray[np.uint8]) -> Header:
-        """What the header of image `index`, whose file is `encoded`, uint8 [bytes], says: before anything is allocated.
+        """The header of image `index`, whose file is `encoded`, uint8 [bytes]; read before memory is allocated.
 
-        Raises DataError where there is none, for a kind of image that is refused, and beyond MAX_PIXELS.
+        Raises DataError where there is no header, for a kind of image that is refused, and above MAX_PIXELS.
         """
         try:
             header = read_header(encoded)
@@ -151,10 +152,10 @@ class Source(ABC):
         return header
 
     def prepare(self, index: int, encoded: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """Image `index`, whose file is `encoded`, as DALI decodes it rightly, uint8 [bytes], and its height and width.
+        """A file of image `index` that DALI decodes correctly, uint8 [bytes], and the image's height and width.
 
-        That is the file itself, unless it is of a kind that DALI gets wrong. Raises DataError as `header` does, and
-        where such a file cannot be decoded.
+        encoded: the image's own file. It is returned as it is, unless DALI decodes this kind of image wrongly. Raises
+        DataError as `header` does, and where a file of such a kind cannot be decoded.
         """
         height, width, is_right = self.header(index, encoded)
         if is_right:
@@ -162,20 +163,20 @@ class Source(ABC):
         try:
             with open_image(encoded) as image:
                 return as_decodable(encoded, image), (height, width)
-        except Exception as error:  # PIL's decoders raise what they like
+        except Exception as error:  # PIL's decoders raise many kinds of exceptions
             reason = one_line(error) or type(error).__name__
             name = printable(self.name(index))
             raise DataError(f"{name}: expected an image that can be decoded ({reason})") from None
 
 
 def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[np.uint8]:
-    """A file's bytes, uint8 [n]: `size` of them from byte `offset` on, fewer where the file ends; or the whole file.
+    """A file's bytes, uint8 [n]: the whole file, or `size` bytes from byte `offset` on, fewer where the file ends.
 
-    They are read, not mapped, so that waiting for a disk holds no lock. Raises DataError, also for more than 1 GiB, and
-    OSError where it is the storage that fails: `read_image` and `open_source` try again then.
+    The bytes are read, not mapped, so that waiting for a disk does not hold the interpreter's lock. Raises DataError,
+    also for more than 1 GiB, and OSError where the storage fails: `read_image` and `open_source` then try again.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's reader would else wait for its writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # otherwise opening a pipe would wait for its writer
         try:
             wanted = os.fstat(descriptor).st_size if size is None else size
             data = read_all(descriptor, wanted, offset) if wanted <= _MAX_BYTES else None
@@ -194,7 +195,7 @@ def read_bytes(path: str, offset: int = 0, size: int | None = None) -> NDArray[n
 
 
 def read_all(descriptor: int, size: int, offset: int) -> bytes:
-    """What the file has of these bytes; one read may give fewer, as of a network's file system that was interrupted."""
+    """The file's bytes in this range. Reads repeatedly, as one read may return fewer bytes, for example on NFS."""
     data = os.pread(descriptor, size, offset)
     while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
         data += more
@@ -202,7 +203,7 @@ def read_all(descriptor: int, size: int, offset: int) -> bytes:
 
 
 def _folder_stands(path: str) -> bool:
-    """Whether anything is to be seen in a file's folder. A mount that went away leaves it empty, or takes it along."""
+    """Whether a file's folder has any content. A mount that went away leaves an empty folder, or none."""
     try:
         return next(os.scandir(os.path.dirname(path) or "."), None) is not None
     except OSError:
@@ -210,16 +211,16 @@ def _folder_stands(path: str) -> bool:
 
 
 def file_sizes(paths: Sequence[str]) -> NDArray[np.int64]:
-    """Sizes of N files, int64 [N], bytes; -1 of one that is not there, and of those that are not looked at.
+    """Sizes of N files, int64 [N], bytes; -1 for a missing file, and for a file that is not looked at.
 
-    Of more than two million files every second, third and so on is looked at, so that it takes minutes at most.
+    Of more than two million files every second, third and so on is looked at, so that the call takes minutes at most.
     Raises StorageError where the storage goes on failing.
     """
 
     def size_of(path: str) -> int:
         try:
             return patiently(lambda: os.stat(path).st_size, path)
-        except (OSError, ValueError):  # the latter for a name that no file has
+        except (OSError, ValueError):  # ValueError: no file can have such a name
             return -1
 
     sizes = np.full(len(paths), -1, np.int64)
@@ -238,15 +239,15 @@ def file_sizes(paths: Sequence[str]) -> NDArray[np.int64]:
 def read_image(
     source: Source, index: int, seconds: float | None = None, pause: Pause | None = None
 ) -> NDArray[np.uint8]:
-    """`source.read`, uint8 [bytes], again where the storage fails: no more than a time-out makes a bad image.
+    """`source.read`, uint8 [bytes], repeated while the storage fails, so that a time-out does not make a bad image.
 
-    seconds, pause: as `patiently` takes them. Raises DataError for an image that is not there, may not be read or is
-    wrong, StorageError where the storage goes on failing.
+    seconds, pause: as in `patiently`. Raises DataError for an image that is missing, may not be read or is damaged,
+    StorageError where the storage goes on failing.
     """
     try:
         return patiently(lambda: source.read(index), source.stored_in(index), seconds, pause)
     except OSError as error:
-        if error.errno is None:  # no word of the system's
+        if error.errno is None:  # not an error of the system
             raise
         name = printable(source.name(index))
         raise DataError(f"{name}: expected a readable file ({error.strerror})") from None

@@ -1,8 +1,9 @@
-"""CIFAR-10 and CIFAR-100 as downloaded, in the binary or in the python version.
+"""CIFAR-10 and CIFAR-100 as downloaded, in the binary or in the Python version.
 
-The python version is pickles, which can run code when they are read. Refusing them would send people back for the
-binary archive, so they are read with an unpickler to which numpy's names mean one stand-in that only keeps its state;
-any other name is refused. The arrays are then made of the bytes that it kept.
+The Python version consists of pickles, which can run code when they are read. Refusing them would send users back to
+download the binary archive. They are therefore read with an unpickler that maps each of numpy's names to one stand-in
+class, which only keeps its state, and refuses any other name. The arrays are made from the bytes that the stand-ins
+keep.
 """
 
 import io
@@ -29,12 +30,12 @@ _Records = tuple[NDArray[np.uint8], NDArray[np.int64]]  # pixels [N, 3072] in ch
 
 
 class Layout(NamedTuple):
-    """Files of a version of a data set."""
+    """The files of one version of a data set."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
     names: str
-    """File of the classes' names."""
+    """The file with the names of the classes."""
     read: Callable[[Path], _Records]
     read_names: Callable[[Path], list[str]]
 
@@ -54,16 +55,16 @@ class Cifar(Source):
                        for n in range(len(part[1]))]  # fmt: skip
 
     def relative_names(self) -> list[str]:
-        """Numbers: the two versions of a data set have the same N images in the same order."""
+        """Numbers as names: both versions of a data set have the same N images in the same order."""
         return [str(index) for index in range(len(self))]
 
     def fingerprints(self, images: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-        """int64 [N, 1], the CRC-32 of each image's pixels; of `images`, int64 [n], [n, 1]."""
+        """int64 [N, 1], the CRC-32 of each image's pixels; with `images` (int64 [n]), of these alone, [n, 1]."""
         pixels = self._pixels if images is None else self._pixels[images]
         return np.array([zlib.crc32(each) for each in np.ascontiguousarray(pixels)], np.int64)[:, None]
 
     def header(self, index: int, encoded: NDArray[np.uint8]) -> Header:
-        """32 x 32 px, of every image; the file is not looked at."""
+        """32 x 32 px for every image, without looking at the file."""
         return Header(_SIDE, _SIDE, True)
 
     def read(self, index: int) -> NDArray[np.uint8]:
@@ -76,7 +77,7 @@ class Cifar(Source):
 
 
 def _read_binary(path: Path, label_bytes: int) -> _Records:
-    """Records of label_bytes bytes, the last of which is the label, and the pixels."""
+    """Reads records of `label_bytes` bytes, the last of which is the label, followed by the pixels."""
     data = read_bytes(str(path))
     if not len(data) or len(data) % (label_bytes + _VALUES):
         raise DataError(f"{path}: expected records of {label_bytes + _VALUES} bytes, found {len(data)} bytes in all")
@@ -85,7 +86,7 @@ def _read_binary(path: Path, label_bytes: int) -> _Records:
 
 
 class _StandIn:
-    """What numpy's names in a pickle become: keeps the state that it is given, and does nothing."""
+    """Replaces each of numpy's names in a pickle: keeps the state that it is given, and does nothing."""
 
     __slots__ = ("state",)
 
@@ -104,7 +105,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickle(path: Path) -> Any:
-    """A pickle of plain data and arrays; the latter as stand-ins."""
+    """A pickle of plain data and arrays; each array becomes a stand-in."""
     data = read_bytes(str(path))
     try:
         return _Unpickler(io.BytesIO(data.data), encoding="bytes").load()

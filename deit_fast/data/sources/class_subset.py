@@ -1,4 +1,4 @@
-"""Data with some of a model's classes, by name, as ImageNet-A, ImageNet-R and ImageNette have ImageNet's."""
+"""Data sets with some of a model's classes, matched by name: ImageNet-A, ImageNet-R and ImageNette have ImageNet's."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -11,18 +11,19 @@ from deit_fast.data.sources.classes import are_numbers, match_classes, one_form
 from deit_fast.runtime.errors import DataError
 
 ClassChoice = Literal["data", "all"]
-"""Among which classes a prediction is chosen: the data's, or all of the model's."""
+"""Whether a prediction is chosen among the data's classes alone, or among all classes of the model."""
 CLASS_CHOICES: tuple[str, ...] = get_args(ClassChoice)
 
 
 def choose_classes(
     source: Source, classes: Sequence[str], choice: ClassChoice | None, model: str
 ) -> NDArray[np.int64] | None:
-    """Which of a model's K logits take part when it is scored on the source: places int64 [k] in the source's order.
+    """The logits that take part when a model of K classes is scored on the source: int64 [k], by the source's classes.
 
-    None where all K do; the source has the model's `classes` then, in their order (match_classes). Where the source has
-    some of them by name, `choice` says whether the others take part ("all") or not ("data"). Raises DataError without a
-    choice, and for a class that is not the model's; `model` says in words whose `classes` are.
+    None means all K: the source then has the model's `classes` in their order (match_classes). Where the source has
+    only some of the model's classes, `choice` says whether the other logits take part ("all") or not ("data"). model:
+    whose `classes` these are, in words, for messages. Raises DataError where `choice` is missing, and for a class that
+    the model lacks.
     """
     ours, theirs = one_form(source.classes), one_form(classes)
     places = {name: place for place, name in enumerate(theirs)}

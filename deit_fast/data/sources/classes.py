@@ -17,9 +17,10 @@ _SHOWN = 5
 
 
 def order_classes(names: Iterable[str]) -> list[str]:
-    """By name, as torchvision does it; names that are the numbers 0 to K - 1 by number, because they are the labels.
+    """The names in torchvision's order, by name; names that are the numbers 0 to K - 1 are ordered by number.
 
-    The class folders of ImageNet-V2 are such: in the order of text, 10 would become class 2.
+    Such numbers are the labels themselves. ImageNet-V2 has class folders with these names: in the order of text, the
+    folder 10 would become class 2.
     """
     ordered = sorted(names)
     by_number = sorted(ordered, key=int) if all(_is_number(name) for name in ordered) else ordered
@@ -27,7 +28,7 @@ def order_classes(names: Iterable[str]) -> list[str]:
 
 
 def are_numbers(classes: Sequence[str]) -> bool:
-    """Whether every name is the class's own index, 0 to K - 1: such names name nothing."""
+    """Whether the names are the class indices 0 to K - 1, which say nothing about the classes."""
     return all(_is_number(name) and int(name) == label for label, name in enumerate(classes))
 
 
@@ -41,9 +42,9 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def read_text(path: Path, expected: str) -> str:
-    """A text file's content in precomposed characters (NFC), UTF-8 or as its byte order mark says.
+    """A text file's content as precomposed characters (NFC), decoded as its byte order mark says, without one as UTF-8.
 
-    Raises DataError, naming what was `expected`.
+    expected: the content that was expected, for the message. Raises DataError.
     """
     try:
         data = patiently(path.read_bytes, str(path))
@@ -62,9 +63,9 @@ def check_labels(path: str | Path, classes: list[str], largest_label: int) -> No
 
 
 def resolve_classes(recipe: Recipe, source: Source) -> Recipe:
-    """The recipe with the data's number of classes where it has model.num_classes=null.
+    """The recipe with the data's number of classes in the place of model.num_classes=null.
 
-    Raises DataError where the recipe has another number than the data.
+    Raises DataError where the recipe sets another number than the data have.
     """
     found = len(source.classes)
     if recipe.model.num_classes is None:
@@ -74,7 +75,7 @@ def resolve_classes(recipe: Recipe, source: Source) -> Recipe:
 
 
 def check_classes(source: Source, num_classes: int) -> None:
-    """Raises DataError where the model's number of classes is not the data's."""
+    """Raises DataError where the model's number of classes differs from the data's."""
     if len(source.classes) != num_classes:
         found = len(source.classes)
         raise DataError(
@@ -84,11 +85,12 @@ def check_classes(source: Source, num_classes: int) -> None:
 
 
 def match_classes(source: Source, classes: list[str], expected: str) -> None:
-    """Gives the source `classes` in their order, and its labels with it; `expected` says whose they are, in words.
+    """Reorders the source's classes, and changes its labels, to the order of `classes`.
 
-    Names that look alike are the same, in whichever form of Unicode a file system keeps them. Classes that are only
-    numbered, on either side, are the others' by index, unless both have the same names: a list of numbers may be in the
-    order of text. Raises DataError where the source has other classes.
+    expected: whose `classes` these are, in words, for messages. Names are compared in one form of Unicode, because file
+    systems keep different forms. If the classes of one side are only numbers, class i is the other side's class i. If
+    both sides have the same names, the names decide even where they are numbers, because a list of numbers may be in
+    the order of text. Raises DataError where the source has other classes.
     """
     ours, theirs = one_form(source.classes), one_form(classes)
     if ours == theirs:
@@ -116,7 +118,7 @@ def match_classes(source: Source, classes: list[str], expected: str) -> None:
 
 
 def one_form(names: Sequence[str]) -> list[str]:
-    """The names as precomposed characters (NFC): macOS writes ü as u and a diaeresis, other systems as one."""
+    """The names as precomposed characters (NFC): macOS stores ü as u and a combining diaeresis, others as one."""
     return [unicodedata.normalize("NFC", name) for name in names]
 
 

@@ -1,4 +1,4 @@
-"""A folder of images without class folders, as validation sets are published: ImageNet's, Tiny-ImageNet's."""
+"""A folder of images without class folders, the form in which ImageNet's and Tiny-ImageNet's validation sets come."""
 
 import os
 from pathlib import Path
@@ -16,14 +16,14 @@ from deit_fast.data.sources.source_format import Request, SourceFormat
 from deit_fast.runtime.errors import DataError
 
 IMAGES_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "jpg")
-"""What a folder of images is called that is no class: in lower case."""
+"""Names, in lower case, of folders that hold images and are no class."""
 
 
 class FlatFolder(ListedFiles):
-    """The images in one folder, in the order of their names, with the classes that a file of labels gives them.
+    """The images of one folder, in the order of their names, with the classes that a file of labels gives them.
 
-    Classes that the file names are in the order of their names, as class folders would be; numbers from 0 on are the
-    labels. Raises DataError where there is no such file, and for one that does not fit.
+    Class names in that file are ordered by name, like class folders; numbers from 0 on are the labels themselves.
+    Raises DataError where the file of labels is missing or does not fit the images.
     """
 
     def __init__(self, uri: str, folder: Path, labels: Path | None) -> None:
@@ -35,7 +35,7 @@ class FlatFolder(ListedFiles):
 
 
 def _list(folder: Path, path: Path | None, watched: Watched) -> Listing:
-    """Walks the folder and reads the file of labels at `path`. Raises DataError where they do not fit."""
+    """Walks the folder and reads the file of labels at `path`. Raises DataError where they do not fit together."""
     listing, names = ListingBuilder(), list[str]()
     for each in in_order(walk_images(str(folder))):
         inside = os.path.relpath(each.path, folder)
@@ -62,9 +62,9 @@ def _list(folder: Path, path: Path | None, watched: Watched) -> Listing:
 
 
 def find_flat(request: Request) -> Path | None:
-    """The folder that holds images and no folders: the place, or its only folder where that is called images.
+    """The folder that holds images and no folders: the place itself, or its only folder if that is named like "images".
 
-    None where there is no such folder, or tar shards beside the images.
+    None where there is no such folder, or where tar shards stand beside the images.
     """
     if request.place.shards:
         return None

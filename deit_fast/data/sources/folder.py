@@ -1,4 +1,4 @@
-"""A folder of images for every class."""
+"""A folder with a folder of images for every class."""
 
 import os
 from collections import Counter
@@ -28,26 +28,26 @@ _ANNOTATIONS = {
 class ImageFolder(ListedFiles):
     """folder/class/**/image.jpg, in torchvision's order: classes by name, then images by folder and name.
 
-    Hidden files and folders are left out, a folder that links lead to again counts once, and one that two classes reach
-    is refused. Class folders named 0 to K - 1 are in the order of the numbers.
+    Hidden files and folders are left out. A folder that a second link reaches within one class counts once; a folder
+    that two classes reach is refused. Class folders named 0 to K - 1 are ordered by number.
     """
 
     def __init__(self, uri: str, folder: Path) -> None:
         super().__init__(uri, folder, keep_listing(folder, "class folders", lambda watched: _list(folder, watched)))
 
     def _inner(self, folder: str) -> str:
-        """Below the class's folder: an image that is moved to another class is a relabelled one."""
+        """Leaves out the class's folder, so that an image moved to another class counts as the same, relabelled."""
         return folder[len(self._path_of("")) :].partition("/")[2]
 
 
 def _list(folder: Path, watched: Watched) -> Listing:
-    """Walks all class folders. Raises DataError for what is no folder of class folders of images."""
+    """Walks all class folders. Raises DataError where `folder` is no folder of class folders with images."""
     watched.add("", os.stat(folder))
     classes = order_classes(_class_folders(folder))
     if not classes:
         raise DataError(f"{folder}: expected a folder of images for every class, or .tar shards; found neither")
     listing, counts = ListingBuilder(), []
-    met: dict[tuple[int, int], tuple[str, str]] = {}  # class and path of every folder of the disk
+    met: dict[tuple[int, int], tuple[str, str]] = {}  # identity of each folder on the disk -> its class and path
     for name in progress(classes, len(classes), "class folders listed"):
         before = listing.count
         walked = in_order(walk_images(os.path.join(folder, name)))
@@ -76,7 +76,7 @@ def _list(folder: Path, watched: Watched) -> Listing:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    """Names of the folders that are classes. Raises DataError for a link to nothing: its class would be missing."""
+    """Names of the class folders. Raises DataError for a broken link, because its class would be missing."""
     names = []
     for entry in os.scandir(folder):
         if is_hidden(entry.name):
@@ -93,7 +93,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _refuse_annotations(folder: Path, names: list[str]) -> None:
-    """Raises DataError where all folders are images and what belongs to them: masks are images too, but no class."""
+    """Raises DataError where the folders are images and annotations: masks are image files too, but are no class."""
     images = [name for name in names if name.casefold() in IMAGES_FOLDERS]
     others = [name for name in names if name.casefold() in _ANNOTATIONS]
     if images and others and len(images) + len(others) == len(names):
@@ -104,7 +104,7 @@ def _refuse_annotations(folder: Path, names: list[str]) -> None:
 
 
 def _refuse_splits_inside(folder: Path, walked: list[Walked]) -> None:
-    """Raises DataError where a class's folder holds splits: it is a whole data set, or its validation images train."""
+    """Raises DataError where a class folder holds splits: training would include its validation images."""
     inside = {os.path.basename(each.path) for each in walked if os.path.dirname(each.path) == str(folder)}
     splits = group_by_split(inside)
     if len(splits) > 1:
@@ -113,7 +113,7 @@ def _refuse_splits_inside(folder: Path, walked: list[Walked]) -> None:
 
 
 def _recognises(request: Request) -> bool:
-    """Any folder: one that is none of another kind either is refused in the words of this one."""
+    """Takes any folder: one that no other kind recognises is refused with this kind's message."""
     return request.path.is_dir() and not request.place.shards and find_flat(request) is None
 
 

@@ -1,4 +1,4 @@
-"""What the header of an image file says: its format, its size, and whether DALI decodes it rightly."""
+"""Headers of image files: format, size, and whether DALI decodes the file correctly."""
 
 import io
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from deit_fast.data.sources.pixels import UnknownPixels, check_kind, is_right_in
 from deit_fast.runtime.errors import one_line
 
 MAX_PIXELS = 178_956_970
-"""Largest image taken, pixels: what PIL calls a decompression bomb."""
+"""The largest image that is accepted, pixels: PIL's limit for decompression bombs."""
 UNIDENTIFIED = "no image format is like that"
 
 _SIGNATURES = {
@@ -23,43 +23,43 @@ _SIGNATURES = {
     "PPM": (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
 }
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..15 without the tables that share the range
-_BARE_MARKERS = frozenset(range(0xD0, 0xD8)) | {0x01}  # markers with no length behind them
+_BARE_MARKERS = frozenset(range(0xD0, 0xD8)) | {0x01}  # markers that no length follows
 _END = b"\xff\xd9"
 _ADOBE = b"\xff\xee\x00\x0eAdobe"
 
 
 class Header(NamedTuple):
-    """Of an image as stored: an EXIF rotation is not applied."""
+    """Header of an image as stored: an EXIF rotation is not applied."""
 
     height: int
-    """Pixels."""
+    """Height, pixels."""
     width: int
-    """Pixels."""
+    """Width, pixels."""
     is_right: bool
-    """Whether DALI decodes the file rightly as it is."""
+    """Whether DALI decodes the file correctly as it is."""
 
 
 def image_format(encoded: NDArray[np.uint8]) -> str | None:
-    """PIL's name of the format, by the first bytes of encoded uint8 [bytes], whatever the file is called.
+    """PIL's name of the format, told by the first bytes of encoded uint8 [bytes], whatever the suffix of the file.
 
-    None for a format that is not taken.
+    None for a format that is not accepted.
     """
     start = encoded[:8].tobytes()
     return next((name for name, signatures in _SIGNATURES.items() if start.startswith(signatures)), None)
 
 
 def image_size(encoded: NDArray[np.uint8]) -> tuple[int, int]:
-    """Height and width in pixels as stored, by the header of encoded uint8 [bytes]: an EXIF rotation is not applied.
+    """Height and width in pixels as stored, from the header of encoded uint8 [bytes]. An EXIF rotation is not applied.
 
-    Nothing is decoded. JPEG (ITU T.81, annex B) is read here, anything else by PIL. Raises ValueError where there is no
-    header to read, for a JPEG without an end, because DALI decodes some windows of it and not others, and for kinds of
-    images that are refused.
+    Nothing is decoded. This module reads the headers of JPEG (ITU T.81, annex B), PIL those of other formats. Raises
+    ValueError where there is no readable header, for kinds of images that are refused, and for a JPEG without an end
+    marker, of which DALI decodes some windows and not others.
     """
     return read_header(encoded)[:2]
 
 
 def read_header(encoded: NDArray[np.uint8]) -> Header:
-    """What the header of encoded uint8 [bytes] says. Raises ValueError as `image_size` does."""
+    """The header of encoded uint8 [bytes]. Raises ValueError as `image_size` does."""
     if image_format(encoded) is None:
         raise ValueError(f"{len(encoded)} bytes without a readable image header (no {', '.join(_SIGNATURES)})")
     data = encoded.data
@@ -72,26 +72,26 @@ def read_header(encoded: NDArray[np.uint8]) -> Header:
     bits, components = data[frame + 4], data[frame + 9]
     if bits != 8 or components not in (1, 3, 4):
         raise ValueError(f"a JPEG of {bits} bits and {components} components (expected 8 bits, and 1, 3 or 4)")
-    # Adobe's programs store CMYK inverted. PIL takes all files to be theirs, DALI only those that say so.
+    # Adobe's programs store CMYK inverted. PIL assumes this of every CMYK file, DALI only where the file says so.
     return Header(height, width, components < 4 or _ADOBE in data[:frame].tobytes())
 
 
 def open_image(encoded: NDArray[np.uint8]) -> Image.Image:
-    """PIL's image of encoded uint8 [bytes], not yet decoded, by the parsers of the formats taken alone.
+    """PIL's image of encoded uint8 [bytes], not yet decoded. Only the parsers of accepted formats are tried.
 
-    Raises what PIL's parsers do.
+    Raises what PIL's parsers raise.
     """
     return Image.open(io.BytesIO(encoded.data), formats=tuple(_SIGNATURES))
 
 
 def _jpeg_frame(data: memoryview) -> int | None:
-    """Where the frame header starts; None for anything but a plain JPEG, such as one with the height after its scan."""
+    """Offset of the frame header; None for anything but a plain JPEG, such as one with the height after its scan."""
     if data[:2] != b"\xff\xd8":
         return None
     position = 2
     while position + 10 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
+        if marker == 0xFF:  # a fill byte
             position += 1
         elif marker in _BARE_MARKERS:
             position += 2
@@ -111,7 +111,7 @@ def _read_pil_header(data: NDArray[np.uint8]) -> Header:
             right = is_right_in_dali(image, data)
     except UnknownPixels:
         raise
-    except Exception as error:  # PIL's parsers raise what they like
+    except Exception as error:  # PIL's parsers raise many kinds of exceptions
         unknown = "no TIFF that PIL reads is like that" if image_format(data) == "TIFF" else UNIDENTIFIED
         reason = unknown if isinstance(error, UnidentifiedImageError) else one_line(error)
         raise ValueError(f"{len(data)} bytes without a readable image header ({reason})") from None

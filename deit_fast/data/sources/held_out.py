@@ -1,8 +1,8 @@
-"""Which training images are held out for validation, where a data set has no validation split.
+"""The choice of training images that are held out for validation, where a data set has no validation split.
 
-The choice depends on the images' names, their classes and a seed alone: not on the order in which they are listed, nor
-on how many processes ask. A larger share holds out the same images and more. An image that comes or goes changes
-nothing for those of other classes, and next to nothing for those of its own.
+The choice depends on the images' names, their classes and a seed alone. It depends neither on the order of the listing
+nor on the number of processes. A larger fraction holds out the same images and more. Adding or removing an image
+changes nothing for the other classes, and at most a few choices in its own class.
 """
 
 import zlib
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.identity import encode_name, mix_bits
 
-_PART = 2**20  # names that are put together at a time
+_PART = 2**20  # number of names that are processed at a time
 
 
 def choose_held_out(source: Source, fraction: float, seed: int, unfit: Sequence[int] = ()) -> NDArray[np.int64]:
     """The images held out of a source, int64 [n] in ascending order: `fraction` of each class, rounded.
 
-    It is at least one image of each class that has two, and leaves at least one to train on. unfit: images that cannot
-    be evaluated, in whose place others of their class are.
+    At least one image is held out of each class that has two, and at least one remains for training. unfit: images that
+    cannot be evaluated; other images of their class are chosen instead.
     """
     names, keys = source.listed_names(), np.empty(len(source), np.uint64)
     for start in range(0, len(keys), _PART):
@@ -40,7 +40,7 @@ def choose_held_out(source: Source, fraction: float, seed: int, unfit: Sequence[
 
 
 def find_listed(source: Source, images: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
-    """The images of a source that a list names, int64 [n] in ascending order, and the names that it does not have."""
+    """The indices of the listed images in a source, int64 [n] in ascending order, and the names that it lacks."""
     wanted = {encode_name(name): name for name in images}
     names, found = source.listed_names(), list[int]()
     for start in range(0, len(names), _PART):
@@ -51,7 +51,7 @@ def find_listed(source: Source, images: Sequence[str]) -> tuple[NDArray[np.int64
 
 
 def all_but(source: Source, images: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The other images of a source, int64 [N - n] in ascending order."""
+    """All images of a source but these: int64 [N - n], in ascending order."""
     others = np.ones(len(source), bool)
     others[images] = False
     return np.flatnonzero(others)

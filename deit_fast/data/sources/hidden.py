@@ -1,4 +1,4 @@
-"""Files and folders that programs leave among a data set's: nobody means them as classes or as images."""
+"""Files and folders that other programs put into a data set: they are neither classes nor images."""
 
 HIDDEN_FOLDERS = {
     "__MACOSX", "__pycache__", "lost+found", "System Volume Information", "$RECYCLE.BIN",
@@ -7,5 +7,5 @@ HIDDEN_FOLDERS = {
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden (.git, .ipynb_checkpoints, ._a.jpg of macOS) or an archive's or NAS's own."""
+    """Whether a file or folder is hidden (.git, .ipynb_checkpoints, macOS's ._a.jpg) or an archiver's or a NAS's."""
     return name.startswith(".") or name in HIDDEN_FOLDERS

@@ -1,10 +1,11 @@
-"""What makes a data set the one that a run began with: its images, their classes and their order, as one digest.
+"""The identity of a data set: a digest of its images, their classes and their order, kept in a run's checkpoints.
 
-It is the same wherever the data set lies, whoever lists it and in whatever order a file system does. No image is read:
-an image that another one of the same name and size replaced is not seen (but CIFAR's, which are in memory). Beside the
-digest stand counts and sums by buckets of names, 32 KB, which tell what changed. Per million images it takes about a
-second, and for folders what their file system takes to say the sizes. Images of an index of shards have no names there:
-they are known by their sizes, and the index holds their identity from when it was made.
+The identity is the same wherever the data set lies, whichever process lists it and in whatever order a file system
+does. No image is read: an image that was replaced by another one of the same name and size goes unnoticed (except with
+CIFAR, whose images are in memory). Beside the digest stand counts and sums by buckets of names, 32 KB, which tell what
+changed. Computing it takes about a second per million images, plus, for folders, the time in which the file system
+returns the sizes. The images of an index of shards have no names there: they are identified by their sizes, and the
+index holds the identity from when it was made.
 """
 
 import hashlib
@@ -21,46 +22,47 @@ from deit_fast.data.sources.base import Source
 from deit_fast.runtime.errors import printable
 
 _BUCKETS = 1024
-_EXACT = 8  # changed images that fall into buckets of their own, nearly always; of more, some may share one
-_PART = 2**20  # images whose names are put together at a time
+_EXACT = 8  # up to this many changed images nearly always fall into different buckets; of more, some may share one
+_PART = 2**20  # number of images whose names are processed at a time
 _Sums = NDArray[np.uint64]
 
 Key = Literal["names", "sizes"]
-"""By what an image is known from one time to the next."""
+"""The property by which an image is recognised."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A data set's digest and what tells two apart; plain data, as a checkpoint keeps it."""
+    """A data set's digest, and counts that tell where two data sets differ: plain data, which a checkpoint keeps."""
 
     digest: str
     """SHA-256 of classes, names, labels and fingerprints in their order: equal where the data sets are."""
     classes: list[str]
     class_sizes: list[int]
-    """Images of each of the K classes."""
+    """The number of images of each of the K classes."""
     images: list[int]
-    """By bucket of the name: images, and sums over their names, their classes and their fingerprints."""
+    """For each bucket of names: its number of images, and sums over their names, their classes and their
+    fingerprints."""
     names: list[int]
     labels: list[int]
     contents: list[int]
     key: Key = "names"
-    """What the buckets are of; by sizes, `names` are sums over these, and contents tell nothing more."""
+    """What the buckets are made of. With "sizes", `names` holds sums over sizes, and `contents` adds no information."""
 
     def as_plain(self) -> dict[str, Any]:
-        """For a checkpoint, which `from_plain` takes."""
+        """The identity as plain data for a checkpoint; the inverse of `from_plain`."""
         return asdict(self)
 
     @classmethod
     def from_plain(cls, content: dict[str, Any]) -> "Identity":
-        """What `as_plain` gave."""
+        """The identity that `as_plain` returned."""
         return cls(**content)
 
     def changes_from(self, before: "Identity") -> list[str]:
-        """What is different here, in words, for each kind of difference; empty where the data sets are the same."""
+        """What differs from `before`, in words, a line for each kind of difference; empty where both are equal."""
         if self.digest == before.digest:
             return []
         found = _compare_classes(self.classes, before.classes)
-        if self.key != before.key:  # an earlier version knew the images of shards by name
+        if self.key != before.key:  # an earlier version identified the images of shards by name
             total, theirs = sum(self.images), sum(before.images)
             found += [f"{total} images, {theirs} before"] if total != theirs else []
             return found + self._compare_sizes(before)
@@ -84,14 +86,14 @@ class Identity:
         return found + self._compare_sizes(before)
 
     def shares(self, other: "Identity") -> float:
-        """Which part of these images another data set has too, about, from 0 to 1; of many images it is no measure."""
+        """About which fraction of these images another data set has too, 0 to 1; useless for many images."""
         filled = [bucket for bucket, count in enumerate(self.images) if count]
         pairs = (self.contents, other.contents), (self.labels, other.labels)
         same = [bucket for bucket in filled if all(ours[bucket] == theirs[bucket] for ours, theirs in pairs)]
         return len(same) / len(filled) if filled and self.key == other.key else 0.0
 
     def _compare_sizes(self, before: "Identity") -> list[str]:
-        """The first class that has another number of images now, and how many have."""
+        """The first class whose number of images has changed, and the number of such classes."""
         ours = dict(zip(self.classes, self.class_sizes, strict=True))
         theirs = dict(zip(before.classes, before.class_sizes, strict=True))
         differ = [name for name in ours if name in theirs and ours[name] != theirs[name]]
@@ -102,9 +104,9 @@ class Identity:
 
 
 def identify(source: Source) -> Identity:
-    """The identity of a source's N images and K classes: the one kept of them, if there is one, or else computed anew.
+    """The identity of a source's N images and K classes: the one that the source keeps, else computed anew.
 
-    Raises StorageError where sizes cannot be had.
+    Raises StorageError where sizes cannot be read.
     """
     known = source.identity()
     if known is not None:
@@ -143,12 +145,12 @@ def _compute(source: Source) -> Identity:
 
 
 def digest_rows(rows: NDArray[np.void]) -> str:
-    """Of a shard's rows of an index (shard_index.ROW): the sizes and the labels of its images, in their order."""
+    """A digest of a shard's rows of an index (shard_index.ROW): sizes and labels of its images, in their order."""
     return hashlib.sha256(rows.view("<u4").reshape(-1, 3)[:, 1:].tobytes()).hexdigest()
 
 
 def identify_rows(rows: NDArray[np.void], digests: Sequence[str], classes: Sequence[str]) -> Identity:
-    """The identity of an index's rows (shard_index.ROW), given the `digest_rows` of each of its shards."""
+    """The identity of an index's rows (shard_index.ROW), from the `digest_rows` of each of its shards."""
     classes = [unicodedata.normalize("NFC", name) for name in classes]
     by_class = _class_numbers(classes)
     images, names, labels = (np.zeros(_BUCKETS, np.uint64) for _ in range(3))
@@ -162,7 +164,7 @@ def identify_rows(rows: NDArray[np.void], digests: Sequence[str], classes: Seque
         np.add.at(labels, buckets, mix_bits(keys ^ by_class[part["label"]]))
         sizes += np.bincount(part["label"], minlength=len(classes))
     digest = hashlib.sha256("".join(digests).encode() + b"\0".join(map(encode_name, classes)))
-    half = np.uint64(1)  # as of `_sum`
+    half = np.uint64(1)  # as in `_sum`
     by_size, by_label = (names >> half).tolist(), (labels >> half).tolist()
     known = (images.tolist(), by_size, by_label, by_size)
     return Identity(digest.hexdigest(), classes, sizes.tolist(), *known, key="sizes")
@@ -179,14 +181,14 @@ def encode_name(name: str) -> bytes:
 
 
 def mix_bits(values: _Sums) -> _Sums:
-    """A number of 64 bits for each, in which every bit of it has a part: splitmix64's finaliser (Steele et al.)."""
+    """Mixes the bits of 64-bit numbers, so that each bit affects all: splitmix64's finaliser (Steele et al.)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def _sum(buckets: NDArray[np.int64], values: _Sums) -> list[int]:
-    """Sums modulo 2^63, which a checkpoint's integers hold, over the images of each bucket: in no order."""
+    """Sums over each bucket's images, modulo 2^63 to fit a checkpoint's integers; independent of their order."""
     sums = np.zeros(_BUCKETS, np.uint64)
     np.add.at(sums, buckets, values)
     return (sums >> np.uint64(1)).tolist()

@@ -1,8 +1,9 @@
-"""A list of some images of a data set, as a training writes it of those that it held out (RUN/val.json).
+"""A list of images of a data set, such as the held-out images that a training writes to RUN/val.json.
 
     {"data": "/data/photos", "labels": null, "category": "name", "fraction": 0.1, "seed": 0, "images": ["cat/1.jpg"]}
 
-Images have the names of `Source.listed_names`. As a place, --data RUN/val.json, it is these images of that data set.
+The list names images as `Source.listed_names` does. It can stand in the place of a data set: --data RUN/val.json opens
+these images of that data set.
 """
 
 import json
@@ -19,7 +20,7 @@ from deit_fast.runtime.errors import DataError, one_line, printable
 from deit_fast.runtime.object_store import is_remote, read_object, without_query
 
 LIST_NAME = "val.json"
-"""What the list is called in a run folder."""
+"""File name of the list in a run folder."""
 
 
 @dataclass(frozen=True)
@@ -29,28 +30,28 @@ class ImageList:
     data: str
     """Path from the root, or URI, of the data set."""
     labels: str | None
-    """Its file of labels, where it was named (--labels)."""
+    """The data set's file of labels, if it was given (--labels)."""
     category: str
-    """Its level of a taxonomy (data.category)."""
+    """The level of the data set's taxonomy (data.category)."""
     fraction: float
-    """Share of each class that was held out."""
+    """Fraction of each class that was held out."""
     seed: int
     """Seed of the choice."""
     images: list[str]
-    """Names, in the data set's order."""
+    """Names of the images, in the data set's order."""
 
     @property
     def choice(self) -> dict[str, float | int]:
-        """How they were chosen, as a recipe's section `data` has it."""
+        """The settings of the choice, named as in a recipe's section `data`."""
         return {"val_fraction": self.fraction} | ({"val_seed": self.seed} if self.fraction else {})
 
     def as_text(self) -> str:
-        """For a file, which `read` takes."""
+        """The list as a file's text, which `read` takes."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
     def read(cls, place: str) -> Self:
-        """The list in the file at a path or URI. Raises DataError for another file, OSError, MissingError for none."""
+        """The list in the file at a path or URI. Raises DataError where it is no list, OSError, MissingError."""
         text = read_object(place) if is_remote(place) else Path(place).read_bytes()
         try:
             found = cls(**json.loads(text))
@@ -63,7 +64,7 @@ class ImageList:
         return found
 
     def open(self, open_source: Callable[..., Source], place: str) -> Source:
-        """The images, of the data set that the list names. Raises DataError where it lacks some."""
+        """Opens the listed images of the data set that the list names. Raises DataError where some are missing."""
         whole = open_source(self.data, "train", self.category, labels=self.labels)
         images, missing = find_listed(whole, self.images)
         if missing:
@@ -77,5 +78,5 @@ class ImageList:
 
 
 def is_list(place: str) -> bool:
-    """Whether a place is named as a list of images is."""
+    """Whether the name of a place is that of a list of images."""
     return split_place(place)[1] == LIST_NAME

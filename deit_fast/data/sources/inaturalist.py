@@ -1,7 +1,7 @@
 """iNaturalist 2018 and 2019 as published: train2018.json, val2018.json and the images they list, at a taxonomic level.
 
-facebookresearch/deit's INatDataset, but classes in the order of their names (of their ids, for species), where the
-reference numbers them as they first occur among the training annotations.
+This is facebookresearch/deit's INatDataset with another order of classes. Here classes are ordered by name, species by
+id; the reference numbers classes in the order in which the training annotations first mention them.
 """
 
 import json
@@ -26,8 +26,9 @@ _ANNOTATIONS = re.compile(r"train(20\d\d)\.json")
 class INaturalist(ListedFiles):
     """The images that SPLIT{year}.json lists; the classes of every split are those of the training annotations.
 
-    category: "name", a class per species, or a level such as "genus", whose distinct names are the classes. Its
-    taxonomy is categories.json where there is one (the names in train2018.json are obfuscated), else the annotations'.
+    category: "name" makes a class of each species; a level such as "genus" makes a class of each of its distinct names.
+    The taxonomy is read from categories.json where that exists (the names in train2018.json are obfuscated), else from
+    the annotations.
     """
 
     def __init__(self, uri: str, folder: Path, year: str, split: str, category: str) -> None:
@@ -37,7 +38,7 @@ class INaturalist(ListedFiles):
 
 
 def _list(folder: Path, year: str, split: str, category: str, watched: Watched) -> Listing:
-    """Reads the annotations. Raises DataError where they are not as published, or the first image is not there."""
+    """Reads the annotations. Raises DataError where they are not as published, or where the first image is missing."""
     path, first, taxonomy = folder / f"{split}{year}.json", folder / f"train{year}.json", folder / "categories.json"
     for each in ("", *(each.name for each in (path, first, taxonomy) if each.exists())):
         watched.add(each, os.stat(folder / each))
@@ -62,7 +63,7 @@ def _list(folder: Path, year: str, split: str, category: str, watched: Watched) 
     listing = ListingBuilder()
     for inside, paths in groupby(_place_images(folder, names), os.path.dirname):
         if not listing.count:
-            watched.add(inside, os.stat(folder / inside))  # of the first image: those of another layout are elsewhere
+            watched.add(inside, os.stat(folder / inside))  # where the archives have the first image
         listing.add(inside, [os.path.basename(each) for each in paths])
     return listing.finish(np.array([label_of[each] for each in ids], np.int64), classes)
 
@@ -83,7 +84,7 @@ def _number_classes(
 def _place_images(folder: Path, names: list[str]) -> list[str]:
     """Paths in the folder of the files listed: as the archives have them, or without the folders of supercategories.
 
-    The second is what the reference reads: train_val2018/Plantae/7477/x.jpg at train_val2018/7477/x.jpg.
+    The reference reads the second form: train_val2018/Plantae/7477/x.jpg at train_val2018/7477/x.jpg.
     """
     for shorten in (False, True):
         paths = [str(PurePath(re.sub(r"^([^/]+)/[^/]+/", r"\1/", name) if shorten else name)) for name in names]

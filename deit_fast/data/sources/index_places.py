@@ -1,4 +1,4 @@
-"""Data sets known by an index alone: on a web server, which lists nothing, or with their shards somewhere else."""
+"""Data sets known by an index alone: on a web server, which lists nothing, or with shards in another place."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +26,7 @@ def _indexes(request: Request) -> list[str]:
 
 
 def _choose(request: Request) -> str:
-    """The index of the split. Raises DataError where there is none, or a choice."""
+    """The index of the split. Raises DataError where there is none, or where several could be meant."""
     found = {place: split_of_shard(split_place(place)[1]) for place in _indexes(request)}
     chosen = [place for place, split in found.items() if request.split in (split, None) or len(found) == 1]
     if request.split is not None and any(found.values()):
@@ -60,7 +60,7 @@ def _open(request: Request) -> Source:
 
 
 def _refuse_elsewhere(place: str, names: list[str]) -> None:
-    """Raises DataError where an index in a store names files here, or another web server: that gets no token."""
+    """Raises DataError where an index in a store names files here, or another web server: that must get no token."""
     here = urlsplit(place).netloc
     for name in names if is_remote(place) else []:
         if not is_remote(name) or (is_web(name) and urlsplit(name).netloc != here):
@@ -73,9 +73,9 @@ def _is_whole(name: str) -> bool:
 
 
 def _objects(place: str, names: list[str], index: ShardIndex) -> list[Object]:
-    """The shards as the index has them; those whose version it does not know are asked for theirs.
+    """The shards that the index lists; a store is asked for the version of a shard where the index does not know it.
 
-    Raises DataError where one is missing or has another size.
+    Raises DataError where a shard is missing or has another size.
     """
     objects = [Object(name, shard.bytes, shard.version) for name, shard in zip(names, index.shards, strict=True)]
     unknown = [each.uri for each in objects if not is_store_version(each.version)]

@@ -1,4 +1,4 @@
-"""Whether an index beside shards in a store is of the objects that are there now, without reading the shards."""
+"""Whether an index beside shards in a store belongs to the present objects, found out without reading the shards."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ REMEDY = "run deit-fast data index"
 _SPOT_CHECKS = 8
 _KINDS = {
     "nothing": "",
-    "a file's time": rf"({FILE_VERSION})?-?\d{{17,}}",  # of Object, or of an index of local files
+    "a file's time": rf"({FILE_VERSION})?-?\d{{17,}}",  # in Object, or in an index of local files
     "a generation": r"\d+",
     "a hash": r"[0-9a-f]{40}|[0-9a-f]{64}",
     "a time": r".* GMT",
@@ -23,10 +23,11 @@ _KINDS = {
 
 
 def check_versions(index: ShardIndex, shards: Sequence[Object]) -> ShardIndex | None:
-    """The index of these shards, in their order and of their sizes, if it is of them; None where files are newer.
+    """The index of these shards, in their order, if it belongs to them; None where shards on this machine are newer.
 
-    A version that the index has is compared. Where that is another store's, since the shards were copied, at most 8
-    headers of shards are read, at once. Raises DataError, one line, for an object that was replaced, RunError.
+    Sizes have to be equal, and so do the versions that the index knows. Where the index has versions of another store,
+    because the shards were copied, the tar headers in at most 8 shards are read instead. Raises DataError, one line,
+    for an object that was replaced, and RunError.
     """
     unknown = []
     for number, (entry, shard) in enumerate(zip(index.shards, shards, strict=True)):
@@ -34,7 +35,7 @@ def check_versions(index: ShardIndex, shards: Sequence[Object]) -> ShardIndex | 
         if kind == "nothing" or kind != _kind(entry.version):
             unknown.append(number)
         elif not same_version(entry.version.removeprefix(FILE_VERSION), shard.version):
-            if kind == "a file's time":  # as of local shards, whose index is made anew
+            if kind == "a file's time":  # local shards, whose index is made anew
                 return None
             raise DataError(f"{without_query(shard.uri)}: was replaced after its index was made; {REMEDY}")
     _spot_check(index, shards, [number for number in unknown if index.shards[number].images])
@@ -46,7 +47,7 @@ def _kind(version: str) -> str:
 
 
 def _spot_check(index: ShardIndex, shards: Sequence[Object], numbers: Sequence[int]) -> None:
-    """Raises DataError where the header of a shard's last image is not where the index says."""
+    """Raises DataError where the header of a shard's last image is not at the place that the index says."""
     places = np.linspace(0, len(numbers) - 1, min(len(numbers), _SPOT_CHECKS)).astype(int)
     chosen = sorted({numbers[place] for place in places.tolist()})
     if not chosen:
@@ -60,7 +61,7 @@ def _spot_check(index: ShardIndex, shards: Sequence[Object], numbers: Sequence[i
     pool = ThreadPoolExecutor(_SPOT_CHECKS)
     try:
         found = list(pool.map(looks_right, chosen))
-    finally:  # an error or an interrupt does not wait for the rest
+    finally:  # an error or an interrupt does not wait for the other shards
         pool.shutdown(wait=False, cancel_futures=True)
     for number, right in zip(chosen, found, strict=True):
         if not right:

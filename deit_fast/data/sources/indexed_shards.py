@@ -1,4 +1,4 @@
-"""`IndexedShards`, images in tar shards whose places an index knows; what reads the bytes is a class of its own."""
+"""`IndexedShards`: images in tar shards whose offsets an index knows. Subclasses read the bytes."""
 
 from abc import abstractmethod
 from bisect import bisect_right
@@ -19,9 +19,9 @@ from deit_fast.runtime.errors import DataError, RunError, printable
 
 
 class IndexedShards(Source):
-    """The images of an index, in its order; `labels` is a view of its rows, which all processes of a machine map.
+    """The images of an index, in its order; `labels` is a view of the index's rows, which a machine's processes share.
 
-    The index has no names: `name` reads the tar header before the image, as only messages need it.
+    The index holds no names. `name` reads them from the tar header before the image, since only messages need a name.
     """
 
     def __init__(self, uri: str, index: ShardIndex) -> None:
@@ -33,7 +33,7 @@ class IndexedShards(Source):
         self._labels, self._classes = self.labels, self.classes
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as stored, uint8 [bytes]. Raises DataError where its shard cannot be read or ends before."""
+        """Image `index` as stored, uint8 [bytes]. Raises DataError where its shard is unreadable or ends too early."""
         offset, size, _ = self.index.rows[index].tolist()
         data = self._read_range(self.shard_of(index), offset * BLOCK, size)
         if len(data) < size:
@@ -42,7 +42,7 @@ class IndexedShards(Source):
         return data
 
     def name(self, index: int) -> str:
-        """SHARD:MEMBER, or SHARD:image N of M where the member's header cannot be read."""
+        """SHARD:MEMBER, or SHARD:image N of M where the member's header is unreadable."""
         shard = self.shard_of(index)
         start, stop = self._edges[shard], self._edges[shard + 1]
         member = f"image {index - start + 1} of {stop - start}"
@@ -54,7 +54,7 @@ class IndexedShards(Source):
         return self.shard_name(self.shard_of(index))
 
     def identity(self) -> Identity:
-        """As the index has it, but for classes or labels that were given other numbers or names since."""
+        """The index's identity, updated for classes and labels that were renumbered or renamed since."""
         if self.labels is self._labels and self.classes == self._classes:
             return self.index.identity
         rows = self.index.rows.copy()
@@ -68,8 +68,10 @@ class IndexedShards(Source):
         return identify_rows(rows, [digest_rows(rows[start:stop]) for start, stop in pairwise(edges)], classes)
 
     def listed_names(self) -> Sequence[str]:
-        """SHARD:N, the N-th image of the shard counted from 0; the shard is its file's name, or its path where two have
-        one name."""
+        """SHARD:N, the N-th image of a shard counted from 0.
+
+        SHARD is its file's name, or its path where two names are equal.
+        """
         paths = [shard.name for shard in self.index.shards]
         files = [split_place(path)[1] for path in paths]
         shards = paths if len(set(files)) < len(files) else files
@@ -86,7 +88,7 @@ class IndexedShards(Source):
 
     @abstractmethod
     def shard_name(self, shard: int) -> str:
-        """Where shard number `shard` is, for people: a path or a URI."""
+        """The place of shard number `shard`, for messages: a path or a URI."""
 
     @abstractmethod
     def _read_range(self, shard: int, offset: int, size: int) -> NDArray[np.uint8]:
@@ -96,13 +98,16 @@ class IndexedShards(Source):
         """
 
     def _member(self, index: int, shard: int, first: int) -> str | None:
-        """The name in the header of an image, which may be one of several headers: read on from the image before."""
+        """The member's name in the headers before an image.
+
+        There may be several headers, so reading starts after the image before.
+        """
         offset = int(self.index.rows["offset"][index])
         if offset == LOST:
             return None
         before, size, _ = self.index.rows[index - 1].tolist() if index > first else (LOST, 0, 0)
         start = 0 if before == LOST else before * BLOCK + whole_blocks(size)
-        if size == LARGEST:  # or larger
+        if size == LARGEST:  # the size does not fit 32 bits
             start = offset * BLOCK - BLOCK
         end = offset * BLOCK + BLOCK
 

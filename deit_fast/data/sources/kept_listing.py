@@ -1,11 +1,12 @@
 """Listings kept in the cache folder: one process of a node lists a data set's folders, all later ones map the result.
 
-A listing holds as long as all that it was made of does: every folder that was walked, those without images too, and the
-files of labels. Each has its number on the disk, its times and its size noted, which a file that comes, goes or gets
-another name changes. The time of the last change of state (ctime) is among them, for tar and rsync set the other one
-back. A folder that changed right before it was listed may change again within one tick of its file system's clock: its
-listing serves the processes that waited for it, and no later one. The same goes for what a program mounts (FUSE), as
-the folders of object stores have no times.
+A listing is valid while every folder that was walked, even one without images, and every file of labels is unchanged.
+The listing notes the inode, times and size of each, which change when a file is added, removed or renamed. The times
+include ctime, because tar and rsync set mtime back.
+
+A folder that changed right before it was listed may change again within one tick of its file system's clock. Such a
+listing serves the processes that waited for it, and no later process. The same holds for file systems that a program
+mounts (FUSE), because the folders of object stores have no times.
 """
 
 import hashlib
@@ -30,29 +31,32 @@ from deit_fast.runtime.files import cache_folder, exclusive
 from deit_fast.runtime.mapped import read_arrays, read_content, write_arrays
 from deit_fast.runtime.mounts import find_mount
 
-_RULES = [1, *IMAGE_SUFFIXES, *sorted(HIDDEN_FOLDERS)]  # the number changes when listings are made otherwise
-_TICKS_NS = 10**8, 2 * 10**9  # ten of Linux's, and one of FAT, the coarsest
+_RULES = [1, *IMAGE_SUFFIXES, *sorted(HIDDEN_FOLDERS)]  # the first number changes when the rules of listing change
+_TICKS_NS = 10**8, 2 * 10**9  # ten ticks of Linux's clock, and one tick of FAT, the coarsest
 _LARGEST = 2**63 - 1
-_LARGE = 10_000  # images; of fewer, listing them again is nothing to speak of
+_LARGE = 10_000  # images; listing fewer again takes no noticeable time
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A listing, and the file that it is kept in."""
+    """A listing, and the file in which it is kept."""
 
     listing: Listing
     path: Path
-    """Others beside it, of the same name and another suffix, hold what is known of the same images."""
+    """The listing's file. Files beside it with the same stem and another suffix hold more facts on the same images."""
 
 
 class Watched:
-    """What a listing is made of: folders and files, each with its state before it was read."""
+    """The folders and files from which a listing is made, each with its state before it was read."""
 
     def __init__(self) -> None:
         self._states: dict[str, list[int]] = {}
 
     def add(self, path: str, status: os.stat_result) -> None:
-        """`path`: in the data set's folder, "" for itself, or absolute. status: os.stat's, before it was read."""
+        """path: relative to the data set's folder ("" is that folder itself), or absolute.
+
+        status: os.stat's, taken before `path` was read.
+        """
         self._states[path] = _state(status)
 
     @property
@@ -61,15 +65,16 @@ class Watched:
 
     @property
     def states(self) -> NDArray[np.int64]:
-        """[paths, 4]."""
+        """int64 [paths, 4]: inode, mtime and ctime in ns, size."""
         return np.array(list(self._states.values()), np.int64)
 
 
 def keep_listing(folder: Path, kind: str, make: Callable[[Watched], Listing]) -> Kept:
-    """The listing of a data set in `folder`: the one kept, or what `make` makes, one process at a time.
+    """The listing of a data set in `folder`: the kept one, or else the result of `make`, which one process calls.
 
-    kind: what it depends on besides the folder, in words. make: has the listing made, and notes in its argument all
-    that it was made of. Where the cache folder cannot be written, every process makes its own. Raises what `make` does.
+    kind: everything else that the listing depends on, in words. make: makes the listing, and notes in its argument all
+    folders and files that it reads. Where the cache folder cannot be written, every process makes its own listing.
+    Raises what `make` raises.
     """
     asked = time.time_ns()
     folder = Path(os.path.abspath(folder))
@@ -85,7 +90,7 @@ def keep_listing(folder: Path, kind: str, make: Callable[[Watched], Listing]) ->
             stack.enter_context(exclusive(path.with_name(f".{path.stem}-{os.getuid()}.lock")))
         except OSError as error:
             failure = one_line(error)
-        found = None if failure else _read(path, folder, asked)  # another process made it meanwhile
+        found = None if failure else _read(path, folder, asked)  # another process may have made it meanwhile
         if found is not None:
             return Kept(found, path)
         watched, begun = Watched(), time.time_ns()
@@ -100,7 +105,7 @@ def keep_listing(folder: Path, kind: str, make: Callable[[Watched], Listing]) ->
                 if len(made) > _LARGE:
                     _remove_left_over(path)
                 write_arrays(path, content, {**made.arrays(), **arrays})
-                made = _read(path, folder, asked) or made  # mapped, so that its memory is shared
+                made = _read(path, folder, asked) or made  # maps the file, so that the processes share the memory
             except OSError as error:
                 failure = one_line(error)
     if failure and len(made) > _LARGE:
@@ -122,13 +127,14 @@ def _short(text: str) -> str:
 
 def _state(status: os.stat_result) -> list[int]:
     values = status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
-    return [value & _LARGEST for value in values]  # some file systems number with all 64 bits
+    return [value & _LARGEST for value in values]  # some file systems use all 64 bits
 
 
 def _are_settled(times: list[int], begun: int, is_shared: bool) -> bool:
-    """Whether what changed last at these times (ns) would have another time if it changed after a later one, `begun`.
+    """Whether a later change would get another time than the last one. times: of the last changes, ns.
 
-    The file system's tick is what all times are multiples of. A server's clock may be another one: the longest, then.
+    begun: the time at which listing began, ns. The greatest common divisor of all times shows the tick of the file
+    system's clock. A server's clock may differ from this machine's: the longest tick is assumed then.
     """
     shortest, longest = _TICKS_NS
     tick = longest if is_shared else min(max(math.gcd(*times), shortest), longest)
@@ -136,9 +142,10 @@ def _are_settled(times: list[int], begun: int, is_shared: bool) -> bool:
 
 
 def _read(path: Path, folder: Path, asked: int) -> Listing | None:
-    """The listing kept at `path`, if it is whole and holds: it was begun after a time (ns), or nothing changed.
+    """The listing kept at `path` if it is whole and valid: it was begun after time `asked` (ns), or nothing changed.
 
-    Of one that was begun after that the data set's own folder is looked at, which is another one in another container.
+    In a listing begun after `asked`, the data set's own folder alone is compared: inside another container the same
+    path may be another folder.
     """
     try:
         content, arrays = read_arrays(path)
@@ -150,14 +157,14 @@ def _read(path: Path, folder: Path, asked: int) -> Listing | None:
         if not (waited or content["lasts"]) or not _are_unchanged(folder, paths, arrays["states"][:count].tolist()):
             return None
         return Listing.from_arrays(arrays, content["classes"], content["digest"])
-    except (OSError, ValueError, KeyError, TypeError):  # none there, or damaged, or of an earlier version
+    except (OSError, ValueError, KeyError, TypeError):  # missing, damaged, or of an earlier version
         return None
 
 
 def _are_unchanged(folder: Path, paths: Iterable[str], states: Iterable[list[int]]) -> bool:
     """Whether all files and folders are as they were. Raises OSError for one that cannot be opened.
 
-    Each is opened, as a client of NFS asks its server then alone, and answers from memory otherwise.
+    Each path is opened, because an NFS client asks its server on opening, and otherwise answers from memory.
     """
     for path, state in zip(paths, states, strict=True):
         opened = os.open(os.path.join(folder, path), os.O_RDONLY | os.O_NONBLOCK)
@@ -170,7 +177,7 @@ def _are_unchanged(folder: Path, paths: Iterable[str], states: Iterable[list[int
 
 
 def _remove_left_over(path: Path) -> None:
-    """Removes, of this machine's listings, those of folders that are gone, and what killed processes began to write."""
+    """Removes this machine's listings of folders that no longer exist, and partial files of killed processes."""
     holder = path.name.partition("-")[0]
     for each in path.parent.glob(f".{path.name}.*.tmp"):
         each.unlink(missing_ok=True)

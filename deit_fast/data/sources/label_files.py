@@ -1,8 +1,8 @@
-"""Files of labels beside a flat folder of images, as data sets are published: where they are, and what they say.
+"""Files of labels beside a flat folder of images, in the published forms: finding and reading them.
 
-Tables have an image and its class in a line: Tiny-ImageNet's val_annotations.txt, Kaggle's LOC_val_solution.csv,
-Caffe's val.txt, labels.csv. Lists have a class a line, in the order of the images: ImageNet's synset labels, and the
-numbers of its development kit, which need the kit's meta.mat.
+A table has an image and its class in each line: Tiny-ImageNet's val_annotations.txt, Kaggle's LOC_val_solution.csv,
+Caffe's val.txt, labels.csv. A list has a class in each line, in the order of the images: ImageNet's synset labels, or
+the numbers of ImageNet's development kit, which are resolved with the kit's meta.mat.
 """
 
 import csv
@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from deit_fast.data.sources.classes import one_form, read_text
 from deit_fast.runtime.errors import DataError, RunError, brief, one_line, printable
 
-_LEVELS = 4  # Kaggle's LOC_val_solution.csv is three above ILSVRC/Data/CLS-LOC/val
+_LEVELS = 4  # Kaggle's LOC_val_solution.csv lies three folders above ILSVRC/Data/CLS-LOC/val
 _PUBLISHED = (
     "val_annotations.txt",
     "LOC_val_solution.csv",
@@ -30,25 +30,25 @@ EXPECTED = (
 
 
 def find_label_file(folder: Path) -> Path | None:
-    """The file of labels for the images in a folder: in it, beside it, or, of the names published, further up."""
+    """The file of labels for a folder of images: in the folder, beside it, or further up if it has a published name."""
     of_folder = [f"{folder.name}{end}" for end in ("", "_labels", "_annotations")]
     general = [f"{stem}.{suffix}" for stem in (*of_folder, *_GENERAL) for suffix in ("csv", "tsv", "txt")]
     places = [folder, *folder.absolute().parents][: _LEVELS + 1]
     found = [place / name for place in places for name in _PUBLISHED if (place / name).is_file()]
-    found.sort(key=lambda path: "ground_truth" in path.name)  # which need one more file
+    found.sort(key=lambda path: "ground_truth" in path.name)  # last: such a file needs the kit's meta.mat as well
     found += [place / name for place in places[:2] for name in general if (place / name).is_file()]
     return found[0] if found else None
 
 
 def label_files(path: Path) -> list[Path]:
-    """What `read_labels` may read, as far as it is there: the file at `path` and the development kit's meta.mat."""
+    """The existing files that `read_labels` may read: the file at `path` and the development kit's meta.mat."""
     return [each for each in (path, path.with_name(_META)) if each.exists()]
 
 
 def read_labels(path: Path, folder: str, names: Sequence[str]) -> list[str]:
-    """The class of each image, as the file names or numbers it. names: of the images in the folder, in their order.
+    """The class of each image, as the file names or numbers it. names: of the folder's images, in their order.
 
-    Raises DataError, one line, where a label is missing or a line is about no image.
+    Raises DataError, one line, where an image has no label or a line names no image.
     """
     text = read_text(path, EXPECTED)
     rows = _read_rows(text)
@@ -64,7 +64,7 @@ def read_labels(path: Path, folder: str, names: Sequence[str]) -> list[str]:
 
 
 def _read_rows(text: str) -> list[list[str]]:
-    """The cells of each line, at least one; tabs, commas, semicolons or white space are between them."""
+    """The cells of each line, at least one; separated by tabs, commas, semicolons or white space."""
     lines = [line for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else ""
     delimiter = next((each for each in "\t,;" if each in first), None)
@@ -74,9 +74,9 @@ def _read_rows(text: str) -> list[list[str]]:
 
 
 def _by_key(names: Sequence[str]) -> dict[str, int | None]:
-    """Index of the image by its path in the folder, its file name and that without suffix; None where two have one.
+    """Image index by path in the folder, by file name, and by file name without suffix; None for a key of two images.
 
-    Keys are in precomposed characters, as the file of labels is read.
+    Keys are precomposed characters (NFC), as is the text of the file of labels.
     """
     keys: dict[str, int | None] = {}
     for index, name in enumerate(one_form(names)):
@@ -94,9 +94,9 @@ def _find(keys: dict[str, int | None], name: str) -> int | None:
 def _take_table(
     path: Path, folder: str, names: Sequence[str], keys: dict[str, int | None], rows: list[list[str]]
 ) -> list[str]:
-    boxes = len(rows[0]) > 1 and rows[0][1] == "PredictionString"  # class, then the corners of a box, and again
+    boxes = len(rows[0]) > 1 and rows[0][1] == "PredictionString"  # the class, then the corners of a box, repeated
     if _find(keys, rows[0][0]) is None:
-        rows = rows[1:]  # the names of the columns
+        rows = rows[1:]  # without the column names
     labels: dict[int, str] = {}
     for row in rows:
         index = _find(keys, row[0])
@@ -137,7 +137,7 @@ _PARTS = re.compile(r"(\d+)")
 
 
 def _take_devkit(path: Path, numbers: list[int]) -> list[str]:
-    """Synsets of the ids of ImageNet's development kit, by the meta.mat beside its ground truth."""
+    """Synsets of the ids in ImageNet's development kit, from the meta.mat beside its ground truth."""
     meta = path.with_name(_META)
     numbered = f"{path}: expected classes by name, or by number from 0 on; found numbers from {min(numbers)} on"
     if not meta.is_file():
@@ -152,7 +152,7 @@ def _take_devkit(path: Path, numbers: list[int]) -> list[str]:
     try:
         synsets = loadmat(str(meta), squeeze_me=True)["synsets"]
         synset_of = {int(each["ILSVRC2012_ID"]): str(each["WNID"]) for each in synsets}
-    except Exception as error:  # of scipy, for a file that is none
+    except Exception as error:  # raised by scipy for a file that is no .mat
         raise DataError(f"{meta}: expected the development kit's synsets ({one_line(error)})") from None
     unknown = next((number for number in numbers if number not in synset_of), None)
     if unknown is not None:

@@ -1,11 +1,11 @@
-"""`LazyNames`: names of many images, made when they are asked for."""
+"""`LazyNames`: names of many images, each made when it is asked for."""
 
 from collections.abc import Callable, Sequence
 from typing import overload
 
 
 class LazyNames(Sequence[str]):
-    """N names, each what `make` gives for its index."""
+    """N names; `make` returns the name of an index."""
 
     def __init__(self, count: int, make: Callable[[int], str]) -> None:
         self._count, self._make = count, make

@@ -1,4 +1,4 @@
-"""Tar shards as far as they can be read, with all their faults listed, for a check: no index has a say."""
+"""Tar shards for `data check`: every readable sample and every fault is listed, and no index is trusted."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ class ListedShards(TarShards):
     def __init__(self, uri: str, shards: Sequence[Path]) -> None:
         named = classes_beside(shards[0])
         self.faults: list[tuple[str, str]] = []
-        """Shard, printable, and what is wrong, in words; several of a shard may be."""
+        """Pairs of a shard's printable name and a fault in words; a shard may have several faults."""
         read = [read_shard(shard, named, len(named) or MAX_CLASSES) for shard in shards]
         numbered = any(isinstance(sample.label, int) for listing, _ in read for sample in listing.samples)
         known, index_name = known_parts(shards, named)
@@ -37,7 +37,7 @@ class ListedShards(TarShards):
 
 
 def _same(one: Part, other: Part) -> bool:
-    """Whether the images of two parts are at the same places, with the same labels."""
+    """Whether the images of two parts have the same offsets and the same labels."""
     labels = [
         [part.folders[label] for label in part.rows["label"].tolist()] if part.folders else part.rows["label"].tolist()
         for part in (one, other)

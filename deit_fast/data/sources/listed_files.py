@@ -1,4 +1,4 @@
-"""`ListedFiles`: the images of a listing, each a file; what all data sets in folders have in common."""
+"""`ListedFiles`: a source whose images are the files of a listing; the base of all data sets in folders."""
 
 import hashlib
 import os
@@ -15,11 +15,11 @@ from deit_fast.data.sources.identity import Identity
 from deit_fast.data.sources.kept_listing import Kept
 from deit_fast.runtime.mapped import read_arrays, write_arrays
 
-_ASKED_AGAIN = 10_000  # files at most, whose sizes every start compares with those kept
+_ASKED_AGAIN = 10_000  # most files whose sizes every start compares with the kept ones
 
 
 class ListedFiles(Source):
-    """N images as files below a folder, as `keep_listing` has them."""
+    """N images as files below a folder, listed by `keep_listing`."""
 
     def __init__(self, uri: str, folder: Path, kept: Kept) -> None:
         listing = kept.listing
@@ -36,12 +36,12 @@ class ListedFiles(Source):
         return self._paths[index]
 
     def _inner(self, folder: str) -> str:
-        """What of a folder's path, which ends in a slash, is in its images' names in every copy of the data set."""
+        """The end of a folder's path, which its images' names begin with in every copy of the data set."""
         return folder[self._common :]
 
     @cached_property
     def _common(self) -> int:
-        """The length of the path that all folders have in common."""
+        """The length of the path prefix that all folders share."""
         folders = [self._path_of(folder) for folder in self._listing.folders[:]]
         return os.path.commonprefix([min(folders), max(folders)]).rfind("/") + 1  # noqa: RUF071 (they end in slashes)
 
@@ -52,13 +52,14 @@ class ListedFiles(Source):
         return self._listing.names(lambda folder: self._inner(self._path_of(folder)))
 
     def listed_names(self) -> Sequence[str]:
-        """Paths below the data set's folder, where the images are below it."""
+        """Paths relative to the data set's folder, for images below it."""
         return self._listing.names(lambda folder: os.path.join(folder, "") if folder else "")
 
     def fingerprints(self, images: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-        """int64 [N, 1], the sizes of the files, bytes; of `images`, int64 [n], [n, 1].
+        """int64 [N, 1], the sizes of the files, bytes; with `images` (int64 [n]), of these alone, [n, 1].
 
-        Of more than 10,000 of those every second, third and so on is asked, and the others have -1.
+        If there are more than 10,000 images, only every second, third and so on is asked for its size, and the others
+        have -1.
         """
         if images is None:
             return file_sizes(self._paths)[:, None]
@@ -75,10 +76,10 @@ class ListedFiles(Source):
         return self._kept.with_suffix(".identity")
 
     def identity(self) -> Identity | None:
-        """The identity kept, if it is of the same listing, labels and classes, and none of the files asked changed.
+        """The kept identity, if listing, labels and classes are the same and no size has changed.
 
-        The sizes of at most 10,000 files, evenly spread, are asked; of as many or fewer images, of all. If one is
-        another than before, the listing is not trusted any more either: the next start lists the folders anew.
+        The sizes of at most 10,000 files, evenly spread, are compared. If one size has changed, the listing is not
+        trusted either: the next start lists the folders anew.
         """
         step = -(-len(self) // _ASKED_AGAIN)
         self._asked = file_sizes(self._paths[::step])
@@ -95,7 +96,7 @@ class ListedFiles(Source):
         return None
 
     def keep_identity(self, identity: Identity) -> None:
-        """Keeps it beside the listing, where the cache folder can be written."""
+        """Keeps the identity beside the listing, where the cache folder can be written."""
         if self._asked is not None:
             content = {"outline": self.outline(), "identity": identity.as_plain()}
             with suppress(OSError):

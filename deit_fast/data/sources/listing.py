@@ -1,6 +1,6 @@
-"""`Listing`: which images a data set of files has, with their classes, as arrays that all processes of a node map.
+"""`Listing`: the images of a data set of files, with their classes, as arrays that all processes of a node map.
 
-About 26 bytes an image: the file's name, where it ends, and the label. Folders stand once each.
+An image takes about 26 bytes: its file name, the end of the name, and the label. Each folder is stored once.
 """
 
 import hashlib
@@ -14,20 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ARRAYS = ("files", "file_ends", "folders", "folder_ends", "first", "folder_of", "labels")
-_REMEMBERED = 2**15  # folders, of which a process keeps what it looked up: data sets of classes have no more
-_END = b"\0"  # no name of a file has it
+_REMEMBERED = 2**15  # most folders whose paths a process remembers; data sets with class folders have no more
+_END = b"\0"  # no file name contains it
 
 
 class Names(Sequence[str]):
-    """N names of files in two arrays: uint8 [bytes], each name ended by a zero, and where each ends, [N]."""
+    """N file names in two arrays: uint8 [bytes], each name followed by a zero, and the end of each name, [N]."""
 
     def __init__(self, text: NDArray[np.uint8], ends: NDArray[Any]) -> None:
         self.text, self.ends = text, ends
-        self._text, self._ends = text.data, ends.data  # their items are Python's numbers, at a tenth of the time
+        self._text, self._ends = text.data, ends.data  # indexing gives Python ints, in a tenth of the time of numpy's
 
     @classmethod
     def join(cls, parts: Sequence[bytes], lengths: Sequence[NDArray[Any]]) -> "Names":
-        """Of names as `encode_names` gives them, part by part."""
+        """Joins names that `encode_names` returned part by part."""
         text = np.frombuffer(b"".join(parts), np.uint8)
         ends = np.cumsum(np.concatenate(lengths), dtype=np.uint64)
         return cls(text, ends.astype(np.uint32) if len(text) < 2**32 else ends)
@@ -38,7 +38,7 @@ class Names(Sequence[str]):
         return cls.join([text], [lengths])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Names, (self.text, self.ends)  # to another process
+        return Names, (self.text, self.ends)  # pickles the arrays
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -61,7 +61,7 @@ class Names(Sequence[str]):
 
 
 def encode_names(names: Sequence[str]) -> tuple[bytes, NDArray[np.int64]]:
-    """At least one name, each ended by a zero, and the bytes of each, the zero among them."""
+    """At least one name, each followed by a zero, and the length of each in bytes, with its zero."""
     text = os.fsencode("\0".join(names)) + _END
     ends = np.flatnonzero(np.frombuffer(text, np.uint8) == 0) + 1
     return text, np.diff(ends, prepend=0)
@@ -69,51 +69,51 @@ def encode_names(names: Sequence[str]) -> tuple[bytes, NDArray[np.int64]]:
 
 @dataclass(frozen=True)
 class Listing:
-    """N images of K classes in F folders. Paths are relative to the data set's folder, where they are below it."""
+    """N images of K classes in F folders. Paths below the data set's folder are relative to it."""
 
     files: Names
-    """N names of files, without their folders."""
+    """N file names, without their folders."""
     folders: Names
-    """F paths of folders, "" for the data set's own."""
+    """F paths of folders; "" is the data set's own folder."""
     first: NDArray[np.int64]
-    """[R], images from which on the next folder's come; the first is 0."""
+    """[R]. Index of the first image of each run of images in one folder; the first element is 0."""
     folder_of: NDArray[np.uint32]
-    """[R], the folders that come from there on."""
+    """[R]. The folder of each such run."""
     labels: NDArray[Any]
     """uint16 or uint32 [N]."""
     classes: list[str]
     """K names."""
     digest: str
-    """SHA-256 of all of these, in hexadecimal."""
+    """SHA-256 of all fields above, in hexadecimal."""
 
     def __len__(self) -> int:
         return len(self.files)
 
     def names(self, begin: Callable[[str], str]) -> "ImageNames":
-        """All N files' names, each behind what `begin` gives for its folder."""
+        """All N files' names, each after the text that `begin` returns for its folder."""
         return ImageNames(self, begin)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All but classes and digest, for `from_arrays`."""
+        """All fields but classes and digest, for `from_arrays`."""
         values = (self.files.text, self.files.ends, self.folders.text, self.folders.ends, self.first, self.folder_of,
                   self.labels)  # fmt: skip
         return dict(zip(_ARRAYS, values, strict=True))
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]], classes: list[str], digest: str) -> "Listing":
-        """What `arrays` gave. Raises KeyError where one is missing."""
+        """The listing of the arrays that `arrays` returned. Raises KeyError where one is missing."""
         files, ends, folders, folder_ends, first, folder_of, labels = (arrays[name] for name in _ARRAYS)
         return cls(Names(files, ends), Names(folders, folder_ends), first, folder_of, labels, classes, digest)
 
 
 class ImageNames(Sequence[str]):
-    """The names of a listing's N images, made when they are asked for, each behind what its folder `begin`s with."""
+    """The names of a listing's N images, made when asked for; `begin` returns the text before a folder's files."""
 
     def __init__(self, listing: Listing, begin: Callable[[str], str]) -> None:
         self._files, self._folders, self._begin = listing.files, listing.folders, begin
         self._first, self._folder_of = listing.first, listing.folder_of
         self._edges = self._first.tolist() if len(self._first) <= _REMEMBERED else self._first
-        self._begins: dict[int, str] = {}  # of folders that were asked for
+        self._begins: dict[int, str] = {}  # text for each folder that was asked for
 
     def __len__(self) -> int:
         return len(self._files)
@@ -140,7 +140,7 @@ class ImageNames(Sequence[str]):
 
 
 class ListingBuilder:
-    """Collects images folder by folder, each encoded at once: a str takes four times the memory."""
+    """Collects images folder by folder. Each name is encoded at once, because a str takes four times the memory."""
 
     def __init__(self) -> None:
         self._text: list[bytes] = []
@@ -149,10 +149,10 @@ class ListingBuilder:
         self._folder_of: list[int] = []
         self._folders: dict[str, int] = {}
         self.count = 0
-        """Images so far."""
+        """Number of images added so far."""
 
     def add(self, folder: str, files: Sequence[str]) -> None:
-        """Files that come next, all of one folder; none is nothing."""
+        """Adds the next files, all of one folder; an empty sequence adds nothing."""
         if not files:
             return
         text, lengths = encode_names(files)

@@ -10,19 +10,19 @@ from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.headers import Header
 from deit_fast.data.sources.identity import Identity
 
-_ENTRY_BYTES = 256  # of an array, its bytes object and its place in the table, beside the content
+_ENTRY_BYTES = 256  # overhead of an array, its bytes object and its place in the table
 
 
 def keep_in_memory(source: Source, gib: float) -> Source:
-    """`source` with a cache of `gib` GiB in this process; `source` itself at 0."""
+    """`source` with a cache of `gib` GiB in this process; `source` itself if `gib` is 0."""
     return CachedSource(source, int(gib * 2**30)) if gib else source
 
 
 class CachedSource(Source):
     """A source whose images stay in this process's memory once they were read, up to `limit` bytes.
 
-    What is in stays in: training shows the images in a new random order each epoch, where throwing out the least
-    recently used would throw out those that come soonest. Above the limit the rest is read anew each time.
+    Images are never evicted: each epoch has a new random order, in which the least recently used images come soonest.
+    Once the limit is reached, images outside the cache are read anew each time.
     """
 
     def __init__(self, source: Source, limit: int) -> None:
@@ -39,7 +39,7 @@ class CachedSource(Source):
             return found
         data = self._source.read(index)
         size = data.nbytes + _ENTRY_BYTES
-        with self._lock:  # two threads may have read the same image
+        with self._lock:  # another thread may have read the same image meanwhile
             if index not in self._kept and size <= self._left:
                 self._kept[index] = data
                 self._left -= size

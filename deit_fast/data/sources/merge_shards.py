@@ -1,4 +1,4 @@
-"""The index of several shards from what is known of each, their labels made those of one list of classes."""
+"""Merges the index entries of several shards into one index, with labels in one common list of classes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,24 +19,24 @@ from deit_fast.runtime.errors import DataError
 
 
 class Part(NamedTuple):
-    """What an index holds of one shard."""
+    """The part of an index that belongs to one shard."""
 
     entry: ShardEntry
     rows: NDArray[np.void]
-    """ROW [n]; their labels are indices into `folders` where there are some."""
+    """ROW [n]. The labels are indices into `folders` where folders are the labels."""
     folders: tuple[str, ...] = ()
-    """Names of the folders that the images are in, where these are the only labels."""
+    """Names of the folders of the images, where these are the only labels."""
     by_name: bool = False
-    """Whether a label was given by the name of its class."""
+    """Whether a label was given as the name of a class."""
 
 
 def merge_parts(parts: Sequence[Part], shards: Sequence[str], named: list[str]) -> ShardIndex:
     """The index of these shards, in their order.
 
-    shards: their paths or URIs, for messages. named: the classes, where there is a classes.txt, else [].
+    shards: their paths or URIs, for messages. named: the classes of a classes.txt, [] without such a file.
 
-    Raises DataError where some shards have folders for labels and others numbers, where all folders are one, and for a
-    folder or a label that classes.txt lacks.
+    Raises DataError where some shards have folders for labels and others numbers, where all images lie in one folder,
+    and for a folder or a label that classes.txt lacks.
     """
     kind: LabelKind = "names" if any(part.by_name for part in parts) else "numbers"
     classes = named
@@ -71,7 +71,7 @@ def _classes_beside(shard: str) -> str:
 
 
 def _renumber(part: Part, classes: list[str]) -> Part:
-    """The part with indices into `classes` for labels."""
+    """The part with its labels as indices into `classes`."""
     if part.folders == tuple(classes):
         return part
     label_of = {name: label for label, name in enumerate(classes)}

@@ -1,8 +1,8 @@
 """`open_source`, the way to labelled images as they are stored: folders, tar shards, data sets as downloaded.
 
-A place is shown to every format of this folder (source_format.py). Those that know it by files of their own go first.
-Where none does, and the place has a folder of the split, that folder is shown to all formats instead. That two formats
-claim a place is an error.
+Every format of this folder is asked whether it recognises a place (source_format.py). Formats that recognise a place by
+files of their own are asked first. If none does and the place has a folder for the split, that folder is the place that
+all formats are asked about instead. A place that two formats recognise is an error.
 """
 
 from pathlib import Path
@@ -33,17 +33,19 @@ def open_source(
     open_shards: OpenShards = TarShards,
     labels: str | Path | None = None,
 ) -> Source:
-    """Open labelled images; nothing but directories, shard indexes, labels and annotations is read (and CIFAR, whole).
+    """Opens labelled images. Only directories, shard indexes, labels and annotations are read (and CIFAR, as a whole).
 
     uri: a folder of class folders, a folder of .tar shards, one .tar, a brace range (train-{0000..0009}.tar) or a glob
-    of them, or the folder of iNaturalist 2018 or 2019, or of CIFAR-10 or CIFAR-100, as downloaded. In a store (s3://,
-    gs://, hf://, http://, https://, file://) it has to be shards; a web server lists nothing, so that there it is a
-    range, or the folder of an index or its URI (SPLIT.index.json). `split` takes the folder (train/, val/, ...) or the
-    shards (train-*.tar, val-*.tar, ...) that are named so, and the training or validation images of a data set as
-    downloaded; a place that has other splits alone is refused. A list of images (image_list.py) is these alone.
-    `category` is the level of iNaturalist's taxonomy. `open_shards` takes the shards found. `labels` is the file of
-    labels of a folder of images without class folders; without it, one of the names that are in use is looked for
-    (label_files.py). Raises DataError, and StorageError where the storage goes on failing.
+    of shards, or the folder of iNaturalist 2018 or 2019, or of CIFAR-10 or CIFAR-100, as downloaded. It may also be a
+    list of images (image_list.py), which opens these images alone. In a store (s3://, gs://, hf://, http://, https://,
+    file://) it has to be shards. A web server cannot list a folder: there the URI is a range of shards, the folder of
+    an index, or the index itself (SPLIT.index.json).
+    split: takes the folder (train/, val/, ...) or the shards (train-*.tar, val-*.tar, ...) with the split's name, or
+    the training or validation images of a data set as downloaded. A place that has other splits alone is refused.
+    category: the level of iNaturalist's taxonomy. open_shards: opens the shards that were found. labels: the file of
+    labels of a folder without class folders; by default, a file with one of the usual names (label_files.py).
+
+    Raises DataError, and StorageError where the storage goes on failing.
     """
     file = Path(labels) if labels else None
     if is_list(uri):
@@ -67,8 +69,9 @@ def open_source(
 def find_validation(uri: str) -> str | None:
     """The validation split beside the training split that `uri` names or holds: a folder or a glob of shards.
 
-    None where there is none. Folders are val/, valid/, validation/, eval/ and evaluation/; shards have such a word in
-    their names. The folder of a data set as downloaded holds its own. Raises DataError where there are several.
+    Folders are val/, valid/, validation/, eval/ and evaluation/; shards have such a word in their names. For a data set
+    as downloaded, it is the data set's own folder. None where there is no validation split. Raises DataError where
+    there are several.
     """
 
     def find() -> str | None:
@@ -89,8 +92,8 @@ class _Open(Protocol):
 def open_splits(uri: str, labels: str | Path | None, open_one: _Open = open_source) -> dict[Split, Source]:
     """The training images of a data set and, where they are found, its validation images.
 
-    A place that is a validation split itself is that alone. labels: as in `open_source`; of the validation images, or
-    where there are none, of all. Raises DataError.
+    A place that is a validation split is returned as that split alone. labels: as in `open_source`, for the validation
+    images, or for all images where there is no validation split. Raises DataError.
     """
     val = find_validation(uri)
     source = open_one(uri, "train", labels=labels if val is None else None)
@@ -128,7 +131,7 @@ def _open(request: Request) -> tuple[Source, SourceFormat]:
 
 
 def _enter_split(request: Request) -> Request:
-    """The request at the folder of its split, where the place has splits. Raises DataError where it lacks this one."""
+    """The request for the folder of its split, if the place has splits. Raises DataError where it lacks this one."""
     found = find_split_folders(request.place)
     if found:
         return request.enter(take_split(request.uri, found, request.split))
@@ -137,7 +140,7 @@ def _enter_split(request: Request) -> Request:
 
 
 def _recognise(request: Request, general: bool) -> SourceFormat | None:
-    """The format that claims the place. Raises DataError where several do."""
+    """The format that recognises the place. Raises DataError where several do."""
     formats = discover("deit_fast.data.sources", "SOURCE", SourceFormat)
     asked = {name: each for name, each in formats.items() if each.remote or not is_remote(request.uri)}
     found = [name for name, each in asked.items() if each.general == general and each.recognises(request)]

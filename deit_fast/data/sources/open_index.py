@@ -1,7 +1,7 @@
-"""The index of local shards: found beside them or in the cache folder, or made, by one process while others wait.
+"""The index of local shards, found beside them or in the cache folder; else one process makes it while others wait.
 
-A shard is read, its headers alone, where the index does not have it or has it with another size or time of change; at
-most 8 headers are looked at beside that. What is damaged is not indexed, and what the index had of it stays there.
+A shard's headers are read where the index lacks the shard or has another size or modification time for it; of the other
+shards at most 8 headers in all. A damaged shard is not indexed, and its earlier entry stays in the index.
 """
 
 import hashlib
@@ -34,19 +34,19 @@ from deit_fast.runtime.patience import patiently
 from deit_fast.runtime.progress import progress
 
 _THREADS = 8
-_STATS = 64  # files that one thread asks for their times
+_STATS = 64  # number of files whose times one thread reads
 _SPOT_CHECKS = 8
 
 
 class FoundShards(NamedTuple):
-    """What is known of shards, in their order."""
+    """The facts known about shards, in their order."""
 
     whole: ShardIndex | None
     """The index of all of them; None where some are damaged."""
     parts: list[Part | Listing]
-    """Of each shard, where there is no index; of a damaged one the samples and faults."""
+    """Samples and faults of each shard where there is no index: of a damaged shard, those that could be read."""
     before: dict[int, Part]
-    """By the number of a damaged shard, what an index has of it from before the damage."""
+    """By the number of a damaged shard: its entry in an index from before the damage."""
 
 
 class _Place(NamedTuple):
@@ -54,7 +54,7 @@ class _Place(NamedTuple):
     stem: str
 
     def read(self) -> ShardIndex | None:
-        """The index at this place; None where there is none, or no sound one. Raises StorageError."""
+        """The index at this place; None where there is none that is sound. Raises StorageError."""
         path = self.folder / f"{self.stem}.index.json"
         try:
             return patiently(lambda: read_index(path.read_bytes(), path.with_suffix(".npy")), str(path))
@@ -63,10 +63,10 @@ class _Place(NamedTuple):
 
 
 def open_index(shards: Sequence[Path], classes: list[str]) -> ShardIndex:
-    """The index of these shards, in their order, made or brought up to date where it is not.
+    """The index of these shards, in their order; it is made or brought up to date where necessary.
 
-    classes: those of a classes.txt beside the first shard, [] where there is none. Raises DataError, one line, for a
-    shard that is not whole or not made of images with labels, StorageError where the storage fails.
+    classes: the names in a classes.txt beside the first shard, [] without such a file. Raises DataError, one line, for
+    a shard that is not whole or not made of images with labels, StorageError where the storage fails.
     """
     found = find_shards(shards, classes)
     if found.whole is not None:
@@ -76,15 +76,15 @@ def open_index(shards: Sequence[Path], classes: list[str]) -> ShardIndex:
 
 
 def find_shards(shards: Sequence[Path], classes: list[str]) -> FoundShards:
-    """As `open_index`, but of damaged shards what is whole. Raises DataError, StorageError."""
+    """Like `open_index`, but keeps the whole samples of damaged shards. Raises DataError, StorageError."""
     return _Opening(shards, classes).find()
 
 
 def read_shard(shard: Path, classes: Sequence[str] = (), limit: int = MAX_CLASSES) -> tuple[Listing, os.stat_result]:
     """The samples of a local shard by its headers, and the file's state when it was read.
 
-    classes: names that labels may have. limit: labels from this one on are faults. Raises DataError where it cannot be
-    read, StorageError where the storage fails.
+    classes: names that labels may have. limit: labels from this number on are faults. Raises DataError where the shard
+    cannot be read, StorageError where the storage fails.
     """
     label_of = {name: label for label, name in enumerate(classes)}
 
@@ -106,7 +106,7 @@ def read_shard(shard: Path, classes: Sequence[str] = (), limit: int = MAX_CLASSE
 
 
 def known_parts(shards: Sequence[Path], classes: list[str]) -> tuple[dict[int, Part], str]:
-    """What the indexes there are say of these shards as they are now, by number, and the name of their .json."""
+    """Entries in existing indexes for these shards in their present state, by number; and the stem of the .json."""
     opening = _Opening(shards, classes)
     known = opening.known()
     found = {number: known[name] for number, name in enumerate(opening.names) if name in known}
@@ -115,12 +115,12 @@ def known_parts(shards: Sequence[Path], classes: list[str]) -> tuple[dict[int, P
 
 
 def file_version(status: os.stat_result) -> str:
-    """What `ShardEntry.version` is of a file."""
+    """`ShardEntry.version` for a local file."""
     return f"{FILE_VERSION}{status.st_mtime_ns}"
 
 
 def make_part(name: str, listing: Listing, size: int, version: str) -> Part:
-    """What an index holds of a sound shard of `size` bytes."""
+    """The index entry of a sound shard of `size` bytes."""
     rows, folders = listing.rows()
     return Part(ShardEntry(name, size, version, len(rows), digest_rows(rows)), rows, folders, listing.by_name)
 
@@ -175,7 +175,7 @@ class _Opening:
         return None
 
     def _fits(self, index: ShardIndex) -> bool:
-        """Whether the index is of these shards as they are now, and of their classes."""
+        """Whether the index belongs to these shards in their present state, and to their classes."""
         if index.classes != self.classes if index.named else self.classes:
             return False
         there = {entry.name: (entry.bytes, entry.version) for entry in index.shards}
@@ -183,7 +183,7 @@ class _Opening:
         return same and self._looks_right(index)
 
     def _looks_right(self, index: ShardIndex) -> bool:
-        """Whether headers stand where the index says so: of the last image of at most 8 shards."""
+        """Whether the last image's header of at most 8 shards is at the offset that the index says."""
         path_of = dict(zip(self.names, self.shards, strict=True))
         state_of = dict(zip(self.names, self.states, strict=True))
         numbers = [
@@ -200,7 +200,7 @@ class _Opening:
         return True
 
     def _make(self) -> tuple[FoundShards, ShardIndex | None]:
-        """What is known, and the index to be written, if there is anything new in it."""
+        """The facts found, and the index to write, or None if it has nothing new."""
         known = self.known()
         state_of = dict(zip(self.names, self.states, strict=True))
         parts: dict[str, Part | Listing] = {
@@ -230,7 +230,7 @@ class _Opening:
         return FoundShards(index, asked, before), stored
 
     def known(self) -> dict[str, Part]:
-        """What indexes have of shards that are still there, these ones' and others' beside them."""
+        """Entries in existing indexes of all shards in the folder that still exist."""
         known: dict[str, Part] = {}
         for place in reversed(self.places):
             index = place.read()
@@ -244,7 +244,7 @@ class _Opening:
         return known
 
     def _merge_all(self, every: dict[str, Part], asked: dict[str, Part]) -> ShardIndex | None:
-        """All parts in the order of their names, or else those that go together, so that nothing is read again."""
+        """All parts in the order of their names, or else the parts that fit together: none has to be read again."""
         for parts, classes in ((every, self.classes), (asked, self.classes), (asked, [])):
             names = sorted(parts)
             if not names:
@@ -272,7 +272,7 @@ def _states(shards: Sequence[Path]) -> list[tuple[int, str]]:
 
 
 def _read_header(shard: Path, offset: int) -> bytes:
-    """The block at byte `offset`; nothing where the shard cannot be read, which reading it whole says better."""
+    """The block at byte `offset`; empty where the shard is unreadable: reading it whole gives the better message."""
 
     def read() -> bytes:
         descriptor = os.open(shard, os.O_RDONLY | os.O_NONBLOCK)
@@ -288,7 +288,7 @@ def _read_header(shard: Path, offset: int) -> bytes:
 
 
 def _writable(place: _Place) -> bool:
-    """Whether a file can be made there. A folder without any write bit is read-only, to root too."""
+    """Whether a file can be made there. A folder without any write bit counts as read-only, even for root."""
     try:
         place.folder.mkdir(parents=True, exist_ok=True)
         return os.access(place.folder, os.W_OK) and bool(place.folder.stat().st_mode & 0o222)

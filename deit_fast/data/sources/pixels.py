@@ -1,8 +1,9 @@
-"""What pixels mean: every kind of image as 8-bit RGB, the same at every door, and the kinds that DALI gets wrong.
+"""The meaning of pixels: converts every kind of image to 8-bit RGB, and knows the kinds that DALI decodes wrongly.
 
-The rules, for files, PIL images and arrays alike: white is 255; 16-bit samples are divided by 257 and rounded; grey
-becomes three equal channels; alpha is dropped. An image whose white is not known (floats, signed or 32-bit samples) is
-refused. What nvImageCodec 0.9 in DALI 2.4 is known to decode to these pixels is left to it; PIL decodes the rest.
+The rules are the same for files, PIL images and arrays: white is 255; 16-bit samples are divided by 257 and rounded;
+grey becomes three equal channels; alpha is dropped. An image whose white level is unknown (floats, signed or 32-bit
+samples) is refused. DALI decodes the files that nvImageCodec 0.9 in DALI 2.4 is known to decode to these pixels; PIL
+decodes the others.
 """
 
 import re
@@ -14,14 +15,14 @@ from PIL import Image
 
 _RGB_MODES = ("1", "L", "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 _STEPS = {"La": "LA", "RGBa": "RGBA", "P": "RGBA"}
-"""Modes that PIL converts to RGB by way of another: with premultiplied alpha, or with transparent colours."""
+"""PIL modes that are converted to RGB through another mode, because of premultiplied alpha or transparent colours."""
 _DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _DEEP_FORMATS = ("PNG", "PPM")
-"""Formats whose 16-bit grey PIL may open as mode I, on the scale of 16 bits."""
+"""Formats whose 16-bit grey images PIL may open as mode I, with values up to 65535."""
 
-_MASKS = np.array([0xFF0000, 0xFF00, 0xFF], "<u4").tobytes()  # of red, green and blue in a BMP's 32 bits
+_MASKS = np.array([0xFF0000, 0xFF00, 0xFF], "<u4").tobytes()  # masks of red, green and blue in a 32-bit BMP
 _PNM = re.compile(rb"P[2356](?:\s|#[^\r\n]*[\r\n])+\d+(?:\s|#[^\r\n]*[\r\n])+\d+(?:\s|#[^\r\n]*[\r\n])+(\d+)\s")
-_WEBP_EXIF = 0x08  # of the flags of an extended WebP, its byte 20
+_WEBP_EXIF = 0x08  # a flag in byte 20 of an extended WebP
 
 # TIFF 6.0: photometric interpretations, compressions and values of other tags.
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
@@ -34,18 +35,18 @@ _DALI_TIFF = frozenset(
      (_BLACK_IS_ZERO, 1, 16), (_RGB, 3, 8), (_RGB, 3, 16), (_RGB, 4, 8), (_RGB, 4, 16), (_PALETTE, 1, 8),
      (_CMYK, 4, 8), (_YCBCR, 3, 8)}
 )  # fmt: skip
-"""(photometric interpretation, samples per pixel, bits per sample) that DALI decodes as PIL does."""
+"""(photometric interpretation, samples per pixel, bits per sample) of the TIFFs that DALI decodes as PIL does."""
 _NEEDED_TAGS = {258, 262, 277}
-"""Tags with a default (bits, photometric interpretation, samples) without which DALI reads no TIFF."""
+"""Tags that have a default (bits, photometric interpretation, samples), but without which DALI reads no TIFF."""
 _DALI_COMPRESSIONS = (1, 2, 3, 4, 5, _JPEG, 8, 32773, 32946, 50000)
 
 
 class UnknownPixels(ValueError):
-    """An image of a kind of which it is not known which colours its samples mean; the text says what was found."""
+    """An image of a kind whose samples' meaning in colours is unknown; the text says what was found."""
 
 
 def check_kind(image: Image.Image) -> None:
-    """Raise UnknownPixels for a kind of image that is refused. image: decoded or not."""
+    """Raise UnknownPixels for a kind of image that is refused. The image may be decoded or not."""
     tags = getattr(image, "tag_v2", None)
     if tags is not None:
         _check_tiff(tags)
@@ -66,7 +67,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def check_array(array: NDArray[Any]) -> None:
-    """Raise UnknownPixels for an array that `array_as_rgb` does not take."""
+    """Raise UnknownPixels for an array that `array_as_rgb` refuses."""
     shape = array.ndim == 2 or (array.ndim == 3 and 1 <= array.shape[2] <= 4)
     if array.dtype.kind + str(array.dtype.itemsize) not in ("b1", "u1", "u2") or not shape or not array.size:
         raise UnknownPixels(
@@ -76,7 +77,10 @@ def check_array(array: NDArray[Any]) -> None:
 
 
 def array_as_rgb(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """Pixels bool, uint8 or uint16 [H, W] or [H, W, C] as uint8 [H, W, 3]; C is 1 to 4: grey or RGB, then alpha."""
+    """Pixels bool, uint8 or uint16 [H, W] or [H, W, C] as uint8 [H, W, 3].
+
+    C: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
+    """
     pixels = np.atleast_3d(array)
     if array.dtype.kind == "b":
         pixels = pixels * np.uint8(255)
@@ -87,15 +91,15 @@ def array_as_rgb(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def as_ppm(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pixels uint8 [H, W, 3] as a file, uint8 [bytes], without loss."""
+    """Pixels uint8 [H, W, 3] as a PPM file, uint8 [bytes], without loss."""
     header = np.frombuffer(b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]), np.uint8)
     return np.concatenate((header, pixels.reshape(-1)))
 
 
 def is_right_in_dali(image: Image.Image, encoded: NDArray[np.uint8]) -> bool:
-    """Whether DALI is known to decode the file, encoded uint8 [bytes], to the pixels of `as_rgb`, within a level.
+    """Whether DALI is known to decode the file, encoded uint8 [bytes], to the pixels of `as_rgb`, within one level.
 
-    image: PIL's of the file, not yet decoded.
+    image: PIL's image of the file, not yet decoded.
     """
     start = encoded[:66].tobytes()
     if image.format == "TIFF":
@@ -104,19 +108,19 @@ def is_right_in_dali(image: Image.Image, encoded: NDArray[np.uint8]) -> bool:
         return _is_bmp_right(start)
     if image.format == "PPM":
         header = _PNM.match(encoded.data)
-        ends = start[:2] not in (b"P2", b"P3") or encoded[-1:].tobytes().isspace()  # DALI wants more than a last digit
+        ends = start[:2] not in (b"P2", b"P3") or encoded[-1:].tobytes().isspace()  # DALI fails at a final digit
         return start[:2] == b"P4" or (header is not None and int(header[1]) in (255, 65535) and ends)
-    if image.format == "WEBP":  # its size of an odd chunk lacks the padding, so that EXIF behind it is not found
+    if image.format == "WEBP":  # nvImageCodec ignores an odd chunk's padding and then misses the EXIF chunk
         return start[12:16] != b"VP8X" or not start[20] & _WEBP_EXIF
-    if image.format == "PNG":  # of an animation without the default image, DALI gives a frame
+    if image.format == "PNG":  # DALI returns a frame of an animation without a default image
         return not getattr(image, "default_image", False)
     return image.mode != "CMYK" or "adobe" in image.info
 
 
 def as_decodable(encoded: NDArray[np.uint8], image: Image.Image) -> NDArray[np.uint8]:
-    """A file that DALI gets wrong as one that it gets right: uint8 [bytes]. image: PIL's of it, not yet decoded.
+    """Converts a file that DALI decodes wrongly to one that DALI decodes correctly: uint8 [bytes].
 
-    Raises what `as_rgb` does.
+    image: PIL's image of the file, not yet decoded. Raises what `as_rgb` raises.
     """
     if image.format == "WEBP":
         plain = encoded.copy()
@@ -126,7 +130,7 @@ def as_decodable(encoded: NDArray[np.uint8], image: Image.Image) -> NDArray[np.u
 
 
 def _check_tiff(tags: Any) -> None:
-    """Raise UnknownPixels for what PIL opens and does not decode to the pixels that the tags say."""
+    """Raise UnknownPixels for a TIFF that PIL opens, but does not decode to the pixels that the tags describe."""
     photometric, bits, kinds = tags.get(262, _WHITE_IS_ZERO), set(tags.get(258, (1,))), set(tags.get(339, (_UNSIGNED,)))
     if kinds != {_UNSIGNED} or not bits <= {1, 2, 4, 8, 16} or len(bits) > 1:
         kind = next((_SAMPLE_KINDS[each] for each in sorted(kinds) if each in _SAMPLE_KINDS), "unsigned")
@@ -159,7 +163,7 @@ def _is_tiff_right(tags: Any) -> bool:
 
 
 def _is_bmp_right(start: bytes) -> bool:
-    """By the first 66 bytes: those without runs, of whole bytes or of parts of one, with fields in the usual order."""
+    """Whether DALI decodes a BMP correctly, by its first 66 bytes: no run lengths, fields in the usual order."""
     bits, compression = int.from_bytes(start[28:30], "little"), int.from_bytes(start[30:34], "little")
     if start[14] == 12:  # OS/2
         bits, compression = int.from_bytes(start[24:26], "little"), 0

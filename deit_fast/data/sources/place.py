@@ -1,4 +1,4 @@
-"""Places: what is to be seen at a path or at a URI of a store, so that both are chosen from by the same code."""
+"""Places: the content of a path or of a URI in a store in one form, so that the same code chooses from both."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -17,22 +17,23 @@ from deit_fast.runtime.object_store import Object, is_remote, is_web, list_objec
 
 _WILDCARDS = ("*", "?", "[")
 FILE_SUFFIXES = (".tar", ".index.json")
-"""What the names of files end in that data sets are named by."""
+"""Suffixes of file names that can stand for a data set."""
 
 Files = Mapping[str, Object | None]
-"""Names or URIs, in order, each with its object; None for a file of this machine, which is asked where it matters."""
+"""Names or URIs, in order, each with its object in a store; None for a file of this machine, which is not yet looked
+at."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder, or what is none (a file, a range, a glob, nothing), which has neither files nor folders."""
+    """A folder and its content. Anything else (a file, a range, a glob, a missing path) has no files and no folders."""
 
     uri: str
     """Path or URI, without a slash at its end."""
     files: Files
-    """Files in the folder by name, hidden ones left out."""
+    """The files in the folder by name, without hidden ones."""
     folders: frozenset[str]
-    """Names of the folders in it, hidden ones left out."""
+    """Names of the folders in the folder, without hidden ones."""
 
     @cached_property
     def shards(self) -> list[str]:
@@ -41,24 +42,24 @@ class Place:
 
     @cached_property
     def named(self) -> Files:
-        """The files that the name itself stands for, by path or URI: of a range in braces those that are there.
+        """The files for which the place's name stands, by path or URI; of a range in braces, the files that exist.
 
-        Raises as `look`.
+        Raises what `look` raises.
         """
         if has_braces(self.uri) and (is_remote(self.uri) or not _is_file(self.uri)):
             return _find_named(expand_braces(self.uri))
         return match_files(self.uri)
 
     def holds_images(self, folder: str) -> bool:
-        """Whether there is an image in the folder of that name in the place, not in folders of its own."""
+        """Whether the folder `folder` of the place holds an image directly, not in folders of its own."""
         inside = join_place(self.uri, folder)
         if is_remote(inside):
             return any(is_image(name) for name in look(inside).files)
-        return has_images(inside)  # which ends at the first
+        return has_images(inside)  # stops at the first image
 
 
 def find_place(uri: str) -> Place:
-    """The place that a user names. Raises as `look`."""
+    """The place that a user names. Raises what `look` raises."""
     if not is_remote(uri):
         return look(str(Path(os.path.expanduser(uri))))
     bare = without_query(uri).rstrip("/")
@@ -66,14 +67,14 @@ def find_place(uri: str) -> Place:
     if bare.endswith(":"):
         raise RunError(f"{bare}//: expected the name of a bucket or of a host, and of what is in it")
     if has_braces(uri) or has_wildcards(uri) or without_query(uri).endswith(FILE_SUFFIXES):
-        return Place(uri, {}, frozenset())  # no folder, which would have to be asked for
+        return Place(uri, {}, frozenset())  # no folder: nothing to list
     return look(uri)
 
 
 def look(uri: str) -> Place:
-    """What is in the folder at a path or URI; nothing where there is no folder.
+    """The content of the folder at a path or URI; empty where there is no such folder.
 
-    Raises OSError for a folder of this machine that cannot be listed, RunError where a store cannot be asked.
+    Raises OSError for a folder of this machine that cannot be listed, RunError where a store fails to answer.
     """
     if is_remote(uri):
         inside, objects = see_folder(lambda name: join_place(uri, name)) if is_web(uri) else list_objects(uri)
@@ -93,9 +94,9 @@ def look(uri: str) -> Place:
 
 
 def split_place(uri: str) -> tuple[str, str]:
-    """Folder and last part of a path or URI; of a bucket, a host or a repository, which are in no folder, it and "".
+    """Folder and last part of a path or URI. For a bucket, host or repository, which has no parent, itself and "".
 
-    A query, which is the right to read where there is one, stays with the folder.
+    A query, which may hold the right to read, stays with the folder.
     """
     if not is_remote(uri):
         return os.path.dirname(uri), os.path.basename(uri)
@@ -111,7 +112,7 @@ def split_place(uri: str) -> tuple[str, str]:
 
 
 def join_place(folder: str, name: str) -> str:
-    """Path or URI of what is called `name` in a folder."""
+    """Path or URI of the entry `name` in a folder."""
     if not is_remote(folder):
         return os.path.join(folder, name)
     bare = without_query(folder)
@@ -119,9 +120,9 @@ def join_place(folder: str, name: str) -> str:
 
 
 def _find_named(uris: list[str]) -> Files:
-    """Those of these files that are there, by path or URI, in the order given.
+    """The existing ones of these files, by path or URI, in the order given.
 
-    Raises OSError or RunError where the storage fails, which is no missing file.
+    Raises OSError or RunError where the storage fails, so that a failure does not count as a missing file.
     """
     if not is_remote(uris[0]):
         return {uri: None for uri in uris if _is_file(uri)}
@@ -133,9 +134,9 @@ def _find_named(uris: list[str]) -> Files:
 
 
 def match_files(pattern: str) -> Files:
-    """The files that a path or URI, which may have wildcards, stands for, by path or URI, in the order of their names.
+    """The files that match a path or URI with or without wildcards, by path or URI, in the order of their names.
 
-    A name that is there as it is written is that file alone. Raises as `look`.
+    If a file has exactly this name, wildcard characters included, that file alone matches. Raises what `look` raises.
     """
     if not has_wildcards(pattern) or (not is_remote(pattern) and _is_file(pattern)):
         return _find_named([pattern])
@@ -152,7 +153,7 @@ def match_files(pattern: str) -> Files:
 
 
 def list_remote_images(uri: str) -> list[str]:
-    """URIs of the images below a folder of a store, by folder and then by name, as of one of this machine."""
+    """URIs of the images below a folder of a store, by folder and then by name, as for a local folder."""
     waiting, walked = [look(uri)], list[Place]()
     while waiting:
         walked.append(place := waiting.pop())
@@ -166,7 +167,7 @@ def list_remote_images(uri: str) -> list[str]:
 
 
 def has_wildcards(uri: str) -> bool:
-    """Whether a path or URI has a *, a ? or a [."""
+    """Whether a path or URI contains a *, a ? or a [."""
     return any(character in without_query(uri) for character in _WILDCARDS)
 
 
@@ -182,7 +183,7 @@ def _match_folders(pattern: str) -> Iterator[str]:
 
 
 def _is_file(path: str) -> bool:
-    """Whether there is a file. Raises OSError where the storage fails, which to os.path.exists is a missing file."""
+    """Whether there is a file. Raises OSError where the storage fails; os.path.exists would return False then."""
     try:
         return not os.path.isdir(path) and bool(os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -191,7 +192,7 @@ def _is_file(path: str) -> bool:
 
 @contextmanager
 def told_as_data_errors(uri: str) -> Iterator[None]:
-    """Raises DataError, one line, for what `look` raises in the block; a store that does not answer is StorageError."""
+    """Raises DataError, one line, for errors of `look` in the block, StorageError for a store without an answer."""
     try:
         yield
     except StorageError:

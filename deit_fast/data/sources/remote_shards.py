@@ -1,6 +1,6 @@
-"""Shards in a store, read while they come, by the index beside them or one that is made here, once, as they come in.
+"""Shards in a store, which are read while they arrive. Their index lies beside them, or is made here once.
 
-Those that are to be looked at in the whole are fetched before: for `data check`, or because some are damaged.
+Shards that have to be read as a whole are fetched first: for `data check`, or because some are damaged.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from deit_fast.runtime.object_store import Object, fetch, fetch_all, without_que
 
 
 def open_remote(request: Request, shards: Files) -> Source:
-    """The images of shards in a store. Raises RunError, DataError for an index that is not of these shards."""
+    """The images of shards in a store. Raises RunError, and DataError for an index of other shards."""
     objects = [each for each in shards.values() if each is not None]
     folder = split_place(objects[0].uri)[0]
     files = request.place.files if folder == request.place.uri else look(folder).files
@@ -45,7 +45,7 @@ def open_remote(request: Request, shards: Files) -> Source:
 
 
 def open_objects(request: Request, objects: Sequence[Object], index: ShardIndex) -> Source:
-    """The images of the shards that an index has. Raises RunError, DataError for an index that is not of these."""
+    """The images of the shards that an index describes. Raises RunError, and DataError for an index of other shards."""
     if request.open_shards is not ListedShards:
         if check_versions(index, objects) is None:
             raise DataError(f"{without_query(request.uri)}: expected an index of the files as they are now; {REMEDY}")
@@ -55,12 +55,12 @@ def open_objects(request: Request, objects: Sequence[Object], index: ShardIndex)
 
 
 def _make_index(shards: Sequence[Object], classes: list[str]) -> ShardIndex:
-    """The index that the cache folder has of shards whose store has none; made, or brought up to date, by one process.
+    """The index, in the cache folder, of shards without one in their store; made or updated by one process.
 
-    Raises as `build_index`.
+    Raises what `build_index` raises.
     """
     uris = [shard.uri for shard in shards]
-    bare = [without_query(uri) for uri in uris]  # a right to read is not kept, and may be another one next time
+    bare = [without_query(uri) for uri in uris]  # queries hold a right to read, which is not kept and may change
     key = hashlib.sha256("\n".join(bare).encode(errors="surrogateescape")).hexdigest()[:16]
     folder, stem = cache_folder(), f"{split_of_shard(shards[0].name) or 'shards'}-{key}"
     made: ShardIndex | None = None
@@ -88,26 +88,29 @@ def _read_kept(folder: Path, stem: str) -> ShardIndex | None:
 
 
 def _fits(index: ShardIndex, shards: Sequence[Object], classes: list[str]) -> bool:
-    """Whether the index is of these very objects, whose versions are known, and of these classes."""
+    """Whether the index belongs to exactly these objects, by their versions, and to these classes."""
     known = [(entry.name, entry.bytes, entry.version) for entry in index.shards]
     same = known == [(without_query(each.uri), each.size, each.version) for each in shards]
     return same and all(each.version for each in shards) and (index.classes if index.named else []) == classes
 
 
 def _fetch_and_open(request: Request, objects: Sequence[Object], classes: bytes | None) -> Source:
-    """The images of shards that are fetched before. classes: content of classes.txt."""
+    """The images of shards that are fetched first. classes: content of classes.txt."""
     paths = fetch_all(list(objects), request.uri)
     _place_classes(classes, paths[0].with_name("classes.txt"))
     return request.open_shards(request.uri, paths)
 
 
 def _find_index(files: Files, shards: Sequence[Object]) -> ShardIndex | None:
-    """The part for these shards of the index beside them; None where there is none. Raises DataError, RunError."""
+    """The part of the index beside these shards that belongs to them; None without an index.
+
+    Raises DataError, RunError.
+    """
     stem = split_of_shard(shards[0].name) or "shards"
     description, rows = files.get(f"{stem}.index.json"), files.get(f"{stem}.index.npy")
     if description is None or rows is None:
         return None
-    with ThreadPoolExecutor(2) as pool:  # once for all processes of a machine
+    with ThreadPoolExecutor(2) as pool:  # the first process of a machine fetches for all
         content, path = pool.map(fetch, (description, rows))
     try:
         index = read_index(content.read_bytes(), path)
@@ -127,7 +130,7 @@ def _find_index(files: Files, shards: Sequence[Object]) -> ShardIndex | None:
 
 
 def _place_classes(content: bytes | None, path: Path) -> None:
-    """The names as they are in the store now, or none."""
+    """Writes the class names as the store has them now, or removes the file where the store has none."""
     with exclusive(path.with_name(".classes.txt.lock")):
         if content is None:
             path.unlink(missing_ok=True)

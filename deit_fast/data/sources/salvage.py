@@ -1,7 +1,7 @@
-"""Tar shards that are damaged, for training: what is whole is used, what is lost is bad as a broken image is.
+"""Damaged tar shards in training: their whole samples are used, and a lost sample is treated like a broken image.
 
-A lost sample keeps a place in the numbering, and reading it fails, so that another image takes its place in a batch and
-it is named and counted like any other that cannot be used.
+A lost sample keeps its number, and reading it fails. Another image then takes its place in the batch, and the lost
+sample is named and counted like any other bad image.
 """
 
 from collections.abc import Sequence
@@ -21,20 +21,21 @@ _SHOWN = 3
 
 
 class SalvagedShards(TarShards):
-    """As TarShards, but a shard that is cut off or lacks members gives the samples that are whole.
+    """Like TarShards, but a shard that is cut off or lacks members gives its whole samples.
 
-    The index, where it was made of this shard before the damage, says how many samples are lost and where they stood.
-    Without such an index they come last: one for each fault, and where the shard has no end, as many more as the
-    largest shard has. Raises DataError where no shard has a whole sample, and for a shard that cannot be read at all.
+    If an index was made of the shard before the damage, it tells how many samples are lost and at which places. Without
+    such an index the lost samples come last: one for each fault, and for a shard without an end, as many more as bring
+    it up to the size of the largest shard. Raises DataError where no shard has a whole sample, and for a shard that
+    cannot be read at all.
     """
 
     def __init__(self, uri: str, shards: Sequence[Path]) -> None:
         self.damaged: dict[int, str] = {}
-        """What is wrong, in words, by the number of the shard."""
+        """The faults of damaged shards, in words, by the number of the shard."""
         super().__init__(uri, shards, self._find(shards, classes_beside(shards[0])))
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """As TarShards.read, uint8 [bytes]. Raises DataError for a sample that was lost with its shard, too."""
+        """Like TarShards.read, uint8 [bytes], but also raises DataError for a sample that was lost with its shard."""
         if self.index.rows["offset"][index] == LOST:
             reason = self.damaged[self.shard_of(index)]
             raise DataError(f"{printable(self.name(index))}: lost with its shard: {reason}")
@@ -42,7 +43,7 @@ class SalvagedShards(TarShards):
 
     @property
     def lost(self) -> NDArray[np.bool_]:
-        """bool [N], the samples that were lost."""
+        """bool [N], whether each sample was lost."""
         return np.asarray(self.index.rows["offset"] == LOST)
 
     def describe(self) -> list[str]:
@@ -77,7 +78,7 @@ class SalvagedShards(TarShards):
 
 
 def _fill(listing: Listing, before: Part | None, largest: int, shard: Path) -> Part:
-    """The samples with lost ones among them."""
+    """The shard's samples, with a lost one at each place where a sample is missing."""
     rows, folders = listing.rows()
     places = _places_in(listing, before) if before is not None else None
     if before is None or places is None:
@@ -96,7 +97,7 @@ def _fill(listing: Listing, before: Part | None, largest: int, shard: Path) -> P
 
 
 def _places_in(listing: Listing, before: Part) -> list[int] | None:
-    """Where the samples stood: places in `before` in their order, with the same sizes and labels; None if not there."""
+    """Places of the samples in `before`, matched in order by size and label; None where one has no match."""
     labels = [before.folders[label] if before.folders else label for label in before.rows["label"].tolist()]
     known = iter(enumerate(zip(before.rows["size"].tolist(), labels, strict=True)))
     places = []

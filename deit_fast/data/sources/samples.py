@@ -1,7 +1,8 @@
-"""The samples of a shard: which members are an image and its label, and what a label says.
+"""The samples of a shard: which members are an image and its label, and what the label says.
 
-WebDataset's rule: members side by side whose names are alike up to the first dot of the last part are one sample, and
-the rest of the name is the ending. Where that leaves several images or none, names may be alike up to their last dot.
+The rule is WebDataset's: neighbouring members whose names are equal up to the first dot of the last path component are
+one sample; the rest of the name is the ending. If that rule finds several images in a sample, or none, names need only
+be equal up to their last dot.
 """
 
 import codecs
@@ -15,36 +16,36 @@ from deit_fast.data.sources.base import IMAGE_SUFFIXES
 from deit_fast.runtime.errors import brief, printable
 
 LABEL_ENDINGS = ("cls", "class", "label", "json", "txt")
-"""Of members that hold a label; where a sample has several, the first of these counts."""
+"""Endings of members that hold a label. If a sample has several of them, the first in this order counts."""
 RULE = "a key ends at the first dot, and a label is KEY.cls, KEY.json or KEY.txt, or the folder of all keys"
 MAX_CLASSES = 10_000_000
 
-_NUMBER_KEYS = ("label", "cls", "class", "class_id", "class_index", "label_id", "target")  # of a .json
+_NUMBER_KEYS = ("label", "cls", "class", "class_id", "class_index", "label_id", "target")  # keys of a .json file
 _NAME_KEYS = ("class_name", "label_name", "synset", "wnid")
 
 
 class Pair(NamedTuple):
-    """Names of the members that are the image of a sample and its label; None for one that is missing."""
+    """Names of the members that are a sample's image and its label; None where one is missing."""
 
     image: str | None
     label: str | None
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The key and the ending, which starts at the first dot of the last part, as WebDataset has it."""
+    """The key and the ending of a member's name; as in WebDataset, the ending starts at the last part's first dot."""
     folder, slash, last = name.rpartition("/")
     stem, _, ending = last.partition(".")
     return f"{folder}{slash}{stem}", ending
 
 
 def folder_of(name: str) -> str:
-    """The folder that a member is in, without those above it, in precomposed characters; "" where it is in none."""
+    """Name of the folder that directly holds a member, as precomposed characters (NFC); "" without a folder."""
     return unicodedata.normalize("NFC", name.rpartition("/")[0].rpartition("/")[2].removeprefix("."))
 
 
 def pair_members(names: Sequence[str]) -> list[Pair]:
-    """The samples among neighbours with one key: one, as a rule. Raises ValueError, one line, for an unclear one."""
-    if len(names) == 2:  # nearly every sample of millions is KEY.jpg and KEY.cls
+    """The samples among neighbours with one key, usually one. Raises ValueError, one line, where it is unclear."""
+    if len(names) == 2:  # the usual sample: KEY.jpg and KEY.cls
         image, label = names if names[1].endswith(".cls") else (names[1], names[0])
         if label.endswith(".cls") and image.endswith((".jpg", ".png")) and image[:-4] == label[:-4]:
             return [Pair(image, label)]
@@ -72,7 +73,10 @@ def _pair(names: Sequence[str]) -> Pair:
 
 
 def _only(names: list[str]) -> str | None:
-    """The first with a plain ending (KEY.jpg), else the only one (KEY.input.jpg). Raises ValueError for several."""
+    """The first name with a plain ending (KEY.jpg), else the only name (KEY.input.jpg).
+
+    Raises ValueError for several.
+    """
     plain = next((name for name in names if "." not in split_name(name)[1]), None)
     if plain is None and len(names) > 1:
         raise ValueError(
@@ -86,9 +90,9 @@ def _last_ending(name: str) -> str:
 
 
 def parse_label(name: str, data: bytes, label_of: Mapping[str, int]) -> int:
-    """The class in a label's member, given as a number or by a name of `label_of`. Raises ValueError, one line.
+    """The class in a label's member, given as a number or as a name in `label_of`. Raises ValueError, one line.
 
-    label_of: classes by name, in precomposed characters (NFC).
+    label_of: class by name, names in precomposed characters (NFC).
     """
     if data.isdigit() and len(data) < 7:
         return int(data)
@@ -102,7 +106,7 @@ def parse_label(name: str, data: bytes, label_of: Mapping[str, int]) -> int:
 
 
 def _read_json(name: str, text: str) -> str:
-    """The number or the name of the class that a .json says, as text."""
+    """The number or the name of the class in a .json file, as text."""
     try:
         content: Any = json.loads(text)
     except ValueError:

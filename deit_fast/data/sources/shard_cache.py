@@ -1,8 +1,8 @@
-"""Shards of an object store on this machine's disk: they come before they are needed, and go for nearer ones.
+"""Shards of an object store on this machine's disk: fetched before they are needed, evicted for shards needed sooner.
 
-The store has the truth, and the disk only makes it faster: what is not here is read from the store. So the processes of
-a machine share a folder without talking to each other, and a shard that another one removed too early costs requests,
-not a wait.
+The disk is only a cache: bytes that are missing here are read from the store. The processes of a machine can therefore
+share a folder without messages to one another. If one process evicts a shard too early for another one, the other
+process reads ranges from the store and need not wait for the whole shard.
 """
 
 import os
@@ -22,23 +22,23 @@ from deit_fast.runtime.errors import RunError, StorageError, one_line
 from deit_fast.runtime.files import cache_folder, exclusive
 from deit_fast.runtime.object_store import Object, stream_object
 
-_TRANSFERS = 16  # of a machine, at once: one connection does not fill a network
-_SHARE = 0.8  # of the disk, where no limit is given
-_LOOK_SECONDS = 0.5  # between looks at what other processes fetched or removed
-_ARRIVAL_SECONDS = 10.0  # that a shard on its way is waited for while nothing arrives
-_LONGEST_SECONDS = 60.0  # and in all: signals are answered between batches
-_REST_SECONDS = 60.0  # after a disk or a store that failed
+_TRANSFERS = 16  # transfers of a machine at once, because one connection does not use a network's full bandwidth
+_SHARE = 0.8  # fraction of the disk that may be used if no limit is given
+_LOOK_SECONDS = 0.5  # between looks at the shards that other processes fetched or removed
+_ARRIVAL_SECONDS = 10.0  # longest wait for a shard on its way while no bytes arrive
+_LONGEST_SECONDS = 60.0  # longest wait in all: signals are handled between batches
+_REST_SECONDS = 60.0  # pause after a failure of the disk or the store
 
 
 class Disk:
-    """How much of this machine's disk the shards of some data sets may take together, fetched by whichever process."""
+    """The disk space of this machine for the shards of several data sets together, whichever process fetches them."""
 
     def __init__(self) -> None:
         self.caches: WeakSet[ShardCache] = WeakSet()
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Keeps other processes from beginning, finishing or removing shards, so that what is there can be counted.
+        """Keeps other processes from beginning, finishing or removing shards, so that shards can be counted.
 
         Raises OSError where the folder cannot be written.
         """
@@ -46,14 +46,14 @@ class Disk:
             yield
 
     def share(self) -> int:
-        """80 % of the bytes that are free or taken by these shards. Raises OSError where the disk does not tell."""
+        """80 % of the bytes that are free or taken by these shards. Raises OSError where the disk reports no sizes."""
         theirs = sum(found.bytes for each in self.caches for found in each.files.kept().values())
         return int(_SHARE * (_free() + theirs))
 
     def make_room(self, cache: "ShardCache", shard: int, evict: bool) -> bool:
-        """Whether there is room for a shard that is about to be fetched, after eviction where that is allowed.
+        """Whether there is room for a shard that is about to be fetched. Evicts other shards first if `evict` is set.
 
-        What is evicted is needed later than the shard; what is needed last goes first. To be called while `changing`.
+        Only shards that are needed later than this one are evicted, the latest first. Call this within `changing`.
         Raises OSError.
         """
         kept = {each: each.files.kept() for each in self.caches}
@@ -75,13 +75,13 @@ class Disk:
         return lacking <= 0
 
 
-SHARED = Disk()  # of this process's data sets: those that it trains with and those that it evaluates with
+SHARED = Disk()  # shared by this process's training data and validation data
 
 
 class ShardCache:
-    """The shards of a data set as far as this machine has them; safe to use from several threads.
+    """The shards of a data set on this machine's disk; safe to use from several threads.
 
-    disk: what the shards may take, with those of other data sets.
+    disk: the space for these shards, shared with other data sets.
     """
 
     def __init__(self, shards: Sequence[Object], disk: Disk = SHARED) -> None:
@@ -90,29 +90,29 @@ class ShardCache:
         self.disk = disk
         disk.caches.add(self)
         self.stopped = threading.Event()
-        """Set while nothing is expected any more: whoever waits for the store gives up."""
+        """Set while no shards are expected: threads that wait for the store then give up."""
         self._shards = shards
         self._most = max(1, _TRANSFERS // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         self._speaks = os.environ.get("LOCAL_RANK", "0") == "0"
 
-        self._changed = threading.Condition()  # of all below
-        self._news = False  # for the thread that looks what to fetch
-        self._looking = False  # whether there is that thread
+        self._changed = threading.Condition()  # guards all attributes below
+        self._news = False  # tells the thread that plans transfers to look again
+        self._looking = False  # whether that thread is running
         self._plan: tuple[int, ...] = ()
-        self._place: dict[int, int] = {}  # in the plan
-        self._window: frozenset[int] = frozenset()  # shards that must not go
-        self._moved = False  # whether the window began elsewhere: what is new in it was expected before
-        self._by_range: set[int] = set()  # of the window, those that the store was asked for
-        self._seen: set[int] = set()  # of the window, those that were here
+        self._place: dict[int, int] = {}  # place of each shard in the plan
+        self._window: frozenset[int] = frozenset()  # shards that must not be evicted
+        self._moved = False  # whether the window moved on, so that its new shards were expected before
+        self._by_range: set[int] = set()  # shards of the window of which ranges were read from the store
+        self._seen: set[int] = set()  # shards of the window that were on the disk at some time
         self._fetching: set[int] = set()
-        self._refused: set[int] = set()  # by the store, for good
+        self._refused: set[int] = set()  # shards that the store refuses permanently
         self._full = False
         self._arrived_at = self._rest_until = 0.0
         self._said: set[str] = set()
 
     @property
     def limit(self) -> int:
-        """Bytes that the disk may hold of this data set and those that share it. Raises OSError."""
+        """Bytes that the disk may hold of this data set and of those that share the disk. Raises OSError."""
         if self._limit is None:
             self._limit = self.disk.share()
         return self._limit
@@ -122,9 +122,9 @@ class ShardCache:
         self._limit = limit
 
     def expect(self, shards: Sequence[int], protected: int) -> None:
-        """Fetches these shards in the order in which they are needed; none at all ends that, and its threads.
+        """Fetches these shards in the order of their next use. An empty sequence ends the fetching and its threads.
 
-        protected: the first so many must not go.
+        protected: the number of shards at the beginning that must not be evicted.
         """
         with self._changed:
             window = frozenset(shards[:protected])
@@ -142,10 +142,10 @@ class ShardCache:
             self._tell()
 
     def read(self, shard: int, start: int, size: int) -> bytes | None:
-        """Bytes of a shard, where they are here; None where the store has to be asked for them.
+        """Bytes of a shard from the disk; None where they have to be read from the store.
 
-        A shard that was expected before its turn came is waited for while it arrives. The first ones of all are not,
-        so that training starts at once, nor is one for which that was in vain.
+        If the shard was expected before its turn came, the call waits while the shard arrives. It does not wait for the
+        first shards of a run, so that training starts at once, nor for a shard for which an earlier wait was in vain.
         """
         data = self.files.read(shard, start, size)
         if data is None and self._is_coming(shard):
@@ -154,12 +154,12 @@ class ShardCache:
             with self._changed:
                 if shard in self._window:
                     self._by_range.add(shard)
-                    if shard in self._seen:  # and somebody removed it
+                    if shard in self._seen:  # it was removed by another process
                         self._tell()
         return data
 
     def evictable(self, kept: dict[int, Kept], after: int | None = None) -> Iterable[int]:
-        """The shards among those kept that no batch needs soon, nor before the shard `after`, the last ones first."""
+        """Kept shards that may be evicted, last needed first: outside the window, needed later than shard `after`."""
         place, never = self._place, len(self._place)
         bound = max(len(self._window) - 1, -1 if after is None else place.get(after, never))
         free = [shard for shard in kept if place.get(shard, never) > bound]
@@ -170,7 +170,7 @@ class ShardCache:
         arrived, data = 0, None
         while data is None and self._is_coming(shard):
             now, before = time.monotonic(), arrived
-            arrived = self.files.arrived(shard)  # by any process
+            arrived = self.files.arrived(shard)  # fetched by any process
             arrived_at = now if arrived != before else max(arrived_at, self._arrived_at)
             if now > min(arrived_at + _ARRIVAL_SECONDS, began + _LONGEST_SECONDS):
                 return None
@@ -190,7 +190,7 @@ class ShardCache:
         self._changed.notify_all()
 
     def _look(self) -> None:
-        """Begins transfers, as long as there is a plan."""
+        """The thread that begins transfers, as long as there is a plan."""
         while True:
             with self._changed:
                 if not self._plan:
@@ -204,11 +204,11 @@ class ShardCache:
                 self._rest("disk", f"{error.filename or cache_folder()}: {error.strerror or one_line(error)}")
             with self._changed:
                 if not self._news:
-                    # Where there is no room, there will be when a batch is done, which is news.
+                    # Without room a look is useless until a batch ends, and the end of a batch notifies this thread.
                     self._changed.wait(None if complete else _LOOK_SECONDS * (10 if self._full else 1))
 
     def _begin(self, plan: tuple[int, ...]) -> bool:
-        """Begins as many transfers as there is room for. Whether all shards of the plan are here. Raises OSError."""
+        """Begins transfers while there is room; returns whether all planned shards are here. Raises OSError."""
         here = {shard for shard, found in self.files.kept().items() if found.whole}
         with self._changed:
             self._seen |= here & self._window
@@ -221,10 +221,10 @@ class ShardCache:
         return complete
 
     def _fetch(self, shard: int) -> bool:
-        """Begins to fetch a shard, unless another process is at it. False where there is no room. Raises OSError.
+        """Begins to fetch a shard, unless another process does; False where there is no room. Raises OSError.
 
-        A shard that was here since it is needed was removed by a process that is ahead: it comes again only where that
-        takes nothing from that process.
+        A shard of the window that was on the disk before was evicted by a process that is ahead of this one. It is
+        fetched again only if no other shard has to be evicted for it.
         """
         with ExitStack() as held:
             file = held.enter_context(self.files.fetching(shard))
@@ -248,7 +248,7 @@ class ShardCache:
                     with self.disk.changing():
                         self.files.finish(shard, file)
                 except OSError:
-                    file.truncate(0)  # so that it goes: a full disk has room again
+                    file.truncate(0)  # frees the space, as the disk may be full
                     raise
         except OSError as error:
             self._rest("disk", f"{self._shards[shard].uri}: cannot be kept ({error.strerror or one_line(error)})")
@@ -263,7 +263,7 @@ class ShardCache:
                 self._tell()
 
     def _append(self, shard: int, file: BinaryIO) -> None:
-        """Fetches what the file lacks of a shard, unless there is no plan any more."""
+        """Fetches the bytes of a shard that the file lacks; stops where there is no plan any more."""
         for piece in stream_object(self._shards[shard], os.fstat(file.fileno()).st_size, self.stopped.wait):
             left = memoryview(piece)
             while left:
@@ -274,20 +274,20 @@ class ShardCache:
 
     def _rest(self, what: str, reason: str) -> None:
         """Fetches nothing for a while."""
-        if self.stopped.is_set():  # which ends transfers with errors too
+        if self.stopped.is_set():  # stopping ends transfers with errors too
             return
         self._rest_until = time.monotonic() + _REST_SECONDS
         self._say(what, f"{reason}; shards are not kept on this machine now, their images come from the store")
 
     def _say(self, what: str, line: str) -> None:
-        """A line on stderr, the first time."""
+        """Prints a line on stderr, once for each `what`."""
         if self._speaks and what not in self._said:
             tqdm.write(f"deit-fast: {line}", file=sys.stderr)
         self._said.add(what)
 
 
 def _free() -> int:
-    """Bytes free where shards are kept. Raises OSError."""
+    """Free bytes on the disk of the shards. Raises OSError."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return shutil.disk_usage(folder).free

@@ -1,7 +1,7 @@
-"""The files of fetched shards: whole ones, and beside them, hidden, what has arrived of those on their way.
+"""The files of fetched shards: whole shards, and hidden beside them the partial files of shards on their way.
 
-They are at the places where `fetch` puts objects, so that their names hold the version. Who fetches a shard holds the
-lock of its partial file, which becomes the whole one. What a killed process left of it is gone on with.
+The files lie where `fetch` puts objects, so their names hold the objects' versions. The process that fetches a shard
+holds the lock of its partial file, which becomes the whole file. A partial file of a killed process is continued.
 """
 
 import os
@@ -16,20 +16,20 @@ from deit_fast.runtime.object_store import Object, cached_place
 
 
 class Kept(NamedTuple):
-    """What the disk has of a shard."""
+    """A shard's state on the disk."""
 
     bytes: int
     whole: bool
     changed_at: float
-    """Seconds since 1970."""
+    """Time of the last change, seconds since 1970."""
 
 
 class ShardFiles:
-    """The files of a data set's shards on this machine; any process may add to them or remove some at any time."""
+    """The files of a data set's shards on this machine; any process may add or remove shards at any time."""
 
     def __init__(self, shards: Sequence[Object]) -> None:
         self.sizes = [each.size for each in shards]
-        """Of the whole shards, bytes."""
+        """Bytes of each whole shard."""
         self._paths = [cached_place(each) for each in shards]
         self._folders: dict[Path, dict[str, int]] = {}
         for number, path in enumerate(self._paths):
@@ -37,7 +37,7 @@ class ShardFiles:
             names[path.name] = names[_partial(path).name] = number
 
     def kept(self) -> dict[int, Kept]:
-        """What there is of which shard, as the folders are now. Raises OSError."""
+        """The shards in the folders at this moment, by number. Raises OSError."""
         found: dict[int, Kept] = {}
         for folder, names in self._folders.items():
             with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
@@ -45,7 +45,7 @@ class ShardFiles:
                     number = names.get(entry.name)
                     if number is None:
                         continue
-                    with suppress(FileNotFoundError):  # another process removed it
+                    with suppress(FileNotFoundError):  # another process may have removed it
                         info = entry.stat()
                         whole = info.st_size == self.sizes[number] and entry.name == self._paths[number].name
                         if whole or number not in found:
@@ -53,12 +53,12 @@ class ShardFiles:
         return found
 
     def read(self, shard: int, start: int, size: int) -> bytes | None:
-        """Bytes of a shard, from its file or from what has arrived of it; None where they are not here."""
+        """Bytes of a shard, from its whole or its partial file; None where they are not on the disk."""
         path = self._paths[shard]
         for place in (path, _partial(path)):
             try:
                 descriptor = os.open(place, os.O_RDONLY)
-            except OSError:  # whatever the disk has, the store has it too
+            except OSError:  # the store has every byte, so a failing disk is no error here
                 continue
             try:
                 info = os.fstat(descriptor)
@@ -81,9 +81,10 @@ class ShardFiles:
 
     @contextmanager
     def fetching(self, shard: int) -> Iterator[BinaryIO | None]:
-        """Holds the partial file of a shard, open for appending what it lacks, while the block runs.
+        """Holds the lock of a shard's partial file while the block runs; the file is open for appending.
 
-        None where another process holds it, or the shard is here by now. An empty one is removed. Raises OSError.
+        Gives None where another process holds the lock, or where the shard is whole by now. A partial file that is
+        empty at the end is removed. Raises OSError.
         """
         path = self._paths[shard]
         partial = _partial(path)
@@ -106,12 +107,12 @@ class ShardFiles:
                         partial.unlink()
 
     def finish(self, shard: int, file: BinaryIO) -> None:
-        """Makes what was fetched, in the file of `fetching`, the shard, if it is whole. Raises OSError."""
+        """Turns a partial file from `fetching` into the whole shard, if it has all bytes. Raises OSError."""
         if os.fstat(file.fileno()).st_size == self.sizes[shard]:
             os.replace(_partial(self._paths[shard]), self._paths[shard])
 
     def evict(self, shard: int) -> bool:
-        """Removes what there is of a shard, unless it is on its way. Whether nothing is left of it. Raises OSError."""
+        """Removes a shard's files unless it is being fetched. Returns whether none of it is left. Raises OSError."""
         partial = _partial(self._paths[shard])
         if partial.exists():
             with try_exclusive(partial) as file:
@@ -127,5 +128,5 @@ def _partial(path: Path) -> Path:
 
 
 def _is_of_this_boot(info: os.stat_result) -> bool:
-    """Whether a file that was not synced was written since the machine started: a power cut may leave zeros in it."""
+    """Whether an unsynced file was written since the machine booted; a power cut may leave zeros in older ones."""
     return info.st_mtime >= time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

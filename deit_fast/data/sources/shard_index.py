@@ -1,7 +1,7 @@
-"""The index of a set of tar shards: where each image is, its size and its class; 12 bytes an image, mapped.
+"""The index of a set of tar shards: each image's place, size and class in 12 bytes, which processes map.
 
-Two files: SPLIT.index.npy, the rows, and SPLIT.index.json, which says what they are of. All processes of a machine map
-the same rows, and a start computes nothing that grows with the images.
+It consists of two files: SPLIT.index.npy has the rows, and SPLIT.index.json describes shards and classes. All processes
+of a machine map the same rows, and a start does no work that grows with the number of images.
 """
 
 import hashlib
@@ -22,55 +22,55 @@ from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.files import atomic_path, json_text
 
 ROW = np.dtype([("offset", "<u4"), ("size", "<u4"), ("label", "<u4")])
-"""Of an image: where it starts in its shard, in blocks of 512 bytes, its size in bytes, and its class."""
+"""An image's row: its offset in the shard in blocks of 512 bytes, its size in bytes, and its class."""
 LARGEST = 2**32 - 1
 LOST = LARGEST
-"""The offset of an image that is not there any more."""
+"""The offset of an image that is lost."""
 _FORMAT = 1
 
 LabelKind = Literal["numbers", "names", "folders"]
-"""What the labels in the shards are: numbers alone, names of classes.txt among them, or the folders of the keys."""
+"""The kind of labels in the shards: only numbers, some names of classes.txt, or the folders in the keys."""
 
 
 FILE_VERSION = "mtime_ns="
-"""What a version begins with that is a file's time."""
+"""Prefix of a version that is a file's modification time."""
 
 
 class ShardEntry(NamedTuple):
-    """A shard and its part of the rows."""
+    """A shard, and facts about its rows."""
 
     name: str
-    """File name beside the index, or its path or URI."""
+    """File name beside the index, or path or URI."""
     bytes: int
     version: str
-    """Another one whenever the content is: an object's ETag, or `file_version` of a file; "" where it is not known."""
+    """Changes whenever the content changes: an object's ETag, or `file_version` of a file; "" if unknown."""
     images: int
     digest: str
-    """Of its rows."""
+    """`digest_rows` of its rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """The N images of S shards, those of a shard together, in the order of the shards."""
+    """The N images of S shards: the shards' rows in the order of the shards."""
 
     shards: tuple[ShardEntry, ...]
     rows: NDArray[np.void]
-    """ROW [N], mapped where it is read from a file."""
+    """ROW [N], mapped if the index was read from a file."""
     classes: list[str]
     """Names of the K classes."""
     named: bool
-    """Whether they are those of a classes.txt."""
+    """Whether the classes come from a classes.txt."""
     kind: LabelKind
     identity: Identity
 
     @property
     def counted(self) -> bool:
-        """Whether the classes are only as many as the largest label says, so that there may be more."""
+        """Whether the number of classes is only the largest label plus 1, so that there may be more classes."""
         return not self.named and self.kind != "folders"
 
     @property
     def digest(self) -> str:
-        """Of the classes and all rows."""
+        """A digest of the classes and all rows."""
         return self.identity.digest
 
     @cached_property
@@ -79,14 +79,14 @@ class ShardIndex:
         return np.concatenate([[0], np.cumsum([shard.images for shard in self.shards])]).astype(np.int64)
 
     def rows_of(self, shard: int) -> NDArray[np.void]:
-        """The rows of a shard by its number, a view."""
+        """The rows of a shard, given its number; a view."""
         return self.rows[self.edges[shard] : self.edges[shard + 1]]
 
     def take(self, names: Sequence[str]) -> "ShardIndex":
-        """The index of these shards alone, in their order; the rows are a view where they stand together.
+        """The index of these shards alone, in this order; the rows are a view where the shards are consecutive.
 
-        Classes that are counted or are folders are those of these shards. Raises KeyError for a shard that is missing,
-        DataError where all its images are in one folder.
+        Classes that are counted, or that are folders, are those of the remaining shards. Raises KeyError for a shard
+        that is missing, DataError where all remaining images are in one folder.
         """
         if list(names) == [shard.name for shard in self.shards]:
             return self
@@ -103,7 +103,7 @@ class ShardIndex:
         return taken
 
     def called(self, names: Sequence[str]) -> "ShardIndex":
-        """The index with other names for its shards, in their order."""
+        """The index with other names for its shards, given in the shards' order."""
         pairs = zip(self.shards, names, strict=True)
         return replace(self, shards=tuple(shard._replace(name=name) for shard, name in pairs))
 
@@ -111,7 +111,7 @@ class ShardIndex:
 def make_index(
     shards: Sequence[ShardEntry], rows: NDArray[np.void], classes: list[str], named: bool, kind: LabelKind
 ) -> ShardIndex:
-    """The index of shards whose rows are known; classes without a classes.txt are those that an image has."""
+    """The index of shards with known rows. Without a classes.txt, the classes are those that images have."""
     if not named and kind == "folders":
         there = np.flatnonzero(np.bincount(rows["label"], minlength=len(classes)))
         if len(there) < len(classes):
@@ -132,12 +132,12 @@ def make_index(
 
 
 def is_store_version(version: str) -> bool:
-    """Whether it is what a store said of an object, so that an object of another version is another one."""
+    """Whether a store gave this version, so that another version means another object."""
     return bool(version) and not version.startswith(FILE_VERSION)
 
 
 def without_labels(shard: str, folder: str) -> DataError:
-    """The error where the only labels are folders, and all images are in one."""
+    """The error for shards whose only labels are folders, if all images are in one folder."""
     return DataError(
         f"{shard}: expected KEY.jpg and KEY.cls side by side, found images without labels, all in the folder "
         f"{folder!r} ({RULE})"
@@ -147,7 +147,7 @@ def without_labels(shard: str, folder: str) -> DataError:
 def write_index(index: ShardIndex, folder: Path, stem: str) -> None:
     """Writes folder/STEM.index.npy and .json, each whole or not at all. Raises OSError.
 
-    The .json has the SHA-256 of the rows, and the .npy ends in it, so that files of two indexes are not taken for one.
+    The SHA-256 of the rows is in the .json and at the end of the .npy, so that files of two indexes are told apart.
     """
     rows = np.ascontiguousarray(index.rows)
     digest = hashlib.sha256(rows.view(np.uint8).data)
@@ -169,9 +169,10 @@ def write_index(index: ShardIndex, folder: Path, stem: str) -> None:
 
 
 def read_index(content: bytes, rows: Path) -> ShardIndex:
-    """The index of a .json's `content` and the .npy `rows`, which is mapped.
+    """The index from a .json's `content` and the .npy file `rows`, which is mapped.
 
-    Raises ValueError, one line without a name, where they are no index or not of one another, and OSError.
+    Raises OSError, and ValueError (one line, without the file's name) where these are no index or belong to different
+    indexes.
     """
     try:
         plain: dict[str, Any] = json.loads(content)
@@ -197,7 +198,7 @@ def read_index(content: bytes, rows: Path) -> ShardIndex:
 
 
 def _check_words(shards: Sequence[ShardEntry], classes: Any) -> None:
-    """Raises TypeError for anything else in the place of words and numbers, as a file edited by hand may have it."""
+    """Raises TypeError where a word or a number of the .json has another type, as after an edit by hand."""
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise TypeError("classes that are no words")
     for name, size, version, images, digest in shards:

@@ -1,4 +1,4 @@
-"""The samples of one tar shard as far as it can be read, with all its faults: training refuses a shard at its first."""
+"""Lists the samples of one tar shard as far as it is readable, and all its faults; training refuses the first fault."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -23,13 +23,13 @@ from deit_fast.runtime.errors import one_line, printable
 
 _NO_TAR = "not a whole, uncompressed tar file"
 _NO_MEMBERS = "an uncompressed .tar of KEY.jpg and KEY.cls, found no members"
-_MAX_LABEL = 2**24  # bytes
+_MAX_LABEL = 2**24  # largest label member that is read, bytes
 _LABEL_SUFFIXES = tuple(f".{ending}" for ending in LABEL_ENDINGS)
 _LONGEST = max(map(len, _LABEL_SUFFIXES))
 
 
 class Sample(NamedTuple):
-    """An image in a shard: the member's name, where its content is, in bytes, and its class, or the folder's name."""
+    """An image in a shard: its member's name, offset and bytes of its content, its class or its folder's name."""
 
     member: str
     offset: int
@@ -38,52 +38,52 @@ class Sample(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What is wrong with a shard."""
+    """A fault of a shard."""
 
     words: str
     expected: str
-    """What a line that refuses the shard says behind its name and "expected"."""
+    """The fault in the words of an error message, after the shard's name and "expected"."""
 
 
 class Listing(NamedTuple):
-    """The samples of a shard that are whole, and what is wrong with the rest."""
+    """A shard's whole samples, and its faults."""
 
     samples: list[Sample]
     faults: list[Fault]
     repeats: list[str]
-    """Keys that come back later in the shard: no fault where it is opened, and told where it is checked."""
+    """Keys that occur again later in the shard: no fault when the shard is opened, but reported by `data check`."""
     ends: bool
-    """Whether it can be read to the end that tar files have, so that nothing is missing there."""
+    """Whether the shard is readable up to a tar file's end marker, so that no member is missing at the end."""
     by_name: bool
-    """Whether a label was given by the name of its class."""
+    """Whether a label was given as the name of a class."""
 
     def refusal(self) -> str | None:
-        """What was expected of the shard, by its first fault; None of a sound one."""
+        """The first fault as an error message states it; None for a sound shard."""
         if not self.ends:
             return self.faults[-1].expected
         return self.faults[0].expected if self.faults else None if self.samples else _NO_MEMBERS
 
     def rows(self) -> tuple[NDArray[np.void], tuple[str, ...]]:
-        """ROW [n] of the samples, and the folders that their labels stand for, if any."""
+        """ROW [n] of the samples, and the folders that their labels stand for, if there are any."""
         rows = np.empty(len(self.samples), ROW)
         folders = tuple(sorted({sample.label for sample in self.samples if isinstance(sample.label, str)}))
         index_of: dict[int | str, int] = {name: index for index, name in enumerate(folders)}
         rows["offset"] = [sample.offset // BLOCK for sample in self.samples]
-        rows["size"] = [min(sample.size, LARGEST) for sample in self.samples]  # one that large is never read
+        rows["size"] = [min(sample.size, LARGEST) for sample in self.samples]  # reading refuses such sizes
         rows["label"] = [index_of.get(sample.label, sample.label) for sample in self.samples]
         return rows, folders
 
 
 def list_samples(shard: TarReader, classes: int = MAX_CLASSES, label_of: Mapping[str, int] | None = None) -> Listing:
-    """Reads every header of the shard; labels of `classes` and more are faults, names of `label_of` are labels.
+    """Reads every header of the shard. Labels from `classes` on are faults; names in `label_of` are labels.
 
-    Raises what the reading raises.
+    Raises what reading raises.
     """
     label_of = label_of or {}
     samples: list[Sample] = []
     by_folder: list[Sample] = []  # images without a label
     faults: list[Fault] = []
-    unlabelled: set[int] = set()  # places of their faults
+    unlabelled: set[int] = set()  # places of their faults in the list
     cut: list[Fault] = []
     keys: set[str] = set()
     repeats: list[str] = []
@@ -91,7 +91,7 @@ def list_samples(shard: TarReader, classes: int = MAX_CLASSES, label_of: Mapping
     for key, group in groupby(_files(shard, cut), key=itemgetter(0)):
         members = [(member, data) for _, member, data in group]
         parts = {member.name: (member, data) for member, data in members}
-        wrong = _repeated(members) if len(parts) < len(members) else []  # of this sample
+        wrong = _repeated(members) if len(parts) < len(members) else []  # repeated members of this sample
         if key in keys:
             repeats.append(f"the key {printable(key)} is there twice")
         keys.add(key)
@@ -127,16 +127,17 @@ def list_samples(shard: TarReader, classes: int = MAX_CLASSES, label_of: Mapping
 
 
 def without_folders(listing: Listing) -> Listing:
-    """The listing where folders are no labels, as other shards have numbers: what only has a folder lacks a label."""
+    """The listing for shards whose labels are numbers: a sample with only a folder for a label lacks a label."""
     kept = [sample for sample in listing.samples if isinstance(sample.label, int)]
     lacking = [split_name(sample.member)[0] for sample in listing.samples if isinstance(sample.label, str)]
     return listing._replace(samples=kept, faults=[_lacks(key, "cls") for key in lacking] + listing.faults)
 
 
 def _files(shard: TarReader, cut: list[Fault]) -> Iterator[tuple[str, Member, bytes]]:
-    """Key of each file of the archive, the file, and what is in it, if it may be a label; hidden ones are left out.
+    """Key of each file of the archive, the member, and its content if it may be a label; hidden files are left out.
 
-    Up to its end or where it is damaged. The content is read here, as a shard that comes over a network passes by once.
+    Stops at the end of the archive or where it is damaged. The content is read here, because a shard from a network is
+    read only once, from front to back.
     """
     end = 0
     try:
@@ -154,7 +155,7 @@ def _files(shard: TarReader, cut: list[Fault]) -> Iterator[tuple[str, Member, by
 def _repeated(members: Sequence[tuple[Member, bytes]]) -> list[Fault]:
     seen, faults = set[str](), []
     for member, _ in members:
-        if member.name in seen:  # which label belongs to which image is then anybody's guess
+        if member.name in seen:  # it is unclear which label belongs to which image
             words = f"{printable(member.name)} is there twice in a row"
             faults.append(Fault(words, f"every name once, {words}"))
         seen.add(member.name)
@@ -190,7 +191,7 @@ def _read_label(
 
 
 def _is_number(label: str, data: bytes) -> bool:
-    """Whether a label says its class by number, so that it means the same whatever the classes are called."""
+    """Whether a label gives its class by number, so that its meaning does not depend on the classes' names."""
     try:
         return data.isdigit() or parse_label(label, data, {}) >= 0
     except ValueError:

@@ -1,4 +1,4 @@
-"""Data sets of tar shards: which ones a folder, a file, a range in braces or a glob stands for, here or in a store."""
+"""Data sets of tar shards: the shards of a folder, a file, a brace range or a glob, on this machine or in a store."""
 
 import re
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ _SHARD_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\.tar)")
 
 
 def choose_shards(request: Request) -> Files:
-    """The shards at the place asked for, by path or URI, in order; in a folder, those of the split.
+    """The shards at the requested place, by path or URI, in order; in a folder, the shards of the split.
 
-    Raises DataError where some are missing, or some of another split than the rest.
+    Raises DataError where some are missing, or where some belong to another split than the rest.
     """
     uri, place = request.uri, request.place
     if place.shards:
@@ -42,7 +42,7 @@ def choose_shards(request: Request) -> Files:
 
 
 def _refuse_gaps(shards: Sequence[str]) -> None:
-    """Raises DataError where a number is skipped: a shard lost in copying would only show as a smaller data set."""
+    """Raises DataError where a number is missing: a lost shard would only show as a smaller data set."""
     numbered: dict[tuple[str, str], dict[int, str]] = {}
     for shard in shards:
         if match := _SHARD_NUMBER.fullmatch(split_place(shard)[1]):
@@ -57,7 +57,7 @@ def _refuse_gaps(shards: Sequence[str]) -> None:
 
 
 def _recognises(request: Request) -> bool:
-    """A folder of shards, a shard, a range of them in braces, or a glob that finds some."""
+    """Recognises a folder of shards, a shard, a brace range of shards, and a glob that matches some."""
     if request.place.shards or has_braces(request.place.uri):
         return True
     return any(map(_is_shard, request.place.named))

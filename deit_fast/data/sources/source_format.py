@@ -1,4 +1,4 @@
-"""How data sets are told apart: each module of this folder with a `SOURCE` opens one kind; open.py asks them all."""
+"""Kinds of data sets: each module of this folder with a `SOURCE` opens one kind; open.py asks them all."""
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
@@ -19,67 +19,67 @@ from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.object_store import without_query
 
 VALIDATION_INDEX = "val.index.json"
-"""The index of validation images, which are known by it alone where their shards are not listed."""
+"""File name of the index of validation images, by which they are found where shards cannot be listed."""
 OpenShards = Callable[[str, Sequence[Path]], Source]
-"""(URI, shards in order) -> their images."""
+"""(URI, shards in order) -> a source of their images."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for, and what stands there."""
+    """The place and the options with which a data set is opened."""
 
     uri: str
-    """As the user wrote it, for messages and for the source."""
+    """The place as the user wrote it, for messages and for the source."""
     place: Place
-    """What is there, or in the split's folder in it."""
+    """The content of the place, or of the split's folder in it."""
     split: Split | None
-    """The images wanted where the place holds those of both; None once the split's folder was entered."""
+    """The split wanted, for a place with images of both splits; None after the split's folder was entered."""
     category: str
-    """Level of a taxonomy that is the class (data.category), for formats that have one."""
+    """The level of a taxonomy that is the class (data.category), for formats with a taxonomy."""
     open_shards: OpenShards
-    """Opens tar shards: strictly, salvaging or listing, by what they are for."""
+    """Opens tar shards: strictly, salvaging whole samples, or listing faults."""
     labels: Path | None = None
-    """File of the labels of a folder without class folders."""
+    """The file of labels of a folder without class folders."""
 
     @property
     def path(self) -> Path:
-        """Path of the place, which does not exist where it is no local file or folder."""
+        """The place as a local path; it does not exist where the place is no local file or folder."""
         return Path(self.place.uri)
 
     @property
     def files(self) -> Set[str]:
-        """Names of the files in the folder, hidden ones left out."""
+        """Names of the files in the folder, without hidden ones."""
         return self.place.files.keys()
 
     @property
     def folders(self) -> Set[str]:
-        """Names of the folders in it, hidden ones left out."""
+        """Names of the folders in the folder, without hidden ones."""
         return self.place.folders
 
     def own_split(self) -> Split:
-        """The split, of a place that holds both. Raises DataError where none was asked for."""
+        """The split wanted, for a place that holds both. Raises DataError where none was requested."""
         if self.split is None:
             raise DataError(f"{self.uri}: expected to be asked for its training or its validation images")
         return self.split
 
     def enter(self, folder: str) -> "Request":
-        """The same asked of a folder in the place, whose images are of one split. Raises as `look`."""
+        """The request for a folder in the place that holds one split. Raises what `look` raises."""
         return replace(self, place=look(join_place(self.place.uri, folder)), split=None)
 
     def holds_images(self, folder: str) -> bool:
-        """Whether there is an image in the folder of that name in the place, not in folders of its own."""
+        """Whether the folder `folder` of the place holds an image directly, not in folders of its own."""
         return self.place.holds_images(folder)
 
 
 def find_split_folders(place: Place) -> dict[str, list[str]]:
-    """The folders of a place by split, as `split_folders` tells them from classes. Raises DataError."""
+    """The folders of splits in a place, by split; classes are left out (`split_folders`). Raises DataError."""
     return split_folders(without_query(place.uri), place.folders, place.holds_images)
 
 
 def validation_beside(request: Request) -> str | None:
-    """The folder or shards (as a glob) of the validation split beside the training split that a request names or holds.
+    """The validation folder or shards (as a glob) beside the training split that the request names or holds.
 
-    None where there are neither. Raises DataError where there are several.
+    None where there is no such split. Raises DataError where there are several.
     """
     place = request.place
     found = find_split_folders(place)
@@ -100,17 +100,17 @@ class SourceFormat:
     """One kind of data set."""
 
     recognises: Callable[[Request], bool]
-    """Whether such a data set is there, by names alone. Raises DataError for one that it knows but cannot open."""
+    """Whether a place holds such a data set, told by names alone. Raises DataError where it cannot be opened."""
     open: Callable[[Request], Source]
-    """The images of a place that was recognised. Raises DataError."""
+    """Opens the images of a recognised place. Raises DataError."""
     find_validation: Callable[[Request], str | None] = validation_beside
-    """URI of the validation split that belongs to the place; None where there is none."""
+    """URI of the validation split that belongs to the place; None without one."""
     general: bool = False
-    """Whether other formats go first, here and at the split's folder (train/, val/, ...), which is entered before this
-    one is asked. Formats that know a place by files of their own are not general."""
+    """Whether formats that recognise a place by files of their own are asked first. Before a general format is asked,
+    the split's folder (train/, val/, ...) of a place is entered."""
     takes_labels: bool = False
-    """Whether `open` heeds the request's file of labels, which is refused elsewhere."""
+    """Whether `open` uses the request's file of labels; other formats refuse such a file."""
     has_taxonomy: bool = False
-    """Whether `open` heeds the request's category; one that is not "name" is refused elsewhere."""
+    """Whether `open` uses the request's category; other formats refuse any category but "name"."""
     remote: bool = False
-    """Whether `open` opens places in stores, which others are not asked about."""
+    """Whether `open` opens places in stores; other formats are not asked about them."""

@@ -1,4 +1,4 @@
-"""Which folders and shards of a data set are which split: by their names, which are those that timm takes."""
+"""Tells which folders and shards of a data set belong to which split, by their names; the names are those of timm."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -7,7 +7,7 @@ from typing import Literal
 from deit_fast.runtime.errors import DataError
 
 Split = Literal["train", "val"]
-"""The training or the validation images. A test split is nobody's: it is taken only where it is named."""
+"""The training or the validation images. A test split belongs to neither, and is read only where it is named."""
 
 _NAMES = {
     "train": ("train", "training"),
@@ -17,7 +17,7 @@ _NAMES = {
 _SPLIT_OF = {name: split for split, names in _NAMES.items() for name in names}
 _IN_WORDS = {"train": "a training split", "val": "a validation split"}
 _MORE_WORDS = {"dev", "fold", "holdout", "trainset", "trainval", "testset", "unlabeled", "unlabelled", "valset"}
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # of img_train, trainSet and val2017
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")  # splits img_train, trainSet and val2017 into words
 _NUMBERED = re.compile(r"(\d+|\*|\{.*\})(-of-\d+)?\.tar$")
 
 
@@ -27,31 +27,31 @@ def split_of(folder: str) -> str | None:
 
 
 def split_of_shard(name: str) -> str | None:
-    """The split that the name of a shard says, of imagenet1k-validation-00.tar "val"; None where it says none."""
+    """The split in the name of a shard, "val" for imagenet1k-validation-00.tar; None where the name has none."""
     return _SPLIT_OF.get(_split_word(name))
 
 
 def split_names() -> list[str]:
-    """What a folder of a split may be called, as it is mostly written."""
+    """The usual names of a split's folder."""
     return list(_SPLIT_OF)
 
 
 def shard_glob(names: Iterable[str], split: Split) -> str | None:
-    """A name for the shards of the split among a folder's files: a glob, or "", the folder, where one does not do.
+    """A glob that matches the split's shards among a folder's files; "" (the folder itself) where no glob would do.
 
-    None where no shard is of the split.
+    None where no shard belongs to the split.
     """
     patterns = {_pattern(name) for name in names if name.endswith(".tar") and split_of_shard(name) == split}
     return (patterns.pop() if len(patterns) == 1 else "") if patterns else None
 
 
 def _pattern(name: str) -> str:
-    """The glob of a shard and its siblings, of train-0003.tar train-*.tar; the name where it has no number."""
+    """The glob for a shard and its siblings: train-*.tar for train-0003.tar; the name itself if it has no number."""
     return _NUMBERED.sub("*.tar", name)
 
 
 def group_by_split(folders: Iterable[str]) -> dict[str, list[str]]:
-    """The folders that are named like a split, in order, by their split."""
+    """The folders with a split's name, in order, by split."""
     found: dict[str, list[str]] = {}
     for name in sorted(folders):
         if (split := split_of(name)) is not None:
@@ -60,10 +60,11 @@ def group_by_split(folders: Iterable[str]) -> dict[str, list[str]]:
 
 
 def split_folders(uri: str, folders: Iterable[str], holds_images: Callable[[str], bool]) -> dict[str, list[str]]:
-    """The folders in `uri` by split; {} where they are classes, or where there are none.
+    """The folders in `uri` by split; {} where the folders are classes, or where there are none.
 
-    A class may be called train: it holds images, and stands beside classes of other names. holds_images: whether the
-    folder of a name has images in it, not in folders of its own. Raises DataError, one line, for what may be either.
+    A folder named train is taken for a class if it holds images and stands beside folders with other names.
+    holds_images: whether the folder of that name has images directly in it. Raises DataError, one line, where both
+    readings are possible.
     """
     names = sorted(folders)
     found = group_by_split(names)
@@ -81,9 +82,9 @@ def split_folders(uri: str, folders: Iterable[str], holds_images: Callable[[str]
 
 
 def refuse_split_like(uri: str, folders: Iterable[str], holds_images: Callable[[str], bool]) -> None:
-    """Raises DataError where all folders are named somewhat like splits: they are no classes.
+    """Raises DataError where all folders have names that contain a split's word, because these are not classes.
 
-    Folders that hold images and are all named after one split (test_positive, test_negative) may be classes.
+    Folders that hold images and all contain the word of the same split (test_positive, test_negative) may be classes.
     """
     names = sorted(folders)
     if not names or not all(map(_is_like_a_split, names)):
@@ -97,7 +98,7 @@ def refuse_split_like(uri: str, folders: Iterable[str], holds_images: Callable[[
 
 
 def take_split(uri: str, found: dict[str, list[str]], split: Split | None) -> str:
-    """The folder of the split among those of `split_folders`. Raises DataError where there is none, or a choice."""
+    """The folder of the split among those of `split_folders`. Raises DataError where there is none, or several."""
     there = [name for each in found.values() for name in each]
     if split is None:
         raise DataError(f"{uri}: expected one split, found {_list(there)}; name {_or(uri, there)}")
@@ -114,7 +115,7 @@ def take_split(uri: str, found: dict[str, list[str]], split: Split | None) -> st
 
 
 def take_shards(uri: str, names: Sequence[str], split: Split | None) -> list[str]:
-    """Those of a folder's shards, by name, that are of the split; all where no name says any. Raises DataError."""
+    """The shards of the split, by name; all shards where no name contains a split. Raises DataError."""
     splits = {name: split_of_shard(name) for name in names}
     if not any(splits.values()):
         return list(names)
@@ -133,7 +134,7 @@ def take_shards(uri: str, names: Sequence[str], split: Split | None) -> list[str
 
 
 def refuse_mixed(uri: str, names: Sequence[str]) -> None:
-    """Raises DataError where the names of shards say different splits."""
+    """Raises DataError where the names of shards contain different splits."""
     _refuse_several(uri, {split: name for name in reversed(names) if (split := split_of_shard(name)) is not None})
 
 
@@ -145,18 +146,18 @@ def _refuse_several(uri: str, shards: dict[str, str]) -> None:
 
 
 def _split_word(name: str) -> str:
-    """The last word of a shard's name that is a split's; "" where there is none."""
+    """The last word of a shard's name that names a split; "" where there is none."""
     words = re.findall(r"[a-z]+", _NUMBERED.sub("", name.casefold()).removesuffix(".tar"))
     return next((word for word in reversed(words) if word in _SPLIT_OF), "")
 
 
 def _is_like_a_split(name: str) -> bool:
-    """Whether a word of the name is a split's: seg_train, testSet, val2017."""
+    """Whether a word of the name names a split: seg_train, testSet, val2017."""
     return bool(_split_words(name))
 
 
 def _split_words(name: str) -> set[str]:
-    """The splits that words of the name say."""
+    """The splits named by words of the name."""
     words = (word.casefold() for word in _WORD.findall(name))
     return {_SPLIT_OF.get(word, word) for word in words if word in _SPLIT_OF or word in _MORE_WORDS}
 

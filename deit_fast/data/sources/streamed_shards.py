@@ -1,4 +1,4 @@
-"""Tar shards in a store, read while they come: from this machine's disk where they are there, else from the store."""
+"""Tar shards in a store, read from this machine's disk where they have arrived, else from the store."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from deit_fast.runtime.object_store import Object, read_range, without_query
 
 
 class StreamedShards(IndexedShards):
-    """The images of an index whose shards are objects of a store, in its order.
+    """The images of an index whose shards are objects of a store, in the index's order.
 
-    objects: of the shards, as the store has them now. A batch never depends on what is on the disk or when it came. An
-    image that the store fails to give is no bad image: reading it raises StorageError where the store goes on failing,
-    RunError, ChangedError among them, where that is for good.
+    objects: the shards as the store has them now. Batches do not depend on what the disk holds, nor on when it arrived.
+    An image that the store fails to deliver is not a bad image: reading it raises StorageError where the store goes on
+    failing, and RunError where the failure is permanent, for example ChangedError.
     """
 
-    readers = 64  # they wait for a network
+    readers = 64  # threads wait for a network
 
     def __init__(self, uri: str, index: ShardIndex, objects: Sequence[Object], disk: Disk = SHARED) -> None:
         super().__init__(uri, index)
@@ -29,7 +29,7 @@ class StreamedShards(IndexedShards):
         self._cache = ShardCache(objects, disk)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but what this process has under way."""
+        """The state without this process's threads and transfers."""
         return {name: value for name, value in self.__dict__.items() if name != "_cache"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -43,7 +43,7 @@ class StreamedShards(IndexedShards):
         self._cache.limit = limit
         try:
             return self._cache.limit
-        except OSError:  # nothing can be kept there, and every image comes from the store
+        except OSError:  # the disk keeps nothing then, and every image is read from the store
             return None
 
     def shard_name(self, shard: int) -> str:

@@ -1,4 +1,4 @@
-"""`Subset`: some images of a data set as a data set of its own, its training or its validation images."""
+"""`Subset`: some images of a data set as a data set of its own, for example its training or validation images."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,9 +13,10 @@ from deit_fast.data.sources.lazy_names import LazyNames
 
 
 class Subset(Source):
-    """The images `kept` of a source, int64 [n] in ascending order, with its classes, shards and places.
+    """The images `kept` of a source, int64 [n] in ascending order, with the source's classes, shards and places.
 
-    A source that fetches its shards is told what is read next: two subsets of it need a source each (copy.copy).
+    A source that fetches shards is told which of them are read next, so two subsets need a copy of the source each
+    (copy.copy).
     """
 
     def __init__(self, source: Source, kept: NDArray[np.int64]) -> None:
@@ -63,6 +64,6 @@ class Subset(Source):
         return LazyNames(len(self), lambda index: names[int(self.kept[index])])
 
     def outline(self) -> str:
-        """A digest of the source's and of which images are kept."""
+        """A digest of the source's outline and of the indices of the kept images."""
         own = f"{self._source.outline()} {super().outline()} {hashlib.sha256(self.kept.data).hexdigest()}"
         return hashlib.sha256(own.encode()).hexdigest()

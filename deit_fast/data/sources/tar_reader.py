@@ -1,7 +1,8 @@
-"""The one reader of tar files: which files are in a shard and where, by its headers alone.
+"""The only reader of tar files: lists the files in a shard and their offsets from the headers alone.
 
-It reads what GNU tar, Python's tarfile and WebDataset's writers make: the formats ustar, GNU (names of any length,
-sizes of any number) and pax. Format: POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format".
+It reads the output of GNU tar, of Python's tarfile and of WebDataset's writers: the formats ustar, GNU (names of any
+length, sizes of any number) and pax. Sources: POSIX.1-2017, pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar
+Format".
 """
 
 import zlib
@@ -9,16 +10,16 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 BLOCK = 512
-_ADLER = 65521  # the checksum of zlib sums bytes modulo this; the sum of a header's is at most twice as much
-_BLANKS = 8 * ord(" ")  # what stands for a header's sum while it is made
+_ADLER = 65521  # zlib's checksum sums bytes modulo this; a header's sum is at most twice as large
+_BLANKS = 8 * ord(" ")  # a header's checksum is computed with blanks in its own field
 _REGULAR = b"0\x007"
-_OF_THE_NEXT = b"LKxXg"  # what follows is a name or other words on the next member, or on all (g)
-_WITHOUT_CONTENT = b"123456"  # links, devices, folders: their size says nothing
+_OF_THE_NEXT = b"LKxXg"  # types of headers whose content is a name or other values for the next member, or for all (g)
+_WITHOUT_CONTENT = b"123456"  # links, devices, folders: their size field has no meaning
 _SHORT, _LONG, _NEAR = 4096, 2**18, 2**14  # bytes
 
 
 class Member(NamedTuple):
-    """A file in a tar file: its name, and where its content is, in bytes."""
+    """A file in a tar file: its name, and offset and size of its content in bytes."""
 
     name: str
     offset: int
@@ -26,17 +27,19 @@ class Member(NamedTuple):
 
 
 class DamagedError(ValueError):
-    """A tar file that is not whole; says in words from where on."""
+    """A tar file that is not whole; the text says from where on."""
 
 
 class TarReader:
-    """The files of one tar file, in order; `read` gives parts of it, which are mostly asked for from front to back."""
+    """The files of one tar file, in order. `read` returns bytes of it, which are mostly read from front to back."""
 
     def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
-        """read: the bytes from an offset on, so many of them, fewer at the end. size: of the tar file, bytes.
+        """read: returns the bytes from an offset on, as many as asked for, fewer at the end.
 
-        Few bytes are read at a time where the files are large, and more where they are small. Where `members` and the
-        contents of small files are all that is asked for, no offset is smaller than one before.
+        size: of the tar file, bytes.
+
+        Few bytes are read at a time where the files are large, many where they are small. If only `members` and the
+        contents of small files are used, the offsets never decrease.
         """
         self.size = size
         self._read = read
@@ -44,7 +47,7 @@ class TarReader:
         self._start, self._buffer = 0, b""
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from byte `offset` on, fewer where the tar file ends. Raises what the reading raises."""
+        """`size` bytes from byte `offset` on, fewer where the tar file ends. Raises what reading raises."""
         place = offset - self._start
         if place >= 0:
             data = self._buffer[place : place + size]
@@ -59,11 +62,11 @@ class TarReader:
         return self._buffer[:size]
 
     def members(self, offset: int = 0) -> Iterator[Member]:
-        """The regular files from the header at byte `offset` on, to the block of zeros that ends a tar file.
+        """The regular files from the header at byte `offset` on, up to the block of zeros that ends a tar file.
 
-        Raises DamagedError where it ends before or is damaged, after the files before that place.
+        Raises DamagedError where the tar file ends earlier or is damaged, after it gave the files before that place.
         """
-        name, size = "", -1  # by a header of their own, for the member that follows it
+        name, size = "", -1  # values that a header gives for the member after it
         while True:
             header = self.read(offset, BLOCK)
             kind = header[156:157]
@@ -107,28 +110,28 @@ class TarReader:
 
 
 def is_header(block: bytes, size: int) -> bool:
-    """Whether a block is the header of a file of so many bytes."""
+    """Whether a block is the header of a file of `size` bytes."""
     return len(block) == BLOCK and _sum_fits(block) and block[156:157] in _REGULAR and _number(block[124:136]) == size
 
 
 def whole_blocks(size: int) -> int:
-    """Bytes that a content of `size` bytes takes up."""
+    """Bytes that a content of `size` bytes takes up, in whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 
 def _sum_fits(header: bytes) -> bool:
-    """Whether the header's checksum is right: the sum of its bytes, those of the checksum itself taken as blanks."""
+    """Whether a header's checksum is right: the sum of its bytes, with blanks in the place of the checksum itself."""
     field = header[148:156]
     found = (zlib.adler32(header) & 0xFFFF) - (zlib.adler32(field) & 0xFFFF) + _BLANKS
     stated = _number(field)
     if (found - stated) % _ADLER == 0 and stated >= 0:
         return True
     signed = sum(header) - sum(field) + _BLANKS - 256 * sum(each > 127 for each in header[:148] + header[156:])
-    return signed == stated  # as some old writers summed
+    return signed == stated  # some old writers summed signed bytes
 
 
 def _number(field: bytes) -> int:
-    """A number of a header, in octal digits or, of GNU tar, as bytes; -1 where there is none."""
+    """A number in a header, in octal digits or in GNU tar's binary form; -1 where there is none."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     try:
@@ -139,13 +142,13 @@ def _number(field: bytes) -> int:
 
 def _long_name(header: bytes) -> str:
     name, prefix = header[:100].split(b"\0")[0], header[345:500].split(b"\0")[0]
-    if header[257:263] == b"ustar\0" and prefix:  # GNU tar keeps times there
+    if header[257:263] == b"ustar\0" and prefix:  # GNU tar keeps times in that field
         name = prefix + b"/" + name
     return name.decode("utf-8", "surrogateescape")
 
 
 def _pax_values(content: bytes, name: str, size: int) -> tuple[str, int]:
-    """The name and the size that a pax header gives the next member; what it does not say stays as it is."""
+    """The name and the size that a pax header sets for the next member, else those given."""
     while content:
         length, _, _ = content.partition(b" ")
         if not length.isdigit() or not len(length) + 1 < int(length) <= len(content):

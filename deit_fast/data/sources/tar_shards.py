@@ -16,12 +16,13 @@ from deit_fast.data.sources.shard_index import ShardIndex
 class TarShards(IndexedShards):
     """WebDataset shards of KEY.jpg and KEY.cls (the class, as an ASCII integer), in the order given.
 
-    samples.py says what else may be a label. classes.txt beside the first shard names the classes; without it they are
-    "0" up to the largest label, or the folders' names where the keys are in a folder of their class.
+    samples.py says which other labels are read. A classes.txt beside the first shard names the classes. Without this
+    file the classes are "0" up to the largest label, or the folders' names where the keys are in a folder of their
+    class.
     """
 
     def __init__(self, uri: str, shards: Sequence[Path], index: ShardIndex | None = None) -> None:
-        """index: of these shards, found or made where it is not given. Raises as `open_index`."""
+        """index: of these shards; by default it is found or made. Raises what `open_index` raises."""
         super().__init__(uri, index or open_index(shards, classes_beside(shards[0])))
         self._shards = [str(shard) for shard in shards]
 
@@ -33,6 +34,6 @@ class TarShards(IndexedShards):
 
 
 def classes_beside(shard: Path) -> list[str]:
-    """The classes that classes.txt beside a shard names; [] where there is none. Raises DataError."""
+    """The classes in the classes.txt beside a shard; [] without such a file. Raises DataError."""
     names = shard.with_name("classes.txt")
     return read_class_names(names) if names.is_file() else []

@@ -1,4 +1,4 @@
-"""Folders of web servers, which list nothing: what is in one is asked for by the names that an index has."""
+"""Folders of web servers, which cannot be listed: objects are asked for by the names that an index would have."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,14 +8,17 @@ from deit_fast.runtime.errors import RunError, StorageError
 from deit_fast.runtime.object_store import MissingError, Object, find_object
 
 INDEX_STEMS = ("train", "val", "test", "shards")
-"""What an index is called: by the split that the names of its shards say, or, where they say none, by the last."""
+"""File names of an index without suffix: the split in the names of its shards, or the last one without a split."""
 INDEX_SUFFIX = ".index.json"
 ROWS_SUFFIX = ".index.npy"
 _ASKED_AT_ONCE = 64
 
 
 def find_all(uris: Sequence[str]) -> dict[str, Object]:
-    """Those of the objects that are there, by URI, in the order given. Raises RunError where a server does not say."""
+    """The existing ones of these objects, by URI, in the order given.
+
+    Raises RunError where a server fails to answer.
+    """
     found = {}
     for uri, answer in _ask(uris):
         if isinstance(answer, Object):
@@ -26,9 +29,9 @@ def find_all(uris: Sequence[str]) -> dict[str, Object]:
 
 
 def see_folder(uri_of: Callable[[str], str]) -> tuple[set[str], list[Object]]:
-    """Names of the folders of splits in a folder that have an index, and the folder's own indexes and classes.txt.
+    """Names of a folder's split folders that have an index; and the folder's own indexes and classes.txt.
 
-    uri_of: the URI of what is called so in the folder. Raises RunError where a server refuses whatever it is asked for.
+    uri_of: the URI of a name in the folder. Raises RunError where a server refuses every request.
     """
     indexes = {uri_of(f"{stem}{INDEX_SUFFIX}"): stem for stem in INDEX_STEMS}
     answers = _ask([*indexes, uri_of("classes.txt")])
@@ -47,14 +50,14 @@ def see_folder(uri_of: Callable[[str], str]) -> tuple[set[str], list[Object]]:
 
 
 def _ask(uris: Sequence[str]) -> list[tuple[str, Object | RunError]]:
-    """Each object, or why there is none. Raises StorageError where a server goes on failing."""
+    """Each object, or the reason why there is none. Raises StorageError where a server goes on failing."""
 
     def find(uri: str) -> Object | RunError:
         try:
             return find_object(uri)
         except StorageError:
             raise
-        except RunError as error:  # some servers deny what is not there
+        except RunError as error:  # some servers deny access to missing objects
             return error
 
     pool = ThreadPoolExecutor(_ASKED_AT_ONCE)

@@ -1,4 +1,4 @@
-"""A look at every image of a data set before a run: what is there, and what a run could not use."""
+"""Checks every image of a data set before a run: counts them, and finds those that a run could not use."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -21,28 +21,28 @@ from deit_fast.data.sources.splits import Split
 from deit_fast.runtime.errors import DataError, printable
 from deit_fast.runtime.progress import progress
 
-_CHUNK = 256  # images read ahead while as many are decoded
-_DECODED_PIXELS = 2**28  # decoded at a time, so that large images do not add up
+_CHUNK = 256  # number of images that are read ahead while as many are decoded
+_DECODED_PIXELS = 2**28  # pixels that are decoded at a time, so that large images do not fill the memory
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check_source` found among N images."""
+    """The findings of `check_source` about N images."""
 
     images: int
     classes: int
     bytes: int
-    """Of all images, as stored."""
+    """Bytes of all images as stored."""
     formats: dict[str, int]
-    """Images of each format, by their first bytes."""
+    """The number of images of each format; the format is told by an image's first bytes."""
     sizes: NDArray[np.int32]
-    """[n, 2], height and width of those with a readable header."""
+    """[n, 2], height and width of the images with a readable header."""
     bad: list[tuple[str, str]]
-    """Images and shards that cannot be used: name, printable, and reason."""
+    """Images and shards that cannot be used: printable name, and reason."""
 
     def as_text(self) -> str:
-        """The report, a line for each fact and each bad image; sizes in pixels."""
+        """The report: a line for each fact and each bad image; sizes in pixels."""
         lines = [f"{self.images} images of {self.classes} classes, {self.bytes / 2**20:.1f} MiB"]
         lines.append(", ".join(f"{count} {name}" for name, count in sorted(self.formats.items())) or "no formats")
         if len(self.sizes):
@@ -56,15 +56,15 @@ _SIDES = ("height", "width")
 
 
 def open_to_check(uri: str, split: Split, labels: str | Path | None = None) -> Source:
-    """As open_source, but shards that it refuses are opened as far as they go, with what is wrong in their `faults`."""
+    """Like open_source, but opens shards that open_source refuses as far as they are readable, with their `faults`."""
     return open_source(uri, split, open_shards=ListedShards, labels=labels)
 
 
 def check_source(source: Source, threads: int) -> Checked:
-    """Reads every image and decodes it on the CPU, whole, as DALI does it in training and evaluation.
+    """Reads every image and decodes it as a whole on the CPU, in the way DALI does it in training and evaluation.
 
-    threads: readers, and DALI's CPU threads. Raises RunError where DALI is missing, StorageError where the storage goes
-    on failing: that says nothing about the images.
+    threads: number of reading threads, and of DALI's CPU threads. Raises RunError where DALI is missing, and
+    StorageError where the storage goes on failing, which says nothing about the images.
     """
     bad = list(source.faults) if isinstance(source, ListedShards) else []
     formats: Counter[str] = Counter()
@@ -85,13 +85,13 @@ class _Loaded(NamedTuple):
     stored: NDArray[np.uint8]
     """The file, uint8 [bytes]."""
     encoded: NDArray[np.uint8]
-    """As DALI gets it: the file, but for kinds that DALI gets wrong."""
+    """The file that DALI gets: the image's own file, except for kinds that DALI decodes wrongly."""
     size: tuple[int, int] | DataError
-    """Height and width, or why the image cannot be used."""
+    """Height and width, or the reason why the image cannot be used."""
 
 
 def _decode_all(source: Source, threads: int) -> Iterator[_Loaded]:
-    """All images in order, with a DataError in the place of the size of those that cannot be used."""
+    """All images in order; an image that cannot be used has a DataError in the place of its size."""
 
     def load(index: int) -> _Loaded:
         stored = np.empty(0, np.uint8)

@@ -14,11 +14,11 @@ _DIGIT_MAX = 16
 
 
 def write_demo(folder: Path) -> Path:
-    """Write scikit-learn's 1,797 handwritten digits as a JPEG image folder and return `folder`.
+    """Writes scikit-learn's 1,797 handwritten digits as a folder of JPEG images and returns `folder`.
 
-    train/ holds 1,437 and val/ 360 of them, each digit split alike, 64 x 64 px RGB, enlarged from 8 x 8. The same files
-    every time; nothing happens where they are all there. The folder appears whole or not at all.
-    Raises DataError without scikit-learn, or where the folder holds something else.
+    train/ holds 1,437 images and val/ 360, in equal proportions of each digit, RGB, enlarged from 8 x 8 to 64 x 64 px.
+    The files are the same in every call; if all of them exist, nothing is written. The folder appears whole or not at
+    all. Raises DataError without scikit-learn, or where the folder holds something else.
     """
     if _complete(folder):
         return folder
@@ -36,7 +36,7 @@ def write_demo(folder: Path) -> Path:
             _write_images(written, digits.images, digits.target)
             os.replace(written, folder)
     except OSError as error:
-        if not _complete(folder):  # another process may have been faster
+        if not _complete(folder):  # another process may have finished first
             raise DataError(f"{folder}: expected a folder to write the demo's digits to ({error.strerror})") from None
     return folder
 
@@ -45,7 +45,7 @@ def _write_images(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """images: float [N, 8, 8] in [0, 16]; labels: int [N]."""
     from PIL import Image
 
-    # Spread the validation images evenly over the digits in order of class: every class keeps its share.
+    # In the order of class, spread the validation images evenly, so that every class has its share of them.
     place = np.empty(len(labels), np.int64)
     place[np.argsort(labels, kind="stable")] = np.arange(len(labels))
     held_out = (place + 1) * VAL_IMAGES // len(labels) > place * VAL_IMAGES // len(labels)
@@ -55,7 +55,7 @@ def _write_images(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         grey = Image.fromarray((image * (255 / _DIGIT_MAX)).astype(np.float32))
         large = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))
-        pixels = np.rint(large).clip(0, 255).astype(np.uint8)  # bicubic overshoots at edges
+        pixels = np.rint(large).clip(0, 255).astype(np.uint8)  # bicubic interpolation overshoots at edges
         path = folder / ("val" if held_out[index] else "train") / str(label) / f"{index:04d}.jpg"
         Image.fromarray(pixels).convert("RGB").save(path, quality=95)
 

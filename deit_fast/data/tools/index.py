@@ -1,4 +1,4 @@
-"""`deit-fast data index`: the index of shards, wherever they are, made or brought up to date."""
+"""`deit-fast data index`: makes or updates the index of shards on this machine or in a store."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,11 +25,12 @@ class Indexed:
     """The index of one split."""
 
     place: str
-    """Path or URI of its .json; of shards on this machine, which have it beside them or in the cache folder, theirs."""
+    """Path or URI of the index's .json; for local shards, whose index is beside them or in the cache folder, the
+    shards'."""
     index: ShardIndex
 
     def as_text(self) -> str:
-        """What it holds, in a line."""
+        """A line that describes the index."""
         index = self.index
         size = sum(shard.bytes for shard in index.shards) / 1e9
         return (
@@ -41,9 +42,9 @@ class Indexed:
 def index_shards(uri: str, out: Path | None = None) -> list[Indexed]:
     """Makes the index of the shards at a path or URI, and of the validation shards beside them.
 
-    uri: as `open_source` takes it. out: a folder for the index, which then names the shards by their whole paths or
-    URIs, so that the folder stands for them as a data set; by default it is beside the shards. What an earlier index
-    says of shards that have not changed is taken over. Raises DataError, RunError, StorageError.
+    uri: as in `open_source`. out: a folder for the index. The index then names the shards by absolute paths or URIs, so
+    that the folder can be opened as the data set. By default the index is put beside the shards. Entries of an earlier
+    index for unchanged shards are taken over. Raises DataError, RunError, StorageError.
     """
     with told_as_data_errors(uri):
         found = [_index(uri, "train", out)]
@@ -96,13 +97,13 @@ def _write_out(index: ShardIndex, names: Sequence[str], out: Path) -> Indexed:
 
 
 def _stem_of(shard: str) -> str:
-    """What an index away from its shards is called: by their names, or their folder's."""
+    """The file name without suffix of an index that is not beside its shards, by the split in their names or folder."""
     folder, name = split_place(shard)
     return split_of_shard(name) or split_of(split_place(folder)[1]) or "shards"
 
 
 def _read_earlier(out: Path | None, first: str, files: Files) -> ShardIndex | None:
-    """The index that is there already, its shards named by their URIs; None where there is none, or no sound one."""
+    """The existing index, with its shards named by their URIs; None where there is none that is sound."""
     with suppress(OSError, ValueError):
         if out is not None:
             path = out / f"{_stem_of(first)}.index.json"

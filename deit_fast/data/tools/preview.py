@@ -1,4 +1,4 @@
-"""A picture of what training sees: rows of images, the evaluation view first, then augmented ones."""
+"""A picture of the views that training sees: a row for each image, the evaluation view first, then augmented views."""
 
 from pathlib import Path
 
@@ -21,8 +21,9 @@ _CPU = torch.device("cpu")
 def preview_grid(recipe: Recipe, source: Source, count: int = 8, views: int = 6) -> NDArray[np.uint8]:
     """A grid of `count` images spread over the source, uint8 [height, width, 3], a row for each image.
 
-    A row has the image's evaluation view, then `views` augmented ones, from the pipelines that train and evaluate.
-    Raises DataError, naming the file, for an image that cannot be read or decoded, RunError where DALI is missing.
+    A row has the image's evaluation view and then `views` augmented views, made by the pipelines of evaluation and
+    training. Raises DataError, naming the file, for an image that cannot be read or decoded, RunError where DALI is
+    missing.
     """
     size = recipe.model.image_size
     indices = np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64))
@@ -44,18 +45,18 @@ def preview_grid(recipe: Recipe, source: Source, count: int = 8, views: int = 6)
     if recipe.augment.erase:
         pictures = pictures[0], _erase_pixels(recipe, pictures[1], draw_erasing(recipe.augment, *place))
     rows = torch.cat([pictures[0][:, None], pictures[1].reshape(len(indices), views, 3, size, size)], dim=1)
-    framed = torch.nn.functional.pad(rows, (_GAP, 0, _GAP, 0), value=255)  # left and top of every picture
+    framed = torch.nn.functional.pad(rows, (_GAP, 0, _GAP, 0), value=255)  # left and top of every view
     grid = framed.permute(0, 3, 1, 4, 2).reshape(len(indices) * (size + _GAP), -1, 3)
     return np.pad(grid.numpy(), ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
 
 
 def preview(recipe: Recipe, source: Source, path: Path, count: int = 8, views: int = 6) -> None:
-    """Write `preview_grid` as a PNG to `path`. Raises what it raises, and OSError where the path cannot be written."""
+    """Writes `preview_grid` as a PNG to `path`. Raises what `preview_grid` raises, and OSError where writing fails."""
     Image.fromarray(preview_grid(recipe, source, count, views)).save(path, format="PNG")
 
 
 def _erase_pixels(recipe: Recipe, images: torch.Tensor, drawn: EraseParams) -> torch.Tensor:
-    """What the training step erases of uint8 views [B, 3, S, S], in their own range: the noise is cut off at it."""
+    """The training step's erasing on uint8 views [B, 3, S, S]; noise outside 0..255 is clamped."""
     mean, std = (255 * torch.tensor(each).view(1, 3, 1, 1) for each in (recipe.data.mean, recipe.data.std))
     boxes, keys = torch.from_numpy(drawn.boxes), torch.from_numpy(drawn.keys)
     erased = erase((images.float() - mean) / std, boxes, keys, recipe.augment.erase_mode)

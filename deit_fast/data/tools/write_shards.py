@@ -1,4 +1,4 @@
-"""Writing a data set as WebDataset tar shards, its images resized beforehand if asked for."""
+"""Writes a data set as WebDataset tar shards, with its images resized first if a size is given."""
 
 import io
 import json
@@ -33,38 +33,40 @@ from deit_fast.runtime.errors import DataError, one_line
 from deit_fast.runtime.files import atomic_path, write_json
 from deit_fast.runtime.progress import progress
 
-QUALITY = 95  # of the JPEG files written; the difference from the resized pixels is then about one level on average
+QUALITY = 95  # quality of the JPEG files; they differ from the resized pixels by about one level on average
 SHARD_BYTES = 128_000_000
-"""Of a shard, by default: small ones mix better where blocks of them are shuffled, and a fetch of one is still long."""
+"""Default size of a shard. Smaller shards mix better when blocks of them are shuffled; this is large enough to
+fetch."""
 _SAMPLED_SIZES = 1000
 _SAMPLED_ENCODINGS = 200
-_EARLIER_PER_SHARD = 2000  # of versions that did not note it
+_EARLIER_PER_SHARD = 2000  # for shards of earlier versions, which did not note the number
 _VIEW_SIZE = 224
 
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_shards` has made."""
+    """The result of `write_shards`."""
 
     images: int
     shards: int
     resized: int
-    """Images that were resized and encoded again, of those written now; the others are stored byte for byte."""
+    """How many of the images written now were resized and encoded again; the others are stored byte for byte."""
     kept_shards: int
-    """Shards found whole from an earlier call."""
+    """The number of shards that an earlier call had written."""
 
 
 def write_shards(
     source: Source, folder: Path, split: Split, size: int | None, per_shard: int | None, workers: int, seed: int = 0
 ) -> Written:
-    """Writes `source` to folder/SPLIT-NNNNNN.tar in a shuffled order, with classes.txt and their index beside them.
+    """Writes `source` to folder/SPLIT-NNNNNN.tar in a shuffled order, with classes.txt and the index beside the shards.
 
-    size: images whose shorter side is longer are resized to it, px (bicubic with antialiasing), and stored as JPEG of
-    quality 95; None leaves all as they are. per_shard: images in a shard; None for as many as make 128 MB, as a sample
-    of the images says. workers: processes that write.
+    size: an image whose shorter side is longer than this is resized to it, px (bicubic with antialiasing), and stored
+    as JPEG of quality 95; None leaves all images as they are. per_shard: images in a shard; by default as many as make
+    128 MB, estimated from a sample of the images. workers: number of writing processes.
 
-    A shard appears whole or not at all, and one that is there with the right labels is kept: run again, it goes on.
-    Splits of one folder have the same classes. Every shard is read back and its labels compared. Raises DataError.
+    A shard appears whole or not at all. An existing shard with the right images and labels is kept, so that a second
+    call continues an interrupted one. All splits in a folder must have the same classes. Every shard is read back and
+    its labels are compared. Raises DataError.
     """
     folder = Path(os.path.abspath(folder))
     call = {"source": source.uri, "images": len(source), "size": size, "seed": seed}
@@ -79,7 +81,7 @@ def write_shards(
         found = [_read_back(path, part, source.labels[part]) for path, part in zip(paths, parts, strict=True)]
         missing = [number for number, shard in enumerate(found) if shard is None]
         resized = 0
-        # Spawned: threads of DALI or of torch in this process would not survive a fork.
+        # Processes are spawned, because threads of DALI or torch in this process would not survive a fork.
         with _coming(source), ProcessPoolExecutor(workers, get_context("spawn"), _take, (source,)) as pool:
             jobs = pool.map(
                 partial(_write_shard, size=size), *zip(*((paths[n], parts[n]) for n in missing), strict=True)
@@ -98,7 +100,7 @@ def write_shards(
 
 @contextmanager
 def _coming(source: Source) -> Iterator[None]:
-    """Has shards of a store come onto the disk, where there is room, while their images are read in any order."""
+    """Fetches shards of a store to the disk, as far as there is room, while their images are read in any order."""
     count = len(source.shard_edges) - 1 if source.shard_edges is not None else 0
     source.expect(np.arange(count), 0)
     try:
@@ -108,7 +110,7 @@ def _coming(source: Source) -> Iterator[None]:
 
 
 def enlarged_share(sizes: NDArray[np.int32], seed: int = 0) -> float:
-    """Share of RandomResizedCrop's views at 224 px that enlarge their crop, for images of `sizes` [N, 2] (h, w), px."""
+    """Fraction of RandomResizedCrop's views at 224 px that enlarge their crop; sizes: [N, 2], height and width, px."""
     views = 10
     indices = np.repeat(np.arange(len(sizes)), views)
     drawn = draw_views(
@@ -118,7 +120,7 @@ def enlarged_share(sizes: NDArray[np.int32], seed: int = 0) -> float:
 
 
 def describe_effect(source: Source, size: int) -> str:
-    """What storing images at `size`, px, does to augmentation, in words, from a sample of the source's sizes."""
+    """The effect on augmentation of storing images at `size`, px, in words, from a sample of the source's sizes."""
     chosen = np.linspace(0, len(source) - 1, min(len(source), _SAMPLED_SIZES)).astype(int)
     before = np.array([source.header(index, read_image(source, index))[:2] for index in chosen.tolist()], np.int32)
     shorter = before.min(axis=1, keepdims=True)
@@ -139,7 +141,7 @@ def _take(source: Source) -> None:
 
 
 def _write_shard(path: Path, indices: NDArray[np.int64], size: int | None) -> tuple[Part, int]:
-    """Writes one shard; returns what an index holds of it, and how many images were resized."""
+    """Writes one shard; returns its index entry, and the number of images that were resized."""
     resized = 0
     with atomic_path(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for index in indices.tolist():
@@ -156,7 +158,7 @@ def _write_shard(path: Path, indices: NDArray[np.int64], size: int | None) -> tu
 
 
 def _encoded(source: Source, index: int, size: int | None) -> tuple[bytes, str, bool]:
-    """Bytes and suffix of an image as it is stored, and whether it was resized."""
+    """Bytes and suffix of an image as it is to be stored, and whether it was resized."""
     data = read_image(source, index)
     height, width, _ = source.header(index, data)
     if size is None or min(height, width) <= size:
@@ -167,7 +169,7 @@ def _encoded(source: Source, index: int, size: int | None) -> tuple[bytes, str, 
             small = as_rgb(image).resize(
                 (max(size, int(width * scale)), max(size, int(height * scale))), Image.Resampling.BICUBIC
             )
-    except Exception as error:  # PIL's decoders raise what they like
+    except Exception as error:  # PIL's decoders raise many kinds of exceptions
         raise DataError(f"{source.name(index)}: expected an image that can be decoded ({one_line(error)})") from None
     stored = io.BytesIO()
     small.save(stored, "JPEG", quality=QUALITY)
@@ -175,7 +177,7 @@ def _encoded(source: Source, index: int, size: int | None) -> tuple[bytes, str, 
 
 
 def _read_back(path: Path, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> Part | None:
-    """What an index holds of the shard; None unless it is there, whole, with these images and labels in this order."""
+    """The shard's index entry; None unless it exists as a whole with these images and labels in this order."""
     if not path.exists():
         return None
     listing, status = read_shard(path)
@@ -188,17 +190,17 @@ def _read_back(path: Path, indices: NDArray[np.int64], labels: NDArray[np.int64]
 
 
 def _images_of(shard_bytes: int, source: Source, size: int | None) -> int:
-    """How many images make shards of so many bytes, all shards alike, by those of a sample as they are stored."""
+    """How many images make a shard of `shard_bytes`, if all shards are alike, estimated from a sample as stored."""
     sampled = min(len(source), _SAMPLED_SIZES if size is None else _SAMPLED_ENCODINGS)
     chosen = np.linspace(0, len(source) - 1, sampled).astype(int).tolist()
     stored = [len(_encoded(source, index, size)[0]) for index in chosen]
-    sample = float(np.mean([BLOCK + whole_blocks(each) + 2 * BLOCK for each in stored]))  # the image, and its label
+    sample = float(np.mean([BLOCK + whole_blocks(each) + 2 * BLOCK for each in stored]))  # and its label
     shards = max(1, math.ceil(len(source) * sample / shard_bytes))
     return -(-len(source) // shards)
 
 
 def _earlier_per_shard(path: Path) -> int | None:
-    """Images in a shard as an earlier call, which this one goes on with, had it; None where there is none."""
+    """Images in a shard of the earlier call that this one continues; None without an earlier call."""
     return _read_call(path).get("per_shard", _EARLIER_PER_SHARD) if path.exists() else None
 
 
@@ -213,8 +215,8 @@ def _read_call(path: Path) -> dict[str, Any]:
 
 
 def _write_classes(path: Path, source: Source) -> None:
-    """Writes the names of the classes. Raises DataError where the shards of another split have other ones there."""
-    ours = [name.strip() for name in one_form(source.classes)]  # as they are read
+    """Writes the names of the classes. Raises DataError where another split's shards there have other classes."""
+    ours = [name.strip() for name in one_form(source.classes)]  # in the form in which they are read
     if path.exists() and (there := read_class_names(path)) != ours:
         raise DataError(
             f"{path}: expected the {len(source.classes)} classes of {source.uri}, found {len(there)} others"
@@ -224,7 +226,7 @@ def _write_classes(path: Path, source: Source) -> None:
 
 
 def _same_call(path: Path, call: dict[str, object]) -> None:
-    """Notes what is written, so that going on with something else is refused."""
+    """Notes the arguments of the call, so that continuing with other arguments is refused."""
     earlier = _read_call(path) if path.exists() else call
     key = next((key for key in call if earlier.get(key, call[key]) != call[key]), None)
     if key is not None:
@@ -233,7 +235,7 @@ def _same_call(path: Path, call: dict[str, object]) -> None:
 
 
 def _refuse_others(folder: Path, split: Split, paths: list[Path]) -> None:
-    """Shards of another call would be read as part of this data set."""
+    """Raises DataError for shards of another call: they would be read as part of this data set."""
     others = sorted(set(folder.glob(f"{split}-*.tar")) - set(paths)) if folder.is_dir() else []
     if others:
         raise DataError(f"{folder}: expected no shards but those written now, found {others[0].name}")

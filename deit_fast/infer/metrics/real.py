@@ -20,16 +20,17 @@ _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.")
 def build_metric(file: str, source: Source) -> Metric:
     """Top-1 by the labels of real.json: a list of class indices for each image, in the order of the images' numbers.
 
-    real_top1: percentage of the images with a label whose prediction is among their labels; real_images: how many have
-    one. The number of an image, from 1 on, is in its file's name. Raises DataError for a file of another form, for
-    another number of images, for labels that are not the source's and for images without a number or with the same.
+    real_top1: among the images that have labels, the percentage whose prediction is one of their labels. real_images:
+    the number of images that have labels. An image's number, from 1 on, is in its file's name. Raises DataError for a
+    file of another form, for another number of images, for labels that the source lacks, and for images without a
+    number or with the same number.
     """
     labels = _pad(_labels_of(Path(file), source))
 
     def count_hits(seen: Predicted) -> Tensor:
-        """[2]: images whose prediction is among their labels, and images that have labels."""
+        """[2]: images whose prediction is one of their labels, and images that have labels."""
         rows = to_device(labels[seen.indices], seen.logits.device)
-        hits = (rows == seen.most_likely[1][:, None]) & seen.finite[:, None]  # rows are filled up with -1
+        hits = (rows == seen.most_likely[1][:, None]) & seen.finite[:, None]  # rows are padded with -1
         return torch.stack([hits.any(dim=1).sum(), (rows[:, 0] >= 0).sum()])
 
     def accuracy(totals: Totals, images: int) -> dict[str, float]:
@@ -40,7 +41,7 @@ def build_metric(file: str, source: Source) -> Metric:
 
 
 def _labels_of(path: Path, source: Source) -> list[list[int]]:
-    """The lists of labels in the order of the source."""
+    """The lists of labels in the source's order."""
     lists = _read(path, len(source.classes))
     if len(lists) != len(source):
         raise DataError(
@@ -56,7 +57,7 @@ def _labels_of(path: Path, source: Source) -> list[list[int]]:
 
 
 def _pad(lists: list[list[int]]) -> NDArray[np.int64]:
-    """[images, most labels of one]: each image's labels and then -1."""
+    """[images, n]: each image's labels, padded with -1 to the largest number of labels."""
     padded = np.full((len(lists), max(map(len, lists))), -1)
     for row, labels in zip(padded, lists, strict=True):
         row[: len(labels)] = labels

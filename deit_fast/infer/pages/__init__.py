@@ -1,6 +1,6 @@
-"""Self-contained HTML pages: a run's report and the comparison of runs. They load nothing from any network.
+"""Self-contained HTML pages: the report of a run and the comparison of runs. They load nothing from a network.
 
-page.py writes HTML, with page.css and charts.js inline; charts.py makes series of a run's metrics; on_track.py holds
-them against the published curve; evaluated.py, attention.py and samples.py make what is looked at; run_folder.py reads
-what a run left; report.py and compare.py put the pages together.
+page.py writes HTML with page.css and charts.js inline. charts.py converts a run's metrics to series, and on_track.py
+compares them with the published curve. evaluated.py, attention.py and samples.py make the parts with images.
+run_folder.py reads the files of a run. report.py and compare.py compose the pages.
 """

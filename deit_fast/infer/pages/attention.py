@@ -1,4 +1,4 @@
-"""Where the class token of a vision transformer looks: the last block's attention, laid over the images."""
+"""The attention of a vision transformer's class token in the last block, laid over the images."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from deit_fast.zoo import find_architecture, find_family
 
 
 def has_attention(model: LoadedModel) -> bool:
-    """Whether `attention_maps` knows this kind of model: a plain vision transformer with a class token."""
+    """Whether `attention_maps` supports this model: a plain vision transformer with a class token."""
     section = model.recipe.model
     return find_family(section.name).is_vit and section.pool == "token"
 
@@ -22,7 +22,8 @@ def has_attention(model: LoadedModel) -> bool:
 def attention_maps(model: LoadedModel, images: Tensor) -> Tensor:
     """Attention of the class token to the patches in the last block, mean over the heads: fp32 [B, side, side].
 
-    images: float [B, 3, S, S], normalised. Each map is the softmax's, so that patches and prefix tokens sum to 1.
+    images: float [B, 3, S, S], normalised. The maps are parts of a softmax: patches and prefix tokens together sum to
+    1.
     """
     vit: Any = model.model
     seen: list[Tensor] = []
@@ -54,7 +55,7 @@ def _softmax(attention: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def overlay(image: NDArray[np.uint8], weights: Tensor) -> NDArray[np.uint8]:
-    """The image uint8 [H, W, 3], dark where the map [side, side] is low and as it is where that is highest."""
+    """The image uint8 [H, W, 3], darkened where the map [side, side] is low, and unchanged at its maximum."""
     height, width = image.shape[:2]
     scaled = weights / weights.max().clamp(min=1e-12)
     light = F.interpolate(scaled[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0].numpy()

@@ -22,7 +22,7 @@
 
   function text(value) {
     const size = Math.abs(value);
-    if (size && (size < 1e-3 || size >= 1e7)) return value.toExponential(1).replace("e+", "e");
+    if (size && (size < 1e-4 || size >= 1e7)) return value.toExponential(1).replace("e+", "e");
     if (size >= 1e4) return Math.round(value).toLocaleString("en");
     return String(Number(value.toPrecision(4)));
   }

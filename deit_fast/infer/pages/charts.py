@@ -1,4 +1,4 @@
-"""A run's metrics as series for charts.js, and the published curve laid under them."""
+"""A run's metrics as series for charts.js, together with the published curve."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from deit_fast.infer.pages.page import chart, charts
 from deit_fast.infer.pages.run_folder import RunFolder, finite
 from deit_fast.zoo.reference_results import Fact
 
-_POINTS = 1500  # of a line: more than a screen has columns
+_POINTS = 1500  # most points of a line: more than a screen has columns
 _COLORS = 6
 
 Series = dict[str, Any]
@@ -22,11 +22,11 @@ PANELS: tuple[tuple[str, str, bool, tuple[tuple[str, str, str], ...]], ...] = (
     ("Waiting for data", "", True, (("train", "data_wait", "share of the time"),)),
     ("Peak memory, GiB", "", True, (("train", "peak_memory_gib", "GiB"),)),
 )  # fmt: skip
-"""Title, unit, whether the y axis starts at 0, and its lines: kind of record, key, name."""
+"""Each chart: title, unit, whether the y axis starts at 0, and its lines (kind of record, key, name)."""
 
 
 def run_charts(run: RunFolder, published: Fact | None) -> str:
-    """The charts of one run; the published top-1 lies under the accuracy."""
+    """The charts of one run; the accuracy's chart also shows the published top-1."""
     parts = []
     for title, unit, zero, lines in PANELS:
         series = [
@@ -39,7 +39,7 @@ def run_charts(run: RunFolder, published: Fact | None) -> str:
 
 
 def compared_charts(runs: Sequence[RunFolder], names: Sequence[str], published: Fact | None) -> str:
-    """The charts of several runs over each other: the first line of each panel, a color for each run."""
+    """The charts of several runs in common panels: the first line of each panel, with a colour for each run."""
     parts = []
     for title, unit, zero, lines in PANELS:
         for kind, key, name in lines:
@@ -53,7 +53,7 @@ def compared_charts(runs: Sequence[RunFolder], names: Sequence[str], published: 
 
 
 def line_of(run: RunFolder, kind: str, key: str, name: str, color: int) -> Series:
-    """One figure of a run over its steps and epochs; records without it, or with no finite number, are left out."""
+    """One figure of a run over its steps and epochs, without records that lack a finite number for it."""
     points = [
         [record["step"], None if (epoch := run.epoch_of(record)) is None else round(epoch, 4), value]
         for record in run.of_kind(kind)
@@ -63,14 +63,14 @@ def line_of(run: RunFolder, kind: str, key: str, name: str, color: int) -> Serie
 
 
 def published_line(fact: Fact, steps_per_epoch: float | None) -> Series:
-    """A published series by epoch; its steps are those of this run's epochs."""
+    """A published series by epoch; its steps are those at this run's epochs."""
     points = [[None if steps_per_epoch is None else round(epoch * steps_per_epoch), epoch, value]
               for epoch, value in fact.points]  # fmt: skip
     return {"name": "published top-1", "color": "published", "dashed": True, "points": thinned(points)}
 
 
 def thinned(points: list[list[Any]]) -> list[list[Any]]:
-    """At most _POINTS points: of each stretch the lowest and the highest, so that no spike is lost."""
+    """At most _POINTS points: the lowest and the highest of each stretch, so that no spike is lost."""
     if len(points) <= _POINTS:
         return points
     kept, stretches = [points[0]], _POINTS // 2 - 1

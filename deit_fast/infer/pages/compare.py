@@ -1,4 +1,4 @@
-"""`deit-fast compare`: runs beside each other: curves, scores with paired intervals, recipes, speed."""
+"""The page of `deit-fast compare`: curves, scores with paired intervals, recipes and speed of several runs."""
 
 import math
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ class Paired:
     """Two models on the same N images."""
 
     gained: int
-    """Images that the second alone has right."""
+    """Number of images that only the second model classifies correctly."""
     lost: int
-    """Images that the first alone has right."""
+    """Number of images that only the first model classifies correctly."""
     images: int
 
     @property
     def difference(self) -> float:
-        """Top-1 of the second less that of the first, points."""
+        """Top-1 of the second model minus that of the first, points."""
         return 100 * (self.gained - self.lost) / self.images
 
     @property
@@ -46,7 +46,7 @@ class Paired:
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact test (1947), two-sided: how likely so uneven a split of the images is by chance."""
+        """McNemar's exact test (1947), two-sided: probability of so uneven a split by chance."""
         split, least = self.gained + self.lost, min(self.gained, self.lost)
         if not split:
             return 1.0
@@ -55,9 +55,8 @@ class Paired:
 
 
 def paired(first: Evaluated, second: Evaluated) -> Paired | None:
-    """The two on the same images; None where these are not the same ones, by number, labels and names of classes."""
-    same = len(first.labels) == len(second.labels) and first.classes == second.classes
-    if not same or not (first.labels == second.labels).all() or first.scores.get("data") != second.scores.get("data"):
+    """The comparison of two evaluations; None where their images, or the classes of these, differ."""
+    if first.digest != second.digest or len(first.labels) != len(second.labels) or first.classes != second.classes:
         return None
     right = [each.outcomes.predictions == each.labels for each in (first, second)]
     gained, lost = int((~right[0] & right[1]).sum()), int((right[0] & ~right[1]).sum())
@@ -65,7 +64,7 @@ def paired(first: Evaluated, second: Evaluated) -> Paired | None:
 
 
 def write_comparison(runs: Sequence[RunFolder], evaluated: Sequence[Evaluated | None], path: Path) -> Path:
-    """Writes the page that compares two runs or more; the first is what the others are held against."""
+    """Writes the page that compares two or more runs; the others are compared with the first."""
     names = short_names([run.path for run in runs])
     published = next((fact for run in runs if (fact := published_curve(run.recipe)) is not None), None)
     sections = [
@@ -82,7 +81,7 @@ def write_comparison(runs: Sequence[RunFolder], evaluated: Sequence[Evaluated | 
 
 
 def scores_part(runs: Sequence[RunFolder], names: Sequence[str], evaluated: Sequence[Evaluated | None]) -> list[str]:
-    """The last scores of each, and of those with outcomes of the same images the paired differences."""
+    """The last scores of each run, and paired differences for runs with results on the same images."""
     rows = []
     for run, name, found in zip(runs, names, evaluated, strict=True):
         scored = [each for each in run.of_kind("eval") if finite(each, "top1") is not None]
@@ -106,7 +105,7 @@ def scores_part(runs: Sequence[RunFolder], names: Sequence[str], evaluated: Sequ
 
 
 def paired_rows(names: Sequence[str], evaluated: Sequence[Evaluated | None]) -> str | None:
-    """A table of the paired differences from the first; None where no other was evaluated on the same images."""
+    """A table of paired differences from the first run; None if no other run has results on the same images."""
     first, *others = evaluated
     rows = []
     for name, found in zip(names[1:], others, strict=True):
@@ -120,7 +119,7 @@ def paired_rows(names: Sequence[str], evaluated: Sequence[Evaluated | None]) -> 
 
 
 def paired_lines(runs: Sequence[RunFolder], evaluated: Sequence[Evaluated | None]) -> list[str]:
-    """A line for each run, for the console: its last top-1, and what it gains on the first on the same images."""
+    """A console line for each run: its last top-1, and its paired difference from the first run."""
     lines = []
     for name, run, found in zip(short_names([run.path for run in runs]), runs, evaluated, strict=True):
         scored = [each["top1"] for each in run.of_kind("eval") if finite(each, "top1") is not None]
@@ -134,7 +133,7 @@ def paired_lines(runs: Sequence[RunFolder], evaluated: Sequence[Evaluated | None
 
 
 def published_part(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
-    """Where each run stands beside the published curve at its last evaluation; empty where none has a curve."""
+    """Each run's standing beside the published curve at its last evaluation; "" if no run has a curve."""
     rows = []
     for run, name in zip(runs, names, strict=True):
         if found := standings_of(run):
@@ -143,7 +142,7 @@ def published_part(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
 
 
 def recipes_part(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
-    """The keys whose values are not the same in all."""
+    """The recipe keys with different values in the runs."""
     values = [
         {f"{section}.{key}": as_word(value) for section in SECTIONS
          for key, value in getattr(run.recipe, section).model_dump(mode="json").items()}
@@ -156,7 +155,7 @@ def recipes_part(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
 
 
 def speed_part(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
-    """Medians over the lines of metrics, and the time in all."""
+    """Medians over the lines of metrics, and the total time."""
     rows = []
     for run, name in zip(runs, names, strict=True):
         trained = run.of_kind("train")
@@ -175,7 +174,7 @@ def speed_part(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as it takes to tell them apart."""
+    """The last components of the paths, as many as are needed to tell the paths apart."""
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = [printable("/".join(path.parts[-depth:])) for path in paths]
         if len(set(names)) == len(names):

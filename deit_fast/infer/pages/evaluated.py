@@ -1,9 +1,7 @@
-"""The part of a report that needs the validation images: confusion matrix, worst mistakes as pictures, attention."""
+"""The parts of a report that need validation images: confusion matrix, worst mistakes as pictures, attention."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +10,9 @@ from PIL import Image
 
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.headers import open_image
+from deit_fast.data.sources.identity import identify
 from deit_fast.data.sources.pixels import as_rgb
+from deit_fast.infer.evaluate import Scored
 from deit_fast.infer.outcomes import Outcomes
 from deit_fast.infer.pages import page
 from deit_fast.infer.pages.attention import attention_maps, has_attention, overlay
@@ -20,38 +20,43 @@ from deit_fast.infer.predict import LoadedModel
 from deit_fast.infer.report import OUTCOMES, confusion_matrix
 from deit_fast.runtime.errors import printable
 
-_NUMBERED = 40  # classes of a matrix with numbers; of more the pairs that are taken for each other most are listed
+_NUMBERED = 40  # most classes in a matrix with numbers; for more classes, the most frequent confusions are listed
 _PAIRS = 30
 _MISTAKES = 32
 _ATTENDED = 8
-_SIDE = 224  # px of a picture in a page
+_SIDE = 224  # largest side of a picture in a page, px
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """An evaluation of a run's weights, image by image."""
 
-    scores: dict[str, Any]
-    """scores.json: what evaluate_checkpoint returned."""
     outcomes: Outcomes
     labels: NDArray[np.int64]
     """[N]."""
     classes: list[str]
+    digest: str
+    """Digest of the images, from data/sources/identity.py."""
+
+
+def as_evaluated(scored: Scored) -> Evaluated:
+    """The `Evaluated` of an evaluation in this process."""
+    source = scored.source
+    return Evaluated(scored.outcomes, source.labels.astype(np.int64), source.classes, identify(source).digest)
 
 
 def read_evaluated(folder: Path) -> Evaluated | None:
-    """What write_report left in a folder; None where something is missing."""
+    """The evaluation that write_report wrote into a folder; None where a file is missing."""
     try:
-        scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
         with np.load(folder / OUTCOMES) as held:
             outcomes = Outcomes(held["predictions"], held["confidences"], held["in_top5"])
-            return Evaluated(scores, outcomes, held["labels"], held["classes"].tolist())
+            return Evaluated(outcomes, held["labels"], held["classes"].tolist(), str(held["digest"]))
     except (OSError, ValueError, KeyError):
         return None
 
 
 def confusion(found: Evaluated) -> str:
-    """The confusion matrix with numbers, or of many classes the pairs that are taken for each other most."""
+    """The confusion matrix with numbers, or for many classes a list of the most frequent confusions."""
     labels, predictions, names = found.labels, found.outcomes.predictions, found.classes
     if len(names) > _NUMBERED:
         wrong = labels != predictions
@@ -83,7 +88,7 @@ def confusion(found: Evaluated) -> str:
 
 
 def mistakes(found: Evaluated, source: Source) -> str:
-    """The most confident mistakes as pictures, the most confident first."""
+    """The most confident mistakes as pictures, in descending order of confidence."""
     wrong = np.flatnonzero(found.outcomes.predictions != found.labels)
     chosen = wrong[np.argsort(-found.outcomes.confidences[wrong], kind="stable")][:_MISTAKES].tolist()
     shown = []
@@ -96,7 +101,7 @@ def mistakes(found: Evaluated, source: Source) -> str:
 
 
 def attention(model: LoadedModel, found: Evaluated, source: Source) -> str:
-    """Images beside where the class token looks; nothing for other kinds of models."""
+    """Images beside the attention of the class token; "" for models without one."""
     if not has_attention(model):
         return ""
     indices = np.unique(np.linspace(0, len(source) - 1, _ATTENDED).astype(np.int64)).tolist()

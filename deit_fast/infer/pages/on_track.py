@@ -1,7 +1,8 @@
-"""A run beside the published curve of its recipe: where it should be by now, and where it is.
+"""Compares a run with the published curve of its recipe.
 
-Authors' logs are of the raw weights, of one run, and numbered 0 to the number of epochs: so one epoch either way is
-allowed, and twice the scatter that the published curve has itself. Only runs of the same schedule are compared.
+Authors' logs are of raw weights and of one run, and number epochs from 0 to the number of epochs. The tolerance is
+therefore one epoch in either direction, and twice the scatter of the published curve itself. Only runs with the same
+schedule are compared.
 """
 
 import itertools
@@ -21,13 +22,13 @@ _SIGMAS = (
 
 @dataclass(frozen=True)
 class Standing:
-    """Top-1 of a run beside the published one."""
+    """A run's top-1 beside the published top-1."""
 
     epoch: float
     here: float
     """Top-1 of the raw weights, %."""
     published: float
-    """The published curve at that epoch, %."""
+    """Top-1 of the published curve at the same epoch, %."""
     verdict: str
     """"on track", "ahead" or "behind"."""
     source: str
@@ -38,10 +39,10 @@ class Standing:
 
 
 def published_curve(recipe: Recipe) -> Fact | None:
-    """The published top-1 by epoch that a run of this recipe may be held against; None where there is none.
+    """The published top-1 by epoch with which a run of this recipe can be compared; None where there is none.
 
-    The run has to have the table's model, resolution, data passes and schedule; other values of the recipe may differ,
-    which is what a comparison is for.
+    The run has to have the table's model, resolution, number of views and schedule. Other values of the recipe may
+    differ, since a comparison is meant to show their effect.
     """
     row = RECIPES.get(recipe.name)
     fact = find_curve(recipe.name)
@@ -53,7 +54,7 @@ def published_curve(recipe: Recipe) -> Fact | None:
 
 
 def standing(recipe: Recipe, epoch: float | None, top1: Any) -> Standing | None:
-    """Where a run of the recipe stands after `epoch` epochs with `top1` %; None without a curve at that epoch."""
+    """The standing of a run after `epoch` epochs with `top1` %; None where the curve does not cover that epoch."""
     fact = published_curve(recipe)
     if fact is None or epoch is None or not isinstance(top1, int | float):
         return None
@@ -67,13 +68,13 @@ def standing(recipe: Recipe, epoch: float | None, top1: Any) -> Standing | None:
 
 
 def standings_of(run: RunFolder) -> list[Standing]:
-    """Where a run stood at each of its evaluations that the published curve covers."""
+    """The standings at all evaluations of a run that the published curve covers."""
     found = (standing(run.recipe, run.epoch_of(each), finite(each, "top1")) for each in run.of_kind("eval"))
     return [each for each in found if each is not None]
 
 
 def _at(fact: Fact, epoch: float) -> float:
-    """The series at an epoch, on the line between its neighbours."""
+    """The series at an epoch, interpolated linearly."""
     points = fact.points
     for (left, low), (right, high) in itertools.pairwise(points):
         if left <= epoch <= right:
@@ -82,6 +83,6 @@ def _at(fact: Fact, epoch: float) -> float:
 
 
 def _scatter(fact: Fact) -> float:
-    """Median distance of a point from the middle of its neighbours, %, over the second half, which hardly bends."""
+    """Median distance of a point from the mean of its neighbours, %, over the second half, where the curve is flat."""
     values = [value for _, value in fact.points][len(fact.points) // 2 - 1 :]
     return statistics.median(abs(b - (a + c) / 2) for a, b, c in zip(values, values[1:], values[2:], strict=False))

@@ -1,4 +1,4 @@
-"""HTML of a page's parts. Every text is escaped here, and nothing is loaded from anywhere."""
+"""HTML of the parts of a page. All text is escaped here, and nothing is loaded from anywhere."""
 
 import base64
 import html
@@ -16,11 +16,11 @@ from PIL import Image
 
 from deit_fast.runtime.files import atomic_path
 
-_SHARP_BELOW = 96  # px: smaller images are enlarged without blur
+_SHARP_BELOW = 96  # px; smaller images are enlarged without blur
 
 
 def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
-    """Writes a whole page; `sections` are HTML. Raises OSError."""
+    """Writes a whole page from `sections`, which are HTML. Raises OSError."""
     body = "\n".join(section for section in sections if section)
     text = (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -33,12 +33,12 @@ def write_page(path: Path, title: str, sections: Iterable[str]) -> None:
 
 
 def escape(text: object) -> str:
-    """The text as HTML shows it; bytes of a file's name that are not UTF-8 as question marks."""
+    """The text escaped for HTML; invalid UTF-8 in a file's name becomes question marks."""
     return html.escape(str(text).encode("utf-8", "replace").decode("utf-8"))
 
 
 def section(title: str, *parts: str) -> str:
-    """A heading and its parts; nothing without parts."""
+    """A heading and its parts; "" without parts."""
     content = "\n".join(part for part in parts if part)
     return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>" if content else ""
 
@@ -49,7 +49,7 @@ def paragraph(text: str, soft: bool = False) -> str:
 
 
 def tiles(values: Mapping[str, tuple[str, str]]) -> str:
-    """A card for each value: its name, the value, and a note below."""
+    """A card for each value: its name, the value, and a note below it."""
     cards = (
         f'<div class="tile"><span>{escape(name)}</span><b>{escape(value)}</b><span>{escape(note)}</span></div>'
         for name, (value, note) in values.items()
@@ -58,7 +58,7 @@ def tiles(values: Mapping[str, tuple[str, str]]) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
-    """A table of texts; the columns `numbers` are set to the right."""
+    """A table of texts; the columns `numbers` are right-aligned."""
     right = set(numbers)
 
     def cells(row: Sequence[str], tag: str) -> str:
@@ -80,7 +80,7 @@ def chart(title: str, series: Sequence[Mapping[str, Any]], unit: str = "", zero:
 
 
 def charts(parts: Iterable[str]) -> str:
-    """Charts beside each other, and the choice of what their x axes count."""
+    """Charts side by side, with a choice of the unit of their x axes."""
     choice = "".join(
         f'<label><input type="radio" name="axis" value="{name}"{" checked" if name == "epoch" else ""}> {name}s</label>'
         for name in ("epoch", "step")
@@ -89,14 +89,14 @@ def charts(parts: Iterable[str]) -> str:
 
 
 def picture(images: Sequence[NDArray[np.uint8]], caption: str, strong: str = "") -> str:
-    """Pictures uint8 [H, W, 3] beside each other, and what stands below them: `strong` first."""
+    """Pictures uint8 [H, W, 3] side by side, with a caption below, which begins with `strong`."""
     shown = "".join(image_tag(image, caption) for image in images)
     name = f"<b>{escape(strong)}</b> " if strong else ""
     return f'<div class="picture"><div>{shown}</div>{name}{escape(caption)}</div>'
 
 
 def image_tag(image: NDArray[np.uint8], meaning: str = "") -> str:
-    """An image uint8 [H, W, 3] inline: a PNG where it is small, else a JPEG."""
+    """An inline image from uint8 [H, W, 3]: a PNG if it is small, else a JPEG."""
     sharp = max(image.shape[:2]) < _SHARP_BELOW
     stored = io.BytesIO()
     Image.fromarray(image).save(stored, "PNG" if sharp else "JPEG", **({} if sharp else {"quality": 85}))
@@ -106,13 +106,13 @@ def image_tag(image: NDArray[np.uint8], meaning: str = "") -> str:
 
 
 def pictures(parts: Iterable[str], pairs: bool = False) -> str:
-    """Pictures in a grid; `pairs` are of two beside each other."""
+    """Pictures in a grid. pairs: whether each consists of two side by side."""
     content = "".join(parts)
     return f'<div class="pictures{" pairs" if pairs else ""}">{content}</div>' if content else ""
 
 
 def bars(values: Mapping[str, float]) -> str:
-    """A horizontal bar for each value by its name."""
+    """A horizontal bar for each value, with its name."""
     most = max(values.values(), default=0) or 1
     rows = (
         f'<span title="{escape(name)}">{escape(name)}</span><i style="width:{100 * value / most:.1f}%"></i>'

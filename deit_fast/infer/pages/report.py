@@ -1,4 +1,4 @@
-"""`deit-fast report`: one page about one run, of what its folder holds and, where they are there, of its images."""
+"""The page of `deit-fast report` about one run: the contents of its folder and, if available, its images."""
 
 import shlex
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.identity import identify
 from deit_fast.infer.pages import page
 from deit_fast.infer.pages.charts import run_charts
 from deit_fast.infer.pages.on_track import published_curve, standings_of
@@ -19,15 +20,15 @@ from deit_fast.runtime.errors import printable
 from deit_fast.runtime.log_sinks.json_lines import Record
 
 REPORT = "report.html"
-_NAMED_BARS = 60  # classes whose images are a bar each
+_NAMED_BARS = 60  # most classes for which each gets a bar
 _BAD = 50
-_STANDINGS = 12  # rows of the table beside the published curve
+_STANDINGS = 12  # rows of the table of standings beside the published curve
 
 
 def write_run_page(run: RunFolder, parts: Iterable[str] = (), path: Path | None = None) -> Path:
-    """Writes report.html into the run's folder, or to `path`: what metrics, recipe and starts tell, then `parts`.
+    """Writes report.html into the run's folder, or to `path`: facts from metrics, recipe and starts, then `parts`.
 
-    parts: sections of what needs images, as HTML. Returns where the page is. Raises OSError.
+    parts: sections with images, as HTML. Returns the path of the page. Raises OSError.
     """
     recipe, model = run.recipe, run.recipe.model
     head = (
@@ -51,7 +52,7 @@ def write_run_page(run: RunFolder, parts: Iterable[str] = (), path: Path | None 
 
 
 def headline(run: RunFolder) -> dict[str, tuple[str, str]]:
-    """The figures that one asks for first, with a note each."""
+    """The most important figures, with a note each."""
     evaluations, trained = run.of_kind("eval"), run.of_kind("train")
     found: dict[str, tuple[str, str]] = {}
     scored = [each for each in evaluations if finite(each, "top1") is not None]
@@ -83,7 +84,7 @@ def headline(run: RunFolder) -> dict[str, tuple[str, str]]:
 
 
 def published_part(run: RunFolder) -> list[str]:
-    """Where the run stands beside the published curve, at its evaluations; nothing where there is no such curve."""
+    """The run's standings beside the published curve at its evaluations; empty without such a curve."""
     standings = standings_of(run)
     if not standings:
         return []
@@ -102,8 +103,10 @@ def published_part(run: RunFolder) -> list[str]:
 
 
 def recipe_part(recipe: Recipe) -> list[str]:
-    """The recipe in words, and what differs from the row of the table that it has the name of."""
-    parts = [page.paragraph(" ".join(recipe.description.split()), soft=True)] if recipe.description else []
+    """The recipe in words, and its differences from the table's row with the same name."""
+    title, _, rest = recipe.description.partition("\n")
+    about = page.paragraph(" ".join(rest.split()), soft=True) if rest else ""
+    parts = [page.paragraph(title), about] if title else []
     row = RECIPES.get(recipe.name)
     if row is None:
         return [*parts, page.paragraph("The recipe is none of the table's; recipe.json has every value.")]
@@ -113,12 +116,12 @@ def recipe_part(recipe: Recipe) -> list[str]:
     return [*parts, page.table(("key", "here", f"in {row.name}"), changed)]
 
 
-def data_part(source: Source, split: str, digest: str = "") -> str:
-    """Number of images and classes, and how the images are spread over the classes."""
+def data_part(source: Source, split: str) -> str:
+    """Number of images and classes, their digest, and how the images are spread over the classes."""
     counts = np.bincount(source.labels, minlength=len(source.classes))
     spread = f"{counts.min():,} to {counts.max():,} in a class, median {np.median(counts):,.0f}"
     words = f"{split}: {len(source):,} images of {len(source.classes):,} classes, {spread}: {printable(source.place)}"
-    parts = page.paragraph(words) + (page.paragraph(f"digest {digest}", soft=True) if digest else "")
+    parts = page.paragraph(words) + page.paragraph(f"digest {identify(source).digest}", soft=True)
     if len(counts) <= _NAMED_BARS:
         return parts + page.bars(dict(zip(source.classes, counts.tolist(), strict=True)))
     order = np.sort(counts)[::-1]
@@ -127,7 +130,7 @@ def data_part(source: Source, split: str, digest: str = "") -> str:
 
 
 def bad_part(folder: Path) -> str:
-    """The images that training had to do without, with the reason."""
+    """The images that training could not use, with the reasons."""
     try:
         lines = (folder / "bad_files.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -138,7 +141,7 @@ def bad_part(folder: Path) -> str:
 
 
 def start_part(start: dict[str, Any]) -> str:
-    """One start of the run: when, by which command, on what."""
+    """One start of the run: time, command, and machine."""
     command = shlex.join(map(str, start.get("command", ())))
     versions = ", ".join(f"{name} {each}" for name, each in start.get("versions", {}).items())
     device = start.get("gpu") or start.get("cpu") or "?"

@@ -1,4 +1,4 @@
-"""What a run left in its folder: recipe, metrics, result, and how it was started. Only the recipe has to be there."""
+"""Reads the files of a run: recipe, metrics, result, and starts. Only the recipe has to exist."""
 
 import json
 import math
@@ -16,16 +16,16 @@ from deit_fast.runtime.provenance import STARTS
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run as its files tell it."""
+    """A run in the form of its files."""
 
     path: Path
     recipe: Recipe
     records: list[Record]
-    """Of metrics.jsonl, in order: {"kind": "train" or "eval", "step": ...}."""
+    """Records of metrics.jsonl, in order: {"kind": "train" or "eval", "step": ...}."""
     result: dict[str, Any] | None
-    """result.json; None of a run that has not ended."""
+    """result.json; None for a run that has not ended."""
     starts: list[dict[str, Any]]
-    """How its processes were started, the first first (runtime/provenance.py)."""
+    """How its processes were started, oldest start first (runtime/provenance.py)."""
 
     def of_kind(self, kind: str) -> list[Record]:
         """The records of one kind."""
@@ -33,12 +33,12 @@ class RunFolder:
 
     @property
     def steps_per_epoch(self) -> float | None:
-        """By the last record that says at which step and epoch it is; None before the first."""
+        """Computed from the last record with a step and an epoch; None without one."""
         known = [each for each in self.of_kind("train") if each.get("epoch")]
         return known[-1]["step"] / known[-1]["epoch"] if known else None
 
     def epoch_of(self, record: Record) -> float | None:
-        """How many epochs had been trained at a record."""
+        """The number of epochs that had been trained at a record."""
         if isinstance(record.get("epoch"), int | float):
             return float(record["epoch"])
         per_epoch = self.steps_per_epoch
@@ -46,7 +46,7 @@ class RunFolder:
 
 
 def read_run(path: Path) -> RunFolder:
-    """Reads a run's folder. Raises RunError where it is none, RecipeError where its recipe cannot be read."""
+    """Reads a run's folder. Raises RunError where it is no run's, RecipeError where its recipe is unreadable."""
     path = path.parent if path.name == "checkpoints" else path
     recipe = path / "recipe.json"
     if not recipe.is_file():
@@ -58,7 +58,7 @@ def read_run(path: Path) -> RunFolder:
 
 
 def finite(record: Mapping[str, Any], key: str) -> float | None:
-    """A record's figure where it is a finite number."""
+    """A figure of a record if it is a finite number, else None."""
     value = record.get(key)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 

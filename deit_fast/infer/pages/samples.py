@@ -1,4 +1,4 @@
-"""The first batch as the network sees it: augmented, erased and mixed, each with the names of what was done to it."""
+"""The first batch as the network gets it: augmented, erased and mixed, each image with its operations in words."""
 
 import numpy as np
 import torch
@@ -15,13 +15,13 @@ from deit_fast.recipe.schema import Recipe
 _THREE = ("greyscale", "solarise", "blur")
 _JITTER = ("brightness", "contrast", "saturation")
 Sample = tuple[NDArray[np.uint8], str, str]
-"""The picture uint8 [S, S, 3], the class or classes with their shares, and the operations."""
+"""The picture uint8 [S, S, 3], its class or classes with their shares, and its operations."""
 
 
 def training_samples(recipe: Recipe, source: Source, count: int = 24) -> list[Sample]:
-    """`count` training inputs of images spread over the source, with draws of the recipe's seed, epoch 0 and step 0.
+    """`count` training inputs, of images spread over the source, with the draws of the recipe's seed at step 0.
 
-    Mixed partners are images among these, as they are images of the batch in training. Raises what `preview` raises.
+    Images are mixed with one another, as in a batch of training. Raises what `preview` raises.
     """
     count = min(count - count % 2, len(source) - len(source) % 2)
     if count < 2:
@@ -61,7 +61,7 @@ def training_samples(recipe: Recipe, source: Source, count: int = 24) -> list[Sa
 
 
 def operations_of(recipe: Recipe, params: ViewParams, place: int) -> list[str]:
-    """What is done to view `place` after the crop, in the order in which it is done, with what was drawn."""
+    """The operations on view `place` after the crop, in order, with their drawn parameters."""
     words = ["flipped"] if params.flip[place] else []
     operation = int(params.operation[place])
     if operation >= 0:

@@ -1,4 +1,4 @@
-"""What every section of a recipe shares: its settings, the types of its values, and which fields it has when."""
+"""The base of all sections: their settings, the types of their values, and fields that exist under a condition."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class When:
-    """Marks a field that its section has only while another, `key`, is one of `values`.
+    """Marks a field that its section has only while the field `key` has one of `values`.
 
-    With `unless`, the section has it only while `key` is none of them.
+    With `unless`, the section has it only while `key` has none of them.
     """
 
     key: str
@@ -28,14 +28,14 @@ class When:
     unless: bool = False
 
     def holds(self, value: Any) -> bool:
-        """Whether the field is there while the other one has this value."""
+        """Whether the section has the field while `key` has this value."""
         return (value in self.values) != self.unless
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, strict, and nothing else in it than the fields it lists, each with its meaning.
+    """A part of a recipe: frozen, strict, with exactly the fields that the class lists, each with its meaning.
 
-    A field marked with `When` can neither be given nor is it dumped while its condition does not hold.
+    A field whose `When` does not hold cannot be given, and is not dumped.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False,
@@ -43,7 +43,7 @@ class Section(BaseModel):
 
     @classmethod
     def kinds(cls) -> Mapping[str, type["Section"]]:
-        """The classes of a section that has one per value of its field `name`; empty for any other."""
+        """The classes of a section that has a class for each value of its field `name`; empty for other sections."""
         return {}
 
     @classmethod
@@ -54,19 +54,19 @@ class Section(BaseModel):
 
     @classmethod
     def condition_of(cls, key: str, content: Mapping[str, Any]) -> When | None:
-        """The condition by which a section with these values lacks its field `key`; None where it has it."""
+        """The condition by which a section with these values lacks its field `key`; None if it has the field."""
         for mark in _conditions(cls).get(key, ()):
             if not mark.holds(content.get(mark.key, cls.model_fields[mark.key].default)):
                 return mark
         return None
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with the values together, a line each; overridden by the sections that have such rules."""
+        """Mistakes in the combination of values, a line each; sections with such rules override this method."""
         yield from ()
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        """Raises ValueError with a line for each of `problems`; pydantic makes it a ValidationError."""
+        """Raises ValueError with a line for each of `problems`; pydantic turns it into a ValidationError."""
         values = self.__dict__
         refused = {key: mark for key in self.model_fields_set if (mark := self.condition_of(key, values))}
         lines = [f"{key}={values[key]!r}: no such key with {mark.key}={values[mark.key]!r}"
@@ -78,14 +78,14 @@ class Section(BaseModel):
 
     @model_serializer(mode="wrap")
     def dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The fields that the section has with these values; those whose condition does not hold are left out."""
+        """The fields that the section has with these values, without those whose condition does not hold."""
         kept = self.keys_with(self.__dict__)
         return {key: value for key, value in handler(self).items() if key in kept}
 
 
 @cache
 def _conditions(section: type[Section]) -> dict[str, tuple[When, ...]]:
-    """The marks of those fields that have any: looked up once, since an import parses the whole table."""
+    """The `When` marks of the fields that have some; cached, because an import parses the whole table."""
     marks = {key: tuple(each for each in field.metadata if isinstance(each, When))
              for key, field in section.model_fields.items()}  # fmt: skip
     return {key: each for key, each in marks.items() if each}

@@ -17,7 +17,7 @@ GROUPS: dict[str, tuple[Recipe, ...]] = {
     "Own images": small_data.ROWS,
     "Demo": demo.ROWS,
 }
-"""Rows by source, in the order in which they are listed."""
+"""The rows of each source, in the order in which they are listed."""
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for rows in GROUPS.values() for recipe in rows}
 
@@ -28,14 +28,14 @@ TRAINING_IMAGES = {
     "inat": ("iNaturalist 2018", 437_513),
     "demo": ("the demo's digits", 1_437),
 }
-"""What the data in a recipe's name is, and how many training images it has."""
+"""The name and the number of training images of each data set that a recipe's name can contain."""
 _OWN_IMAGES = ("an example of own images", 1_000)
 
 
 def training_images(recipe: Recipe) -> tuple[str, int]:
-    """Name and size of the training set that the recipe's name speaks of, ImageNet-1k where it speaks of none.
+    """Name and size of the training set in the recipe's name; ImageNet-1k without one.
 
-    The last one counts: 21k_1k is a finetuning on 1k. Own images are any number.
+    The last one in the name counts: 21k_1k is finetuned on 1k. Recipes for own images count as 1,000 images.
     """
     if any(recipe.name == each.name for each in small_data.ROWS):
         return _OWN_IMAGES
@@ -49,9 +49,9 @@ def list_recipes() -> list[str]:
 
 
 def get_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe `name` of the table, or of a .toml or .json file, with `section.key=value` words applied.
+    """The recipe `name` of the table, or the recipe in a .toml or .json file, with `section.key=value` words applied.
 
-    Raises RecipeError for an unknown name and an unreadable file, and with a line for each mistake in a file or word.
+    Raises RecipeError for an unknown name or an unreadable file, and with a line for each mistake in a file or word.
     """
     if name in RECIPES:
         return RECIPES[name].override(overrides)
@@ -64,9 +64,9 @@ def get_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def find_origin(name: str) -> Recipe:
-    """What the recipe `name` is a variant of: the row itself; of a file its base, or the row that it has the name of.
+    """The recipe from which `name` is derived: a row itself, a file's base, or the row whose name a file's recipe has.
 
-    Raises RecipeError for a file that has neither.
+    Raises RecipeError for a file with neither.
     """
     if name in RECIPES:
         return RECIPES[name]

@@ -9,7 +9,7 @@ from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.sections import AdamWOptim, Augment, Data, LambOptim, Loss, Mix, Model, Run, Schedule
 from deit_fast.recipe.table.notes import STOCHASTIC_DEPTH
 
-CHIPS = 32  # of its v4-64 pod slice: mixing draws once per chip and pass
+CHIPS = 32  # chips of the v4-64 pod slice: mixing is drawn once per chip and pass
 
 _MODELS = {  # size: architecture, name in the paper, name in the configs
     "tiny": ("deit3_tiny_patch16", "ViT-Ti/16", "t16"),
@@ -38,7 +38,7 @@ def _row(
     notes: str,
     **sections: dict[str, Any],
 ) -> Recipe:
-    """`base` with its name, its description and, by section, the fields that differ."""
+    """`base` with another name, another description, and the fields that differ in each section."""
     architecture, paper_name, _ = _MODELS[size]
     row = base.derive(**{**sections, "model": {**sections["model"], "name": architecture}})
     passes, resolution = row.run.passes, row.model.image_size

@@ -1,4 +1,4 @@
-"""What the rows of several sources say of how this project differs, in the same words."""
+"""Notes on differences from this project that rows of several sources share."""
 
 STOCHASTIC_DEPTH = """\
 stochastic depth from a rate of 0.1 on runs branches on exactly the kept share of the batch \

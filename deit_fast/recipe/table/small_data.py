@@ -1,11 +1,12 @@
 """Own images, from some hundred to some ten thousand: finetuning, a linear probe, and training from scratch.
 
-No source has published these rows. What each value is after stands in its description: the published finetuning of
+No source has published these rows. Each row's description names the origin of its values: the published finetuning of
 Vision Transformers (Dosovitskiy et al., arXiv:2010.11929, appendix B.1.1), the linear evaluation of DINO
-(arXiv:2104.14294), or trials here on cuts of CIFAR-10 (benchmarks/NOTES.md).
+(arXiv:2104.14294), or trials on subsets of CIFAR-10 (benchmarks/NOTES.md).
 
-Classes are the data's. A tenth of each class is held out where the data have no validation split. One image in twenty
-may be unreadable before a run ends: of few images, a thousandth is none.
+The number of classes is the data's. If the data have no validation split, a tenth of each class is held out. Training
+continues while at most one image in twenty is unreadable; the default of one in a thousand would allow none of a few
+hundred images.
 """
 
 from deit_fast.recipe.schema import Recipe

@@ -1,7 +1,7 @@
-"""Where a run's figures go: each module has a LOG_SINK, and a new module is a new place.
+"""Log sinks, which receive a run's figures. Each module has a LOG_SINK, and adding a module adds a sink.
 
-Some sinks are always on. The others are, where the recipe's run.trackers or DEIT_FAST_LOG_SINKS lists their modules'
-names; the variable has commas between.
+Some sinks are always on. Others are on if the recipe's run.trackers or the environment variable DEIT_FAST_LOG_SINKS
+lists their modules' names; the variable separates names by commas.
 """
 
 import os
@@ -18,35 +18,36 @@ VARIABLE = "DEIT_FAST_LOG_SINKS"
 
 
 class Sink:
-    """One place for the figures of one run, in its main process. A sink defines what it has a use for.
+    """One receiver of a run's figures, in the run's main process. A subclass overrides the methods that it needs.
 
-    A full disk must not end a run of days: an OSError of `record` is told in a line, and the run goes on.
+    A full disk must not end a run of days: an OSError in `record` is reported in a line, and the run continues.
     """
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """Takes the figures of one kind, "train" or "eval", after `step` steps; nan where there is none."""
+        """Receives the figures of one kind, "train" or "eval", after `step` steps; nan for a missing figure."""
 
     def image(self, name: str, grid: Tensor, step: int) -> None:
-        """Takes a picture, uint8 [3, H, W]."""
+        """Receives a picture, uint8 [3, H, W]."""
 
     def close(self) -> None:
-        """Is the last call, also of a run that failed."""
+        """Called last, also when the run failed."""
 
 
 @dataclass(frozen=True)
 class LogSink:
-    """How a sink is opened: open(folder, step) for the run in `folder`, whose state is that after `step` steps.
+    """How a sink is opened: open(folder, step) for the run in `folder` whose state is that after `step` steps.
 
-    What an earlier process left behind beyond `step` has to go: those steps are trained, and logged, again.
+    Records of an earlier process for steps beyond `step` have to be removed, because these steps are trained and logged
+    again.
     """
 
     open: Callable[[Path, int], Sink]
     always: bool = False
-    """Whether the sink is on without being asked for."""
+    """Whether the sink is always on."""
 
 
 def chosen_sinks(trackers: Sequence[str] = ("tensorboard",)) -> dict[str, LogSink]:
-    """The sinks that are on, by their names: run.trackers' too. Raises RunError for a name that no module has."""
+    """The sinks that are on, by name, including those of run.trackers. Raises RunError for an unknown name."""
     known = discover(__name__, "LOG_SINK", LogSink)
     variable = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
     for names, place in ((trackers, "run.trackers"), (variable, VARIABLE)):

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line for each record, which is what the rest of deit_fast reads."""
+"""metrics.jsonl: a line for each record. The rest of deit_fast reads this file."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ Record = dict[str, Any]
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """Records of a metrics.jsonl; a last line cut off by a crash is left out."""
+    """Records of a metrics.jsonl. A last line that a crash cut off is left out."""
     records = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -24,7 +24,7 @@ def read_metrics(path: Path) -> list[Record]:
 
 
 class JsonLines(Sink):
-    """{"kind", "step", **values} a line; non-finite values become null, which JSON can hold."""
+    """Writes {"kind", "step", **values} as a line; non-finite values become null, since JSON has no NaN."""
 
     def __init__(self, folder: Path, step: int) -> None:
         path = folder / "metrics.jsonl"

@@ -1,6 +1,6 @@
-"""MLflow, through its own client: MLFLOW_TRACKING_URI's server, or mlflow.db beside the run folder's files.
+"""MLflow, through its own client: the server at MLFLOW_TRACKING_URI, or mlflow.db in the run folder.
 
-MLflow of 2026 refuses a plain folder of runs, its file store, unless MLFLOW_ALLOW_FILE_STORE=true is set.
+Releases of MLflow from 2026 refuse the file store, a plain folder of runs, unless MLFLOW_ALLOW_FILE_STORE=true is set.
 """
 
 import importlib.util
@@ -15,11 +15,11 @@ from deit_fast.runtime.log_sinks import LogSink, Sink
 from deit_fast.runtime.log_sinks.tracked import kept_id, read_hyperparameters
 
 _EXPERIMENT = "deit_fast"
-_BATCH = 100  # parameters that a call takes
+_BATCH = 100  # most parameters in one call
 
 
 class MLflow(Sink):
-    """One run of MLflow for a run folder, at whatever start: its id is kept in the folder."""
+    """One MLflow run for a run folder, across all starts: its id is kept in the folder."""
 
     def __init__(self, folder: Path, step: int) -> None:
         if importlib.util.find_spec("mlflow") is None:

@@ -1,4 +1,4 @@
-"""NAME.png for each picture, in the run folder."""
+"""NAME.png in the run folder, for each picture."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ _SCORES = "eval/top1", "eval/loss", "train/loss"  # figures beside the hyperpara
 
 
 class TensorBoard(Sink):
-    """A TensorBoard event file in the run folder; steps after `step` are purged."""
+    """A TensorBoard event file in the run folder; entries after `step` are purged."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self._folder, self._purge_step = folder / "tensorboard", step + 1 if step else 0
@@ -27,7 +27,7 @@ class TensorBoard(Sink):
         self._add_pictures()
 
     def image(self, name: str, grid: Tensor, step: int) -> None:
-        """Adds a picture, uint8 [3, H, W], at the step; those before the first figures with these."""
+        """Adds a picture, uint8 [3, H, W], at the step; pictures before the first figures are added with these."""
         self._pictures.append((name, grid, step))
         if "_board" in vars(self):
             self._add_pictures()
@@ -43,7 +43,7 @@ class TensorBoard(Sink):
 
     @functools.cached_property
     def _board(self) -> Any:
-        """torch's writer, whose import takes a third of a second: no run's first step waits for it."""
+        """torch's writer. Its import takes a third of a second, so it is imported after the first step."""
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
@@ -59,7 +59,7 @@ class TensorBoard(Sink):
 
 @functools.cache
 def _quiet_writer() -> None:
-    """TensorBoard's own thread ends without a traceback where the disk is full: the next `record` raises its error."""
+    """Silences the traceback of TensorBoard's own thread on a full disk: the next `record` raises the error."""
     others = threading.excepthook
 
     def hook(ended: threading.ExceptHookArgs) -> None:

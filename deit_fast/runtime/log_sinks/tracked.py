@@ -1,4 +1,4 @@
-"""What the trackers share: the run's id at each of them, and the recipe's values as hyperparameters."""
+"""The parts that trackers share: the run's id at each tracker, and the recipe's values as hyperparameters."""
 
 import json
 from collections.abc import Callable
@@ -11,7 +11,7 @@ TRACKERS = "trackers.json"
 
 
 def kept_id(folder: Path, tracker: str, make: Callable[[], str]) -> str:
-    """The id that the run in `folder` has at a tracker: of an earlier start, else made now and kept. Raises OSError."""
+    """The id of the run in `folder` at a tracker: an earlier start's, else a new one, which is kept. Raises OSError."""
     path = folder / TRACKERS
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -24,7 +24,7 @@ def kept_id(folder: Path, tracker: str, make: Callable[[], str]) -> str:
 
 
 def read_hyperparameters(folder: Path) -> dict[str, Any]:
-    """The values of recipe.json by section.key: numbers, texts and truth values; lists as JSON."""
+    """The values of recipe.json by section.key: numbers, texts and booleans; lists as JSON."""
     try:
         recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

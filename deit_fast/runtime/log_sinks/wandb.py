@@ -1,4 +1,4 @@
-"""Weights & Biases, through its own package: project deit_fast, or WANDB_PROJECT's; offline with WANDB_MODE=offline."""
+"""Weights & Biases, through its own package: project WANDB_PROJECT or deit_fast; offline with WANDB_MODE=offline."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ from deit_fast.runtime.log_sinks.tracked import kept_id, read_hyperparameters
 
 
 class WeightsAndBiases(Sink):
-    """One run of W&B for a run folder, at whatever start: its id is kept in the folder."""
+    """One W&B run for a run folder, across all starts: its id is kept in the folder."""
 
     def __init__(self, folder: Path, step: int) -> None:
         if importlib.util.find_spec("wandb") is None:

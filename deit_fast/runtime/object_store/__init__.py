@@ -1,9 +1,10 @@
-"""Objects in stores, by URI (s3, gs, hf, http, https, file): listed, read, fetched once for this machine, written.
+"""Objects in stores, by URI (s3, gs, hf, http, https, file): listing, reading, fetching once per machine, writing.
 
-Listing and writing are fsspec's, so that credentials and endpoints are those of s3fs, gcsfs and huggingface_hub. All
-reading is one transport, each module on those before it: uris (names, errors, fsspec), addresses (where by HTTP, with
-which headers), http_get (one request), reads (ranges, retries, transfers that go on at the byte reached), listing,
-fetching (onto this machine); writes beside them, and hub, the Hub's repositories of models in huggingface_hub's cache.
+fsspec lists and writes, so that credentials and endpoints are those of s3fs, gcsfs and huggingface_hub. All reading
+uses one transport. Each of its modules builds on the ones before it: uris (names, errors, fsspec), addresses (an
+object's URL and headers), http_get (one request), reads (ranges, retries, transfers that continue at the byte reached),
+listing, fetching (onto this machine). Beside them, writes stores objects, and hub gets files of the Hub's model
+repositories through huggingface_hub's cache.
 """
 
 from deit_fast.runtime.object_store.fetching import (

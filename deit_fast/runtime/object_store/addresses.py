@@ -1,8 +1,8 @@
-"""Where an object's bytes are to be had by HTTP, and with which headers: signed, with a token, or as they are.
+"""The URL and the headers with which an object's bytes are read by HTTP: signed, with a token, or without either.
 
-s3: a presigned URL of s3fs's own client, so that endpoint, profile and credentials are those that also list and write.
-gs: gcsfs's bearer token. hf: the Hub's resolve URL with its token; the store behind it gets none, and its address is
-kept for a while. http(s): DEIT_FAST_HTTP_TOKEN or an entry of netrc.
+s3: a presigned URL from s3fs's own client, so that endpoint, profile and credentials are the same as for listing and
+writing. gs: gcsfs's bearer token. hf: the Hub's resolve URL with its token. The Hub redirects to a store, which does
+not get the token; the redirect's target is kept for a while. http(s): DEIT_FAST_HTTP_TOKEN, or an entry in .netrc.
 """
 
 import base64
@@ -18,28 +18,30 @@ from deit_fast.runtime.errors import RunError, one_line
 from deit_fast.runtime.object_store.uris import WEB, connect, host_of, renew_credentials, scheme_of, without_query
 
 TOKEN = "DEIT_FAST_HTTP_TOKEN"
-"""The environment variable with the bearer token of http(s)."""
-_SIGNED_SECONDS = 3600  # a presigned URL's life, of which three quarters are used
-_TARGET_SECONDS = 600.0  # the Hub's redirects hold for an hour
+"""The environment variable with the bearer token for http(s)."""
+_SIGNED_SECONDS = 3600  # lifetime of a presigned URL, of which three quarters are used
+_TARGET_SECONDS = 600.0  # the Hub's redirects are valid for an hour
 _locating = threading.Lock()
 
 
 class Address(NamedTuple):
-    """A URL to GET, with its headers, Range aside."""
+    """A URL to GET, and its headers without Range."""
 
     url: str
     headers: dict[str, str]
     authority: str | None = None
-    """A file of CA certificates that the store's own settings name."""
+    """A file of CA certificates that the store's settings name."""
     version: str | None = None
-    """What the Hub said that is there, where `url` is the address behind it."""
+    """The Hub's facts about the object, if `url` is the target of its redirect."""
 
 
-_kept: dict[str, tuple[float, Any, Address]] = {}  # by URI: until when, of which file system, and the address
+_kept: dict[str, tuple[float, Any, Address]] = {}  # by URI: time of expiry, file system, address
 
 
 def address_of(uri: str, version: str | None) -> Address:
-    """Where the object's bytes are; `version`, where given, is a condition if the scheme has one for HTTP.
+    """The address of the object's bytes.
+
+    `version`, if given, becomes a condition of the request, if HTTP has one for the scheme.
 
     Raises RunError where there are no credentials, and what the libraries raise where a store of credentials fails.
     """
@@ -50,7 +52,7 @@ def address_of(uri: str, version: str | None) -> Address:
     if scheme == "gs":
         return _google(system, uri, version)
     if (address := _still_good(system, uri)) is None:
-        with _locating:  # many readers of one object ask for its address once
+        with _locating:  # one of many readers asks for an object's address
             if (address := _still_good(system, uri)) is None:
                 address = _hub(system, uri) if scheme == "hf" else _s3(system, uri)
                 if scheme == "s3":
@@ -64,12 +66,15 @@ def _still_good(system: Any, uri: str) -> Address | None:
 
 
 def keep_target(uri: str, address: Address) -> None:
-    """Notes where the Hub sent us for the object."""
+    """Keeps the target of the Hub's redirect for the object."""
     _kept[uri] = time.monotonic() + _TARGET_SECONDS, connect(uri), address
 
 
 def forget_target(uri: str, address: Address) -> bool:
-    """Whether the address is one where the Hub sent us, which is asked again then: the file may have been replaced."""
+    """Forgets a kept redirect target; returns whether this was one.
+
+    The Hub is then asked again, for a file replaced there.
+    """
     is_target = scheme_of(uri) == "hf" and _kept.get(uri, (0.0, None, None))[2] is address
     if is_target:
         _kept.pop(uri, None)
@@ -77,7 +82,7 @@ def forget_target(uri: str, address: Address) -> bool:
 
 
 def renew(uri: str) -> None:
-    """Forgets the address, and has the credentials read anew where the scheme knows how."""
+    """Forgets the address, and reads the credentials anew if the scheme supports this."""
     _kept.pop(uri, None)
     if renew_credentials(uri) and scheme_of(uri) == "s3":
         connect(uri).info(uri)  # follows a bucket to its region, which the client remembers
@@ -96,7 +101,7 @@ def _s3(system: Any, uri: str) -> Address:
 
 
 def _google(system: Any, uri: str, version: str | None) -> Address:
-    headers = {"Accept-Encoding": "gzip"}  # as it is stored
+    headers = {"Accept-Encoding": "gzip"}  # without decompression in the store
     system.credentials.apply(headers)
     return Address(system.url(uri) + (f"&ifGenerationMatch={version}" if version else ""), headers)
 

@@ -1,4 +1,4 @@
-"""Objects brought onto this machine, once for all its processes; what was transferred before an end is not again."""
+"""Fetches objects to this machine, once for all its processes; interrupted transfers continue where they stopped."""
 
 import hashlib
 import os
@@ -15,11 +15,11 @@ from deit_fast.runtime.object_store.reads import stream_object
 from deit_fast.runtime.object_store.uris import ChangedError, Object, is_remote, without_query
 from deit_fast.runtime.progress import Progress, progress
 
-_FETCHES = 16  # at once: one connection does not fill a network
+_FETCHES = 16  # fetches at once, because one connection does not use a network's full bandwidth
 
 
 def local_place(uri: str) -> Path:
-    """Where things of this URI are kept on this machine: the cache folder, then the URI's parts.
+    """The folder of this URI on this machine: the cache folder, followed by the URI's parts.
 
     Raises RunError for a URI with "..".
     """
@@ -31,18 +31,18 @@ def local_place(uri: str) -> Path:
 
 
 def cached_place(wanted: Object) -> Path:
-    """Where `fetch` puts the object on this machine by default."""
+    """The path at which `fetch` puts the object by default."""
     place = local_place(wanted.uri)
     return place.with_name(f"{place.stem}@{_key(wanted)}{place.suffix}")
 
 
 def partial_place(wanted: Object, path: Path) -> Path:
-    """Where the beginning of the object is kept until `path` has it whole; of another version, another place."""
+    """The path of the object's incomplete content until `path` has it whole; each version has its own."""
     return path.with_name(f".{path.name}.{_key(wanted)}.part")
 
 
 def _download(wanted: Object, path: Path, shown: str | None) -> None:
-    """Makes the file at `path` the object's content; what is there is its beginning, of a transfer that broke."""
+    """Completes the file at `path`, whose present content is the object's beginning from a broken transfer."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
         if file.tell() > wanted.size:
@@ -56,7 +56,7 @@ def _download(wanted: Object, path: Path, shown: str | None) -> None:
                 bar.update(len(piece))
         file.flush()
         os.fsync(file.fileno())
-        if (found := file.tell()) != wanted.size:  # two machines on a file system without locks
+        if (found := file.tell()) != wanted.size:  # two machines wrote, on a file system without locks
             raise ChangedError(f"{path}: expected {wanted.size} bytes, found {found}; run again")
 
 
@@ -66,15 +66,15 @@ def fetch(
     shown: str | None = None,
     accept: Callable[[Path], object] | None = None,
 ) -> Path:
-    """A file with the object's content, fetched where this machine does not have it; once for several processes.
+    """A file with the object's content, fetched if this machine does not have it; several processes fetch it once.
 
-    path: by default a place whose name holds the version, so that a changed object takes no file from under a process
-    that still reads the old one. shown: what a progress bar calls it, if there is to be one. accept: called with a file
-    of the content before that becomes the one at `path`; what it raises ends the call, and the content goes.
-    Raises RunError, also for a disk that is too small.
+    path: by default a path that contains the version, so that a changed object does not replace a file that another
+    process is still reading. shown: the name on a progress bar; None shows no bar. accept: called with the fetched file
+    before it becomes the file at `path`; if it raises, the fetched file is removed and the error is passed on. Raises
+    RunError, also for a disk that is too small.
     """
     path = path or cached_place(wanted)
-    if _is_here(wanted, path):  # in a folder that may be read-only
+    if _is_here(wanted, path):  # the folder may be read-only
         return path
     try:
         with exclusive(path.with_name(f".{path.name}.lock")):
@@ -85,7 +85,7 @@ def fetch(
                         left.unlink()
                 try:
                     _download(wanted, partial, shown)
-                except (OSError, ChangedError):  # a full disk, another object: what is there helps nobody
+                except (OSError, ChangedError):  # a full disk or another object: the partial file is useless
                     partial.unlink(missing_ok=True)
                     raise
                 try:
@@ -103,7 +103,7 @@ def fetch(
 
 
 def fetch_all(wanted: list[Object], what: str) -> list[Path]:
-    """`fetch` of each object, many at a time, once there is room for all.
+    """Fetches all objects, many at a time, after checking that there is room for all.
 
     what: the objects in words, for messages. Raises RunError, also where the disk is too small.
     """
@@ -115,12 +115,12 @@ def fetch_all(wanted: list[Object], what: str) -> list[Path]:
     pool = ThreadPoolExecutor(_FETCHES)
     try:
         return list(progress(pool.map(fetch, wanted), len(wanted), f"fetch {what}"))
-    finally:  # an error or an interrupt does not wait for the rest
+    finally:  # an error or an interrupt does not wait for the other objects
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def fetch_file(path: str | Path) -> Path:
-    """The path itself, or of a URI the file with its content. Raises RunError."""
+    """The path itself, or for a URI the file with its content. Raises RunError."""
     return fetch(find_object(str(path))) if is_remote(path) else Path(path)
 
 

@@ -1,4 +1,4 @@
-"""One GET over a pool of connections, with its redirects; each failure as an error that says whether it may pass."""
+"""One HTTP GET over a pool of connections, with redirects; the type of an error says whether a retry may help."""
 
 import functools
 import os
@@ -18,32 +18,32 @@ from deit_fast.runtime.object_store.uris import DeniedError, host_of
 from deit_fast.runtime.patience import BusyError, UnreachableError
 
 CONNECT_SECONDS = 10.0
-READ_SECONDS = 30.0  # without a byte
-_CONNECTIONS = 64  # to a host that are kept; more are opened as they are needed
+READ_SECONDS = 30.0  # longest time without a byte
+_CONNECTIONS = 64  # kept connections per host; more are opened as needed
 _REDIRECTS = 5
-_PASSING = {408, 425, 429}  # and all from 500 on
+_PASSING = {408, 425, 429}  # statuses that may pass, besides all from 500 on
 _AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-_SETTINGS = (*_AUTHORITIES, *_PROXIES, *map(str.upper, _PROXIES), "REQUEST_METHOD")  # the last stops HTTP_PROXY
+_SETTINGS = (*_AUTHORITIES, *_PROXIES, *map(str.upper, _PROXIES), "REQUEST_METHOD")  # the last disables HTTP_PROXY
 
 _making = threading.Lock()
 
 
 class Opened(NamedTuple):
-    """An answer whose body is still to be read."""
+    """A response whose body is not read yet."""
 
     body: Any
     """urllib3's response."""
     url: str
-    """Of the last redirect."""
+    """The URL after the last redirect."""
     linked: str | None
-    """The Hub's word on what is behind its redirect."""
+    """The Hub's facts about the object behind its redirect."""
 
 
 def get(address: Address, name: str, span: str | None) -> Opened:
-    """The answer, 200, 206, 404, 410, 412 or 416, to a GET of the address; its body is not read yet.
+    """The response to a GET of the address, with status 200, 206, 404, 410, 412 or 416; its body is not read yet.
 
-    span: the value of Range, if any. Raises BusyError for what may pass, DeniedError, and RunError for the rest.
+    span: the value of Range, if any. Raises BusyError for failures that may pass, DeniedError, and RunError for others.
     """
     import urllib3
 
@@ -67,14 +67,14 @@ def get(address: Address, name: str, span: str | None) -> Opened:
         target = urljoin(url, target)
         if urlsplit(target).scheme not in ("http", "https"):
             break
-        if urlsplit(target)[:2] != urlsplit(url)[:2]:  # another host: it is told no secret of this one
+        if urlsplit(target)[:2] != urlsplit(url)[:2]:  # another host must not get this one's secrets
             headers = {key: value for key, value in headers.items() if key.lower() != "authorization"}
         url = target
     raise RunError(f"{name}: expected at most {_REDIRECTS} redirects, to http:// or https://")
 
 
 def read_piece(opened: Opened, count: int, name: str) -> bytes:
-    """Up to `count` bytes more of the body; none at its end. Raises BusyError."""
+    """Up to `count` more bytes of the body; empty at its end. Raises BusyError."""
     import urllib3
 
     try:
@@ -98,17 +98,17 @@ def _check(body: Any, name: str) -> None:
 
 
 def _reason(body: Any) -> str:
-    """The status in words, with S3's code where the body has one."""
+    """The status in words, with S3's error code if the body has one."""
     try:
         code = re.search(rb"<Code>(\w+)</Code>", body.read(2000, decode_content=False))
-    except Exception:  # the status is enough
+    except Exception:  # the status alone is reported then
         code = None
     phrase = HTTPStatus(body.status).phrase if body.status in HTTPStatus._value2member_map_ else "unknown"
     return f"{body.status} {code[1].decode() if code else phrase}"
 
 
 def _retry_after(value: str) -> float:
-    """Seconds that a Retry-After asks for; 0 where it says nothing."""
+    """The seconds in a Retry-After header; 0 where it has none."""
     if value.isascii() and value.isdecimal():
         return float(value)
     try:
@@ -118,7 +118,7 @@ def _retry_after(value: str) -> float:
 
 
 def _translate(error: Exception, url: str, name: str) -> Exception:
-    """BusyError, or RunError for what no waiting mends. No message has the URL: its query may be a signature."""
+    """BusyError, or RunError where waiting is useless. Messages leave out the URL, whose query may be a signature."""
     import urllib3.exceptions as errors
 
     if isinstance(error, errors.LocationValueError):
@@ -126,7 +126,7 @@ def _translate(error: Exception, url: str, name: str) -> Exception:
     text, host = one_line(error), host_of(url)
     if isinstance(error, errors.SSLError) and "CERTIFICATE_VERIFY_FAILED" in text:
         return RunError(f"{name}: the certificate of {host} is not trusted; REQUESTS_CA_BUNDLE names other authorities")
-    if isinstance(error, errors.NewConnectionError):  # in urllib3 1.26 a time-out too
+    if isinstance(error, errors.NewConnectionError):  # in urllib3 1.26 a time-out is one too
         return UnreachableError(f"no connection to {host}: {text.rpartition(': ')[2]}")
     if isinstance(error, errors.ConnectTimeoutError | errors.ProxyError):
         return UnreachableError(f"no connection to {host}: {type(error).__name__}")
@@ -140,13 +140,13 @@ def _translate(error: Exception, url: str, name: str) -> Exception:
 def _pool(url: str, authority: str | None) -> Any:
     parts = urlsplit(url)
     set_now = tuple(os.environ.get(each) for each in _SETTINGS)
-    with _making:  # of many readers that begin at once, one makes it
+    with _making:  # of many readers that start at once, one makes the pool
         return _find_pool(os.getpid(), parts.scheme, parts.netloc, authority, set_now)
 
 
 @functools.lru_cache(maxsize=256)
 def _find_pool(process: int, scheme: str, netloc: str, authority: str | None, set_now: tuple[str | None, ...]) -> Any:
-    """What the environment says for this host. `set_now` is its part that matters, which takes longer to understand."""
+    """The pool for a host under the present environment; `set_now` holds the variables that matter, as a cache key."""
     proxies = {} if urllib.request.proxy_bypass(netloc) else urllib.request.getproxies()
     named = next((os.environ[each] for each in _AUTHORITIES if os.environ.get(each)), None)
     return _make_pool(process, proxies.get(scheme) or proxies.get("all"), scheme == "https", authority or named)
@@ -154,7 +154,7 @@ def _find_pool(process: int, scheme: str, netloc: str, authority: str | None, se
 
 @functools.lru_cache(maxsize=8)
 def _make_pool(process: int, proxy: str | None, secure: bool, authority: str | None) -> Any:
-    """The connections of one process, which a fork does not share."""
+    """A pool of one process: a forked process makes its own."""
     import urllib3
 
     context = _trust(authority) if secure else None
@@ -171,16 +171,16 @@ def _make_pool(process: int, proxy: str | None, secure: bool, authority: str | N
 
 
 def _trust(authority: str | None) -> ssl.SSLContext:
-    """Certificates that are taken: of the system, or of the file or folder `authority`."""
+    """The trusted certificates: the system's, or those in the file or folder `authority`."""
     from urllib3.util.ssl_ import create_urllib3_context
 
-    context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)  # the standard library's fails for IP addresses there
+    context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED)  # the standard library's fails for IP addresses
     try:
         if authority is None:
             import certifi
 
             context.load_default_certs()
-            context.load_verify_locations(certifi.where())  # a slim container has no authorities of its own
+            context.load_verify_locations(certifi.where())  # a slim container has no certificates of its own
         else:
             context.load_verify_locations(**{"capath" if os.path.isdir(authority) else "cafile": authority})
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Files of the Hub's model repositories by huggingface_hub, so that cache, token and offline mode are its own."""
+"""Files of the Hub's model repositories, through huggingface_hub with its cache, token and offline mode."""
 
 import logging
 import re
@@ -16,14 +16,14 @@ _MODEL = re.compile(r"hf://(?!(?:datasets|spaces|buckets)/)([^/@]+/[^/@]+)(?:@([
 
 
 class HubPlace(NamedTuple):
-    """Where something is in a model repository."""
+    """A place in a model repository."""
 
     repository: str
     """OWNER/NAME."""
     revision: str | None
-    """A branch, tag or commit; None: the default branch."""
+    """A branch, tag or commit; None for the default branch."""
     path: str
-    """In the repository, "" for its root."""
+    """Path in the repository; "" for its root."""
 
     def __str__(self) -> str:
         at = f"@{self.revision}" if self.revision else ""
@@ -31,16 +31,16 @@ class HubPlace(NamedTuple):
 
 
 def hub_model(uri: str) -> HubPlace | None:
-    """What hf://OWNER/NAME[@REVISION][/PATH] names; None of any other URI, as of hf://datasets/OWNER/NAME."""
+    """The place that hf://OWNER/NAME[@REVISION][/PATH] names; None for other URIs, such as hf://datasets/OWNER/NAME."""
     found = _MODEL.fullmatch(uri.rstrip("/"))
     return found and HubPlace(found[1], unquote(found[2]) if found[2] else None, found[3] or "")
 
 
 def fetch_from_hub(place: HubPlace) -> Path:
-    """The file in huggingface_hub's cache, below a folder of its commit; downloaded where it is not there.
+    """The file in huggingface_hub's cache, below a folder of its commit; downloaded if it is not there.
 
-    What is new is compared with the SHA-256 that the Hub publishes of large files. Without a network the cache is taken
-    as it is. Raises RunError, one line: MissingError where the repository has no such file, StorageError where the Hub
+    Downloads are compared with the SHA-256 that the Hub publishes for large files. Without a network, the cached file
+    is used. Raises RunError, one line: MissingError where the repository has no such file, StorageError where the Hub
     or the disk goes on failing.
     """
     try:
@@ -51,11 +51,11 @@ def fetch_from_hub(place: HubPlace) -> Path:
     def download() -> Path:
         try:
             return Path(hf_hub_download(place.repository, place.path, revision=place.revision))
-        except Exception as error:  # of huggingface_hub, its HTTP library, and the disk
+        except Exception as error:  # raised by huggingface_hub, its HTTP library, or the disk
             raise _translate(place, error) from None
 
     if not (logger := logging.getLogger("huggingface_hub.utils._http")).level:
-        logger.setLevel(logging.ERROR)  # it prints two lines for each attempt; ours is one
+        logger.setLevel(logging.ERROR)  # it would print two lines per attempt beside this package's one
     try:
         before = try_to_load_from_cache(place.repository, place.path, revision=place.revision)
     except ValueError as error:
@@ -82,7 +82,7 @@ def _translate(place: HubPlace, error: Exception) -> Exception:
         said = getattr(getattr(cause, "response", None), "status_code", None)
         if said is not None:
             return _refused(whole, said)
-        reason = one_line(cause or error)[:150]  # huggingface_hub has tried for half a minute
+        reason = one_line(cause or error)[:150]  # huggingface_hub has retried for half a minute
         return StorageError(f"{whole}: not in its cache; no network ({reason}): give the path of a copy")
     if isinstance(error, errors.GatedRepoError):
         return DeniedError(

@@ -1,4 +1,4 @@
-"""What a store has: whether an object or a folder is at a URI, and what is in a folder."""
+"""The content of a store: whether an object or a folder is at a URI, and the objects in a folder."""
 
 import os
 from typing import Any
@@ -9,7 +9,7 @@ from deit_fast.runtime.object_store.uris import WEB, MissingError, Object, ask, 
 
 
 def find_object(uri: str) -> Object:
-    """The object at a URI. Raises RunError, one line, where there is none or the store does not show it."""
+    """The object at a URI. Raises RunError, one line, where there is none or where access is refused."""
     if scheme_of(uri) in WEB or scheme_of(uri) == "hf":
         return find_by_reading(uri)
 
@@ -23,14 +23,14 @@ def find_object(uri: str) -> Object:
 
 
 def is_folder(uri: str) -> bool:
-    """Whether a folder is at a URI, and no object; never of http(s). Raises RunError where there is neither."""
+    """Whether a folder, and no object, is at a URI; False for http(s). Raises RunError where there is neither."""
     return scheme_of(uri) not in WEB and ask(uri, lambda: connect(uri).info(uri))["type"] != "file"
 
 
 def modified_at(uri: str) -> float | None:
-    """When the object was written, seconds since 1970, by the store's clock; None where there is none.
+    """Time at which the object was written, seconds since 1970, by the store's clock; None without an object or a time.
 
-    Raises RunError where the store cannot be asked.
+    Raises RunError where the store fails to answer.
     """
     try:
         return float(ask(uri, lambda: connect(uri).modified(uri)).timestamp())
@@ -39,16 +39,16 @@ def modified_at(uri: str) -> float | None:
 
 
 def list_objects(uri: str) -> tuple[set[str], list[Object]]:
-    """Names of the folders in a folder, and its objects in the order of their names; both empty where there is none.
+    """Names of the folders in a folder, and its objects in the order of their names; both are empty without a folder.
 
-    Raises RunError where the store or the bucket cannot be asked, and for http(s), which has no listing.
+    Raises RunError where the store or the bucket fails to answer, and for http(s), which cannot list.
     """
     folder = uri.rstrip("/")
     try:
         found = ask(folder, lambda: connect(folder).ls(folder, detail=True))
     except MissingError:
         scheme, _, path = folder.partition("://")
-        if scheme == "hf":  # an empty folder there is none
+        if scheme == "hf":  # hf has no empty folders
             root = "/".join(path.split("/")[: 3 if path.startswith(("datasets/", "spaces/")) else 2])
             ask(f"hf://{root}", lambda: connect(folder).info(f"hf://{root}"))
         elif scheme != "file":

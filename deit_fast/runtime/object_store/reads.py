@@ -1,4 +1,4 @@
-"""An object's bytes: a range of them, or all as they come in; a transfer that breaks goes on at the byte reached."""
+"""Reads an object's bytes, a range or all as a stream; a broken transfer continues at the byte reached."""
 
 import os
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ _PIECE = 1 << 20
 
 
 def read_range(uri: str, start: int, size: int, version: str, pause: Pause | None = None) -> bytes:
-    """`size` bytes of the object from byte `start` on, of this version of it.
+    """`size` bytes of the object from byte `start` on, in exactly this version.
 
-    version: as an Object or an index has it. pause: as of `patiently`, true to give up at once. Raises ChangedError
-    where the object is another one now, or gone; StorageError where the store goes on failing; else RunError.
+    version: as in an Object or an index. pause: as in `patiently`; it returns true to give up at once. Raises
+    ChangedError where the object was replaced or removed, StorageError where the store goes on failing, else RunError.
     """
     return b"".join(_pieces(_open(uri, start, start + size, version), pause))
 
@@ -34,7 +34,7 @@ def read_range(uri: str, start: int, size: int, version: str, pause: Pause | Non
 def stream_object(wanted: Object, start: int = 0, pause: Pause | None = None) -> Iterator[bytes]:
     """The object's content from byte `start` on, in pieces of at most 1 MiB.
 
-    Each piece that arrives starts the patience anew. pause and errors: as of `read_range`.
+    Each piece that arrives restarts the time of waiting. pause and errors: as in `read_range`.
     """
     if start < wanted.size:
         return _pieces(_open(wanted.uri, start, wanted.size, wanted.version, wanted.size), pause)
@@ -42,7 +42,7 @@ def stream_object(wanted: Object, start: int = 0, pause: Pause | None = None) ->
 
 
 def read_object(uri: str, most: int | None = None) -> bytes:
-    """The object's content, by one request. Raises RunError, for more than `most` bytes too, and MissingError."""
+    """The object's content, by one request. Raises RunError, also for more than `most` bytes, and MissingError."""
     transfer = _open(uri, 0, None, None)
     data = bytearray()
     for piece in _pieces(transfer, None):
@@ -54,7 +54,7 @@ def read_object(uri: str, most: int | None = None) -> bytes:
 
 
 def find_by_reading(uri: str) -> Object:
-    """The object at a URI of http(s) or hf, by the first byte of it. Raises RunError."""
+    """The object at a URI of http(s) or hf, found by reading its first byte. Raises RunError."""
     transfer = _Transfer(uri, 0, 1, None)
     ask(uri, transfer.read)
     assert transfer.size is not None
@@ -66,7 +66,7 @@ class _Pieces(Protocol):
     uri: str
 
     def read(self) -> bytes:
-        """The next piece, none at the end; callable again after a BusyError."""
+        """The next piece, empty at the end; may be called again after a BusyError."""
 
     def close(self) -> None: ...
 
@@ -84,9 +84,9 @@ def _open(uri: str, start: int, stop: int | None, version: str | None, size: int
 
 
 class _Transfer:
-    """Bytes `start` to `stop` (None: the end) of an object; size and version are learnt where they are None.
+    """Bytes `start` to `stop` (None: the end) of an object; size and version, if None, are learnt from the response.
 
-    Of an object that is read to its end, a web server need not say how large it is.
+    If the object is read to its end, a web server need not report its size.
     """
 
     def __init__(self, uri: str, start: int, stop: int | None, version: str | None, size: int | None = None) -> None:
@@ -98,21 +98,21 @@ class _Transfer:
         if self._stop is not None and self._position >= self._stop:
             return b""
         try:
-            opened = self._opened or self.open()  # which learns where the object ends
+            opened = self._opened or self.open()  # opening finds out where the object ends
             left = _PIECE if self._stop is None else min(_PIECE, self._stop - self._position)
             piece = read_piece(opened, left, without_query(self.uri)) if left else b""
             if not piece and left and self.size is not None:
                 raise BusyError(f"the transfer ended at byte {self._position}")
         except BusyError as error:
             self.close()
-            if self._position and self.size is None and self.version is None:  # what would go on, nobody knows
+            if self._position and self.size is None and self.version is None:  # cannot be continued
                 raise RunError(f"{without_query(self.uri)}: cannot be read ({error})") from None
             raise
         self._position += len(piece)
         return piece
 
     def open(self) -> Opened:
-        """The answer, its body at `start`."""
+        """The response, with its body at `start`."""
         name = without_query(self.uri)
         address = address_of(self.uri, self.version)
         try:
@@ -134,7 +134,7 @@ class _Transfer:
 
     def close(self) -> None:
         if self._opened is not None:
-            self._opened.body.close()  # read to its end, it gave its connection back already
+            self._opened.body.close()  # a body read to its end has returned its connection already
             self._opened = None
 
     def _get(self, address: Address, name: str) -> Opened:
@@ -150,7 +150,7 @@ class _Transfer:
         return opened
 
     def _check(self, opened: Opened, address: Address) -> None:
-        """Raises where the answer is of another object; learns size and version; skips what was not asked for."""
+        """Raises where the response is of another object; learns size and version; skips bytes before the range."""
         body, status = opened.body, opened.body.status
         if status in (404, 410):
             raise _changed(self.uri, "it is gone") if self._listed else missing(self.uri)
@@ -172,7 +172,7 @@ class _Transfer:
         self.version = self.version or version
         if size is not None:
             self.size, self._stop = size, size if self._stop is None else min(self._stop, size)
-        if status == 200:  # a server without ranges sends everything from the beginning
+        if status == 200:  # a server without range requests sends everything from the beginning
             skipped = 0
             while skipped < self._position:
                 piece = read_piece(opened, min(_PIECE, self._position - skipped), self.uri)
@@ -200,7 +200,7 @@ class _Transfer:
 
 
 class _File:
-    """The same of a file:// URI, by the system's reads."""
+    """The same for a file:// URI, with the system's reads."""
 
     def __init__(self, uri: str, start: int, stop: int | None, version: str | None, size: int | None = None) -> None:
         self.uri, self._position, self._stop, self._version, self._size = uri, start, stop, version, size
@@ -248,5 +248,5 @@ def _length(body: object) -> int | None:
 
 
 def same_version(one: str, other: str) -> bool:
-    """Whether two ETags are of one content: some stores quote them in one answer and not in the next."""
+    """Whether two ETags mean the same content: some stores quote them in one response and not in the next."""
     return one.removeprefix("W/").strip('"') == other.removeprefix("W/").strip('"')

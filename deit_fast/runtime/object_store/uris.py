@@ -1,4 +1,4 @@
-"""What an object is, what can be wrong with one, and the file system of fsspec that lists and writes its store."""
+"""URIs of objects, their errors, and the fsspec file system that lists and writes an object's store."""
 
 import errno
 import json
@@ -18,29 +18,29 @@ WEB = ("http", "https")
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub", "file": "fsspec"}
 _WRITABLE = ("s3", "gs", "file")
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
-_DENIED = re.compile(r"^Forbidden|\((?:401|403)\)")  # gcsfs's and s3fs's words where they have no type for it
-_SHOWN_REASON = 300  # characters of what a library says
+_DENIED = re.compile(r"^Forbidden|\((?:401|403)\)")  # phrases of gcsfs and s3fs for errors without a type of their own
+_SHOWN_REASON = 300  # most characters of a library's message
 _RENEWED_SECONDS = 5.0
-_EVER = 10**9  # seconds that a token would have to be good for not to be asked for anew
-_renewed: dict[str, float] = {}  # by scheme: when
+_EVER = 10**9  # makes the client treat every token as expired
+_renewed: dict[str, float] = {}  # by scheme: time of the last renewal
 _renewing = threading.Lock()
 
 Result = TypeVar("Result")
 
 
 class Object(NamedTuple):
-    """An object as a store lists it."""
+    """An object as its store lists it."""
 
     uri: str
     size: int
-    """Bytes."""
+    """Size, bytes."""
     version: str
-    """Another one whenever the content is. s3: the ETag; gs: the generation; hf: SHA-256 or the blob's hash; http: the
+    """Changes whenever the content changes. s3: the ETag; gs: the generation; hf: SHA-256 or the blob's hash; http: the
     ETag, else the time; file: the time in nanoseconds."""
 
     @property
     def name(self) -> str:
-        """The last part of its URI, without a query."""
+        """The last part of its URI, without the query."""
         return without_query(self.uri).rpartition("/")[2]
 
 
@@ -49,41 +49,41 @@ class MissingError(RunError):
 
 
 class ChangedError(RunError):
-    """The object in the store is another one than was listed, or is gone."""
+    """The object in the store was replaced or removed after it was listed."""
 
 
 class DeniedError(RunError):
-    """The credentials were not taken: 401 or 403, or S3's 400 for a token that expired or another region."""
+    """The credentials were refused: 401 or 403, or S3's 400 for an expired token or another region."""
 
 
 def is_remote(uri: object) -> bool:
-    """Whether it is a URI with a scheme rather than a path."""
+    """Whether this is a URI with a scheme rather than a path."""
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", str(uri)) is not None
 
 
 def scheme_of(uri: str) -> str:
-    """What stands before ://, in lower case."""
+    """The part before ://, in lower case."""
     return uri.partition("://")[0].lower()
 
 
 def is_web(uri: str) -> bool:
-    """Whether it is a URI of http or https, whose servers list nothing."""
+    """Whether this is a URI of http or https, whose servers cannot list."""
     return is_remote(uri) and scheme_of(uri) in WEB
 
 
 def without_query(uri: str) -> str:
-    """The URI as messages show it and files are named: of http(s) without a query, which may be a signature."""
+    """The URI for messages and file names: http(s) without its query, which may be a signature."""
     return uri.partition("?")[0] if scheme_of(uri) in WEB else uri
 
 
 def check_writable(uri: str) -> None:
-    """Raises RunError for a URI whose scheme is only read."""
+    """Raises RunError for a URI with a read-only scheme."""
     if scheme_of(uri) not in _WRITABLE:
         raise RunError(f"{without_query(uri)}: expected a path, s3://, gs:// or file://")
 
 
 def connect(uri: str, writes: bool = False) -> Any:
-    """The file system of fsspec for the URI's scheme. Raises RunError where there is none."""
+    """fsspec's file system for the URI's scheme. Raises RunError where there is none."""
     scheme = scheme_of(uri)
     if writes:
         check_writable(uri)
@@ -95,12 +95,12 @@ def connect(uri: str, writes: bool = False) -> Any:
         import fsspec
 
         options: dict[str, Any] = {"auto_mkdir": True} if scheme == "file" else {}
-        if scheme == "s3":  # presigned URLs are else of version 2, which newer stores do not take
+        if scheme == "s3":  # else presigned URLs have version 2, which newer stores refuse
             settings = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
             options["config_kwargs"] = {"signature_version": "s3v4", **settings}
         system = fsspec.filesystem(scheme, use_listings_cache=False, **options)
         if scheme == "gs" and not (logger := logging.getLogger("gcsfs")).level:
-            logger.setLevel(logging.CRITICAL)  # it prints a traceback of each failure; ours is one line
+            logger.setLevel(logging.CRITICAL)  # else it prints a traceback for each failure
         return system
     except ImportError:
         package = _PACKAGES[scheme]
@@ -110,7 +110,7 @@ def connect(uri: str, writes: bool = False) -> Any:
 
 
 def ask(uri: str, action: Callable[[], Result], pause: Pause | None = None) -> Result:
-    """The result of an action on the object or folder; failures that may pass are tried again, as `patiently` does.
+    """The result of an action on the object or folder. Failures that may pass are retried, as `patiently` does.
 
     Raises RunError, one line that names the URI: MissingError where there is no such object, StorageError where the
     store goes on failing.
@@ -121,7 +121,7 @@ def ask(uri: str, action: Callable[[], Result], pause: Pause | None = None) -> R
             return action()
         except (RunError, BusyError):
             raise
-        except Exception as error:  # botocore, aiohttp, httpx and google-auth raise what they like
+        except Exception as error:  # botocore, aiohttp, httpx and google-auth raise many kinds
             raise refusal(uri, error) or BusyError(_reason(error)) from None
 
     def with_fresh_credentials() -> Result:
@@ -136,7 +136,7 @@ def ask(uri: str, action: Callable[[], Result], pause: Pause | None = None) -> R
 
 
 def renew_credentials(uri: str) -> bool:
-    """Has the credentials of s3 or gs read anew, unless that was just done. Returns whether there may be others now.
+    """Reads the credentials of s3 or gs anew, unless this was just done. Returns whether they may have changed.
 
     Raises what the libraries raise.
     """
@@ -144,7 +144,7 @@ def renew_credentials(uri: str) -> bool:
     if scheme not in ("s3", "gs"):
         return False
     with _renewing:
-        if time.monotonic() - _renewed.get(scheme, -_RENEWED_SECONDS) >= _RENEWED_SECONDS:  # of many threads, the first
+        if time.monotonic() - _renewed.get(scheme, -_RENEWED_SECONDS) >= _RENEWED_SECONDS:  # by one of many threads
             _renewed[scheme] = time.monotonic()
             system = connect(uri)
             if scheme == "s3":
@@ -155,7 +155,7 @@ def renew_credentials(uri: str) -> bool:
 
 
 def refusal(uri: str, error: Exception) -> RunError | None:
-    """What a user has to mend where a library raised this error, one line; None for an error that may pass."""
+    """The error, in one line, if a user has to correct something; None for an error that may pass."""
     reason, name = _reason(error), type(error).__name__
     status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "code", None)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -187,10 +187,10 @@ def _missing(uri: str) -> str:
 
 
 def missing(uri: str) -> MissingError:
-    """The error where there is no such object."""
+    """The error for a missing object."""
     return MissingError(f"{without_query(uri)}: {_missing(uri)}")
 
 
 def host_of(url: str) -> str:
-    """The host's name in a URL, in lower case; empty where there is none."""
+    """The host name in a URL, in lower case; "" where there is none."""
     return urlsplit(url).hostname or ""

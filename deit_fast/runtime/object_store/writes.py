@@ -1,4 +1,4 @@
-"""Objects written, copied within their store, and removed: s3://, gs:// and file://."""
+"""Writes objects, copies them within their store, and removes them: s3://, gs:// and file://."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from deit_fast.runtime.object_store.uris import MissingError, ask, connect
 
 
 def write_object(uri: str, content: Path | bytes) -> None:
-    """Stores a file, or bytes, whole or not at all (but for file://). Raises RunError."""
+    """Stores a file, or bytes, whole or not at all (except for file://). Raises RunError."""
 
     def write() -> None:
         system = connect(uri, writes=True)
@@ -26,7 +26,7 @@ def copy_object(source: str, destination: str) -> None:
 
 
 def remove_object(uri: str) -> None:
-    """Removes an object, unless it is gone already. Raises RunError where the store does not let it."""
+    """Removes an object, if it exists. Raises RunError where the store refuses."""
     try:
         ask(uri, lambda: connect(uri, writes=True).rm_file(uri))
     except MissingError:

@@ -1,4 +1,4 @@
-"""One module per model family. Its FAMILY is what a recipe, the zoo and the tests need of it, without torch.
+"""One module per model family. Its FAMILY holds the facts that recipes, the zoo and the tests need, without torch.
 
-deit_fast/models/ has the module of the same name, which builds the family's models.
+The module of the same name in deit_fast/models/ builds the family's models.
 """

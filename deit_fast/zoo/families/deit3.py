@@ -1,6 +1,6 @@
 """DeiT III (facebookresearch/deit models_v2.py, arXiv:2204.07118), with the models of Three things (arXiv:2203.09795).
 
-Their position embedding has no slot for the class token, and their branches have LayerScale unless an entry says not.
+Their position embedding has no slot for the class token. Their branches have LayerScale unless an entry says otherwise.
 """
 
 from functools import partial
@@ -10,7 +10,8 @@ from deit_fast.zoo.family import IN_1K, IN_21K, UNKNOWN, Architecture, Family, P
 _entry = partial(Architecture, family="deit3")
 _rows = partial(published_rows, "README_revenge.md")
 
-# mmpretrain's models of DeiT III, whose names say what the reference's files do: size, patch, and whether at 384 px.
+# mmpretrain's DeiT III models. Their names contain the same facts as the reference's files: size, patch, whether 384
+# px.
 _MMPRETRAIN = (("small", 16, 224), ("small", 16, 384), ("medium", 16, 224), ("base", 16, 224), ("base", 16, 384),
                ("large", 16, 224), ("large", 16, 384), ("huge", 14, 224))  # fmt: skip
 
@@ -38,7 +39,8 @@ FAMILY = Family(
         "deit3_base_36_patch16_unscaled": _entry(768, 36, 12, 16, layer_scale=None),
         "deit3_base_18x2_patch16": _entry(768, 18, 12, 16, parallel=2),
         "deit3_base_18x2_patch16_unscaled": _entry(768, 18, 12, 16, layer_scale=None, parallel=2),
-        # Small enough to learn 8 x 8 digits or CIFAR-10 on two cores; the published models start at 5.7 M parameters.
+        # These models can learn 8 x 8 digits or CIFAR-10 on two cores; the smallest published model has 5.7 M
+        # parameters.
         "deit3_nano_patch4": _entry(128, 4, 4, 4),
         "deit3_nano_patch8": _entry(128, 4, 4, 8),
     },

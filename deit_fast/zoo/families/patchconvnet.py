@@ -1,4 +1,4 @@
-"""PatchConvNet: facebookresearch/deit patchconvnet_models.py, arXiv:2112.13692. The head is the aggregation layer's."""
+"""PatchConvNet: facebookresearch/deit patchconvnet_models.py, arXiv:2112.13692. Heads are the aggregation layer's."""
 
 from functools import partial
 

@@ -1,6 +1,6 @@
-"""A small run, stopped in its middle, of each number of the checkpoints' format: `python -m tests.checkpoint.stored`.
+"""A small, interrupted run for each number of the checkpoints' format: `python -m tests.checkpoint.stored`.
 
-The command writes format-N.tar.xz for the number of today, once: what a version wrote does not change any more.
+The command writes format-N.tar.xz for today's number, once: the archive of a released version never changes.
 """
 
 import lzma
@@ -41,12 +41,12 @@ def unpack(number: int, folder: Path) -> Path:
 
 
 def recipe() -> Recipe:
-    """The run's; MODEL has to be in the zoo, as "stored"."""
+    """The run's recipe. MODEL has to be in the zoo, as "stored"."""
     return get_recipe("demo_pretrain", _WORDS)
 
 
 def write_images(folder: Path) -> None:
-    """The data: as many as two steps take."""
+    """The data: enough for two steps."""
     for split in ("train", "val"):
         for number in range(16):
             path = folder / split / f"class{number % 2}" / f"{number:02}.png"

@@ -1,15 +1,20 @@
 """A made-up run that follows, leads or lags the published curve of its recipe."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deit_fast.infer.pages import on_track
+from deit_fast.infer.pages.compare import write_comparison
 from deit_fast.infer.pages.on_track import published_curve, standing, standings_of
 from deit_fast.infer.pages.report import write_run_page
 from deit_fast.infer.pages.run_folder import RunFolder, read_run
-from deit_fast.recipe.table import get_recipe
+from deit_fast.recipe.table import RECIPES, get_recipe
+from deit_fast.training.run import train
 
 NAME = "deit3_small_1k_224"
 SHARED = {50: 53.628, 400: 74.446, 800: 81.376}
@@ -78,3 +83,36 @@ def test_the_page_says_it(tmp_path: Path) -> None:
     assert "published top-1" in text  # the line below the accuracy
     other = made_run(tmp_path / "other", words=("schedule.epochs=400",))
     assert "Beside the published run" not in write_run_page(other).read_text()
+
+
+def test_a_comparison_says_it(tmp_path: Path) -> None:
+    runs = [made_run(tmp_path / name, shift, range(101, 401, 20)) for name, shift in (("ahead", 3.0), ("behind", -3.0))]
+    text = write_comparison(runs, [None, None], tmp_path / "compare.html").read_text()
+    rows = re.findall(r"<td>(ahead|behind)</td><td>(epoch [^<]*)</td>", text)
+    assert [(name, words.rpartition(", ")[2]) for name, words in rows] == [
+        ("ahead", "ahead by 3.0 points"),
+        ("behind", "behind by 3.0 points"),
+    ]
+    assert text.count("published top-1") == 1  # a line under the accuracy of both
+
+
+def test_a_run_says_it_at_each_evaluation(
+    folder_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a recipe whose made-up curve is far below what chance gives, and jumps at the end."""
+    words = ["model.num_classes=3", "run.global_batch=8", "schedule.epochs=3", "schedule.warmup_epochs=1",
+             "run.eval_every=1"]  # fmt: skip
+    recipe = get_recipe("demo_pretrain", words)
+    fact = dataclasses.replace(published_curve(get_recipe(NAME)), points=((1, 0.0), (2, 0.0), (3, 100.0)))  # type: ignore[type-var]
+    monkeypatch.setitem(RECIPES, "demo_pretrain", recipe)
+    monkeypatch.setattr(on_track, "find_curve", lambda name: fact if name == "demo_pretrain" else None)
+    monkeypatch.setattr(on_track, "_scatter", lambda fact: 0.0)
+    train(recipe, folder_data, tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    said = [place for place, line in enumerate(lines) if "% published" in line]
+    assert all("top-1" in lines[place - 1] for place in said)
+    assert [lines[place].split(":")[0] for place in said] == ["epoch 1", "epoch 2", "epoch 3"]
+    assert "0.0 % published" in lines[said[0]]
+    assert "ahead by" in lines[said[0]]
+    assert lines[said[1]].endswith("on track")  # an epoch later the curve is at 100
+    assert "100.0 % published" in lines[said[2]]

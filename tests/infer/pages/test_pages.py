@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from scipy.stats import binomtest
 
 from deit_fast.checkpoint.format import save_checkpoint
 from deit_fast.cli.main import main
+from deit_fast.convert import detect
+from deit_fast.data.sources.image_list import LIST_NAME
 from deit_fast.data.sources.open import open_source
+from deit_fast.infer import scored_images
 from deit_fast.infer.outcomes import Outcomes
 from deit_fast.infer.pages.attention import attention_maps
 from deit_fast.infer.pages.charts import thinned
@@ -24,6 +28,7 @@ from deit_fast.infer.pages.samples import training_samples
 from deit_fast.infer.predict import load_model
 from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
+from deit_fast.training.run import train
 
 WORDS = ["model.image_size=32", "model.num_classes=3", "run.precision=fp32", "data.repeats=1"]
 VOID = {"meta", "img", "input", "br", "link"}
@@ -125,11 +130,70 @@ def test_data_that_are_gone_cost_a_line(folder_data: Path, tmp_path: Path, capsy
                                                        "confusions, mistakes and attention are not shown"]  # fmt: skip
 
 
-def evaluated(right: list[bool], data: str = "val") -> Evaluated:
+def test_a_report_reads_the_weights_once_and_the_images_of_each_part_once(
+    folder_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, opened = made_run(tmp_path, folder_data, "run", 0), list[str]()
+    for place, name in ((detect, "find_weights"), (scored_images, "open_source")):
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *given, real=real, name=name, **more: (
+            opened.append(name), real(*given, **more))[1])  # fmt: skip
+    assert main(["report", str(run)]) == 0
+    assert sorted(opened) == ["find_weights", "open_source", "open_source"]
+
+
+def test_held_out_images_are_not_among_the_training_images(
+    folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run with --val 0.25, and of one that takes its list: each part has its own images, also where they moved."""
+    photos = shutil.copytree(folder_data / "train", tmp_path / "photos")
+    total = len(list(photos.rglob("*.jpg")))
+    words = ["model.num_classes=3", "schedule.epochs=1", "schedule.warmup_epochs=0.5", "run.global_batch=8"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    train("demo_pretrain", photos, first, val=0.25, overrides=words)
+    train("demo_pretrain", photos, second, val=first / LIST_NAME, overrides=[*words, "run.seed=1"])
+    held = len(json.loads((first / LIST_NAME).read_text())["images"])
+    assert 0 < held < total
+    capsys.readouterr()
+    moved = photos.rename(tmp_path / "moved")
+    for run in (first, second):
+        assert main(["report", str(run)]) == 0  # the images are not where they were
+        assert len(capsys.readouterr().err.splitlines()) == 2
+        assert main(["report", str(run), "--data", str(moved)]) == 0
+        assert capsys.readouterr().err == ""
+        text = " ".join(page_of(run / "report.html").texts)
+        assert f"training: {total - held} images of" in text
+        assert f"validation: {held} images of" in text
+        assert len(np.load(run / "evaluation" / "outcomes.npz")["labels"]) == held
+    assert main(["compare", str(first), str(second), "--out", str(tmp_path / "c.html")]) == 0
+    assert "on the same images" in capsys.readouterr().out
+
+
+def test_labels_of_validation_images_are_not_those_of_the_training_images(
+    folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a run with --labels, whose validation images have no class folders."""
+    root, rows = tmp_path / "data", ["id,label"]
+    shutil.copytree(folder_data / "train", root / "train")
+    (root / "val").mkdir()
+    for image in sorted((folder_data / "val").rglob("*.jpg")):
+        shutil.copyfile(image, root / "val" / f"{len(rows)}.jpg")
+        rows.append(f"{len(rows)},{image.parent.name}")
+    (tmp_path / "answers.csv").write_text("\n".join(rows) + "\n")
+    run = made_run(tmp_path, folder_data, "run", 0)
+    start = json.loads((run / "starts.jsonl").read_text())
+    start |= {"data": str(root), "labels": str(tmp_path / "answers.csv")}
+    (run / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().err == ""
+    assert f"validation: {len(rows) - 1} images of" in " ".join(page_of(run / "report.html").texts)
+
+
+def evaluated(right: list[bool], digest: str = "val") -> Evaluated:
     labels = np.arange(len(right)) % 3
     predictions = np.where(right, labels, (labels + 1) % 3)
     outcomes = Outcomes(predictions, np.ones(len(right)), np.array(right))
-    return Evaluated({"data": data, "checkpoint": "x"}, outcomes, labels, ["a", "b", "c"])
+    return Evaluated(outcomes, labels, ["a", "b", "c"], digest)
 
 
 def test_mcnemar_is_scipys_binomial_test() -> None:
@@ -170,9 +234,8 @@ def test_many_classes_are_listed_as_pairs() -> None:
     labels = np.repeat(np.arange(100), 2)
     predictions = labels.copy()
     predictions[[0, 1, 4]] = [7, 7, 9]
-    found = Evaluated(
-        {}, Outcomes(predictions, np.ones(200), np.ones(200, bool)), labels, [f"class {n}" for n in range(100)]
-    )
+    names = [f"class {n}" for n in range(100)]
+    found = Evaluated(Outcomes(predictions, np.ones(200), np.ones(200, bool)), labels, names, "")
     texts = [text for text in Whole(confusion(found)).texts if text.strip()]
     assert texts[4:8] == ["class 0", "class 7", "2", "100 %"]
 

@@ -1,11 +1,12 @@
 """Strict schemas of the kinds that the manifests name, from the projects' own CRDs: an unknown field is an error.
 
-Each file beside this one has the facts of one release: fields, types, and values. What a CRD embeds of Kubernetes' own
-types is a name there (`"kubernetes": "Job"`), and checked against Kubernetes' schema of a version. Made with
+Each file beside this one has the facts of one release: fields, types, and values. Where a CRD embeds a type of
+Kubernetes, the file has its name (`"kubernetes": "Job"`), and Kubernetes' own schema of a version checks the value.
+Made with
 
     python -m tests.kubernetes.schemas PROJECT VERSION CRD.yaml... > tests/kubernetes/schemas/PROJECT-VERSION.json
 
-which reads the CRDs that a release ships. Rules in CEL are not among the facts; a real API server checks them.
+which reads the CRDs of a release. Rules in CEL are not included; a real API server checks them.
 """
 
 import copy
@@ -30,7 +31,7 @@ _INT_OR_STRING = {"type": ["integer", "string"]}
 
 @cache
 def load(versions: tuple[tuple[str, str], ...]) -> dict[str, dict[str, Any]]:
-    """The schemas of a release of each project, by `GROUP/VERSION KIND`."""
+    """The schemas of one release of each project, by `GROUP/VERSION KIND`."""
     found: dict[str, dict[str, Any]] = {}
     for project, version in versions:
         found |= json.loads((Path(__file__).parent / f"{project}-{version}.json").read_text())["kinds"]
@@ -38,7 +39,7 @@ def load(versions: tuple[tuple[str, str], ...]) -> dict[str, dict[str, Any]]:
 
 
 def check(document: dict[str, Any], versions: dict[str, str], kubernetes: str) -> list[str]:
-    """What is wrong with an object, by the releases of the projects and a version of Kubernetes."""
+    """The mistakes in an object, by releases of the projects and a version of Kubernetes."""
     schema = load(tuple(sorted(versions.items()))).get(f"{document['apiVersion']} {document['kind']}")
     if schema is None:
         return [f"{document['apiVersion']} {document['kind']}: no schema"]
@@ -54,7 +55,7 @@ def check(document: dict[str, Any], versions: dict[str, str], kubernetes: str) -
 
 
 def _embedded(value: Any, schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Kubernetes' own objects within a value, whole, so that its validator knows them."""
+    """Kubernetes objects embedded in a value, each complete, so that Kubernetes' validator knows them."""
     if kind := schema.get("kubernetes"):
         yield path, _wrap(kind, value)
     elif isinstance(value, dict):
@@ -73,7 +74,7 @@ def _wrap(kind: str, value: Any) -> dict[str, Any]:
 
 
 def reduce_crd(schema: dict[str, Any], top: bool = True) -> dict[str, Any]:
-    """The facts of a CRD's schema; of Kubernetes' own types the name."""
+    """The facts of a CRD's schema; for Kubernetes' own types only the name."""
     properties = schema.get("properties", {})
     within = properties.get("spec", {}).get("properties", {})
     if {"containers", "tolerations"} <= within.keys():

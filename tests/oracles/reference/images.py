@@ -34,9 +34,9 @@ def three_augment_chain(
 
 
 def repeated_order(images: int, epoch: int, seed: int, repeats: int = 3) -> list[int]:
-    """RASampler of one GPU: each image of the shuffle three times in a row, as many as N rounded down to 256.
+    """RASampler of one GPU: each image of the shuffle three times in a row, N rounded down to a multiple of 256 in all.
 
-    The reference's shuffle depends on the epoch alone; `seed` is here so that runs may differ.
+    The reference's shuffle depends on the epoch alone; `seed` makes runs differ.
     """
     shuffle = np.random.default_rng([seed, epoch]).permutation(images)
     return np.repeat(shuffle, repeats)[: images // 256 * 256].tolist()

@@ -1,4 +1,4 @@
-"""Mixup and CutMix of one GPU's batch with its reversal: one draw for the whole batch."""
+"""Mixup and CutMix of one GPU's batch with its reversal, with one draw for the whole batch."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor
 class Draw(NamedTuple):
     cutmix: bool
     lam: float
-    """Share of the image itself, as drawn; CutMix takes it from the box instead."""
+    """The image's own share as drawn; CutMix computes it from the box instead."""
     box: tuple[int, int, int, int]
     """top, left, bottom, right."""
 
@@ -28,7 +28,7 @@ def draw_mixing(random: np.random.RandomState, mixup: float, cutmix: float, size
 
 
 def partners(batch: Tensor) -> Tensor:
-    """Who is mixed into whom."""
+    """The images that are mixed into each image of the batch."""
     return batch.flip(0)
 
 

@@ -1,4 +1,4 @@
-"""The cosine of timm's CosineLR, sampled at every step, or as the reference's loop happens to."""
+"""timm's cosine schedule (CosineLR), sampled at every step, or one epoch late as in the reference's loop."""
 
 import math
 
@@ -15,7 +15,7 @@ def rates_per_step(epochs: int, steps_per_epoch: int, warmup: float, peak: float
 
 
 def rates_of_the_reference(epochs: int, steps_per_epoch: int, warmup: float, peak: float) -> list[float]:
-    """The scheduler is asked after every epoch for the rate of the epoch that just ended: one epoch late."""
+    """After every epoch the loop asks the scheduler for the rate of that epoch, which is one epoch late."""
     rates = []
     rate = cosine(0, epochs, warmup, peak)
     for epoch in range(epochs):

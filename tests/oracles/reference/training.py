@@ -1,4 +1,4 @@
-"""One optimizer step of the reference, without its fp16: every GPU's batch in turn, as if they were one machine."""
+"""One optimizer step of the reference, without fp16: the GPUs' batches one after another on one machine."""
 
 import copy
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Settings:
-    """What the reference's command line says."""
+    """The options of the reference's command line."""
 
     bce: bool = True
     smoothing: float = 0.0
     optimizer: type[Lamb] | type[AdamW] = Lamb
     weight_decay: float = 0.05
     max_grad_norm: float | None = 1.0
-    """FusedLAMB's own; AdamW's is None without --clip-grad."""
+    """FusedLAMB's default; AdamW's is None without --clip-grad."""
     ema_decay: float = 0.99996
 
 
 class GpuBatch(NamedTuple):
-    images: Tensor  # B 3 S S uint8
-    labels: Tensor  # B
+    images: Tensor  # uint8 [B, 3, S, S]
+    labels: Tensor  # [B]
     draw: Draw | None
 
 
@@ -44,7 +44,7 @@ class Reference:
         )
 
     def step(self, gpus: Sequence[GpuBatch], lr: float, masks: list[Tensor] | None = None) -> float:
-        """One step over the batches of all GPUs, whose gradients are averaged; the mean loss before it."""
+        """One step over the batches of all GPUs with averaged gradients; returns the mean loss before the step."""
         self.model.train()
         self.model.zero_grad()
         total = 0.0
@@ -75,6 +75,6 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of targets in {0, 1}, averaged over batch and classes."""
+    """For targets in {0, 1}; averaged over batch and classes."""
     positive, negative = torch.nn.functional.logsigmoid(logits), torch.nn.functional.logsigmoid(-logits)
     return -(targets * positive + (1 - targets) * negative).mean()

@@ -55,7 +55,7 @@ class Block(nn.Module):
 
 
 def keep(branch: Tensor, masks: Iterator[Tensor] | None, rate: float) -> Tensor:
-    """Stochastic depth: the samples whose mask [B] is 1, scaled up by what the others lose."""
+    """Stochastic depth: the samples whose mask [B] is 1, scaled by 1 / (1 - rate)."""
     if masks is None:
         return branch
     return branch * next(masks)[:, None, None] / (1 - rate)
@@ -83,7 +83,7 @@ class VisionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor, masks: list[Tensor] | None = None) -> Tensor:
-        """masks: float [B] of 0 and 1 for each residual branch, in order; None draws them, in training."""
+        """masks: float [B] of 0 and 1 for each residual branch, in order; None draws them in training."""
         rate = self.drop_path if self.training else 0.0
         if masks is None and rate > 0:
             masks = [(torch.rand(len(images)) >= rate).float() for _ in range(2 * len(self.blocks))]

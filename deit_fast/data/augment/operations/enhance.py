@@ -20,8 +20,9 @@ _Factor = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float6
 def enhance_colours(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
     """uint8 [S, S, 3] enhanced by arguments, float32 [4 or more].
 
-    The factor and the kind, as `view_graph.enhance` has them; the shares of the greyscale image and of the rounded mean
-    luma, of which one or both are 0: no condition, because a condition is more operators than what it saves.
+    arguments: the factor and the kind, as `view_graph.enhance` takes them, then the weights of the greyscale image and
+    of the rounded mean luma, one or both of which are 0. Weights replace a condition, because the operators of a
+    condition would cost more than the arithmetic that it skips.
     """
     grey = luma(images)
     centre = dali_math.floor(fn.reductions.mean(grey) + 0.5)
@@ -30,10 +31,10 @@ def enhance_colours(images: DataNode, arguments: DataNode, image_size: int) -> D
 
 
 def sharpen(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """uint8 [S, S, 3] blended with PIL's SMOOTH by arguments, float32 [2 or more]: the factor, 1 changes nothing, and
-    the share of the smoothed image, 1 less the factor.
+    """uint8 [S, S, 3] blended with PIL's SMOOTH by arguments, float32 [2 or more].
 
-    PIL copies the outermost pixels, so they keep the factor 1.
+    arguments: the factor, where 1 changes nothing, and the weight of the smoothed image, which is 1 - factor. PIL
+    copies the outermost pixels, so these keep the factor 1.
     """
     inside = np.zeros((image_size, image_size, 1), np.float32)
     inside[1:-1, 1:-1] = 1
@@ -43,12 +44,12 @@ def sharpen(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
 
 
 def _increasing(level: NDArray[np.float64], sign: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Away from 1 with the level, to 0.1 or to 1.9 by the sign."""
+    """Factors that move away from 1 as the level grows, down to 0.1 or up to 1.9 by the sign."""
     return np.maximum(0.1, 1 + 0.9 * (level / 10 * sign))
 
 
 def _rising(level: NDArray[np.float64], sign: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From 0.1 at level 0 to 1.9 at level 10."""
+    """Factors from 0.1 at level 0 to 1.9 at level 10."""
     return 0.1 + 1.8 * (level / 10)
 
 

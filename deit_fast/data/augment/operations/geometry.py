@@ -1,7 +1,7 @@
-"""Rotate, the shears and the translations: pixels of other places, bicubic as PIL's transform.
+"""Rotate, the shears and the translations: affine warps, bicubic as PIL's Image.transform.
 
-DALI warps nearest or linear only, so the bicubic (a = -1) is summed here from nearest-neighbour taps. It is bicubic
-whatever augment.interpolation says, which is about the resize; the references train with bicubic throughout.
+DALI's warp interpolates nearest or linear only, so the bicubic filter (a = -1) is summed here from nearest-neighbour
+taps. The warp is always bicubic, as in the references' trainings: augment.interpolation is about the resize alone.
 """
 
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from deit_fast.data.augment.operations import Arguments, Operation
 from deit_fast.data.augment.view_graph import beside, truncate
 
 FILL = (124, 116, 104)
-"""Colour of what a geometric operation uncovers: the ImageNet mean, rounded."""
+"""Colour of the pixels that a geometric operation uncovers: the ImageNet mean, rounded."""
 
 _TAPS = np.array([-0.5, -1.5, 0.5, 1.5])
-"""Where a nearest-neighbour warp, which floors, finds the pixels 0, -1, 1, 2 around a point that is past pixel 0."""
+"""Offsets from a point past pixel 0 at which a nearest-neighbour warp, which rounds down, finds pixels 0, -1, 1, 2."""
 
 
 def warp(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """An affine map of uint8 [S, S, 3], bicubic: from 4 taps where one coordinate moves, from 4 x 4 where both do.
+    """An affine map of uint8 [S, S, 3], bicubic: 4 taps where one coordinate moves, 4 x 4 taps where both move.
 
-    arguments: float32, the map [2, 3] from output to input pixels; the same, the coordinate first that moves more; the
-    colour [3] of what is uncovered; whole numbers, 1 or 4 taps of the second coordinate, 1, and how many taps there
-    are; the maps of the taps, [16, 2, 3], of which the first are used.
+    arguments, float32, in this order: the map [2, 3] from output to input pixels; the same map with the coordinate
+    first that moves more; the colour [3] of uncovered pixels; three whole numbers, which are 1 or 4 taps of the second
+    coordinate, a 1, and the number of taps in all; the maps of the taps, [16, 2, 3], of which that number is used.
     """
     matrix = fn.reshape(arguments[6:12], shape=[2, 3])
     whole = fn.cast(arguments[15:18], dtype=types.INT32)
@@ -39,9 +39,9 @@ def warp(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
     maps = fn.slice(fn.reshape(arguments[18:114], shape=[16, 2, 3]), start=[0], shape=count, axes=[0])
     nothing = types.Constant(np.zeros((16, 1, 1, 1), np.uint8), device=images.device)
     frames = fn.reinterpret(images + fn.slice(nothing, start=[0], shape=count, axes=[0]), layout="FHWC")
-    taps = fn.warp_affine(frames, matrix=fn.per_frame(maps), interp_type=types.INTERP_NN)  # edges are repeated
+    taps = fn.warp_affine(frames, matrix=fn.per_frame(maps), interp_type=types.INTERP_NN)  # repeats edge pixels
     values = truncate(fn.reinterpret(fn.reductions.sum(taps * both, axes=[0]), layout="HWC"))
-    # Which coordinate comes first does not matter: inside is where both are, and the image is square.
+    # The order of the coordinates does not matter here: the image is square, and a pixel is inside where both are.
     white = images | types.Constant(255).uint8()
     inside = fn.warp_affine(white, matrix=matrix, fill_value=0.0, interp_type=types.INTERP_NN)
     fill = beside(fn.cast(arguments[12:15], dtype=types.UINT8), images)
@@ -49,10 +49,10 @@ def warp(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
 
 
 def _cubic_weights(images: DataNode, matrix: DataNode, image_size: int) -> DataNode:
-    """Float [4, S, S, 2]: of the pixels 0, -1, 1, 2 around the source of every output pixel, for both coordinates.
+    """Weights of the pixels 0, -1, 1, 2 around the source of each output pixel: float [4, S, S, 2 coordinates].
 
-    Cubic convolution with a = -1, at d past pixel 0: -d (1 - d)^2 and -d^2 (1 - d) of the outer two, and for each inner
-    one what the linear weight is more than the outer one beside it.
+    Cubic convolution with a = -1, at a distance d past pixel 0. The outer two weights are -d (1 - d)^2 and -d^2 (1 -
+    d). Each inner weight is the linear weight minus the outer weight beside it.
     """
     centres = np.arange(image_size, dtype=np.float32) + 0.5
     grid = np.stack(np.meshgrid(centres, centres), axis=-1)
@@ -65,7 +65,10 @@ def _cubic_weights(images: DataNode, matrix: DataNode, image_size: int) -> DataN
 
 
 def _arguments(matrix: NDArray[np.float64], first: int, taps: int) -> NDArray[np.float64]:
-    """[m, 114] as `warp` takes them, of maps [m, 2, 3]. first: the coordinate that moves more. taps: of the other."""
+    """[m, 114], the arguments of `warp` for maps [m, 2, 3].
+
+    first: the coordinate that moves more. taps: the number of taps of the other coordinate.
+    """
     order = [first, 1 - first]
     maps = np.zeros((len(matrix), 16, 2, 3))
     maps[:, : 4 * taps] = matrix[:, None]
@@ -77,7 +80,7 @@ def _arguments(matrix: NDArray[np.float64], first: int, taps: int) -> NDArray[np
 
 
 def _rotation(level: NDArray[np.float64], sign: NDArray[np.float64], image_size: int) -> NDArray[np.float64]:
-    """Up to 30 degrees about the centre."""
+    """Rotation about the centre by up to 30 degrees."""
     angle = -np.deg2rad(30 * (level / 10 * sign))
     cos, sin, centre = np.cos(angle), np.sin(angle), image_size / 2
     matrix = np.stack([cos, sin, centre * (1 - cos - sin), -sin, cos, centre * (1 + sin - cos)], axis=1)
@@ -85,7 +88,10 @@ def _rotation(level: NDArray[np.float64], sign: NDArray[np.float64], image_size:
 
 
 def _sliding(axis: int, column: int, most: Callable[[int], float]) -> Arguments:
-    """axis: the coordinate that moves, 0 for x. column: what the level sets in its row of the map, to `most` at 10."""
+    """Shears and translations. axis: the coordinate that moves, 0 for x.
+
+    column: the element that the level sets in this axis's row of the map. most: its value at level 10.
+    """
 
     def arguments(level: NDArray[np.float64], sign: NDArray[np.float64], image_size: int) -> NDArray[np.float64]:
         matrix = np.tile(np.eye(2, 3), (len(level), 1, 1))

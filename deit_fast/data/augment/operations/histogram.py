@@ -1,4 +1,4 @@
-"""AutoContrast and Equalize: each channel by its own distribution, at every level the same."""
+"""AutoContrast and Equalize: each channel by its own histogram, the same at every level."""
 
 from nvidia.dali import fn, types
 from nvidia.dali import math as dali_math
@@ -9,7 +9,7 @@ from deit_fast.data.augment.view_graph import truncate
 
 
 def auto_contrast(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """Stretches every channel of uint8 [S, S, 3] to 0..255; a constant channel stays. No arguments are read."""
+    """Stretches every channel of uint8 [S, S, 3] to 0..255; a constant channel stays. Takes no arguments."""
     low = fn.reductions.min(images, axes=[0, 1], keep_dims=True)
     span = fn.reductions.max(images, axes=[0, 1], keep_dims=True) - low
     constant = dali_math.max(low - span * 255.0, 0.0)  # the value of a constant channel, else 0
@@ -17,10 +17,11 @@ def auto_contrast(images: DataNode, arguments: DataNode, image_size: int) -> Dat
 
 
 def equalize(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """Equalises each channel of uint8 [S, S, 3], by DALI's equalize, which is OpenCV's formula. No arguments are read.
+    """Equalises each channel of uint8 [S, S, 3] with DALI's equalize, which is OpenCV's formula. Takes no arguments.
 
-    OpenCV counts the pixels up to a level, PIL those below it: the same thing upside down. And PIL divides by the
-    pixels per level rounded down to an integer, or does nothing where that is 0.
+    OpenCV counts the pixels up to and including a level, PIL the pixels below it: on the inverted image the two counts
+    are complements. PIL also divides by the number of pixels per level, rounded down to an integer, and does nothing
+    where that number is 0.
     """
     top = fn.reductions.max(images, axes=[0, 1], keep_dims=True)
     at_top = fn.reductions.sum(fn.cast(images == top, dtype=types.FLOAT), axes=[0, 1], keep_dims=True)

@@ -1,4 +1,4 @@
-"""Invert, Posterize, Solarize and SolarizeAdd: each changes a value by itself, whatever is around it."""
+"""Invert, Posterize, Solarize and SolarizeAdd: each maps a value to another one, whatever its neighbours are."""
 
 from collections.abc import Callable
 
@@ -11,14 +11,14 @@ from deit_fast.data.augment.operations import Arguments, Operation
 from deit_fast.data.augment.view_graph import beside
 
 _Steps = Callable[[NDArray[np.float64]], NDArray[np.int64] | int]
-"""The share of the highest level, [m] in [0, 1] -> a whole number for each of m images, or for all of them."""
+"""A fraction of the highest level, [m] in [0, 1] -> a whole number for each of m images, or one number for all."""
 
 
 def change_values(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """All four operations at once on uint8 [S, S, 3], by arguments with which those that are not meant change nothing.
+    """All four operations at once on uint8 [S, S, 3]; the arguments make the unwanted ones do nothing.
 
-    arguments: float32 [3 or more], whole numbers 0 to 256. A threshold, from which on values are inverted; a mask of
-    the bits that are kept; an addend to values below 128.
+    arguments: float32 [3 or more], whole numbers 0 to 256: the threshold from which values are inverted, a mask of the
+    bits that are kept, and a number that is added to values below 128.
     """
     levels = fn.cast(arguments, dtype=types.UINT8)
     kept = images & beside(levels[1], images)
@@ -31,7 +31,7 @@ def change_values(images: DataNode, arguments: DataNode, image_size: int) -> Dat
 def _values(
     threshold: _Steps = lambda share: 256, bits: _Steps = lambda share: 8, addend: _Steps = lambda share: 0
 ) -> Arguments:
-    """threshold: values from it on are inverted. bits: how many of a value are kept. addend: to values below 128."""
+    """threshold: values from it on are inverted. bits: how many bits are kept. addend: is added to values below 128."""
 
     def arguments(level: NDArray[np.float64], sign: NDArray[np.float64], image_size: int) -> NDArray[np.float64]:
         share = level / 10
@@ -51,7 +51,7 @@ def _operation(name: str, **steps: _Steps) -> Operation:
 
 
 OPERATIONS = (
-    _operation("Invert", threshold=lambda share: 0),  # inverting is solarising everything
+    _operation("Invert", threshold=lambda share: 0),  # inverting is solarising from threshold 0 on
     _operation("PosterizeIncreasing", bits=lambda share: 4 - _whole(share, 4)),
     _operation("PosterizeOriginal", bits=lambda share: 4 + _whole(share, 4)),
     _operation("SolarizeIncreasing", threshold=lambda share: 256 - _whole(share, 256)),
