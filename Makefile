@@ -1,21 +1,21 @@
-# make demo: the whole pipeline on real images. make test: the CPU tests. make soak: the long ones. make slurm: on a
-# cluster of two nodes that it starts here (as root, with Debian's slurm-wlm, slurmdbd, munge and mariadb-server).
-# make nightly: the tests of the components and pipelines on a nightly of TorchX. make floors: the CPU tests on the oldest
-# versions that setup.cfg allows, in an environment of their own. make check: tests, linter and types. make gpu: the most
-# valuable figures of an NVIDIA GPU in MINUTES; again: it goes on.
+# make demo: the whole pipeline on real images. make docs: the documentation, in site/. make test: the CPU tests.
+# make soak: the long ones. make slurm: on a cluster of two nodes that it starts here (as root, with Debian's slurm-wlm,
+# slurmdbd, munge and mariadb-server). make nightly: the tests of the components and pipelines on a nightly of TorchX.
+# make floors: the CPU tests on the oldest versions that setup.cfg allows, in an environment of their own. make check:
+# tests, linter and types. make gpu: the most valuable figures of an NVIDIA GPU in MINUTES; again: it goes on.
 PYTHON ?= python3
 VENV ?= .venv
 DALI ?= cuda12
 RUNS ?= runs
 MINUTES ?= 7
 BIN := $(VENV)/bin
-PACKAGES := '.[$(DALI),demo,export,cloud,wandb,mlflow,test]'
+PACKAGES := '.[$(DALI),demo,export,cloud,wandb,mlflow,docs,test]'
 FLOORS := $(VENV)-floors
 # The nightly the tests last passed with. It lies beside the stable TorchX, whose import name it shares, and in front.
 NIGHTLY := torchx-nightly==2026.10.26
 NIGHTLY_PATH := $(abspath $(VENV))/$(NIGHTLY)
 
-.PHONY: gpu demo test soak slurm nightly torchx-nightly floors check install clean
+.PHONY: gpu demo docs test soak slurm nightly torchx-nightly floors check install clean
 
 install: $(VENV)/.installed
 
@@ -62,6 +62,12 @@ $(FLOORS)/.installed: setup.cfg pyproject.toml floors.txt
 	$(FLOORS)/bin/pip install --quiet --disable-pip-version-check --constraint floors.txt --editable $(PACKAGES)
 	touch $@
 
+# Material's authors warn of MkDocs 2, which is not used here.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: install
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo site/index.html
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -69,4 +75,4 @@ check: install
 	$(MAKE) test
 
 clean:
-	rm -rf $(VENV) $(FLOORS) $(RUNS) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) $(RUNS) site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
