@@ -144,5 +144,6 @@ def test_a_job_without_its_claim_waits(cluster: Cluster) -> None:
 
 def test_the_data_are_read_only(cluster: Cluster) -> None:
     job = submit(cluster, "refused", retries=1, within="/data")
+    # Of the two pods Volcano keeps the one that failed first, so the line is looked for while both are there.
+    job.wait_until(lambda: "Read-only file system" in job.log(), 90, "the refusal")
     assert job.wait(90) == "Failed"
-    assert "Read-only file system" in torchx(cluster, "log", job.handle)
