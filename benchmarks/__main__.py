@@ -23,7 +23,10 @@ def build_parser(prog: str = "python -m benchmarks") -> argparse.ArgumentParser:
     models.add_argument("--models", nargs="+", metavar="NAME[@SIZE]", help="zoo entries, for example "
                         "deit3_base_patch16@192")  # fmt: skip
 
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=f"`{prog} COMMAND`: each prints its progress and leaves one JSON; `report` makes tables of them.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     throughput = commands.add_parser("throughput", parents=[common, models], help="the model table")
     throughput.add_argument("--mode", choices=("inference", "train"), default="inference")

@@ -20,6 +20,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         if found := re.search(r"invalid choice: '?([^' ]+)'? \(choose from (.+)\)", message):
             message += suggest(found[1], re.findall(r"[\w-]+", found[2]))
+        for action in self._actions:
+            if isinstance(action.choices, dict) and message.endswith(f"are required: {action.dest}"):
+                message = f"expected one of {', '.join(action.choices)}"
         self.exit(ExitStatus.REFUSED, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 

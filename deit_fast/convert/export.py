@@ -13,6 +13,7 @@ from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import Change, build_initialised, need_head
 from deit_fast.convert.formats import Export
 from deit_fast.convert.formats.lazy_tensor import BadFileError
+from deit_fast.convert.model_card import model_card, read_scores
 from deit_fast.convert.pretrained import open_weights
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import RunError, suggest
@@ -74,6 +75,7 @@ def export_checkpoint(
     """
     export = choose_format(destination, format)
     weights = open_weights(source, ema)
+    overrides = tuple(overrides)
     recipe = weights.recipe.override(overrides)
     need_head(weights, recipe)
     model, changes = build_initialised(recipe.model, weights)
@@ -89,6 +91,11 @@ def export_checkpoint(
         difference = (model(images) - reload(images)).abs().max().item()
     if not math.isfinite(difference):
         raise RunError(f"{source}: the logits of random images are not finite: expected useful weights")
+    if export.name == _FOLDER and destination.is_dir():
+        scores = None if overrides else read_scores(source, ema)
+        count = sum(each.numel() for each in model.parameters())
+        card = model_card(recipe, weights.classes, count, f"local-dir:{destination}", scores)
+        (destination / "README.md").write_text(card, encoding="utf-8")
     return Exported(destination, export.name, weights.source, changes, difference, notes, weights.say())
 
 

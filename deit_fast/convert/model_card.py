@@ -1,10 +1,14 @@
 """The README.md of a published model: metadata for model hubs, how to use the model, and how it was trained."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from deit_fast.convert.formats.lazy_tensor import BadFileError
+from deit_fast.convert.locate import find_weights
 from deit_fast.recipe.schema import Recipe
 from deit_fast.zoo import find_architecture
 
@@ -72,6 +76,26 @@ def model_card(
         eval_results=results or None,
     )
     return "\n".join(["---", metadata.to_yaml(), "---", "", *lines, ""])
+
+
+def read_scores(source: str | Path, ema: bool = False) -> dict[str, Any] | None:
+    """Scores of the weights in `source`, a run's folder or checkpoint, by the run's result.json; None where unknown.
+
+    ema: of the moving average of the weights. Of a best checkpoint that is not the last one, only top1 is known.
+    """
+    try:
+        weights = find_weights(Path(source))
+        content = json.loads((weights.parent.parent / "result.json").read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            return None
+        if weights.samefile(weights.with_name("last.pt")):
+            prefix = "ema_" if ema else ""
+            return {key: content.get(f"{prefix}{key}") for key in ("top1", "top5")}
+        if weights.samefile(weights.with_name("best.pt")) and not ema:
+            return {"top1": content.get("best_top1")}
+    except (BadFileError, OSError, ValueError):
+        pass
+    return None
 
 
 def _accuracies(scores: Mapping[str, Any] | None) -> dict[str, float]:

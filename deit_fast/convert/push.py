@@ -1,13 +1,11 @@
 """`deit-fast push`: publishes a checkpoint on the Hugging Face Hub in timm's layout, through huggingface_hub."""
 
-import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from deit_fast.convert.detect import load_weights
 from deit_fast.convert.export import Exported, export_checkpoint
-from deit_fast.convert.model_card import model_card
+from deit_fast.convert.model_card import model_card, read_scores
 from deit_fast.runtime.errors import RunError, one_line
 
 HUB = "hf://"
@@ -33,7 +31,7 @@ def push_checkpoint(
         written = export_checkpoint(source, Path(folder), "timm", ema=ema)
         weights = load_weights(Path(folder))
         count = sum(tensor.numel() for tensor in weights.tensors.values())
-        card = model_card(weights.recipe, weights.classes, count, f"hf-hub:{name}", read_scores(Path(source)))
+        card = model_card(weights.recipe, weights.classes, count, f"hf-hub:{name}", read_scores(source, ema))
         (Path(folder) / "README.md").write_text(card, encoding="utf-8")
         try:
             hub = HfApi()
@@ -48,13 +46,3 @@ def push_checkpoint(
         except (HTTPError, OSError) as error:  # huggingface_hub has changed its HTTP library twice
             raise RunError(f"{repository}: the Hub could not be reached ({one_line(error)[:200]})") from None
         return hub.endpoint + "/" + name, written
-
-
-def read_scores(source: Path) -> dict[str, Any] | None:
-    """The result of the run to which `source`, a folder or a checkpoint, belongs; None where there is none."""
-    run = source if source.is_dir() else source.parent.parent
-    try:
-        content = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

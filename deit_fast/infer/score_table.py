@@ -64,7 +64,7 @@ def write_scores(path: Path, results: Sequence[Result]) -> None:
             interval = [f"{value:.3f}" for value in result["top1_interval"]]
             writer.writerow([_weights(result), result["data"], *scores, f"{result['parameters'] / 1e6:.2f}", size, crop,
                              result["interpolation"], result["images"], *interval,
-                             *(result.get(name, "") for name in others)])  # fmt: skip
+                             *(f"{result[name]:.3f}" if name in result else "" for name in others)])  # fmt: skip
 
 
 def _weights(result: Result) -> str:

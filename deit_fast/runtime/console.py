@@ -56,11 +56,14 @@ class Console:
     """The output of one run's main process.
 
     total, epochs: optimizer steps and epochs of the run. step: the step from which it starts. best: best top-1 so far,
-    %.
+    %. top5: whether evaluations show top-5, which is always 100 % with five classes or fewer.
     """
 
-    def __init__(self, total: int, epochs: float, step: int, pace: Pace, best: float | None = None) -> None:
+    def __init__(
+        self, total: int, epochs: float, step: int, pace: Pace, best: float | None = None, top5: bool = True
+    ) -> None:
         self._total, self._epochs, self._step, self._pace, self._best = total, epochs, step, pace, best
+        self._hidden = () if top5 else ("top5",)
         self._values: Mapping[str, float] = {}
         self._bar = None
         if sys.stderr.isatty():  # a log file gets lines only
@@ -89,7 +92,8 @@ class Console:
         self._best = top1 if better else best
         self._describe()
         mark = "" if top1 is None else "best" if better or top1 == best else f"best so far {best:.2f} %"
-        say("  ".join(filter(None, [self._place(step), *score_words(values), mark])))
+        shown = {key: value for key, value in values.items() if key not in self._hidden}
+        say("  ".join(filter(None, [self._place(step), *score_words(shown), mark])))
 
     def paused(self, evaluated: float | None = None) -> None:
         """The time since the last step was no step; `evaluated` seconds of it were an evaluation."""

@@ -21,9 +21,9 @@ def describe_start(job: Job, state: TrainState, reason: str) -> list[str]:
         "model": f"{recipe.model.name} at {recipe.model.image_size} px, {_size(recipe, state)}",
         "data": _data(job),
         "batch": describe_batch(recipe, job.world.size, reason),
-        "schedule": f"{recipe.optim.name}, peak rate {recipe.optim.lr:g}; {schedule.epochs:g} epochs of "
-        f"{job.steps_per_epoch:,} steps, {job.total_steps:,} in all, "
-        f"{schedule.warmup_epochs:g} epoch{'s' * (schedule.warmup_epochs != 1)} of warmup"
+        "schedule": f"{recipe.optim.name}, peak rate {recipe.optim.lr:g}; {_count(schedule.epochs, 'epoch')} of "
+        f"{_count(job.steps_per_epoch, 'step')}, {job.total_steps:,} in all, "
+        f"{_count(schedule.warmup_epochs, 'epoch')} of warmup"
         + (f"; from step {state.step:,} on" if state.step else ""),
         "out": f"{job.out}: checkpoints/, metrics.jsonl, tensorboard/, curves.png"
         + (f"; kept in {job.store.uri}" if job.store is not None else ""),
@@ -60,5 +60,5 @@ def _data(job: Job) -> str:
     return f"{len(source):,} images of {_count(len(source.classes), 'class', 'es')} in {source.place}; {held_out}"
 
 
-def _count(number: int, what: str, plural: str = "s") -> str:
-    return f"{number:,} {what}{plural if number != 1 else ''}"
+def _count(number: float, what: str, plural: str = "s") -> str:
+    return f"{number:,.12g} {what}{plural if number != 1 else ''}"

@@ -148,7 +148,8 @@ def train(
             if result is None:
                 pace = Pace(job.total_steps, lambda step: evaluations_left(job, step))
                 best = state.best_top1 if state.scores else None
-                console = Console(job.total_steps, recipe.schedule.epochs, state.step, pace, best)
+                top5 = recipe.model.classes > 5
+                console = Console(job.total_steps, recipe.schedule.epochs, state.step, pace, best, top5)
                 with MetricsLog(folder, state.step, sinks, console, speaks=world.is_main) as log:
                     log.say(*describe_start(job, state, settled.reason), *notes)
                     finished = run_loop(job, state, loaded, log, watchdog, stop)

@@ -48,7 +48,7 @@ def run(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         (["evaluate", "absent.pt", "--data", "d"], "absent.pt: no such checkpoint"),
         (["data", "preview", "demo_pretrain", "--data", "d", "--out", "x.png", "mix.mixup=-1"], "mix.mixup=-1"),
         (["trian"], "invalid choice"),
-        ([], "required"),
+        ([], "expected one of train, evaluate, convert"),
     ],
 )
 def test_a_mistake_is_one_line_at_once(tmp_path: Path, words: list[str], says: str) -> None:

@@ -15,6 +15,7 @@ import yaml
 
 from deit_fast.cli.main import main
 from deit_fast.convert.export import export_checkpoint
+from deit_fast.convert.model_card import read_scores
 from tests.convert.test_convert_out import IMAGES, source
 from tests.oracles import foreign_checkpoints as oracle
 from tests.oracles.foreign_checkpoints import DEIT3
@@ -142,3 +143,22 @@ def test_the_card_of_a_folder(tmp_path: Path) -> None:
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "timm"
     assert f'create_model("local-dir:{tmp_path / "folder"}", pretrained=True)' in card
     assert "model-index" not in card
+
+
+def test_the_card_has_the_scores_of_its_weights(tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", tmp_path / "folder"
+    (run / "checkpoints").mkdir(parents=True)
+    source(run / "checkpoints").rename(run / "checkpoints" / "best.pt")
+    (run / "checkpoints" / "last.pt").write_bytes((run / "checkpoints" / "best.pt").read_bytes())
+    (run / "result.json").write_text('{"top1": 81.0, "top5": 99.5, "ema_top1": 83.0, "best_top1": 91.234}')
+
+    def told(of: Path, *words: str) -> dict[str, float]:
+        export_checkpoint(of, folder, overrides=words)
+        metadata = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+        results = metadata["model-index"][0]["results"] if "model-index" in metadata else []
+        return {each["name"]: each["value"] for result in results for each in result["metrics"]}
+
+    assert told(run) == {"top-1 accuracy": 91.23}
+    assert told(run / "checkpoints" / "last.pt") == {"top-1 accuracy": 81.0, "top-5 accuracy": 99.5}
+    assert read_scores(run / "checkpoints" / "last.pt", ema=True) == {"top1": 83.0, "top5": None}
+    assert told(run, "data.eval_crop_ratio=1") == {}

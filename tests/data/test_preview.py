@@ -33,7 +33,8 @@ def test_preview_shows_the_evaluation_view_and_the_augmented_ones(source: Source
         views = [grid[row * cell + 4 : (row + 1) * cell, column * cell + 4 : (column + 1) * cell] for column in (1, 2)]
         assert not np.array_equal(views[0], views[1])
     preview(recipe, source, tmp_path / "preview.png", count=3, views=2)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "preview.png")), grid)
+    enlarged = grid.repeat(3, axis=0).repeat(3, axis=1)  # 32 px are shown as 96
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "preview.png")), enlarged)
 
 
 def test_preview_shows_what_is_erased(source: Source) -> None:

@@ -85,6 +85,12 @@ def test_lines_of_a_log_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     assert first.index("GiB") == second.index("GiB")
 
 
+def test_top5_of_five_classes_is_hidden(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(30, 3, 0, Pace(30, lambda step: 0), top5=False)
+    console.record("eval", 10, {"top1": 50.0, "top5": 100.0, "loss": 1.0})
+    assert capsys.readouterr().out == "epoch 1.00/3  step 10/30  top-1 50.00 %  loss 1.000  best\n"
+
+
 def test_the_best_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(30, 3, 0, Pace(30, lambda step: 0))
     for step, top1 in ((10, 50.0), (20, 40.0), (30, 60.0)):

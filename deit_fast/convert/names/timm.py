@@ -1,6 +1,6 @@
 """timm's own names, to which all others are renamed; facebookresearch/deit uses them too, for DeiT and CaiT.
 
-This module also writes timm's folder: model.safetensors and config.json, with a model card.
+This module also writes timm's folder: model.safetensors and config.json.
 """
 
 import json
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from deit_fast.convert.formats import Export
 from deit_fast.convert.formats.timm_folder import timm_config
-from deit_fast.convert.model_card import model_card
 from deit_fast.convert.names import Codebase, TimmWeights
 from deit_fast.models import timm
 from deit_fast.recipe.schema import Recipe
@@ -34,10 +33,6 @@ def _write(model: nn.Module, recipe: Recipe, classes: list[str] | None, path: Pa
     with atomic_path(weights) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", **header})
     write_json(weights.parent / "config.json", config)
-    if weights != path:
-        parameters = sum(each.numel() for each in model.parameters())
-        card = model_card(recipe, classes, parameters, f"local-dir:{path}")
-        (path / "README.md").write_text(card, encoding="utf-8")
     if weights.name == _WEIGHTS:
         return [] if weights != path else [f"{path.with_name('config.json')}: timm's description, written beside it"]
     return [f"timm reads a folder's {_WEIGHTS} first; {weights.name} should be alone in it, or so named"]

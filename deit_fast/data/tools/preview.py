@@ -1,5 +1,6 @@
 """A picture of the views that training sees: a row for each image, the evaluation view first, then augmented views."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from deit_fast.data.sources.base import Source, read_image
 from deit_fast.recipe.schema import Recipe
 
 _GAP = 4  # white pixels between the pictures
+_LEAST = 96  # px; a smaller view is enlarged
 _CPU = torch.device("cpu")
 
 
@@ -51,8 +53,13 @@ def preview_grid(recipe: Recipe, source: Source, count: int = 8, views: int = 6)
 
 
 def preview(recipe: Recipe, source: Source, path: Path, count: int = 8, views: int = 6) -> None:
-    """Writes `preview_grid` as a PNG to `path`. Raises what `preview_grid` raises, and OSError where writing fails."""
-    Image.fromarray(preview_grid(recipe, source, count, views)).save(path, format="PNG")
+    """Writes `preview_grid` as a PNG to `path`, small views enlarged without blur by a whole factor.
+
+    Raises what `preview_grid` raises, and OSError where writing fails.
+    """
+    grid = Image.fromarray(preview_grid(recipe, source, count, views))
+    factor = math.ceil(_LEAST / recipe.model.image_size)
+    grid.resize((grid.width * factor, grid.height * factor), Image.Resampling.NEAREST).save(path, format="PNG")
 
 
 def _erase_pixels(recipe: Recipe, images: torch.Tensor, drawn: EraseParams) -> torch.Tensor:
