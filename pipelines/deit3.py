@@ -45,8 +45,11 @@ WHERE: dict[str, type] = {
 """Component arguments that apply to every stage, passed on unchanged."""
 
 
-def format_report(stages: Sequence[Stage]) -> str:
-    """The stages' results as a Markdown table; `-` for a result that is unreadable from this machine."""
+def format_report(stages: Sequence[Stage], here: str = "") -> str:
+    """The stages' results as a Markdown table; `-` for a result that is unreadable from this machine.
+
+    here: a folder, whose path is left out of the paths below it.
+    """
     columns = {
         "resolution": ("image_size", "{:.0f}"),
         "top-1": ("top1", "{:.2f}"),
@@ -58,9 +61,15 @@ def format_report(stages: Sequence[Stage]) -> str:
     rows = []
     for stage in stages:
         result = read_result(stage.result)
-        cells = [(result.get(key), form) for key, form in columns.values()]
-        rows.append([stage.name, *("-" if value is None else form.format(value) for value, form in cells)])
+        found = [(result.get(key), form) for key, form in columns.values()]
+        cells = ["-" if value is None else form.format(value) for value, form in found]
+        rows.append([stage.name, *(_from(here, cell) for cell in cells)])
     return "\n".join(markdown_table(["stage", *columns], rows))
+
+
+def _from(here: str, path: str) -> str:
+    """The path as seen from the folder `here`, if it is below it."""
+    return path.removeprefix(f"{here.rstrip('/')}/") if here else path
 
 
 def _state_folder(given: str | None, out: str) -> Path:
@@ -214,10 +223,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m pipelines.dei
         print(f"\nIn {scheduler.queue}. Run this again for what became of it, with --watch to follow it.")
         return 0
     if status == 0:
-        report = format_report(stages)
+        report, here = format_report(stages), os.getcwd()
         (state / "report.md").write_text(f"# DeiT III, {title}\n\n{report}\n", encoding="utf-8")
-        print(f"\n{report}\n\nrun folder   {out}\nreport       {state / 'report.md'}")
-        print(f"TensorBoard  tensorboard --logdir {out}\nplots        {out}/*/curves.png")
+        shown, table = _from(here, out), _from(here, str(state / "report.md"))
+        print(f"\n{format_report(stages, here)}\n\nrun folder   {shown}\nreport       {table}")
+        print(f"TensorBoard  tensorboard --logdir {shown}\nplots        {shown}/*/curves.png")
     return status
 
 
