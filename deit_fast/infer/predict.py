@@ -121,9 +121,13 @@ def build_loaded(weights: Weights, overrides: Sequence[str] = ()) -> LoadedModel
     return LoadedModel(on_device.to(memory_format=torch.channels_last), recipe, classes, device, changes, weights.say())
 
 
+def _loaded(model: LoadedModel | str | Path) -> LoadedModel:
+    return load_model(model) if isinstance(model, str | Path) else model
+
+
 @torch.no_grad()
 def predict(
-    model: LoadedModel,
+    model: LoadedModel | str | Path,
     images: GivenImage | Sequence[GivenImage],
     top_k: int = 5,
     *,
@@ -133,13 +137,16 @@ def predict(
 ) -> list[Prediction]:
     """The `top_k` most likely classes of each image: paths, PIL images or arrays, uint8 or uint16, [H, W, 3] or [H, W].
 
-    flip: averages the logits of the image and its mirror image, which harms a model that was trained without mirroring.
+    model: a loaded one, or what `load_model` takes, which is then loaded at each call. flip: averages the
+    logits of the image and its mirror image, which harms a model that was trained without mirroring.
+
     An unreadable image gets a Prediction with `error` set, and does not affect the others. Of classes with equal
     logits, the one with the smaller label comes first (infer/ranking.py). Raises RunError for URLs, unless `allow_urls`
     is set, and for logits that are not finite.
     """
     if top_k < 1:
         raise RunError(f"top_k={top_k}: expected 1 or more")
+    model = _loaded(model)
     source = ImageList(_listed(images), allow_urls)
     found: dict[int, Prediction] = {}
     classify = average_mirrored(model) if flip else model
@@ -161,7 +168,7 @@ def predict(
 
 @torch.no_grad()
 def extract_features(
-    model: LoadedModel,
+    model: LoadedModel | str | Path,
     images: GivenImage | Sequence[GivenImage],
     layers: int | Sequence[int] | None = None,
     pool: str | None = None,
@@ -169,7 +176,7 @@ def extract_features(
     batch: int = BATCH,
     allow_urls: bool = False,
 ) -> Tensor | list[Tensor]:
-    """Features of N images, float32 on the CPU.
+    """Features of N images, float32 on the CPU. model: as for `predict`.
 
     Without `layers` the features are the head's input, after the final norm: [N, D]. For ViTs, CaiT and PatchConvNet
     this is the class token (for PatchConvNet with a token per class, their mean). For ResMLP and for ViTs with
@@ -186,6 +193,7 @@ def extract_features(
         raise RunError(f"pool={pool!r}: expected 'avg', 'token' or None")
     if pool is not None and layers is None:
         raise RunError(f"pool={pool!r}: expected with layers; without, the features are what the head sees")
+    model = _loaded(model)
     source = ImageList(_listed(images), allow_urls)
     batches: list[list[Tensor]] = []
     for _, pixels in readable_batches(source, model.recipe, batch, model.device, cpu_threads()):

@@ -95,6 +95,11 @@ def test_paths_pictures_and_arrays_are_the_same_image(model: LoadedModel, paths:
     assert alone.image == "image 0"
 
 
+def test_a_checkpoint_in_place_of_a_model(model: LoadedModel, checkpoint: Path, paths: list[Path]) -> None:
+    assert predict(str(checkpoint), paths[:2]) == predict(model, paths[:2])
+    torch.testing.assert_close(extract_features(checkpoint, paths[:2]), extract_features(model, paths[:2]))
+
+
 def test_flip_averages_the_logits(model: LoadedModel, paths: list[Path]) -> None:
     picture = Image.open(paths[3]).convert("RGB").resize((40, 40))
     mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
