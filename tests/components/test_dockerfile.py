@@ -30,8 +30,8 @@ def test_every_instruction_is_one() -> None:
     assert f"python:{minimum}-" in LINES[0]
 
 
-def test_it_installs_what_make_install_does_but_the_tests() -> None:
-    makefile = re.search(r"'\.\[\$\(DALI\),(.*?),test\]'", (ROOT / "Makefile").read_text())
+def test_it_installs_what_make_install_does_but_docs_and_tests() -> None:
+    makefile = re.search(r"'\.\[\$\(DALI\),(.*?),docs,test\]'", (ROOT / "Makefile").read_text())
     image = [match for line in instructions("RUN") for match in re.findall(r'"\.\[\$DALI,(.*?)\]"', line)]
     assert makefile
     assert image == [makefile[1]]
