@@ -204,7 +204,9 @@ def build_initialised(section: Model, weights: Weights, seed: int | None = None)
         model = build_model(section, seed)
         return model, load_fitted(model, weights.tensors, (side, side))
     except RunError as error:
-        raise RunError(f"{weights.file or 'the weights'}: {error}") from None
+        theirs = f"; they are of {own.name} at {own.image_size} px, the model is {section.name}"
+        hint = theirs if section.name != own.name else ""
+        raise RunError(f"{weights.file or 'the weights'}: {error}{hint}") from None
 
 
 def need_head(weights: Weights, recipe: Recipe) -> None:
