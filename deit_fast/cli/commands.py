@@ -31,8 +31,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     from deit_fast.training.run import train
 
     result = train(
-        recipe, arguments.data, arguments.out, arguments.val, arguments.init, arguments.resume, arguments.teacher,
-        arguments.labels,
+        arguments.recipe, arguments.data, arguments.out, arguments.val, arguments.init, arguments.resume,
+        arguments.teacher, arguments.labels, arguments.overrides,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         tell(*describe_end(result, arguments.out, arguments.data))
@@ -95,7 +95,9 @@ def run_show(arguments: argparse.Namespace) -> int:
     if arguments.changed:
         return _print_page("\n".join(changes_as_text(recipe, arguments.recipe)))
     content = recipe.model_dump(mode="json")
-    return _print_page(json_text(content) if arguments.json else recipe_as_text(recipe, arguments.images))
+    return _print_page(
+        json_text(content) if arguments.json else recipe_as_text(recipe, arguments.images, arguments.recipe)
+    )
 
 
 def run_zoo(arguments: argparse.Namespace) -> int:

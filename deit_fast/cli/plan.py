@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from deit_fast.cli.arguments import OVERRIDES, Parser, complain
 from deit_fast.recipe.parse import read_val_fraction
 from deit_fast.recipe.schema import Recipe
-from deit_fast.recipe.table import RECIPES, get_recipe
+from deit_fast.recipe.table import describe_rate, get_recipe
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.files import json_text
 from deit_fast.runtime.stdout import tell
@@ -59,7 +59,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         tell(json_text(plan.as_plain()))
         return 0
-    if line := recipe.describe_batch(RECIPES.get(recipe.name, recipe)):
+    if line := describe_rate(recipe, arguments.recipe):
         complain(line)
     tell(plan_as_text(plan))
     return 0

@@ -9,7 +9,7 @@ from deit_fast.data.loader.sampler import epoch_views, steps_per_epoch
 from deit_fast.recipe.differences import as_word, differences
 from deit_fast.recipe.schema import SECTIONS, Recipe
 from deit_fast.recipe.sections import Data, Model, Schedule
-from deit_fast.recipe.table import GROUPS, RECIPES, find_origin, training_images
+from deit_fast.recipe.table import GROUPS, describe_rate, find_origin, training_images
 from deit_fast.runtime.table import plain_table
 from deit_fast.training.schedule import learning_rate, total_steps
 from deit_fast.zoo import find_architecture
@@ -28,13 +28,13 @@ def list_as_text() -> str:
     return "\n\n".join("\n".join([source, *islice(lines, len(each))]) for source, each in GROUPS.items())
 
 
-def recipe_as_text(recipe: Recipe, num_images: int | None = None) -> str:
+def recipe_as_text(recipe: Recipe, num_images: int | None = None, given: str | None = None) -> str:
     """Description, facts and every value of a recipe, each as a line that can be given back as an override."""
     lines = [recipe.name, ""]
     for paragraph in recipe.description.splitlines():
         lines += _wrap(paragraph.lstrip(), " " * (len(paragraph) - len(paragraph.lstrip())))
     lines += ["", "What it amounts to"]
-    for name, fact in derive_facts(recipe, num_images).items():
+    for name, fact in derive_facts(recipe, num_images, given).items():
         first, *others = fact.splitlines()
         lines += [*_wrap(first, f"  {name:{_FACT}}"), *(f"  {'':{_FACT}}{line}" for line in others)]
     for name, base in SECTIONS.items():
@@ -65,10 +65,11 @@ def changes_as_text(recipe: Recipe, name: str) -> list[str]:
     return lines or [f"as {origin.name}"]
 
 
-def derive_facts(recipe: Recipe, num_images: int | None = None) -> dict[str, str]:
+def derive_facts(recipe: Recipe, num_images: int | None = None, given: str | None = None) -> dict[str, str]:
     """Facts that follow from a recipe's values, by name, in words: parameters, steps, learning rates and the like.
 
-    num_images: number of training images, instead of that of the data set in the recipe's name.
+    num_images: number of training images, instead of that of the data set in the recipe's name. given: the name of
+    the row, or of the file, to which words were applied.
     """
     model, run, repeats = recipe.model, recipe.run, recipe.data.repeats
     data, known = training_images(recipe)
@@ -88,7 +89,7 @@ def derive_facts(recipe: Recipe, num_images: int | None = None) -> dict[str, str
         f"centre crop {model.image_size} px",
         "stochastic depth": _drop_rates(model),
     }
-    if line := recipe.describe_batch(RECIPES.get(recipe.name, recipe)):
+    if line := describe_rate(recipe, given):
         facts["batch"] = line
     if recipe.data.block:
         facts["order"] = _describe_blocks(recipe.data)

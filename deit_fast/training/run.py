@@ -16,7 +16,7 @@ from deit_fast.data.sources.open import find_validation, open_source
 from deit_fast.data.sources.salvage import SalvagedShards
 from deit_fast.recipe.parse import read_val_fraction
 from deit_fast.recipe.schema import Recipe
-from deit_fast.recipe.table import RECIPES, get_recipe
+from deit_fast.recipe.table import describe_rate, get_recipe
 from deit_fast.runtime.console import Console, Pace
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, StorageError
 from deit_fast.runtime.files import write_json
@@ -87,9 +87,10 @@ def train(
     RecipeError, DataError or RunError, each of one line. LacksMemoryError, a RunError, names a value of
     run.accumulation with which the same call continues.
     """
+    name = None if isinstance(recipe, Recipe) else str(recipe)
     recipe = recipe.override(overrides) if isinstance(recipe, Recipe) else get_recipe(str(recipe), overrides)
     recipe.check_teacher(teacher)
-    rate = recipe.describe_batch(RECIPES.get(recipe.name, recipe))
+    rate = describe_rate(recipe, name)
     fraction = read_val_fraction(val) if val is not None else None
     listed = str(val) if fraction is None and val and is_list(str(val)) else None
     if fraction is not None:

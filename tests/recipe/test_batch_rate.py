@@ -81,6 +81,17 @@ def test_show_says_what_a_batch_does(capsys: pytest.CaptureFixture[str]) -> None
     assert "run.accumulation=auto" in text
 
 
+def test_a_file_of_ones_own_has_the_rate_of_its_own_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('base = "demo_pretrain"\nname = "mine"\n[optim]\nlr = 4e-3\n[run]\nglobal_batch = 64\n')
+    line = "run.global_batch=16: the recipe's is 64, and optim.lr=0.004 is for that; optim.lr=auto makes it 0.002"
+    for command in (["show", str(own)], ["plan", str(own), "--gpus", "1xa100"]):
+        assert main([*command, "run.global_batch=16"]) == 0
+        assert line in " ".join("".join(capsys.readouterr()).split())
+        assert main(command) == 0
+        assert "optim.lr=auto makes it" not in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize(
     ("word", "line"),
     [

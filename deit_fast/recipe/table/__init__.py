@@ -1,6 +1,7 @@
 """The recipe table: one row per published training of the systems that deit_fast replaces, one module per source."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from deit_fast.recipe.files import SUFFIXES, read_content, read_recipe_file
@@ -61,6 +62,18 @@ def get_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         f"recipe {name!r}: expected a name that `deit-fast show` lists, or a .toml or .json file"
         f"{suggest(name, RECIPES)}"
     )
+
+
+def describe_rate(recipe: Recipe, name: str | None = None) -> str:
+    """A line where the batch size is not the one that the learning rate of `recipe` is meant for, else "".
+
+    name: of the row, or the file, to which words were applied. Without a name, the row of the recipe's name counts.
+    """
+    bases = [RECIPES[recipe.name]] if recipe.name in RECIPES else []
+    if name is not None:
+        with suppress(RecipeError):  # a file may be whole with its words only
+            bases.insert(0, get_recipe(name))
+    return next(filter(None, map(recipe.describe_batch, bases)), "")
 
 
 def find_origin(name: str) -> Recipe:
