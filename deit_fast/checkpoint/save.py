@@ -109,7 +109,7 @@ class Saver:
         self._folder, self._keep, self._state, self._kept = folder, keep, state, sorted(kept)
         self._publish = publish
         self._snapshot = Snapshot(device)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="deit-fast-save")
+        self._thread: ThreadPoolExecutor | None = None
         self._pending: list[Future[list[str]]] = []
         self._failed = False  # whether the last checkpoint could not be written
         self._copied = threading.Event()
@@ -128,7 +128,7 @@ class Saver:
         # the next optimizer step waits until the copy is complete.
         self._copied.clear()
         self._hook = self._state.optimizer.register_step_pre_hook(lambda *_: self._wait_for_copy())
-        self._pending = [self._thread.submit(self._work, content)]
+        self._submit(self._work, content)
         return failures
 
     def mark_best(self, top1: float) -> None:
@@ -140,30 +140,36 @@ class Saver:
         if top1 > before:
             self._state.best_top1 = top1
             path = step_path(self._folder, self._state.step)
-            self._pending.append(self._thread.submit(self._link_best, path, before))
+            self._submit(self._link_best, path, before)
 
     def report(self) -> list[str]:
         """The failures of the last save, a line each, if it has ended; does not wait."""
         return self.finish() if all(each.done() for each in self._pending) else []
 
     def finish(self) -> list[str]:
-        """Waits for the checkpoint that is being written; returns its failures, a line each."""
+        """Waits for the checkpoint that is being written; returns its failures, a line each.
+
+        The thread ends too. While it lives, its operations have a team of OpenMP threads beside the main thread's, and
+        with more of them than cores libgomp's threads wait asleep: a small model's step then takes twice as long.
+        """
         pending, self._pending = self._pending, []
         failures: list[str] = []
         try:
             for each in pending:
                 failures += each.result()
         finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
             if self._hook is not None:
                 self._hook.remove()
                 self._hook = None
         return failures
 
-    def close(self) -> list[str]:
-        """Calls `finish`, and ends the thread."""
-        failures = self.finish()
-        self._thread.shutdown()
-        return failures
+    def _submit(self, work: Callable[..., list[str]], *arguments: Any) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="deit-fast-save")
+        self._pending.append(self._thread.submit(work, *arguments))
 
     def _wait_for_copy(self) -> None:
         self._copied.wait()

@@ -74,7 +74,7 @@ def run_loop(
                     raise DivergedError(ending)
             if due.log:
                 metrics.record(step.meter, lr)
-                checkpoints.report()
+            checkpoints.report()
             # No checkpoint between skipped steps: the weights have not changed, and a resumed run must meet the whole
             # row again.
             saves = due.save and (not divergence.skipping or state.step == job.total_steps)

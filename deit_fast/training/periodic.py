@@ -209,7 +209,7 @@ class Checkpoints:
             self._saver.mark_best(self._state.scores["top1"])
 
     def report(self) -> None:
-        """Prints the failures of the last save, if it has ended."""
+        """Prints the failures of the last save, if it has ended, and lets its thread go."""
         if self._saver is not None:
             self._say(self._saver.report())
 
@@ -222,7 +222,7 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the last save, prints its failures, and ends the writing thread."""
         if self._saver is not None:
-            self._say(self._saver.close())
+            self._say(self._saver.finish())
 
     def _say(self, lines: Iterable[str]) -> None:
         self._log.say(*lines)

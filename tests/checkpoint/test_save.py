@@ -36,7 +36,7 @@ def state() -> TrainState:
 def saver(state: TrainState, tmp_path: Path) -> Iterator[Saver]:
     saver = Saver(tmp_path, 2, state, CPU, [])
     yield saver
-    saver.close()
+    saver.finish()
 
 
 def update(state: TrainState) -> None:
@@ -118,6 +118,18 @@ def test_saving_does_not_wait_and_one_is_in_flight(
     saver.finish()
 
 
+def test_no_thread_is_left_between_saves(state: TrainState, saver: Saver) -> None:
+    """Its team of OpenMP threads would slow the training down."""
+    for step in range(2):
+        update(state)
+        saver.save(BESIDE)
+        saver.mark_best(50.0 + step)
+        deadline = time.monotonic() + 60
+        while saver.report() or any(each.name.startswith("deit-fast-save") for each in threading.enumerate()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
 def test_buffers_are_reused(state: TrainState, saver: Saver) -> None:
     update(state)
     saver.save(BESIDE)
@@ -139,7 +151,7 @@ def test_the_last_ones_are_kept_and_the_best(state: TrainState, saver: Saver, tm
         saver.save(BESIDE)
         if top1 is not None:
             saver.mark_best(top1)
-    saver.close()
+    saver.finish()
     suffixes = (".pt", ".safetensors", ".sha256")
     names = ("best", "last", "step-0000004", "step-0000005")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(n + s for n in names for s in suffixes)
@@ -156,7 +168,7 @@ def test_the_last_ones_are_kept_and_the_best(state: TrainState, saver: Saver, tm
 def test_an_unsealed_checkpoint_is_cleared_away(state: TrainState, tmp_path: Path) -> None:
     for name in ("step-0000003.pt", ".step-0000004.pt.1-2.tmp", "mine.pt"):
         (tmp_path / name).touch()
-    Saver(tmp_path, 2, state, CPU, []).close()
+    Saver(tmp_path, 2, state, CPU, []).finish()
     assert [path.name for path in tmp_path.iterdir()] == ["mine.pt"]
 
 
@@ -238,7 +250,7 @@ def test_a_full_disk(state: TrainState, tmp_path: Path) -> None:
         assert line.count("cannot be written") == 1
         verify_checkpoint(tmp_path / "last.pt")
         assert load_checkpoint(tmp_path / "last.pt", CPU)["step"] == 1
-        saver.close()
+        saver.finish()
     finally:
         subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
@@ -252,4 +264,4 @@ def test_a_folder_that_went_away_is_one_line(state: TrainState, tmp_path: Path) 
     assert "cannot be written" in line
     with pytest.raises(RunError):
         verify_checkpoint(tmp_path / "file" / "checkpoints" / "last.pt")
-    saver.close()
+    saver.finish()

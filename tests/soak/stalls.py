@@ -77,7 +77,7 @@ def stalls(folder: Path, count: int, seed: int, plant: str) -> Found:
             saved = load_checkpoint(step_path(folder, expected[0]), device)
             if not all(equal(saved[key], value) for key, value in expected[1].items()):  # type: ignore[attr-defined]
                 wrong.append(f"the file of step {expected[0]} is not of one step")
-    saver.close()
+    saver.finish()
     p50, p99 = np.percentile(found, [50, 99]) / np.median(steps) * 100
     if p50 > P50 or p99 > P99:
         wrong.append(f"expected a stall of at most {P50} % (p50) and {P99} % (p99)")

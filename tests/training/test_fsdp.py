@@ -90,7 +90,7 @@ def save(step: TrainStep, folder: Path) -> None:
     if step.world.is_main:
         saver = Saver(folder, 2, step.state, CPU, kept_steps(folder, 3))
         assert saver.save({"recipe": step.recipe.model_dump(mode="json"), "classes": []}) == []
-        assert saver.close() == []
+        assert saver.finish() == []
     else:
         gather(step.state.state_dict())
 
