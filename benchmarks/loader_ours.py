@@ -24,13 +24,13 @@ def normaliser(recipe: Recipe, device: torch.device) -> Callable[[torch.Tensor],
 
 
 def training(
-    source: Source, recipe: Recipe, repeats: int, batch: int, steps: int, device: torch.device, backend: str = "auto"
+    source: Source, recipe: Recipe, repeats: int, batch: int, steps: int, device: torch.device
 ) -> tuple[TrainLoader, NDArray[np.int64]]:
     """A loader of `steps` steps, and the images that it shows, in order, int64 [steps * batch]."""
     sampler = TrainSampler(FullOrder(len(source), 0), repeats, batch)
     loader = TrainLoader(
         source, recipe.augment, recipe.model.image_size, [sampler], 0, device, cpu_threads(), stop_step=steps,
-        decode_once=repeats > 1, backend=backend,
+        decode_once=repeats > 1,
     )  # fmt: skip
     return loader, np.concatenate([sampler.batch(step).indices for step in range(steps)])
 

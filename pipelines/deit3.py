@@ -11,11 +11,11 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from pprint import pformat
-from typing import NoReturn
+from typing import Any, NoReturn
 
 try:
     from torchx.runner import get_runner
@@ -45,8 +45,8 @@ WHERE: dict[str, type] = {
 """Component arguments that apply to every stage, passed on unchanged."""
 
 
-def format_report(stages: Sequence[Stage], here: str = "") -> str:
-    """The stages' results as a Markdown table; `-` for a result that is unreadable from this machine.
+def format_report(stages: Sequence[Stage], results: Sequence[Mapping[str, Any]], here: str = "") -> str:
+    """The stages' results as a Markdown table; `-` for what a result lacks, as one unreadable from this machine does.
 
     here: a folder, whose path is left out of the paths below it.
     """
@@ -59,8 +59,7 @@ def format_report(stages: Sequence[Stage], here: str = "") -> str:
         "checkpoint": ("checkpoint", "{}"),
     }
     rows = []
-    for stage in stages:
-        result = read_result(stage.result)
+    for stage, result in zip(stages, results, strict=True):
         found = [(result.get(key), form) for key, form in columns.values()]
         cells = ["-" if value is None else form.format(value) for value, form in found]
         rows.append([stage.name, *(_from(here, cell) for cell in cells)])
@@ -223,10 +222,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m pipelines.dei
         print(f"\nIn {scheduler.queue}. Run this again for what became of it, with --watch to follow it.")
         return 0
     if status == 0:
-        report, here = format_report(stages), os.getcwd()
+        results, here = [read_result(stage.result) for stage in stages], os.getcwd()
+        report = format_report(stages, results)
         (state / "report.md").write_text(f"# DeiT III, {title}\n\n{report}\n", encoding="utf-8")
         shown, table = _from(here, out), _from(here, str(state / "report.md"))
-        print(f"\n{format_report(stages, here)}\n\nrun folder   {shown}\nreport       {table}")
+        print(f"\n{format_report(stages, results, here)}\n\nrun folder   {shown}\nreport       {table}")
         print(f"TensorBoard  tensorboard --logdir {shown}\nplots        {shown}/*/curves.png")
     return status
 

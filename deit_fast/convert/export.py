@@ -66,12 +66,18 @@ def choose_format(destination: Path, name: str | None) -> Export:
 
 
 def export_checkpoint(
-    source: str | Path, destination: Path, format: str | None = None, overrides: Iterable[str] = (), ema: bool = False
+    source: str | Path,
+    destination: Path,
+    format: str | None = None,
+    overrides: Iterable[str] = (),
+    ema: bool = False,
+    place: str | None = None,
 ) -> Exported:
     """Writes the weights of `source`, anything that `open_weights` takes, to `destination`, and reads them back.
 
     format: name of an `EXPORT` of names/ or formats/; by default the destination's suffix decides. overrides: words
-    that change the model first, for example model.image_size=384. Raises RecipeError or RunError.
+    that change the model first, for example model.image_size=384. place: where timm's folder is to be found, for its model card, in
+    the form that `model_card` takes; by default the destination. Raises RecipeError or RunError.
     """
     export = choose_format(destination, format)
     weights = open_weights(source, ema)
@@ -94,7 +100,7 @@ def export_checkpoint(
     if export.name == _FOLDER and destination.is_dir():
         scores = None if overrides else read_scores(source, ema)
         count = sum(each.numel() for each in model.parameters())
-        card = model_card(recipe, weights.classes, count, f"local-dir:{destination}", scores)
+        card = model_card(recipe, weights.classes, count, place or f"local-dir:{destination}", scores)
         (destination / "README.md").write_text(card, encoding="utf-8")
     return Exported(destination, export.name, weights.source, changes, difference, notes, weights.say())
 

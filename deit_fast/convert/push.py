@@ -3,9 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from deit_fast.convert.detect import load_weights
 from deit_fast.convert.export import Exported, export_checkpoint
-from deit_fast.convert.model_card import model_card, read_scores
 from deit_fast.runtime.errors import RunError, one_line
 
 HUB = "hf://"
@@ -28,11 +26,7 @@ def push_checkpoint(
     if name.count("/") != 1:
         raise RunError(f"{repository}: expected OWNER/NAME, a model of the Hugging Face Hub")
     with tempfile.TemporaryDirectory() as folder:
-        written = export_checkpoint(source, Path(folder), "timm", ema=ema)
-        weights = load_weights(Path(folder))
-        count = sum(tensor.numel() for tensor in weights.tensors.values())
-        card = model_card(weights.recipe, weights.classes, count, f"hf-hub:{name}", read_scores(source, ema))
-        (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+        written = export_checkpoint(source, Path(folder), "timm", ema=ema, place=f"hf-hub:{name}")
         try:
             hub = HfApi()
             hub.create_repo(name, private=private or None, exist_ok=True)

@@ -221,7 +221,8 @@ def test_a_whole_run_ends_in_a_table(
 
 
 def test_unreadable_results_are_dashes() -> None:
-    rows = format_report(build_stages("demo", "d", "/nowhere")).splitlines()
+    stages = build_stages("demo", "d", "/nowhere")
+    rows = format_report(stages, [read_result(stage.result) for stage in stages]).splitlines()
     assert len(rows) == 6
     assert json.dumps(rows[2].split("|")[2:4]) == json.dumps([" -          ", " -     "])
 
