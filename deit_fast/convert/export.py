@@ -76,8 +76,8 @@ def export_checkpoint(
     """Writes the weights of `source`, anything that `open_weights` takes, to `destination`, and reads them back.
 
     format: name of an `EXPORT` of names/ or formats/; by default the destination's suffix decides. overrides: words
-    that change the model first, for example model.image_size=384. place: where timm's folder is to be found, for its model card, in
-    the form that `model_card` takes; by default the destination. Raises RecipeError or RunError.
+    that change the model first, for example model.image_size=384. place: where timm's folder will be found, for
+    its model card, in the form that `model_card` takes; by default the destination. Raises RecipeError or RunError.
     """
     export = choose_format(destination, format)
     weights = open_weights(source, ema)
