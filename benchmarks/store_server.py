@@ -28,6 +28,7 @@ from .store_protocols import answer_gcs, answer_hub, answer_s3
 from .store_state import Answer, Request, Store, answer_object, version
 
 _CHUNK = 1 << 17
+_BEAT = 0.1  # seconds between the chunks of a slow body, so that a new rate soon holds for it too
 
 
 def _route(store: Store, request: Request) -> Answer:
@@ -99,7 +100,8 @@ async def _send_piece(
     end = start + (stop - start) // 2 if fault == "cut" else stop
     file.seek(start)
     while start < end:
-        data = file.read(min(_CHUNK, end - start))
+        chunk = max(1, int(min(_CHUNK, store.rate * _BEAT)))
+        data = file.read(min(chunk, end - start))
         await store.pace(len(data))
         writer.write(data)
         await writer.drain()

@@ -14,7 +14,9 @@ Trainings have one epoch.
 import contextlib
 import functools
 import importlib
+import inspect
 import io
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -159,6 +161,10 @@ class Reader:
             self.remember(words)
             return False
         _end(main(list(words)))
+        if words[0] == "train":
+            (out,) = (word for word in outputs(words) if (self.folder / word / "recipe.json").exists())
+            epochs = json.loads((self.folder / out / "recipe.json").read_text(encoding="utf-8"))["schedule"]["epochs"]
+            assert epochs == float(SHORT["schedule.epochs"]), f"{out}: trained for {epochs} epochs"
         return True
 
     def _pipeline(self, words: list[str]) -> bool:
@@ -253,15 +259,18 @@ def short_trainings() -> Iterator[None]:
         kept = [word for word in words if word.split("=")[0] not in SHORT]
         return [*kept, *(f"{key}={value}" for key, value in SHORT.items())]
 
-    commands = importlib.import_module("deit_fast.cli.commands")
-    real_recipe, real_train = commands.get_recipe, deit_fast.train
+    run = importlib.import_module("deit_fast.training.run")  # where the command and deit_fast.train find it
+    real_train = run.train
+    signature = inspect.signature(real_train)
 
     @functools.wraps(real_train)
-    def train(*arguments: Any, overrides: Iterable[str] = (), **options: Any) -> Any:
-        return real_train(*arguments, overrides=shortened(overrides), **options)
+    def train(*arguments: Any, **options: Any) -> Any:
+        bound = signature.bind(*arguments, **options)
+        bound.arguments["overrides"] = shortened(bound.arguments.get("overrides", ()))
+        return real_train(*bound.args, **bound.kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "get_recipe", lambda name, words=(): real_recipe(name, shortened(words)))
+        patch.setattr(run, "train", train)
         patch.setattr(deit_fast, "train", train, raising=False)
         yield
 
