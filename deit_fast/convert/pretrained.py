@@ -63,6 +63,8 @@ def fetch_weights(given: str | Path, any_model: bool = False) -> Path:
     if not is_remote(given):
         return Path(given)
     uri = str(given).rstrip("/")
+    if not is_remote(uri):
+        raise RunError(f"{given}: expected a URI with the name of a host or a bucket")
     if place := hub_model(uri):
         return _fetch_repository(place, any_model)
     if not is_folder(uri):
@@ -103,16 +105,27 @@ def _fetch_published(given: str, row: Published) -> Path:
             raise RunError(f"{given}: not in the cache; expected {file} in {WEIGHTS}={mirror}, or at {kept}")
     if kept.is_file():
         return _checked(kept)
-    address = f"{mirror.rstrip('/')}/{file}" if mirror else str(row.weights)
+    address = _inside(mirror, file) if mirror else str(row.weights)
     try:
         found = _without_network_soon(lambda: find_object(address), address)
-        return fetch(found, kept, file, lambda path: _accept(path, address, row))
+        return fetch(found, kept, file, lambda path: _accept(path, without_query(address), row))
     except RunError as error:
         if _no_network(error):
-            raise StorageError(f"{given}: not in the cache; no network ({error.__cause__}): put the file at {kept}, from {address}") from None  # fmt: skip  # noqa: E501
+            raise StorageError(f"{given}: not in the cache; no network ({error.__cause__}): put the file at {kept}, from {without_query(address)}") from None  # fmt: skip  # noqa: E501
         if given == address:
             raise
         raise type(error)(f"{given}: {error}") from None
+
+
+def _inside(mirror: str, file: str) -> str:
+    """The address of a mirror's file. A mirror's query, such as a signature, is the file's too.
+
+    Raises RunError for a URI without a host or a bucket.
+    """
+    base, mark, query = mirror.partition("?") if is_web(mirror) else (mirror, "", "")
+    if not is_remote(base.rstrip("/")):
+        raise RunError(f"{WEIGHTS}={mirror}: expected a URI, or a folder that is there")
+    return f"{base.rstrip('/')}/{file}{mark}{query}"
 
 
 def _fetch_single(uri: str, any_model: bool) -> Path:

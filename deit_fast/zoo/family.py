@@ -111,7 +111,8 @@ class Family:
     published: Sequence[Published] = ()
     """Published rows of the entries. The zoo lists entries without published rows last."""
     weights_names: Mapping[str, str] = field(default_factory=dict)
-    """mmpretrain's names of published weights, each with the name of the file that mmpretrain converted."""
+    """Names of published weights that are neither the zoo's nor an alias with a tag: mmpretrain's, and timm's former
+    ones. Each has the name of the published file."""
     position: int = 100
     """Position in the zoo's list of families; families with the same position are listed by name."""
     fixed: Mapping[str, object] = field(default_factory=dict)

@@ -22,7 +22,8 @@ _NAME = re.compile(r"([^@:.]+)(?:@(\d+)(?:px)?)?(?::([\w-]+)|\.([\w-]+))?", re.A
 _WEIGHTS = [row for row in PUBLISHED if row.weights is not None]
 _BY_FILE = {row.weights_file: row for row in _WEIGHTS}
 _BY_ADDRESS = {row.weights: row for row in _WEIGHTS}
-_MMPRETRAIN = {name: _BY_FILE[file] for family in FAMILIES.values() for name, file in family.weights_names.items()}
+_OTHER_NAMES = {name: _BY_FILE[file] for family in FAMILIES.values() for name, file in family.weights_names.items()}
+_HUB = re.compile(r"(?:hf[-_]hub:|(?=(?:timm|facebook)/))([^/:]+/[^/:]+)")  # as timm and transformers name models
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.")
 
 
@@ -30,11 +31,11 @@ def find_weights_row(name: str) -> Published | None:
     """The row of the published weights with this name; None if it cannot be the name of any.
 
     The name is ENTRY, ENTRY@PX, ENTRY:TAG or ENTRY@PX:TAG as `deit-fast zoo` lists them, where ENTRY may be an alias of
-    the architecture; or timm's ARCHITECTURE.TAG, mmpretrain's name, or the address. Without PX the weights have the
+    the architecture; or timm's ARCHITECTURE.TAG or former name, mmpretrain's name, or the address. Without PX the weights have the
     resolution that the name implies, else 224 px, else the lowest one. Without TAG they are the zoo's first. Raises
     RecipeError, one line, for an entry without such weights.
     """
-    if row := _MMPRETRAIN.get(name) or _BY_ADDRESS.get(name):
+    if row := _OTHER_NAMES.get(name) or _BY_ADDRESS.get(name):
         return row
     parts = _NAME.fullmatch(name)
     if parts is None or not (parts[1] in ARCHITECTURES or parts[1] in ALIASES):
@@ -72,11 +73,15 @@ def check_given(given: str | Path) -> None:
 
 def _near(name: str) -> str:
     """` (did you mean 'deit3_small_patch16'?)`, or "" where no name of weights or of a model with some is close."""
+    if found := _HUB.fullmatch(name):
+        return f" (did you mean 'hf://{found[1]}'?)"
     if "/" in name:
         return ""
+    if name in _BY_FILE:
+        return f" (did you mean '{_BY_FILE[name].weights_name}'?)"
     entries = {row.name for row in _WEIGHTS}
     others = [alias for alias, (entry, _) in ALIASES.items() if entry in entries]
-    return suggest(name, [*sorted(entries), *others, *(str(row.weights_name) for row in _WEIGHTS), *_MMPRETRAIN])
+    return suggest(name, [*sorted(entries), *others, *(str(row.weights_name) for row in _WEIGHTS), *_OTHER_NAMES])
 
 
 def published_hash(file: str) -> str | None:

@@ -74,6 +74,27 @@ def test_a_folder_of_weights(store: Store, cache: Path, tmp_path: Path, monkeypa
     assert not store.requests
 
 
+def test_a_mirror_with_a_signature(
+    store: Store, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The query of the mirror's URI is that of each of its files, and no message has it."""
+    monkeypatch.setenv("DEIT_FAST_WEIGHTS", f"{store.url}/mirror/?sig=secret")
+    assert fetch_weights("deit3") == cache / "weights" / "small.pth"
+    assert {(each.path, each.query["sig"]) for each in store.requests} == {("/mirror/small.pth", "secret")}
+    (cache / "weights" / "small.pth").unlink()
+    (tmp_path / "mirror" / "small.pth").write_bytes(b"<html>")
+    assert refused("deit3").startswith(f"deit3: {store.url}/mirror/small.pth: starts with b'<html>'")
+    monkeypatch.setenv("DEIT_FAST_WEIGHTS", "http://127.0.0.1:9/mirror?sig=secret")
+    assert refused("deit3", StorageError).endswith("small.pth, from http://127.0.0.1:9/mirror/small.pth")
+
+
+@pytest.mark.parametrize("uri", ["https://", "s3://", "hf:///"])
+def test_uris_without_a_host(uri: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused(uri) == f"{uri}: expected a URI with the name of a host or a bucket"
+    monkeypatch.setenv("DEIT_FAST_WEIGHTS", uri)
+    assert refused("deit3") == f"DEIT_FAST_WEIGHTS={uri}: expected a URI, or a folder that is there"
+
+
 def test_caches_that_cannot_be_written(
     store: Store, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,21 @@ def test_timms_names_are_its_addresses() -> None:
     assert {row.weights for row in WEIGHTS if not row.name.startswith("patchconvnet_")} == reached
 
 
+def test_timms_former_names_are_what_it_takes_them_for() -> None:
+    """timm's models before 0.9 had no tags. The names that it still takes are in its list of deprecated models."""
+    former = {
+        name: now
+        for name, now in timm_registry._deprecated_models.items()
+        if name.startswith(("deit", "cait", "resmlp"))
+    }
+    assert len(former) > 12
+    for name, now in former.items():
+        dino = name.endswith("_dino")  # timm's new name for these lacks its tag
+        expected = find_weights_row(f"{now}.fb_dino" if dino and "." not in now else now)
+        assert expected is not None
+        assert find_weights_row(name) is expected
+
+
 @pytest.mark.parametrize(("name", "file"), {**MMPRETRAIN, **PATCHCONVNET, **OTHERS}.items())
 def test_other_names(name: str, file: str) -> None:
     row = find_weights_row(name)
@@ -136,6 +151,10 @@ def test_what_is_no_name(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     for given, near in {
         "deit3_smal_patch16": "(did you mean 'deit3_small_patch16'?)",
         "deit3-small-p16_3rdparty_in22k": "(did you mean 'deit3-small-p16_3rdparty_in1k'?)",
+        "timm/deit3_small_patch16_224.fb_in1k": "(did you mean 'hf://timm/deit3_small_patch16_224.fb_in1k'?)",
+        "hf-hub:me/vit": "(did you mean 'hf://me/vit'?)",
+        "hf_hub:me/vit": "(did you mean 'hf://me/vit'?)",
+        "deit_3_small_384_21k.pth": "(did you mean 'deit3_small_patch16@384:21k'?)",
     }.items():
         with pytest.raises(RunError) as error:
             check_given(given)

@@ -10,10 +10,15 @@ from deit_fast.zoo.family import IN_1K, IN_21K, UNKNOWN, Architecture, Family, P
 _entry = partial(Architecture, family="deit3")
 _rows = partial(published_rows, "README_revenge.md")
 
-# mmpretrain's DeiT III models. Their names contain the same facts as the reference's files: size, patch, whether 384
-# px.
+# mmpretrain's DeiT III models, which timm has too. Their names contain the same facts as the reference's files: size,
+# patch, whether 384 px.
 _MMPRETRAIN = (("small", 16, 224), ("small", 16, 384), ("medium", 16, 224), ("base", 16, 224), ("base", 16, 384),
                ("large", 16, 224), ("large", 16, 384), ("huge", 14, 224))  # fmt: skip
+
+
+def _file(size: str, resolution: int, data: str) -> str:
+    return f"deit_3_{size}_{resolution}_{data}{'_v1' if (size, data) == ('huge', '21k') else ''}.pth"
+
 
 FAMILY = Family(
     position=0,
@@ -107,13 +112,13 @@ FAMILY = Family(
         Published("deit3_base_18x2_patch16", 224, 256.73, 52.46),
         Published("deit3_base_18x2_patch16_unscaled", 224, 256.68, 52.46),
     ],
-    # open-mmlab/mmpretrain configs/deit3/metafile.yml, "Converted From", which for the last one names the wrong file
+    # open-mmlab/mmpretrain configs/deit3/metafile.yml, "Converted From", which for the last one names the wrong file.
+    # timm's names of before 0.9 are those that its deit.py still takes.
     weights_names={
-        f"deit3-{size}-p{patch}{before}_3rdparty_in1k{'-384px' if px == 384 else ''}":
-            f"deit_3_{size}_{px}_{data}{'_v1' if (size, data) == ('huge', '21k') else ''}.pth"
+        f"deit3-{size}-p{patch}{before}_3rdparty_in1k{'-384px' if px == 384 else ''}": _file(size, px, data)
         for size, patch, px in _MMPRETRAIN
         for before, data in (("", "1k"), ("_in21k-pre", "21k"))
-    },
+    } | {f"deit3_{size}_patch{patch}_{px}_in21ft1k": _file(size, px, "21k") for size, patch, px in _MMPRETRAIN},
     toys={
         "deit3": _entry(32, 3, 2, 8),
         "parallel": _entry(32, 2, 2, 8, parallel=2),

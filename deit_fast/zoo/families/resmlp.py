@@ -32,6 +32,16 @@ FAMILY = Family(
         *_rows("resmlp_big_24", 224, (129.14, 100.23), UNKNOWN, (IN_1K, None, None, "resmlpB_24_no_dist.pth"),
                (DISTILLED, 83.6, None, "resmlpB_24_dist.pth"), (IN_21K, 84.4, None, "resmlpB_24_22k.pth")),
     ],
+    # timm's names of before 0.9, which its mlp_mixer.py still takes
+    weights_names={
+        "resmlp_12_distilled_224": "resmlp_12_dist.pth",
+        "resmlp_24_distilled_224": "resmlp_24_dist.pth",
+        "resmlp_36_distilled_224": "resmlp_36_dist.pth",
+        "resmlp_big_24_distilled_224": "resmlpB_24_dist.pth",
+        "resmlp_12_224_dino": "resmlp_12_dino.pth",
+        "resmlp_24_224_dino": "resmlp_24_dino.pth",
+        "resmlp_big_24_224_in22ft1k": "resmlpB_24_22k.pth",
+    },
     toys={
         "resmlp": _entry(32, 3, 1, 8, layer_scale=0.1),
     },
