@@ -51,15 +51,16 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from deit_fast.training.fit_batch import fit_batch
     from deit_fast.training.plan import plan_run
 
+    rate = describe_rate(recipe, arguments.recipe)
     recipe, images = _open(recipe, arguments)
-    machine = _machine(recipe, arguments.gpus, arguments.memory)
+    machine, fitted = _machine(recipe, arguments.gpus, arguments.memory), list[str]()
     if arguments.data is not None:
-        recipe, _ = fit_batch(recipe, images.count, machine.processes)
+        recipe, fitted = fit_batch(recipe, images.count, machine.processes)
     plan = plan_run(recipe, images, machine)
     if arguments.json:
         tell(json_text(plan.as_plain()))
         return 0
-    if line := describe_rate(recipe, arguments.recipe):
+    for line in filter(None, (rate, *fitted)):
         complain(line)
     tell(plan_as_text(plan))
     return 0
@@ -143,8 +144,10 @@ def _number(value: float) -> str:
 def _open(recipe: Recipe, arguments: argparse.Namespace) -> "tuple[Recipe, Images]":
     from deit_fast.data.sources.classes import match_classes, resolve_classes
     from deit_fast.data.sources.held_out import all_but, choose_held_out
+    from deit_fast.data.sources.image_list import is_list
     from deit_fast.data.sources.open import find_validation, open_source
     from deit_fast.data.sources.subset import Subset
+    from deit_fast.training.held_out import find_all_listed, read_list
     from deit_fast.training.plan import images_of, named_images
 
     if arguments.data is None:
@@ -153,18 +156,23 @@ def _open(recipe: Recipe, arguments: argparse.Namespace) -> "tuple[Recipe, Image
                 raise RecipeError(f"--{option} {getattr(arguments, option)}: expected --data beside it")
         return recipe, named_images(recipe)
     fraction = None if arguments.val is None else read_val_fraction(arguments.val)
+    listed = read_list(arguments.val) if fraction is None and arguments.val and is_list(arguments.val) else None
     if fraction is not None:
         recipe = recipe.derive(data={"val_fraction": fraction})
-    val_uri = None if fraction is not None else arguments.val or find_validation(arguments.data)
+    held_out = fraction is not None or listed is not None
+    val_uri = None if held_out else arguments.val or find_validation(arguments.data)
     labels = arguments.labels
     source = open_source(arguments.data, "train", recipe.data.category, labels=labels if val_uri is None else None)
     recipe = resolve_classes(recipe, source)
     val_source = open_source(val_uri, "val", recipe.data.category, labels=labels) if val_uri else None
     if val_source is not None:
         match_classes(val_source, source.classes, f"{arguments.data}'s classes")
-    elif recipe.data.val_fraction:
-        held_out = choose_held_out(source, recipe.data.val_fraction, recipe.data.val_seed)
-        source, val_source = Subset(source, all_but(source, held_out)), Subset(source, held_out)
+    elif listed is not None or recipe.data.val_fraction:
+        chosen = (
+            find_all_listed(source, arguments.val, listed) if listed is not None
+            else choose_held_out(source, recipe.data.val_fraction, recipe.data.val_seed)
+        )  # fmt: skip
+        source, val_source = Subset(source, all_but(source, chosen)), Subset(source, chosen)
     return recipe, images_of(source, val_source)
 
 
@@ -177,6 +185,8 @@ def _machine(recipe: Recipe, gpus: tuple[int | None, str] | None, memory: float 
     from deit_fast.training.plan import Machine
 
     here = torch.cuda.is_available() and recipe.run.device != "cpu"
+    if gpus is None and memory is None and not here and recipe.run.device == "cuda":
+        raise RecipeError("run.device='cuda': expected --gpus, as 8xh100, since torch sees no GPU of this machine")
     if gpus is None and not here and memory is None:
         dtype = choose_dtype(recipe.run, torch.device("cpu"))
         free = available_memory()

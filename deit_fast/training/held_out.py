@@ -92,17 +92,26 @@ def _find(data: Data, source: Source, earlier: str | None, required: bool) -> tu
     """The images to hold out, int64 [n], and lines about them."""
     known = None if earlier is None else read_list(earlier) if required else _read_earlier(earlier)
     if known is not None and (known.fraction, known.seed) == (data.val_fraction, data.val_seed):
-        images, missing = find_listed(source, known.images)
-        if missing and required:
-            raise DataError(
-                f"--val {earlier}: expected its {len(known.images)} images in {source.uri}, {len(missing)} are not "
-                f"there, {printable(missing[0])} first; --data names the data that they were held out of"
-            )
+        if required:
+            images, missing = find_all_listed(source, str(earlier), known), []
+        else:
+            images, missing = find_listed(source, known.images)
         lines = [f"{earlier}: {len(missing)} of its images are gone, {printable(missing[0])} first"] if missing else []
     else:
         images, unfit = _choose(data, source)
         lines = [f"{printable(source.name(each))}: cannot be evaluated; another one is held out" for each in unfit[:3]]
     return images, [*lines, _describe(data, source, images)]
+
+
+def find_all_listed(source: Source, place: str, known: ImageList) -> NDArray[np.int64]:
+    """The images of the list at `place` (--val): int64 [n], ascending. Raises DataError where the source lacks some."""
+    images, missing = find_listed(source, known.images)
+    if missing:
+        raise DataError(
+            f"--val {place}: expected its {len(known.images)} images in {source.uri}, {len(missing)} are not "
+            f"there, {printable(missing[0])} first; --data names the data that they were held out of"
+        )
+    return images
 
 
 def read_list(place: str) -> ImageList:
@@ -129,7 +138,7 @@ def _describe(data: Data, source: Source, images: NDArray[np.int64]) -> str:
     single = int((sizes == 1).sum())
     alone = f"; {single} {'class has' if single == 1 else 'classes have'} one image, which is trained on"
     if not len(images):
-        return f"no validation images: no class of {source.uri} has two"
+        return "no validation images: " + (f"no class of {source.uri} has two" if sizes.max() < 2 else "none are listed")
     return (
         f"validation images: {len(images)} of the {len(source)} in {source.place}, held out of training "
         f"(data.val_fraction={data.val_fraction:g}, {LIST_NAME} lists them){alone if single else ''}"

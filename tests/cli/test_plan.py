@@ -83,6 +83,29 @@ def test_the_text_names_sources(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not known: nothing was measured or published of such a device" in capsys.readouterr().out
 
 
+def test_the_plan_of_own_images_has_the_batch_and_the_split_of_the_run(
+    folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line about the rate is of the batch in the words, as in a run: optim.lr=auto does not scale it further."""
+    data, out = str(folder_data / "train"), tmp_path / "run"
+    words = ["model.name=deit3_nano_patch4", "model.image_size=16", "run.global_batch=1000", "schedule.epochs=1",
+             "schedule.warmup_epochs=0"]  # fmt: skip
+    train("finetune_small", data, out, init="none", val=0.25, overrides=words)
+    said = capsys.readouterr().out.splitlines()
+    listed = str(out / "val.json")
+    found = plan(capsys, "finetune_small", "--data", data, "--val", listed, *words)
+    assert (found["images"]["count"], found["images"]["validation"], found["global_batch"]) == (72, 24, 72)
+    assert main(["plan", "finetune_small", "--data", data, "--val", listed, *words]) == 0
+    lines = [line.removeprefix("deit-fast: ") for line in capsys.readouterr().err.splitlines()]
+    assert [line.partition(":")[0] for line in lines] == [
+        "run.global_batch=1000",
+        "run.global_batch=1000 is more than the 72 views of an epoch",
+    ]
+    assert set(lines) < set(said)
+    assert main(["plan", "finetune_small", "--data", str(folder_data / "val"), "--val", listed, *words]) == 2
+    assert f"--val {listed}: expected its 24 images in {folder_data / 'val'}, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -94,6 +117,11 @@ def test_the_text_names_sources(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpus", "1xh100", "run.global_batch=2000000"], "run.global_batch=2000000: expected at most 1281024, an "
          "epoch's views"),
         (["--data", "/nowhere"], "/nowhere"),
+        (["--data", "/nowhere", "--val", "/nowhere/val.json"], "/nowhere/val.json: expected a readable list"),
+        pytest.param(
+            ["run.device=cuda"], "run.device='cuda': expected --gpus, as 8xh100, since torch sees no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_planned_is_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Images held out where there is no validation split: which ones, on what that depends, and as a data set."""
 
 import copy
+import json
 import os
 import shutil
 import tarfile
@@ -163,6 +164,18 @@ def test_a_list_is_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(DataError, match="expected a list of images as a run writes it") as refusal:
             open_source(place)
         assert "\n" not in str(refusal.value)
+    plain = json.loads(content.as_text())
+    for key, value in (("labels", 3), ("images", [3]), ("images", None), ("fraction", 0.0), ("fraction", 2.0)):
+        write(tmp_path / "run" / LIST_NAME, json.dumps(plain | {key: value}).encode())
+        with pytest.raises(DataError, match="expected a list of images as a run writes it"):
+            open_source(place)
+    write(tmp_path / "run" / LIST_NAME, json.dumps(plain | {"images": []}).encode())
+    with pytest.raises(DataError, match="val.json: lists no images, since no class of .*/photos had two"):
+        open_source(place)
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    write(tmp_path / "run" / LIST_NAME, content.as_text().encode())
+    with pytest.raises(DataError, match=f"nothing there; {place} names that place, and --data names another"):
+        open_source(place)
     with pytest.raises(DataError, match="No such file"):
         open_source(str(tmp_path / "nowhere" / LIST_NAME))
 

@@ -171,6 +171,8 @@ def test_three_images_of_three_classes_train(photos: Path, tmp_path: Path, capfd
     assert result["best_top1"] is None
     assert f"no validation images: no class of {tmp_path}/few has two" in capfd.readouterr().out
     assert evaluate_checkpoint(tmp_path / "run", tmp_path / "few")["images"] == 3
+    with pytest.raises(DataError, match=rf"val\.json: lists no images, since no class of {tmp_path}/few had two"):
+        evaluate_checkpoint(tmp_path / "run")
 
 
 def test_several_processes_and_a_resume_train_as_one(photos: Path, tmp_path: Path) -> None:

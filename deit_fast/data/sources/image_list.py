@@ -43,7 +43,7 @@ class ImageList:
     @property
     def choice(self) -> dict[str, float | int]:
         """The settings of the choice, named as in a recipe's section `data`."""
-        return {"val_fraction": self.fraction} | ({"val_seed": self.seed} if self.fraction else {})
+        return {"val_fraction": self.fraction, "val_seed": self.seed}
 
     def as_text(self) -> str:
         """The list as a file's text, which `read` takes."""
@@ -55,17 +55,28 @@ class ImageList:
         text = read_object(place) if is_remote(place) else Path(place).read_bytes()
         try:
             found = cls(**json.loads(text))
-            types = {str: (found.data, found.category, *found.images), float: (found.fraction,), int: (found.seed,)}
+            words = (found.data, found.category, found.labels or "", *found.images)
+            types = {str: words, float: (found.fraction,), int: (found.seed,)}
             if not all(type(value) is kind for kind, values in types.items() for value in values):
                 raise TypeError("a value of another type")
+            if not 0 < found.fraction < 1:
+                raise ValueError(f"fraction={found.fraction:g}")
         except (ValueError, TypeError, RecursionError) as error:
             expected = f"expected a list of images as a run writes it ({one_line(error)[:100]})"
             raise DataError(f"{without_query(place)}: {expected}") from None
         return found
 
     def open(self, open_source: Callable[..., Source], place: str) -> Source:
-        """Opens the listed images of the data set that the list names. Raises DataError where some are missing."""
-        whole = open_source(self.data, "train", self.category, labels=self.labels)
+        """Opens the listed images of the data set that the list names.
+
+        Raises DataError where some are missing, where the list is empty, and where the data set is elsewhere now.
+        """
+        if not self.images:
+            raise DataError(f"{place}: lists no images, since no class of {self.data} had two; expected --data")
+        try:
+            whole = open_source(self.data, "train", self.category, labels=self.labels)
+        except DataError as error:
+            raise DataError(f"{error}; {place} names that place, and --data names another") from None
         images, missing = find_listed(whole, self.images)
         if missing:
             raise DataError(
