@@ -126,9 +126,9 @@ def train(
             source, val_source = held.train, held.val
         else:
             lines = [f"validation images: {val_source.place}"] if val_source is not None else [NO_VALIDATION]
-        recipe, fitted = fit_batch(recipe, len(source), world.size)
         guard = stack.enter_context(MemoryGuard(recipe, world))
         found = find_start(folder, store, resume, world)
+        recipe, fitted = fit_batch(recipe, len(source), world.size, found.began)
         loaded = load_teacher(recipe, teacher, world.device) if teacher else None
         settled = settle_passes(recipe, world, found.kept, loaded)
         asked, guard.recipe, recipe = recipe, settled.recipe, settled.recipe

@@ -31,6 +31,7 @@ from deit_fast.runtime.patience import patience
 from deit_fast.runtime.world import World
 from deit_fast.training.backend import settle_backend
 from deit_fast.training.job import Job
+from deit_fast.training.fit_batch import Began
 from deit_fast.training.passes import Kept
 from deit_fast.training.same_data import check_same_data, forget_what_changed
 
@@ -71,6 +72,8 @@ class Found(NamedTuple):
     """None for a new run."""
     kept: Kept | None
     """The number of passes of its steps."""
+    began: Began | None
+    """The batch of its run."""
     lines: list[str]
     """Lines for the user about what was downloaded or skipped."""
 
@@ -86,11 +89,13 @@ def find_start(out: Path, store: RunStore | None, resume: str, world: World) -> 
     lines = pull_everywhere(store, world) if store is not None else []
     path, damaged = agree_on_checkpoint(out / "checkpoints", resume, world)
     if path is None:
-        return Found(None, None, lines)
+        return Found(None, None, None, lines)
     saved = load_checkpoint(path, torch.device("cpu"))  # mapped: only the parts that are used are read
     passes = saved["recipe"].get("run", {}).get("accumulation")
     kept = Kept(passes, saved.get("processes")) if isinstance(passes, int) else None
-    return Found(path, kept, [*lines, *damaged])
+    sizes = saved.get("data", {}).get("train", {}).get("class_sizes")  # an earlier version kept none of these
+    facts = (saved["recipe"].get("run", {}).get("global_batch"), sum(sizes or ()), saved.get("processes"))
+    return Found(path, kept, Began(*facts) if all(facts) else None, [*lines, *damaged])
 
 
 def restore(

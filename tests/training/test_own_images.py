@@ -18,7 +18,7 @@ from deit_fast.recipe.table import RECIPES, get_recipe
 from deit_fast.recipe.table.small_data import ROWS
 from deit_fast.runtime.errors import DataError, RecipeError, RunError
 from deit_fast.runtime.log_sinks.json_lines import read_metrics
-from deit_fast.training.fit_batch import fit_batch
+from deit_fast.training.fit_batch import Began, fit_batch
 from deit_fast.training.run import train
 from tests.image_files import write_tar
 from tests.training.test_train import WORDS as DEMO
@@ -240,6 +240,28 @@ def test_a_batch_is_as_large_as_an_epoch_at_most() -> None:
         assert (fitted.run.global_batch, len(lines)) == (expected, 1)
         fitted.check_processes(processes)
     assert fit_batch(recipe, 15, 8) == (recipe, [])  # too few for eight processes, which the sampler says
+
+
+def test_a_fitted_batch_stays_as_the_data_grow(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Else a run on few images would be refused for a batch that nobody gave as soon as there is one image more."""
+    grown, out = shutil.copytree(photos, tmp_path / "photos"), tmp_path / "run"
+    words = [*WORDS, "run.global_batch=64"]
+    train("finetune_small", grown, out, init="none", val=0.2, overrides=words)
+    shutil.copyfile(grown / "class0" / "000.jpg", grown / "class0" / "new.jpg")
+    for path in [path for name in ("step-0000002", "last", "best") for path in (out / "checkpoints").glob(f"{name}.*")]:
+        path.unlink()
+    with pytest.raises(DataError, match="1 image added"):
+        train("finetune_small", grown, out, val=0.2, overrides=words)
+    with pytest.raises(RecipeError, match=r"run\.global_batch=16: expected 18, with which"):
+        train("finetune_small", grown, out, val=0.2, overrides=WORDS)
+    train("finetune_small", grown, out, val=0.2, overrides=[*words, "data.may_change=true"])
+    assert "run.global_batch=18 stays, which the run began with" in capfd.readouterr().out
+    recipe = get_recipe("finetune_small", words)
+    assert fit_batch(recipe, 30, 1, Began(24, 25, 4))[0].run.global_batch == 24  # of four processes before
+    assert fit_batch(recipe, 20, 1, Began(24, 25, 4))[0].run.global_batch == 20  # there are fewer now
+    assert fit_batch(recipe, 30, 1, Began(16, 25, 4))[0].run.global_batch == 30  # it was given
 
 
 def test_the_probe_trains_its_head_alone(photos: Path, run: Path, tmp_path: Path) -> None:
