@@ -20,6 +20,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         if found := re.search(r"invalid choice: '?([^' ]+)'? \(choose from (.+)\)", message):
             message += suggest(found[1], re.findall(r"[\w-]+", found[2]))
+        message = message.removesuffix(", key=value")  # argparse counts words that may be left out as required too
         for action in self._actions:
             if isinstance(action.choices, dict) and message.endswith(f"are required: {action.dest}"):
                 message = f"expected one of {', '.join(action.choices)}"

@@ -222,7 +222,7 @@ def print_predictions(found: Sequence[Prediction], kind: str | None = None) -> N
         return
     for each in found:
         best = ", ".join(f"{name} {100 * score:.1f} %" for name, score in zip(each.names, each.scores, strict=True))
-        print(f"{each.image}: {best or 'cannot be read'}")
+        print(printable(f"{each.image}: {best or 'cannot be read'}"))
 
 
 def _features(

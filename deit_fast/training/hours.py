@@ -57,7 +57,8 @@ def training_hours(
     A measurement on one device is used for each of several: it leaves out the exchange of gradients and the loader.
     Published figures are used for the same model only. Those on the same device are preferred; otherwise figures on
     other devices are scaled by the peak rates. Among these, those at the same resolution are preferred; otherwise
-    figures are scaled by FLOPs.
+    figures are scaled by FLOPs. If the head alone is trained, there is no backward pass through the blocks, and a view
+    costs a third; with Cosub it costs twice as much.
     """
     if device is None:
         return None
@@ -66,9 +67,15 @@ def training_hours(
     rates = rates or _nearest(list(_published(recipe.model)), recipe.model, device)
     if not rates:
         return None
-    hours = {views / (rate.on(device, recipe.model) * processes) / 3600: rate.source for rate in rates}
+    work = views * _passes(recipe)
+    hours = {work / (rate.on(device, recipe.model) * processes) / 3600: rate.source for rate in rates}
     least, most = min(hours), max(hours)
     return Hours(least, most, measured, tuple(dict.fromkeys([hours[least], hours[most]])))
+
+
+def _passes(recipe: Recipe) -> float:
+    """FLOPs for a view over those of a forward and a backward pass, of which the backward pass has two thirds."""
+    return (1 / 3 if recipe.optim.trainable == "head" else 1.0) * (2 if recipe.loss.cosub else 1)
 
 
 def _measured(model: Model, device: Device, results: Path) -> Iterator[_Rate]:

@@ -39,7 +39,8 @@ def run(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
             "expected 'adamw', 'lamb' or 'sgd'",
         ),
         (["train", "demo_pretrain", "optim.lrr=1", "--data", "d", "--out", "o"], "did you mean 'lr'"),
-        (["train", "demo_pretrain", "--out", "o"], "--data"),
+        (["train", "demo_pretrain", "--out", "o"], "the following arguments are required: --data (see"),
+        (["plan"], "the following arguments are required: recipe (see"),
         (
             ["train", "demo_pretrain", "--data", "d", "--out", "o", "--init", "absent.pt"],
             "absent.pt: no such checkpoint",

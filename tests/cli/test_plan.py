@@ -166,6 +166,17 @@ def test_hours_are_measured_where_they_are(tmp_path: Path) -> None:
     assert training_hours(recipe, None, 8, 100, tmp_path) is None
 
 
+def test_hours_follow_the_passes_of_a_view() -> None:
+    """A head alone has no backward pass through the blocks, which is two thirds of a step; Cosub has two passes."""
+    whole, device = get_recipe("finetune_small", ["model.num_classes=3"]), DEVICES["h100"]
+    cosub = whole.derive(loss={"name": "bce", "smoothing": 0.0, "cosub": True}, model={"drop_path": 0.1})
+    for recipe, share in ((whole.derive(optim={"trainable": "head"}), 1 / 3), (cosub, 2)):
+        found, expected = (training_hours(each, device, 1, 10**6) for each in (recipe, whole))
+        assert found is not None
+        assert expected is not None
+        assert (found.least / expected.least, found.most / expected.most) == pytest.approx((share, share))
+
+
 def test_what_show_imports_is_free_of_torch() -> None:
     code = "import deit_fast.cli.main, deit_fast.zoo.reference_results as r, sys; r.reference_results(); "
     code += "sys.exit('torch' in sys.modules)"

@@ -18,7 +18,14 @@ from deit_fast.checkpoint.format import save_checkpoint
 from deit_fast.cli.main import main
 from deit_fast.infer import images
 from deit_fast.infer.images import find_images
-from deit_fast.infer.predict import LoadedModel, extract_features, load_model, predict
+from deit_fast.infer.predict import (
+    LoadedModel,
+    Prediction,
+    extract_features,
+    load_model,
+    predict,
+    print_predictions,
+)
 from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime import patience
@@ -183,6 +190,11 @@ def test_command(checkpoint: Path, paths: list[Path], tmp_path: Path, capsys: py
     assert main(["predict", str(checkpoint), f"{folder}/[ac].jpg", "--csv", "--top", "3"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(row["image"], row["rank"]) for row in rows] == [(path, rank) for path in whole[:2] for rank in "123"]
+
+
+def test_an_image_is_one_line_whatever_it_and_its_class_are_called(capsys: pytest.CaptureFixture[str]) -> None:
+    print_predictions([Prediction("a\nb.jpg", [0], [1.0], ["c\td"]), Prediction("\udcff.jpg", [], [], [], "unreadable")])
+    assert capsys.readouterr().out == "a\\nb.jpg: c\\td 100.0 %\n\\xff.jpg: cannot be read\n"
 
 
 @pytest.mark.parametrize(
