@@ -154,7 +154,8 @@ def _open(recipe: Recipe, arguments: argparse.Namespace) -> "tuple[Recipe, Image
         for option in ("val", "labels"):
             if getattr(arguments, option) is not None:
                 raise RecipeError(f"--{option} {getattr(arguments, option)}: expected --data beside it")
-        return recipe, named_images(recipe)
+        images = named_images(recipe)
+        return recipe.derive(model={"num_classes": images.classes}), images
     fraction = None if arguments.val is None else read_val_fraction(arguments.val)
     listed = read_list(arguments.val) if fraction is None and arguments.val and is_list(arguments.val) else None
     if fraction is not None:

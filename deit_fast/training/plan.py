@@ -13,7 +13,7 @@ from deit_fast.data.loader.streaming_plan import disk_needed
 from deit_fast.data.sources.base import Source, file_sizes
 from deit_fast.models.cost import count_parameters, forward_macs
 from deit_fast.recipe.schema import Recipe
-from deit_fast.recipe.table import training_images
+from deit_fast.recipe.table import training_classes, training_images
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.training.hours import Hours, training_hours
 from deit_fast.training.memory import HEADROOM, StepMemory, step_memory
@@ -159,14 +159,15 @@ def fit_passes(recipe: Recipe, machine: Machine) -> tuple[Recipe, StepMemory]:
 
 
 def named_images(recipe: Recipe) -> Images:
-    """The data set in the recipe's name.
+    """The data set in the recipe's name, with the recipe's number of classes if the recipe has one.
 
-    Raises RecipeError where the recipe leaves the number of classes to the data.
+    Raises RecipeError where neither the recipe nor its name tells the number of classes.
     """
     name, count = training_images(recipe)
-    if recipe.model.num_classes is None:
+    classes = recipe.model.num_classes or training_classes(recipe)
+    if classes is None:
         raise RecipeError("model.num_classes=null: expected --data, which says how many there are, or a number")
-    return Images(count, recipe.model.num_classes, name)
+    return Images(count, classes, name)
 
 
 def images_of(source: Source, val_source: Source | None) -> Images:

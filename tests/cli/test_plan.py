@@ -13,6 +13,7 @@ from deit_fast.cli.main import main
 from deit_fast.recipe.table import get_recipe
 from deit_fast.training.hours import training_hours
 from deit_fast.training.run import train
+from deit_fast.zoo import ARCHITECTURES
 from deit_fast.zoo.devices import DEVICES
 from tests.conftest import ROOT
 from tests.training.test_train import WORDS, environment
@@ -83,6 +84,29 @@ def test_the_text_names_sources(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not known: nothing was measured or published of such a device" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "images", "classes"),
+    [
+        ("deit3_huge_21k_128", 13_151_276, 19_167),  # deit3-jax's README: ImageNet-21k of winter 2021
+        ("deit_base_inat_224_ft", 437_513, 8_142),  # visipedia/inat_comp, 2018
+        ("deit_base_cifar_224_ft", 50_000, 10),
+        ("probe", 1_000, 10),
+    ],
+)
+def test_without_data_the_data_set_of_the_name_is_planned_with(
+    name: str, images: int, classes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data may be in sight of the nodes alone. A recipe whose name has no data set does not say what it is for."""
+    found = plan(capsys, name, "--gpus", "8xb200")
+    assert (found["images"]["count"], found["images"]["classes"]) == (images, classes)
+    given = plan(capsys, name, "--gpus", "8xb200", "model.num_classes=7")
+    width = ARCHITECTURES[found["model"]].embed_dim
+    assert found["parameters"] - given["parameters"] == (classes - 7) * (width + 1)
+    (tmp_path / "mine.toml").write_text(f'base = "{name}"\n')
+    assert main(["plan", str(tmp_path / "mine.toml"), "--gpus", "8xb200"]) == 2
+    assert "model.num_classes=null: expected --data, which says how many there are" in capsys.readouterr().err
+
+
 def test_the_plan_of_own_images_has_the_batch_and_the_split_of_the_run(
     folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,8 +136,6 @@ def test_the_plan_of_own_images_has_the_batch_and_the_split_of_the_run(
         (["--gpus", "8"], "--gpus 8: expected --memory GIB, or the name of a kind beside it, as 8xh100"),
         (["--gpus", "1xh100", "--val", "v"], "--val v: expected --data beside it"),
         (["--gpus", "3xh100"], "run.global_batch=2048: expected a multiple of 3 processes times run.accumulation=1"),
-        (["--gpus", "1xh100", "model.num_classes=null"], "model.num_classes=null: expected --data, which says how many "
-         "there are, or a number"),
         (["--gpus", "1xh100", "run.global_batch=2000000"], "run.global_batch=2000000: expected at most 1281024, an "
          "epoch's views"),
         (["--data", "/nowhere"], "/nowhere"),

@@ -31,6 +31,9 @@ TRAINING_IMAGES = {
 }
 """The name and the number of training images of each data set that a recipe's name can contain."""
 _OWN_IMAGES = ("an example of own images", 1_000)
+_CLASSES = {"1k": 1_000, "21k": 19_167, "cifar": 10, "inat": 8_142, "demo": 10}
+"""The number of classes of these data sets; of CIFAR-10, for a recipe that CIFAR-100 has too."""
+_OWN_CLASSES = 10
 
 
 def training_images(recipe: Recipe) -> tuple[str, int]:
@@ -38,10 +41,21 @@ def training_images(recipe: Recipe) -> tuple[str, int]:
 
     The last one in the name counts: 21k_1k is finetuned on 1k. Recipes for own images count as 1,000 images.
     """
-    if any(recipe.name == each.name for each in small_data.ROWS):
-        return _OWN_IMAGES
-    named = [word for word in recipe.name.split("_") if word in TRAINING_IMAGES]
-    return TRAINING_IMAGES[named[-1] if named else "1k"]
+    return _OWN_IMAGES if _is_for_own_images(recipe) else TRAINING_IMAGES[_named_data(recipe) or "1k"]
+
+
+def training_classes(recipe: Recipe) -> int | None:
+    """The number of classes of that training set, 10 for own images; None if the recipe's name has no data set."""
+    return _OWN_CLASSES if _is_for_own_images(recipe) else _CLASSES.get(_named_data(recipe))
+
+
+def _is_for_own_images(recipe: Recipe) -> bool:
+    return any(recipe.name == each.name for each in small_data.ROWS)
+
+
+def _named_data(recipe: Recipe) -> str:
+    """The last word of the recipe's name that is a data set's; "" without one."""
+    return next((word for word in reversed(recipe.name.split("_")) if word in TRAINING_IMAGES), "")
 
 
 def list_recipes() -> list[str]:
