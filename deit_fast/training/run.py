@@ -39,6 +39,7 @@ from deit_fast.training.out_of_memory import MemoryGuard
 from deit_fast.training.passes import settle_passes
 from deit_fast.training.periodic import draw_curves
 from deit_fast.training.prepare import initial_state
+from deit_fast.training.same_data import say_if_validated_on_training
 from deit_fast.training.start import claim_folder, find_start, restore
 from deit_fast.zoo import check_given
 
@@ -136,7 +137,7 @@ def train(
         state = initial_state(recipe, world)
         notes += restore(job, state, found, init, resume, from_random)
         guard.state = state
-        notes += [*lines, *salvaged, *fitted]
+        notes += [*lines, *say_if_validated_on_training(job.identities), *salvaged, *fitted]
         if held is not None and world.is_main:
             held.write(folder)
         if world.is_main:

@@ -65,6 +65,13 @@ def _are_alike(sources: Mapping[Split, Source], digests: Sequence[Mapping[Split,
     return all(each == digests[0] for each in digests) and all(seen == outlines[first][1] for first, seen in outlines)
 
 
+def say_if_validated_on_training(identities: Mapping[Split, Identity]) -> list[str]:
+    """A line if the validation images are the training images: of the same names, classes and sizes."""
+    if "val" not in identities or identities["val"].digest != identities["train"].digest:
+        return []
+    return ["validation images: they are the training images, so that their scores say nothing about new ones"]
+
+
 def check_same_data(
     identities: Mapping[Split, Identity], saved: Mapping[str, Any], uris: Mapping[Split, str], allow: bool, path: Path
 ) -> list[str]:

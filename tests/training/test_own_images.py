@@ -163,6 +163,17 @@ def test_a_share_that_is_named_leaves_the_validation_split_alone(folder_data: Pa
     assert evaluate_checkpoint(tmp_path / "held")["images"] == 24
 
 
+def test_validation_on_the_training_images_is_said(
+    photos: Path, folder_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*WORDS, "schedule.epochs=1", "schedule.warmup_epochs=0"]
+    line = "validation images: they are the training images, so that their scores say nothing about new ones"
+    train("finetune_small", photos, tmp_path / "same", init="none", val=photos, overrides=words)
+    assert line in capfd.readouterr().out
+    train("finetune_small", folder_data, tmp_path / "other", init="none", overrides=words)
+    assert line not in capfd.readouterr().out
+
+
 def test_three_images_of_three_classes_train(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for label in range(3):
         (tmp_path / "few" / f"class{label}").mkdir(parents=True)
