@@ -16,6 +16,7 @@ from typing import TypeVar
 from deit_fast.convert.detect import Weights, load_weights
 from deit_fast.convert.locate import CHECKPOINTS, CONFIG, RUN_FILES, WEIGHT_FILES, find_weights, newest_run
 from deit_fast.convert.recognise import describe_weights, differences
+from deit_fast.recipe.sections import Model
 from deit_fast.runtime.errors import RunError, StorageError
 from deit_fast.runtime.files import cache_folder, hash_file
 from deit_fast.runtime.object_store import (
@@ -33,7 +34,7 @@ from deit_fast.runtime.object_store import (
     without_query,
 )
 from deit_fast.runtime.patience import UnreachableError, patiently
-from deit_fast.zoo import Published, check_given, published_hash, published_row
+from deit_fast.zoo import Published, check_given, find_architecture, published_hash, published_row
 
 T = TypeVar("T")
 
@@ -74,6 +75,15 @@ def fetch_weights(given: str | Path, any_model: bool = False) -> Path:
         folder = f"{newest_run(uri, list_objects(uri)[0])}/{CHECKPOINTS}"
     there = {each.name for each in list_objects(folder)[1]}
     return _fetch_single(next((f"{folder}/{name}" for name in RUN_FILES if name in there), uri), any_model)
+
+
+def check_fitting(given: str | Path, model: Model) -> None:
+    """Raises RunError for the name of published weights that cannot fit the model, before they are fetched."""
+    if not (row := published_row(given)):
+        return
+    theirs, mine = (find_architecture(name) for name in (row.name, model.name))
+    if any(getattr(theirs, size) != getattr(mine, size) for size in ("embed_dim", "depth", "patch_size")):
+        raise RunError(f"{given}: weights of another architecture: they are of {row.name}, the model is {model.name}")
 
 
 def describe_origin(given: str | Path, weights: Weights) -> dict[str, str]:

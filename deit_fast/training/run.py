@@ -9,7 +9,7 @@ from typing import Any
 
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import fetch_sealed
-from deit_fast.convert.pretrained import fetch_weights, name_origin
+from deit_fast.convert.pretrained import check_fitting, fetch_weights, name_origin
 from deit_fast.data.sources.classes import match_classes, resolve_classes
 from deit_fast.data.sources.image_list import is_list
 from deit_fast.data.sources.open import find_validation, open_source
@@ -104,6 +104,7 @@ def train(
     if init is not None:
         check_given(init)
         if not may_go_on(out, resume):
+            check_fitting(init, recipe.model)
             fetch_weights(init)  # fails now for weights that cannot be fetched, before the data are listed
     teacher = fetch_weights(teacher, any_model=True) if teacher else None
     resume = str(fetch_sealed(resume)) if is_remote(resume) else resume

@@ -205,6 +205,22 @@ def test_weights_that_a_run_did_not_begin_with_are_named(store: Store) -> None:
     assert not store.requests
 
 
+@pytest.mark.parametrize("init", ["deit3_base_patch16", "deit3_large_patch16@384:21k", "resmlp_big_24", "cait_s36"])
+def test_weights_that_cannot_fit_are_not_fetched(
+    init: str, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They may be of 2 GB. Those of the same sizes are fetched, and compared with the model then."""
+    words = ["--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert main(["train", "finetune_small", "--init", init, *words]) == 2
+    assert capsys.readouterr().err == (
+        f"deit-fast: {init}: weights of another architecture: they are of {init.partition('@')[0]}, the model is "
+        "deit3_small_patch16\n"
+    )
+    assert not store.requests
+    assert main(["train", "finetune_small", "--init", "deit_small_patch16", *words]) == 2
+    assert [each.path for each in store.requests] == ["/mirror/deit_small_patch16_224-cd65a155.pth"]
+
+
 def test_commands_take_names(
     store: Store, folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
