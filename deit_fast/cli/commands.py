@@ -14,7 +14,7 @@ from deit_fast.runtime.exit_status import ExitStatus
 from deit_fast.runtime.files import json_text
 from deit_fast.runtime.object_store import is_remote
 from deit_fast.runtime.stdout import outlive_reader, tell
-from deit_fast.zoo import check_given, find_architecture, list_models
+from deit_fast.zoo import check_given, find_architecture, find_weights_row, list_models
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -103,6 +103,8 @@ def run_show(arguments: argparse.Namespace) -> int:
 def run_zoo(arguments: argparse.Namespace) -> int:
     """`deit-fast zoo`: prints the zoo's rows that match a pattern; returns 0. Raises RecipeError where none matches."""
     names = list_models(arguments.pattern)
+    if not names and (row := find_weights_row(arguments.pattern)):
+        names = [row.name]
     if not names:
         find_architecture(arguments.pattern)  # its error suggests a similar name
     return _print_page(zoo_as_json(names) if arguments.json else zoo_as_text(names))

@@ -98,6 +98,8 @@ def _open_held_out(
     chosen, listed = weights.recipe.data, _find_list(checkpoint)
     if listed is None and not chosen.val_fraction:
         return None
+    if labels is None and listed is not None and listed[1].data == os.path.abspath(data):
+        labels = listed[1].labels  # the file that the run was given
     whole = open_source(data, "train", category, labels=labels)
     if listed is not None:
         images, missing = find_listed(whole, listed[1].images)

@@ -202,6 +202,19 @@ def test_several_processes_and_a_resume_train_as_one(photos: Path, tmp_path: Pat
         torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-4)
 
 
+def test_evaluate_reads_the_file_of_labels_that_the_run_was_given(photos: Path, tmp_path: Path) -> None:
+    flat, labels = tmp_path / "flat", tmp_path / "mine.csv"
+    flat.mkdir()
+    for name in every(photos):
+        shutil.copyfile(photos / name, flat / name.replace("/", "-"))
+    labels.write_text("".join(f"{path.name},{path.name.partition('-')[0]}\n" for path in sorted(flat.iterdir())))
+    train("finetune_small", flat, tmp_path / "run", init="none", val=0.2, labels=labels, overrides=WORDS)
+    found = [evaluate_checkpoint(tmp_path / "run", data, labels=file)
+             for data, file in ((None, None), (flat, labels), (flat, None))]  # fmt: skip
+    assert [each["images"] for each in found] == [4, 4, 4]
+    assert found[0]["loss"] == found[1]["loss"] == found[2]["loss"]
+
+
 def test_shards_are_parted_too(photos: Path, tmp_path: Path) -> None:
     root = tmp_path / "set"
     names = sorted(every(photos), key=lambda name: name.rpartition("/")[2])

@@ -266,6 +266,9 @@ def test_command(capsys) -> None:
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["name"], row["resolution"], row["top1"], row["top1_v2"]) == ("cait_m48", 448, 86.5, None)
     assert row["architecture"]["layer_scale"] == 1e-6
+    for name in ("resmlp_12@224:dino", "resmlp_12_224.fb_dino", "resmlp_12_224_dino"):  # of weights
+        assert main(["zoo", name, "--json"]) == 0
+        assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["resmlp_12"] * 3
     assert main(["zoo", "resmlp_21"]) == 2
     assert "did you mean 'resmlp_24'" in capsys.readouterr().err
 
