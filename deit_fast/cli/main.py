@@ -150,7 +150,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="list the models: size, published speed and accuracy, the weights by name and where they are",
         epilog="Example: deit-fast zoo 'deit3_*'",
     )
-    zoo.add_argument("pattern", nargs="?", default="*", help="shell pattern of models' names, ours, timm's or the reference's; or a name of weights")
+    zoo.add_argument(
+        "pattern",
+        nargs="?",
+        default="*",
+        help="shell pattern of models' names, ours, timm's or the reference's; or a name of weights",
+    )
     zoo.add_argument("--json", action="store_true", help="as JSON, with the architectures")
     zoo.set_defaults(run=commands.run_zoo)
 

@@ -24,10 +24,11 @@ def fit_batch(recipe: Recipe, images: int, processes: int, began: Began | None =
     """
     run, views = recipe.run, _views(recipe, images)
     batch = _fitting(recipe, views, processes)
-    if began is not None and began.batch not in (batch, run.global_batch) and began.batch <= views:
-        if _fitting(recipe, _views(recipe, began.images), began.processes) == began.batch:
-            kept = recipe.derive(run={"global_batch": began.batch})
-            return kept, [f"run.global_batch={began.batch} stays, which the run began with"]
+    if began is not None and began.batch not in (batch, run.global_batch):
+        fitted = _fitting(recipe, _views(recipe, began.images), began.processes)
+        if began.batch == fitted <= views:
+            kept = recipe.derive(run={"global_batch": fitted})
+            return kept, [f"run.global_batch={fitted} stays, which the run began with"]
     if batch == run.global_batch:
         return recipe, []
     line = (

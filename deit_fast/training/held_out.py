@@ -138,7 +138,8 @@ def _describe(data: Data, source: Source, images: NDArray[np.int64]) -> str:
     single = int((sizes == 1).sum())
     alone = f"; {single} {'class has' if single == 1 else 'classes have'} one image, which is trained on"
     if not len(images):
-        return "no validation images: " + (f"no class of {source.uri} has two" if sizes.max() < 2 else "none are listed")
+        why = f"no class of {source.uri} has two" if sizes.max() < 2 else f"{LIST_NAME} lists none"
+        return f"no validation images: {why}"
     return (
         f"validation images: {len(images)} of the {len(source)} in {source.place}, held out of training "
         f"(data.val_fraction={data.val_fraction:g}, {LIST_NAME} lists them){alone if single else ''}"

@@ -30,8 +30,8 @@ from deit_fast.runtime.object_store import is_remote
 from deit_fast.runtime.patience import patience
 from deit_fast.runtime.world import World
 from deit_fast.training.backend import settle_backend
-from deit_fast.training.job import Job
 from deit_fast.training.fit_batch import Began
+from deit_fast.training.job import Job
 from deit_fast.training.passes import Kept
 from deit_fast.training.same_data import check_same_data, forget_what_changed
 

@@ -31,9 +31,9 @@ def find_weights_row(name: str) -> Published | None:
     """The row of the published weights with this name; None if it cannot be the name of any.
 
     The name is ENTRY, ENTRY@PX, ENTRY:TAG or ENTRY@PX:TAG as `deit-fast zoo` lists them, where ENTRY may be an alias of
-    the architecture; or timm's ARCHITECTURE.TAG or former name, mmpretrain's name, or the address. Without PX the weights have the
-    resolution that the name implies, else 224 px, else the lowest one. Without TAG they are the zoo's first. Raises
-    RecipeError, one line, for an entry without such weights.
+    the architecture; or timm's ARCHITECTURE.TAG or former name, mmpretrain's name, or the address. Without PX the
+    weights have the resolution that the name implies, else 224 px, else the lowest one. Without TAG they are the zoo's
+    first. Raises RecipeError, one line, for an entry without such weights.
     """
     if row := _OTHER_NAMES.get(name) or _BY_ADDRESS.get(name):
         return row

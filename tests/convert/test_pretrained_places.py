@@ -74,9 +74,7 @@ def test_a_folder_of_weights(store: Store, cache: Path, tmp_path: Path, monkeypa
     assert not store.requests
 
 
-def test_a_mirror_with_a_signature(
-    store: Store, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mirror_with_a_signature(store: Store, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The query of the mirror's URI is that of each of its files, and no message has it."""
     monkeypatch.setenv("DEIT_FAST_WEIGHTS", f"{store.url}/mirror/?sig=secret")
     assert fetch_weights("deit3") == cache / "weights" / "small.pth"

@@ -170,7 +170,7 @@ def test_a_list_is_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(DataError, match="expected a list of images as a run writes it"):
             open_source(place)
     write(tmp_path / "run" / LIST_NAME, json.dumps(plain | {"images": []}).encode())
-    with pytest.raises(DataError, match="val.json: lists no images, since no class of .*/photos had two"):
+    with pytest.raises(DataError, match=r"val\.json: lists no images, since no class of .*/photos had two"):
         open_source(place)
     (tmp_path / "photos").rename(tmp_path / "moved")
     write(tmp_path / "run" / LIST_NAME, content.as_text().encode())

@@ -193,7 +193,9 @@ def test_command(checkpoint: Path, paths: list[Path], tmp_path: Path, capsys: py
 
 
 def test_an_image_is_one_line_whatever_it_and_its_class_are_called(capsys: pytest.CaptureFixture[str]) -> None:
-    print_predictions([Prediction("a\nb.jpg", [0], [1.0], ["c\td"]), Prediction("\udcff.jpg", [], [], [], "unreadable")])
+    print_predictions(
+        [Prediction("a\nb.jpg", [0], [1.0], ["c\td"]), Prediction("\udcff.jpg", [], [], [], "unreadable")]
+    )
     assert capsys.readouterr().out == "a\\nb.jpg: c\\td 100.0 %\n\\xff.jpg: cannot be read\n"
 
 

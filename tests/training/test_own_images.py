@@ -266,9 +266,7 @@ def test_a_batch_is_as_large_as_an_epoch_at_most() -> None:
     assert fit_batch(recipe, 15, 8) == (recipe, [])  # too few for eight processes, which the sampler says
 
 
-def test_a_fitted_batch_stays_as_the_data_grow(
-    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fitted_batch_stays_as_the_data_grow(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Else a run on few images would be refused for a batch that nobody gave as soon as there is one image more."""
     grown, out = shutil.copytree(photos, tmp_path / "photos"), tmp_path / "run"
     words = [*WORDS, "run.global_batch=64"]
