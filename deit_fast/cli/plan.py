@@ -143,11 +143,11 @@ def _number(value: float) -> str:
 
 def _open(recipe: Recipe, arguments: argparse.Namespace) -> "tuple[Recipe, Images]":
     from deit_fast.data.sources.classes import match_classes, resolve_classes
-    from deit_fast.data.sources.held_out import all_but, choose_held_out
+    from deit_fast.data.sources.held_out import all_but, choose_held_out, find_listed
     from deit_fast.data.sources.image_list import is_list
     from deit_fast.data.sources.open import find_validation, open_source
     from deit_fast.data.sources.subset import Subset
-    from deit_fast.training.held_out import find_all_listed, read_list
+    from deit_fast.training.held_out import check_all_found, read_list
     from deit_fast.training.plan import images_of, named_images
 
     if arguments.data is None:
@@ -168,11 +168,12 @@ def _open(recipe: Recipe, arguments: argparse.Namespace) -> "tuple[Recipe, Image
     val_source = open_source(val_uri, "val", recipe.data.category, labels=labels) if val_uri else None
     if val_source is not None:
         match_classes(val_source, source.classes, f"{arguments.data}'s classes")
-    elif listed is not None or recipe.data.val_fraction:
-        chosen = (
-            find_all_listed(source, arguments.val, listed) if listed is not None
-            else choose_held_out(source, recipe.data.val_fraction, recipe.data.val_seed)
-        )  # fmt: skip
+    elif listed is not None:
+        chosen, missing = find_listed(source, listed.images)
+        check_all_found(source, arguments.val, listed, missing)
+        source, val_source = Subset(source, all_but(source, chosen)), Subset(source, chosen)
+    elif recipe.data.val_fraction:
+        chosen = choose_held_out(source, recipe.data.val_fraction, recipe.data.val_seed)
         source, val_source = Subset(source, all_but(source, chosen)), Subset(source, chosen)
     return recipe, images_of(source, val_source)
 

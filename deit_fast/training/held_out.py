@@ -7,6 +7,7 @@ the run chooses again, which gives the same images for the same data; a checkpoi
 
 import copy
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -92,10 +93,9 @@ def _find(data: Data, source: Source, earlier: str | None, required: bool) -> tu
     """The images to hold out, int64 [n], and lines about them."""
     known = None if earlier is None else read_list(earlier) if required else _read_earlier(earlier)
     if known is not None and (known.fraction, known.seed) == (data.val_fraction, data.val_seed):
+        images, missing = find_listed(source, known.images)
         if required:
-            images, missing = find_all_listed(source, str(earlier), known), []
-        else:
-            images, missing = find_listed(source, known.images)
+            check_all_found(source, str(earlier), known, missing)
         lines = [f"{earlier}: {len(missing)} of its images are gone, {printable(missing[0])} first"] if missing else []
     else:
         images, unfit = _choose(data, source)
@@ -103,15 +103,13 @@ def _find(data: Data, source: Source, earlier: str | None, required: bool) -> tu
     return images, [*lines, _describe(data, source, images)]
 
 
-def find_all_listed(source: Source, place: str, known: ImageList) -> NDArray[np.int64]:
-    """The images of the list at `place` (--val): int64 [n], ascending. Raises DataError where the source lacks some."""
-    images, missing = find_listed(source, known.images)
+def check_all_found(source: Source, place: str, known: ImageList, missing: Sequence[str]) -> None:
+    """Raises DataError where images of the list at `place`, which the user named (--val), are missing in the source."""
     if missing:
         raise DataError(
             f"--val {place}: expected its {len(known.images)} images in {source.uri}, {len(missing)} are not "
             f"there, {printable(missing[0])} first; --data names the data that they were held out of"
         )
-    return images
 
 
 def read_list(place: str) -> ImageList:

@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -93,9 +94,14 @@ def find_start(out: Path, store: RunStore | None, resume: str, world: World) -> 
     saved = load_checkpoint(path, torch.device("cpu"))  # mapped: only the parts that are used are read
     passes = saved["recipe"].get("run", {}).get("accumulation")
     kept = Kept(passes, saved.get("processes")) if isinstance(passes, int) else None
-    sizes = saved.get("data", {}).get("train", {}).get("class_sizes")  # an earlier version kept none of these
-    facts = (saved["recipe"].get("run", {}).get("global_batch"), sum(sizes or ()), saved.get("processes"))
-    return Found(path, kept, Began(*facts) if all(facts) else None, [*lines, *damaged])
+    return Found(path, kept, _began(saved), [*lines, *damaged])
+
+
+def _began(saved: Mapping[str, Any]) -> Began | None:
+    """The start of a checkpoint's run; None for a checkpoint of an earlier version, which does not say it."""
+    batch, processes = saved["recipe"].get("run", {}).get("global_batch"), saved.get("processes")
+    images = sum(saved.get("data", {}).get("train", {}).get("class_sizes", ()))
+    return Began(batch, images, processes) if batch and images and processes else None
 
 
 def restore(
