@@ -23,7 +23,7 @@ from deit_fast.runtime.files import write_json
 from deit_fast.runtime.hardware import peak_memory
 from deit_fast.runtime.log_sinks import chosen_sinks
 from deit_fast.runtime.metrics_log import MetricsLog, told
-from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.object_store import absolute_place, is_remote
 from deit_fast.runtime.provenance import STARTS, note_start
 from deit_fast.runtime.stopping import StopSignal
 from deit_fast.runtime.waiting import share_cores
@@ -104,6 +104,13 @@ def train(
         check_given(init)
         if not may_go_on(out, resume):
             fetch_weights(init)  # fails now for weights that cannot be fetched, before the data are listed
+    places = {
+        "data": absolute_place(data),
+        "val": str(val) if fraction is not None else val and absolute_place(str(val)),
+        "labels": labels and absolute_place(labels),
+        "teacher": teacher and name_origin(teacher),
+        "init": init and name_origin(init),  # without a signature
+    }
     teacher = fetch_weights(teacher, any_model=True) if teacher else None
     resume = str(fetch_sealed(resume)) if is_remote(resume) else resume
     val_uri = None if fraction is not None or listed else str(val) if val else find_validation(data)
@@ -141,9 +148,7 @@ def train(
             held.write(folder)
         if world.is_main:
             with told(STARTS):
-                given = {"data": data, "val": None if val is None else str(val), "labels": labels and str(labels)}
-                given["init"] = init and name_origin(init)  # without a signature
-                note_start(folder, world.size, world.device, state.step, given)
+                note_start(folder, world.size, world.device, state.step, places)
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
             result = find_result(job, state)
             if result is None:
@@ -220,7 +225,7 @@ def write_result(job: Job, state: TrainState) -> dict[str, Any]:
         "skipped": state.skipped,
         "bad_images": len(state.bad_images),
         "init": state.init,
-        "checkpoint": f"{store.uri if store is not None else out}/checkpoints/last.pt",
+        "checkpoint": f"{absolute_place(out) if store is None else store.uri}/checkpoints/last.pt",
     }
     failure = ""
     if world.is_main:

@@ -199,8 +199,10 @@ def _load(job: Job, state: TrainState, path: Path) -> list[str]:
 
 def _other_init(state: TrainState, init: str | Path | None) -> list[str]:
     """A line if a resumed run is given other weights than it began with, as far as its checkpoint knows these."""
-    began, given = state.init and state.init["weights"], init and name_origin(init)
-    return [f"--init {given}: not read, since the run began with {began}"] if began and given and began != given else []
+    began, given = state.init and name_origin(state.init["weights"]), init and name_origin(init)
+    if not began or not given or began == given or os.path.realpath(began) == os.path.realpath(given):
+        return []
+    return [f"--init {given}: not read, since the run began with {began}"]
 
 
 def _initialise_from(job: Job, state: TrainState, init: str | Path) -> list[str]:
