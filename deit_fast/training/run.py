@@ -10,6 +10,7 @@ from typing import Any
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import fetch_sealed
 from deit_fast.convert.pretrained import fetch_weights, name_origin
+from deit_fast.data.sources.class_gaps import describe_gaps
 from deit_fast.data.sources.classes import match_classes, resolve_classes
 from deit_fast.data.sources.image_list import is_list
 from deit_fast.data.sources.open import find_validation, open_source
@@ -124,7 +125,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(share_cores(world.device))
         folder, store, notes = claim_folder(out, resume, world, stack)
-        notes += [rate] if rate else []
+        notes += [*([rate] if rate else []), *describe_gaps(source)]
         stop = stack.enter_context(StopSignal())
         held, salvaged = None, source.describe() if isinstance(source, SalvagedShards) else []
         if val_source is None and recipe.data.val_fraction:
