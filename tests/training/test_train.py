@@ -193,17 +193,6 @@ def test_finetuning_at_another_resolution_says_what_it_changed(
     assert result["top1"] > 80
 
 
-def test_finetuning_at_a_far_resolution_says_so(
-    finished: Path, folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = get_recipe("demo_finetune", [*WORDS, "model.image_size=48", "schedule.epochs=1",
-                                          "schedule.warmup_epochs=0"])  # fmt: skip
-    init = finished / "checkpoints" / "last.safetensors"
-    train(recipe, str(folder_data), tmp_path / "run", val=0, init=init)
-    (line,) = [each for each in capsys.readouterr().out.splitlines() if "a factor of" in each]
-    assert line.startswith(f"{init}: the weights are of 16 px (4 x 4 patches) and the model is of 48 px (12 x 12")
-
-
 def test_another_recipe_in_the_same_folder_is_refused(finished: Path, folder_data: Path) -> None:
     with pytest.raises(RecipeError, match=r"optim\.lr=0\.5: expected 0\.01, with which .*step-0000024\.pt was started"):
         train(get_recipe("demo_pretrain", [*WORDS, "optim.lr=0.5"]), str(folder_data), finished)
