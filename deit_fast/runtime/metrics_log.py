@@ -99,7 +99,7 @@ def plot_curves(folder: Path, title: str) -> Path:
         ("images per second", "train", ("images_per_second",)),
     )
     figure = Figure(figsize=(11, 7), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a recipe's name may have dollar signs
     for axes, (label, kind, keys) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         for key in keys:
             points = [(r["step"], r[key]) for r in records if r["kind"] == kind and r.get(key) is not None]
