@@ -122,6 +122,45 @@ def test_a_run_that_has_only_begun(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "expected two runs or more" in capsys.readouterr().err
 
 
+def test_lines_of_a_power_cut_are_no_records(
+    folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk may hold zeros or other files' bytes in the place of the last lines; others may write into the folder."""
+    runs = [made_run(tmp_path, folder_data, name, 0) for name in ("one", "two")]
+    whole = json.dumps({"kind": "eval", "step": 60, "top1": 77.0})
+    strange = [b"\xff\xfe\x00", b"\0\0\0", b"[1, 2]", b"5", b"null", b'{"kind": "eval", "top1": 88.0}', b'{"step": "9"}']
+    with open(runs[0] / "metrics.jsonl", "ab") as file:
+        file.write(b"\n".join([b"", *strange, whole.encode(), b'{"kind": "eval", "step": 70, "top1": 9']))
+    (runs[1] / "metrics.jsonl").write_bytes(b"\xff")
+    (runs[1] / "result.json").write_text('{"minutes": 3, "step": null}')
+    for run in runs:
+        assert main(["report", str(run), "--no-images"]) == 0
+    assert "77.00 %" in " ".join(page_of(runs[0] / "report.html").texts)
+    assert main(["compare", *map(str, runs), "--out", str(tmp_path / "c.html")]) == 0
+    assert capsys.readouterr().out.splitlines()[2:4] == ["one  top-1 77.00 %", "two  not evaluated"]
+
+
+def test_a_run_that_one_is_in_has_a_name(
+    folder_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, _ = (made_run(tmp_path, folder_data, name, 0) for name in ("one", "two"))
+    monkeypatch.chdir(one)
+    assert main(["report", ".", "--no-images"]) == 0
+    assert "<title>demo_pretrain: one</title>" in (one / "report.html").read_text()
+    monkeypatch.chdir(one / "checkpoints")
+    assert main(["compare", "..", "../../two"]) == 0
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["one", "two"]
+    assert "<title>one / two</title>" in Path("compare.html").read_text()
+
+
+def test_an_error_names_the_page(folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made_run(tmp_path, folder_data, "run", 0)
+    assert main(["report", str(run), "--no-images", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"deit-fast: {tmp_path}: Is a directory\n"
+    assert main(["report", str(run), "--no-images", "--out", "/proc/page.html"]) == 2
+    assert capsys.readouterr().err == "deit-fast: /proc/page.html: No such file or directory\n"
+
+
 def test_data_that_are_gone_cost_a_line(folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = made_run(tmp_path, folder_data, "run", 0)
     assert main(["report", str(run), "--data", str(tmp_path / "gone")]) == 0
@@ -207,6 +246,8 @@ def test_mcnemar_is_scipys_binomial_test() -> None:
     assert found.difference == pytest.approx(100 * (second.mean() - first.mean()))
     low, high = found.interval
     assert low < found.difference < high
+    assert Paired(1, 0, 1).interval[1] == 100  # an accuracy cannot change by more
+    assert Paired(0, 1, 1).interval[0] == -100
     assert Paired(0, 0, 10).p_value == 1
 
 
