@@ -10,7 +10,7 @@ import numpy as np
 from deit_fast.infer.pages import page
 from deit_fast.infer.pages.charts import compared_charts
 from deit_fast.infer.pages.evaluated import Evaluated
-from deit_fast.infer.pages.on_track import published_curve, standings_of
+from deit_fast.infer.pages.on_track import standings_of
 from deit_fast.infer.pages.run_folder import RunFolder, finite
 from deit_fast.infer.report import wilson_interval
 from deit_fast.recipe.differences import as_word
@@ -42,7 +42,7 @@ class Paired:
         gained, lost, images = self.gained + 0.5, self.lost + 0.5, self.images + 2
         centre = (gained - lost) / images
         half = _Z * math.sqrt(max(gained + lost - (gained - lost) ** 2 / images, 0)) / images
-        return 100 * (centre - half), 100 * (centre + half)
+        return 100 * max(centre - half, -1.0), 100 * min(centre + half, 1.0)
 
     @property
     def p_value(self) -> float:
@@ -66,11 +66,10 @@ def paired(first: Evaluated, second: Evaluated) -> Paired | None:
 def write_comparison(runs: Sequence[RunFolder], evaluated: Sequence[Evaluated | None], path: Path) -> Path:
     """Writes the page that compares two or more runs; the others are compared with the first."""
     names = short_names([run.path for run in runs])
-    published = next((fact for run in runs if (fact := published_curve(run.recipe)) is not None), None)
     sections = [
         f"<h1>{page.escape(' / '.join(names))}</h1>",
         page.section("Scores", *scores_part(runs, names, evaluated)),
-        page.section("Curves", compared_charts(runs, names, published)),
+        page.section("Curves", compared_charts(runs, names)),
         page.section("Beside the published run", published_part(runs, names)),
         page.section("Recipes", recipes_part(runs, names)),
         page.section("Speed", speed_part(runs, names)),
