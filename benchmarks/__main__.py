@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deit_fast.cli.arguments import Parser
 from deit_fast.runtime.errors import DataError, RecipeError, RunError
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -23,7 +24,7 @@ def build_parser(prog: str = "python -m benchmarks") -> argparse.ArgumentParser:
     models.add_argument("--models", nargs="+", metavar="NAME[@SIZE]", help="zoo entries, for example "
                         "deit3_base_patch16@192")  # fmt: skip
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description=f"`{prog} COMMAND`: each prints its progress and leaves one JSON; `report` makes tables of them.",
     )

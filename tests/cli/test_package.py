@@ -116,6 +116,15 @@ def test_commands_of_other_modules(command: str, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.startswith(f"usage: deit-fast {command}")
 
 
+def test_a_command_of_the_benchmarks_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["benchmark", "throughputs"])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("deit-fast benchmark: argument command: invalid choice: 'throughputs'")
+    assert "(did you mean 'throughput'?)" in line
+
+
 def test_what_words_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "deit3_base_1k_192", "--changed", "optim.lr=1e-3", "data.repeats=1"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
