@@ -13,6 +13,7 @@ from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import Change, build_initialised, need_head
 from deit_fast.convert.formats import Export
 from deit_fast.convert.formats.lazy_tensor import BadFileError
+from deit_fast.convert.locate import CHECKPOINTS
 from deit_fast.convert.model_card import model_card, read_scores
 from deit_fast.convert.pretrained import open_weights
 from deit_fast.runtime.discover import discover
@@ -28,7 +29,7 @@ class Exported:
 
     path: Path
     format: str
-    """Name of the written format, for --format."""
+    """Name of the written format, for --to."""
     source: str
     """Format of the checkpoint that was read."""
     changes: list[Change]
@@ -53,7 +54,7 @@ def choose_format(destination: Path, name: str | None) -> Export:
     """The format for a destination, by its suffix or by `name`. Raises RunError for an unknown one."""
     if name is not None:
         if name not in _exports():
-            raise RunError(f"--format {name}: expected one of {', '.join(_exports())}{suggest(name, _exports())}")
+            raise RunError(f"--to {name}: expected one of {', '.join(_exports())}{suggest(name, _exports())}")
         return _exports()[name]
     if destination.is_dir() or not destination.suffix:
         return _exports()[_FOLDER]
@@ -80,6 +81,8 @@ def export_checkpoint(
     its model card, in the form that `model_card` takes; by default the destination. Raises RecipeError or RunError.
     """
     export = choose_format(destination, format)
+    if (destination / CHECKPOINTS).is_dir():  # its files would hide the run's checkpoints
+        raise RunError(f"{destination}: is the folder of a run: expected another place")
     weights = open_weights(source, ema)
     overrides = tuple(overrides)
     recipe = weights.recipe.override(overrides)
