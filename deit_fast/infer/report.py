@@ -50,7 +50,7 @@ def write_report(folder: Path, source: Source, outcomes: Outcomes, scores: dict[
     """Writes scores.json, per_class.csv, mistakes.csv and the confusion matrix into `folder`, which is created.
 
     outcomes.npz has the result for each image: labels, predictions, confidences, in_top5 [N], the names of the classes,
-    and the digest that identifies the images. Up to 100 classes, the matrix is confusion.csv and confusion.png; above,
+    the digest that identifies the images, and the SHA-256 of a run's checkpoint. Up to 100 classes, the matrix is confusion.csv and confusion.png; above,
     it is confusion.npz in the format of scipy.sparse.load_npz. mistakes.csv has the 200 most confident mistakes. Raises
     OSError.
     """
@@ -67,7 +67,8 @@ def write_report(folder: Path, source: Source, outcomes: Outcomes, scores: dict[
     with atomic_path(folder / OUTCOMES) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, labels=source.labels.astype(np.int64), classes=np.array(source.classes, dtype=str),
                             predictions=outcomes.predictions, confidences=outcomes.confidences,
-                            in_top5=outcomes.in_top5, digest=np.array(identify(source).digest))  # fmt: skip
+                            in_top5=outcomes.in_top5, digest=np.array(identify(source).digest),
+                            weights=np.array(scores.get("sha256") or ""))  # fmt: skip
     write_json(folder / "scores.json", scores)
 
 
