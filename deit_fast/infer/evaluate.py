@@ -148,10 +148,10 @@ def evaluate_checkpoint(
     In a program that torchrun started, all processes have to call this: each evaluates its share of the images.
 
     Returns the metrics' values, top-1 and top-5 with 95 % confidence intervals, the number of classes chosen among, the
-    checkpoint, its format, the SHA-256 of a run's checkpoint, the evaluated images, the resolution, minutes, `changes` made at loading, and `notes` on
-    facts that were read from text beside the weights. Raises RecipeError, DataError or RunError, the last also for
-    logits that are not finite. Example, with the function's name in deit_fast: `evaluate("runs/digits",
-    "digits")["top1"]`.
+    checkpoint, its format, the SHA-256 of a run's checkpoint, the evaluated images, the resolution, minutes, `changes`
+    made at loading, and `notes` on facts that were read from text beside the weights. Raises RecipeError, DataError or
+    RunError, the last also for logits that are not finite. Example, with the function's name in deit_fast:
+    `evaluate("runs/digits", "digits")["top1"]`.
     """
     if classes is not None and classes not in CLASS_CHOICES:
         raise RunError(f"classes={classes!r}: expected {' or '.join(map(repr, CLASS_CHOICES))}")

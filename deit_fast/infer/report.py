@@ -50,9 +50,9 @@ def write_report(folder: Path, source: Source, outcomes: Outcomes, scores: dict[
     """Writes scores.json, per_class.csv, mistakes.csv and the confusion matrix into `folder`, which is created.
 
     outcomes.npz has the result for each image: labels, predictions, confidences, in_top5 [N], the names of the classes,
-    the digest that identifies the images, and the SHA-256 of a run's checkpoint. Up to 100 classes, the matrix is confusion.csv and confusion.png; above,
-    it is confusion.npz in the format of scipy.sparse.load_npz. mistakes.csv has the 200 most confident mistakes. Raises
-    OSError.
+    the digest that identifies the images, and the SHA-256 of a run's checkpoint. Up to 100 classes, the matrix is
+    confusion.csv and confusion.png; above, it is confusion.npz in the format of scipy.sparse.load_npz. mistakes.csv has
+    the 200 most confident mistakes. Raises OSError.
     """
     _write_csv(folder / "per_class.csv", *_class_rows(source, outcomes))
     _write_csv(folder / "mistakes.csv", *_mistake_rows(source, outcomes))

@@ -165,7 +165,7 @@ def test_a_run_s_folder_takes_no_exported_model(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     source(run / "checkpoints").rename(run / "checkpoints" / "best.pt")
-    with pytest.raises(RunError, match=f"^{run}: is the folder of a run: expected another place$"):
+    with pytest.raises(RunError, match=rf"^{run}: is the folder of a run: expected another place$"):
         export_checkpoint(run, run)
     assert [each.name for each in run.iterdir()] == ["checkpoints"]
     export_checkpoint(run, run / "timm")

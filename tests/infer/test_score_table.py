@@ -85,7 +85,7 @@ def test_a_checkpoint_of_several_that_is_none(checkpoints: list[Path], folder_da
 def test_a_folder_in_the_place_of_the_table(checkpoints: list[Path], tmp_path: Path,
                                             capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     """It is refused before the evaluation."""
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(["evaluate", str(checkpoints[0]), "--data", "d", "--csv", str(tmp_path)])
     (line,) = capsys.readouterr().err.splitlines()
     assert f"argument --csv: expected a file, got the folder {tmp_path} (see" in line

@@ -69,7 +69,12 @@ def published_line(fact: Fact, steps_per_epoch: float | None, recipe: str = "") 
     """A published series by epoch; its steps are those at this run's epochs. recipe: named where there are several."""
     points = [[None if steps_per_epoch is None else round(epoch * steps_per_epoch), epoch, value]
               for epoch, value in fact.points]  # fmt: skip
-    return {"name": f"published top-1 {recipe}".rstrip(), "color": "published", "dashed": True, "points": thinned(points)}
+    return {
+        "name": f"published top-1 {recipe}".rstrip(),
+        "color": "published",
+        "dashed": True,
+        "points": thinned(points),
+    }
 
 
 def thinned(points: list[list[Any]]) -> list[list[Any]]:

@@ -84,7 +84,8 @@ def confusion(found: Evaluated) -> str:
         most = zip(pairs[order].tolist(), times[order].tolist(), strict=True)
         listed = [(names[label], names[taken], f"{count}", f"{100 * count / images[label]:.0f} %")
                   for (label, taken), count in most]  # fmt: skip
-        return page.table(("label", "taken for", "images", "of the class"), listed, (2, 3))
+        worst = _lowest(labels, ~wrong, names)
+        return page.table(("label", "taken for", "images", "of the class"), listed, (2, 3)) + worst
     matrix = confusion_matrix(labels, predictions, len(names))
     totals = np.maximum(matrix.sum(axis=1), 1)
     heads = "".join(f"<th><span>{page.escape(name)}</span></th>" for name in names)
@@ -102,6 +103,17 @@ def confusion(found: Evaluated) -> str:
     return (
         f'<div class="wide"><table class="matrix"><thead><tr><th>label \\ prediction</th>{heads}<th>%</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _lowest(labels: NDArray[np.int64], right: NDArray[np.bool_], names: list[str]) -> str:
+    """The classes with the lowest top-1; labels and whether each image is classified correctly: [N]."""
+    images, hits = (np.bincount(each, minlength=len(names)) for each in (labels, labels[right]))
+    shares = np.where(images > 0, hits / np.maximum(images, 1), np.inf)  # a class without images has no accuracy
+    rows = [(names[label], f"{images[label]:,}", f"{100 * shares[label]:.1f}")
+            for label in np.argsort(shares, kind="stable")[:_PAIRS].tolist() if images[label]]  # fmt: skip
+    return page.paragraph("The classes with the lowest top-1:") + page.table(
+        ("class", "images", "top-1, %"), rows, (1, 2)
     )
 
 

@@ -128,7 +128,15 @@ def test_lines_of_a_power_cut_are_no_records(
     """A disk may hold zeros or other files' bytes in the place of the last lines; others may write into the folder."""
     runs = [made_run(tmp_path, folder_data, name, 0) for name in ("one", "two")]
     whole = json.dumps({"kind": "eval", "step": 60, "top1": 77.0})
-    strange = [b"\xff\xfe\x00", b"\0\0\0", b"[1, 2]", b"5", b"null", b'{"kind": "eval", "top1": 88.0}', b'{"step": "9"}']
+    strange = [
+        b"\xff\xfe\x00",
+        b"\0\0\0",
+        b"[1, 2]",
+        b"5",
+        b"null",
+        b'{"kind": "eval", "top1": 88.0}',
+        b'{"step": "9"}',
+    ]
     with open(runs[0] / "metrics.jsonl", "ab") as file:
         file.write(b"\n".join([b"", *strange, whole.encode(), b'{"kind": "eval", "step": 70, "top1": 9']))
     (runs[1] / "metrics.jsonl").write_bytes(b"\xff")
@@ -156,7 +164,7 @@ def test_a_run_that_one_is_in_has_a_name(
 def test_an_error_names_the_page(folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = made_run(tmp_path, folder_data, "run", 0)
     for words in (["report", str(run), "--no-images"], ["compare", str(run), str(run)]):
-        with pytest.raises(SystemExit, match="^2$"):
+        with pytest.raises(SystemExit, match=r"^2$"):
             main([*words, "--out", str(tmp_path)])
         (line,) = capsys.readouterr().err.splitlines()
         assert f"argument --out: expected a file, got the folder {tmp_path} (see" in line
@@ -311,6 +319,11 @@ def test_many_classes_are_listed_as_pairs() -> None:
     found = Evaluated(Outcomes(predictions, np.ones(200), np.ones(200, bool)), labels, names, "")
     texts = [text for text in Whole(confusion(found)).texts if text.strip()]
     assert texts[4:8] == ["class 0", "class 7", "2", "100 %"]
+    lowest = texts[texts.index("The classes with the lowest top-1:") + 1 :]
+    assert lowest[:9] == ["class", "images", "top-1, %", "class 0", "2", "0.0", "class 2", "2", "50.0"]
+    assert len(lowest) == 3 * 31
+    fewer = Evaluated(Outcomes(predictions, np.ones(200), np.ones(200, bool)), labels, [*names, "none here"], "")
+    assert "none here" not in confusion(fewer)
 
 
 def test_no_spike_is_lost() -> None:
