@@ -17,7 +17,7 @@ from deit_fast.convert.locate import CHECKPOINTS
 from deit_fast.convert.model_card import model_card, read_scores
 from deit_fast.convert.pretrained import open_weights
 from deit_fast.runtime.discover import discover
-from deit_fast.runtime.errors import RunError, suggest
+from deit_fast.runtime.errors import RunError, check_utf8, suggest
 
 CHECK_BATCH = 3  # unlike the batch of a program's example, which is 2
 _FOLDER = "timm"  # format of a destination without a suffix
@@ -81,6 +81,7 @@ def export_checkpoint(
     its model card, in the form that `model_card` takes; by default the destination. Raises RecipeError or RunError.
     """
     export = choose_format(destination, format)
+    check_utf8(destination)
     if (destination / CHECKPOINTS).is_dir():  # its files would hide the run's checkpoints
         raise RunError(f"{destination}: is the folder of a run: expected another place")
     weights = open_weights(source, ema)
