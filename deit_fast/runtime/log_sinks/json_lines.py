@@ -12,7 +12,7 @@ Record = dict[str, Any]
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """Records of a metrics.jsonl: objects with a step. Other lines, such as one that a power cut left, are left out."""
+    """Records of a metrics.jsonl: objects with kind and step. Other lines, as a power cut leaves them, are left out."""
     records = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -20,7 +20,7 @@ def read_metrics(path: Path) -> list[Record]:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
+            if isinstance(record, dict) and "kind" in record and isinstance(record.get("step"), int):
                 records.append(record)
     return records
 

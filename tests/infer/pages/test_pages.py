@@ -135,7 +135,7 @@ def test_lines_of_a_power_cut_are_no_records(
         b"5",
         b"null",
         b'{"kind": "eval", "top1": 88.0}',
-        b'{"step": "9"}',
+        b'{"step": 9}',
     ]
     with open(runs[0] / "metrics.jsonl", "ab") as file:
         file.write(b"\n".join([b"", *strange, whole.encode(), b'{"kind": "eval", "step": 70, "top1": 9']))
