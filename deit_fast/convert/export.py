@@ -29,7 +29,7 @@ class Exported:
 
     path: Path
     format: str
-    """Name of the written format, for --to."""
+    """Name of the written format, for --format."""
     source: str
     """Format of the checkpoint that was read."""
     changes: list[Change]
@@ -54,7 +54,7 @@ def choose_format(destination: Path, name: str | None) -> Export:
     """The format for a destination, by its suffix or by `name`. Raises RunError for an unknown one."""
     if name is not None:
         if name not in _exports():
-            raise RunError(f"--to {name}: expected one of {', '.join(_exports())}{suggest(name, _exports())}")
+            raise RunError(f"--format {name}: expected one of {', '.join(_exports())}{suggest(name, _exports())}")
         return _exports()[name]
     if destination.is_dir() or not destination.suffix:
         return _exports()[_FOLDER]

@@ -40,9 +40,9 @@ class Export:
     """A format in which a model can be written."""
 
     name: str
-    """Its name, for --to."""
+    """Its name, for --format."""
     ending: str
-    """Suffix of the files that have this format without --to."""
+    """Suffix of the files that have this format without --format."""
     write: Callable[[nn.Module, Recipe, list[str] | None, Path], list[str]]
     """Writes a model in evaluation mode, with its recipe and class names, to the path. Returns notes for the user.
 
