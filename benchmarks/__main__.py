@@ -5,25 +5,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deit_fast.cli.arguments import Parser
 from deit_fast.runtime.errors import DataError, RecipeError, RunError
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def build_parser(prog: str = "python -m benchmarks") -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     common.add_argument("--quick", action="store_true", help="small and under a minute: does it run at all")
     common.add_argument("--brief", action="store_true", help="3 repeats of 0.5 s, where GPU time is short")
     common.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON; default: benchmarks/results")
     common.add_argument("--minutes", type=float, help="start nothing more after this long")
-    data = argparse.ArgumentParser(add_help=False)
+    data = Parser(add_help=False)
     data.add_argument("--data", metavar="URI", help="image folder or tar shards; default: generated JPEGs")
-    models = argparse.ArgumentParser(add_help=False)
+    models = Parser(add_help=False)
     models.add_argument("--models", nargs="+", metavar="NAME[@SIZE]", help="zoo entries, for example "
                         "deit3_base_patch16@192")  # fmt: skip
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description=f"`{prog} COMMAND`: each prints its progress and leaves one JSON; `report` makes tables of them.",
     )

@@ -114,6 +114,14 @@ def read_digests(path: Path) -> Digests:
     return dict(zip(SUFFIXES, (line.split()[0] for line in lines), strict=True))
 
 
+def sealed_digest(path: Path) -> str | None:
+    """The SHA-256 of the checkpoint's file PATH.pt as its seal says it, None without a readable seal."""
+    try:
+        return read_digests(path)[".pt"]
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def verify_checkpoint(path: Path) -> str:
     """Verifies both files of the checkpoint at PATH.pt against PATH.sha256 and returns the SHA-256 of PATH.pt.
 

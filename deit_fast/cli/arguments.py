@@ -40,6 +40,13 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
+def local_file(text: str) -> Path:
+    path = local_path(text)
+    if path.is_dir():  # said before an evaluation of minutes, not after
+        raise argparse.ArgumentTypeError(f"expected a file, got the folder {text}")
+    return path
+
+
 def writable(text: str) -> str:
     if is_remote(text):
         try:

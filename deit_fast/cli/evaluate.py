@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deit_fast.cli.arguments import OVERRIDES, WEIGHTS, Parser, add_labels, complain, local_path, writable
+from deit_fast.cli.arguments import OVERRIDES, WEIGHTS, Parser, add_labels, complain, local_file, local_path, writable
 from deit_fast.runtime.errors import DataError, RecipeError, RunError
 from deit_fast.runtime.files import json_text, write_json
 from deit_fast.runtime.object_store import is_remote, write_object
@@ -54,7 +54,7 @@ def add_evaluate_parser(subcommands: "argparse._SubParsersAction[Parser]") -> No
         "--json", nargs="?", const="-", type=writable, metavar="FILE",
         help="print the scores as JSON, or write them to a file, which may be in an object store",
     )  # fmt: skip
-    evaluate.add_argument("--csv", type=local_path, metavar="FILE", help="write a row of scores for each, as timm does")
+    evaluate.add_argument("--csv", type=local_file, metavar="FILE", help="write a row of scores for each, as timm does")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     evaluate.set_defaults(run=run_evaluate)
 
@@ -78,14 +78,15 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         arguments.json.endswith(_WEIGHTS) or (not is_remote(arguments.json) and Path(arguments.json).is_dir())
     ):
         raise RunError(f"--json {arguments.json}: expected a file for the scores; to print them, put --json last")
-    for checkpoint in checkpoints:
-        check_given(checkpoint)
+    if len(pairs) == 1:
+        check_given(checkpoints[0])  # a wrong name is refused before torch is imported
     from deit_fast.infer.evaluate import evaluate_checkpoint
     from deit_fast.infer.score_table import describe_scores, score_lines, write_scores
 
     main, status, results = os.environ.get("RANK", "0") == "0", 0, list[dict[str, Any]]()
     for checkpoint, data in pairs:
         try:
+            check_given(checkpoint)
             scores = evaluate_checkpoint(
                 checkpoint, data, words, arguments.ema, arguments.flip, arguments.metrics, report,
                 arguments.labels, arguments.classes,

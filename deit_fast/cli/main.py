@@ -30,6 +30,7 @@ from deit_fast.cli.report import add_report_parsers
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, suggest
 from deit_fast.runtime.exit_status import ExitStatus, report_status, status_of
 from deit_fast.runtime.files import lacking_space
+from deit_fast.runtime.stdout import print_any_name
 
 FORWARDED = {
     "pipeline": ("deit_fast.pipelines.deit3", "pretrain, finetune and evaluate as jobs (deit-fast pipeline --help)"),
@@ -178,6 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its ExitStatus. An error that a user can meet is printed to stderr, a line each."""
+    print_any_name()
     status = _run(argv)
     report_status(status)
     return status

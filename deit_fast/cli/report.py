@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deit_fast.cli.arguments import Parser, complain, local_path
+from deit_fast.cli.arguments import Parser, complain, local_file, local_path
 from deit_fast.recipe.parse import read_val_fraction
 from deit_fast.runtime.errors import DataError, RecipeError, RunError
 from deit_fast.runtime.object_store import is_remote
@@ -29,7 +29,7 @@ def add_report_parsers(subcommands: "argparse._SubParsersAction[Parser]") -> Non
     report.add_argument("run_folder", type=local_path, metavar="RUN", help="folder of a run, which may still go on")
     report.add_argument("--data", help="training and validation images; default: those that the run was given")
     report.add_argument("--val", help="validation images; default: as the run had them")
-    report.add_argument("--out", type=local_path, metavar="FILE", help="default: RUN/report.html")
+    report.add_argument("--out", type=local_file, metavar="FILE", help="default: RUN/report.html")
     report.add_argument("--no-images", action="store_true", help="only what needs neither images nor weights")
     report.set_defaults(run=run_report)
     compare = subcommands.add_parser(
@@ -39,7 +39,7 @@ def add_report_parsers(subcommands: "argparse._SubParsersAction[Parser]") -> Non
     )
     compare.add_argument("run_folders", type=local_path, nargs="+", metavar="RUN", help="folders of runs")
     compare.add_argument(
-        "--out", type=local_path, metavar="FILE", default=Path("compare.html"), help="default: %(default)s"
+        "--out", type=local_file, metavar="FILE", default=Path("compare.html"), help="default: %(default)s"
     )
     compare.set_defaults(run=run_compare)
 

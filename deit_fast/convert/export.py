@@ -13,10 +13,11 @@ from deit_fast.convert.detect import load_weights
 from deit_fast.convert.fit import Change, build_initialised, need_head
 from deit_fast.convert.formats import Export
 from deit_fast.convert.formats.lazy_tensor import BadFileError
+from deit_fast.convert.locate import CHECKPOINTS
 from deit_fast.convert.model_card import model_card, read_scores
 from deit_fast.convert.pretrained import open_weights
 from deit_fast.runtime.discover import discover
-from deit_fast.runtime.errors import RunError, suggest
+from deit_fast.runtime.errors import RunError, check_utf8, suggest
 
 CHECK_BATCH = 3  # unlike the batch of a program's example, which is 2
 _FOLDER = "timm"  # format of a destination without a suffix
@@ -80,6 +81,9 @@ def export_checkpoint(
     its model card, in the form that `model_card` takes; by default the destination. Raises RecipeError or RunError.
     """
     export = choose_format(destination, format)
+    check_utf8(destination)
+    if (destination / CHECKPOINTS).is_dir():  # its files would hide the run's checkpoints
+        raise RunError(f"{destination}: is the folder of a run: expected another place")
     weights = open_weights(source, ema)
     overrides = tuple(overrides)
     recipe = weights.recipe.override(overrides)

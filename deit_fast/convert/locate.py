@@ -12,6 +12,8 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """File names of the weights in a model's folder, in timm and transformers; the first existing one is used."""
 RUN_FILES = ("best.pt", "last.pt")
 """Checkpoints in a run's folder; the first existing one is used."""
+RECIPE = "recipe.json"
+"""File name of a run's recipe."""
 CHECKPOINTS = "checkpoints"
 """The subfolder of a run that holds them."""
 
@@ -30,7 +32,7 @@ def find_weights(path: Path) -> Path:
     for name in RUN_FILES:
         if (folder / name).is_file():
             return folder / name
-    if folder.is_dir():
+    if folder.is_dir() or (path / RECIPE).is_file():
         raise BadFileError(
             f"is the folder of a run without a checkpoint: expected {' or '.join(RUN_FILES)} in {folder}"
         )

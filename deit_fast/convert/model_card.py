@@ -1,6 +1,8 @@
 """The README.md of a published model: metadata for model hubs, how to use the model, and how it was trained."""
 
+import html
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from deit_fast.convert.formats.lazy_tensor import BadFileError
 from deit_fast.convert.locate import find_weights
 from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.errors import printable
 from deit_fast.zoo import find_architecture
 
+_MARKUP = re.compile(r"[\\`*\[\]]|(?<![^\W_])_|_(?![^\W_])")  # Markdown's; the underscore in snake_case is text
 _NAMED_CLASSES = 50  # a model with more has them in config.json only
 
 
@@ -58,7 +62,7 @@ def model_card(
             *(f"| {name} | {value:.2f} |" for name, value in found.items()),
         ]
     if classes is not None:
-        shown = ", ".join(classes[:_NAMED_CLASSES])
+        shown = ", ".join(_as_markdown(name) for name in classes[:_NAMED_CLASSES])
         more = f", and {len(classes) - _NAMED_CLASSES:,} more in config.json" if len(classes) > _NAMED_CLASSES else ""
         lines += ["", f"Classes: {shown}{more}."]
     results = [
@@ -102,6 +106,11 @@ def _accuracies(scores: Mapping[str, Any] | None) -> dict[str, float]:
     names = {"top1": "top-1 accuracy", "top5": "top-5 accuracy"}
     found = {shown: (scores or {}).get(key) for key, shown in names.items()}
     return {shown: float(value) for shown, value in found.items() if isinstance(value, int | float)}
+
+
+def _as_markdown(name: str) -> str:
+    """Markdown that shows a class's name as it is."""
+    return _MARKUP.sub(r"\\\g<0>", html.escape(printable(name), quote=False))
 
 
 def _numbers(values: tuple[float, ...]) -> str:

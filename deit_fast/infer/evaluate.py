@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deit_fast.checkpoint.format import sealed_digest
 from deit_fast.convert.detect import Weights
 from deit_fast.convert.fit import build_initialised, need_head
 from deit_fast.convert.imagenet21k import maps_to_1k
+from deit_fast.convert.locate import find_weights
 from deit_fast.convert.pretrained import open_weights
 from deit_fast.data.loader.batches import EvalLoader
 from deit_fast.data.loader.streaming_plan import disk_limit
@@ -146,10 +148,10 @@ def evaluate_checkpoint(
     In a program that torchrun started, all processes have to call this: each evaluates its share of the images.
 
     Returns the metrics' values, top-1 and top-5 with 95 % confidence intervals, the number of classes chosen among, the
-    checkpoint, its format, the evaluated images, the resolution, minutes, `changes` made at loading, and `notes` on
-    facts that were read from text beside the weights. Raises RecipeError, DataError or RunError, the last also for
-    logits that are not finite. Example, with the function's name in deit_fast: `evaluate("runs/digits",
-    "digits")["top1"]`.
+    checkpoint, its format, the SHA-256 of a run's checkpoint, the evaluated images, the resolution, minutes, `changes`
+    made at loading, and `notes` on facts that were read from text beside the weights. Raises RecipeError, DataError or
+    RunError, the last also for logits that are not finite. Example, with the function's name in deit_fast:
+    `evaluate("runs/digits", "digits")["top1"]`.
     """
     if classes is not None and classes not in CLASS_CHOICES:
         raise RunError(f"classes={classes!r}: expected {' or '.join(map(repr, CLASS_CHOICES))}")
@@ -214,6 +216,7 @@ def score_weights(
         "format": weights.source,
         "recipe": recipe.name,
         "weights": "ema" if ema else "model",
+        "sha256": None if weights.file is None else sealed_digest(find_weights(weights.file)),
         "parameters": sum(each.numel() for each in model.parameters()),
         "image_size": recipe.model.image_size,
         "crop_ratio": recipe.data.eval_crop_ratio,

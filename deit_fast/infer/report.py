@@ -1,6 +1,7 @@
 """The report of an evaluation: accuracy per class, confusions, most confident mistakes, confidence intervals."""
 
 import csv
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.identity import identify
 from deit_fast.infer.outcomes import Outcomes
+from deit_fast.runtime.errors import printable
 from deit_fast.runtime.files import atomic_path, write_json
 
 MISTAKES = 200
@@ -18,6 +20,7 @@ PICTURE_CLASSES = 100
 """Largest number of classes with a confusion matrix as a table and a picture; larger matrices are sparse files."""
 OUTCOMES = "outcomes.npz"
 _NAMED_TICKS = 40
+_TICK = 32  # most characters of a class's name in the picture
 
 
 def wilson_interval(hits: int, images: int) -> tuple[float, float]:
@@ -47,9 +50,9 @@ def write_report(folder: Path, source: Source, outcomes: Outcomes, scores: dict[
     """Writes scores.json, per_class.csv, mistakes.csv and the confusion matrix into `folder`, which is created.
 
     outcomes.npz has the result for each image: labels, predictions, confidences, in_top5 [N], the names of the classes,
-    and the digest that identifies the images. Up to 100 classes, the matrix is confusion.csv and confusion.png; above,
-    it is confusion.npz in the format of scipy.sparse.load_npz. mistakes.csv has the 200 most confident mistakes. Raises
-    OSError.
+    the digest that identifies the images, and the SHA-256 of a run's checkpoint. Up to 100 classes, the matrix is
+    confusion.csv and confusion.png; above, it is confusion.npz in the format of scipy.sparse.load_npz. mistakes.csv has
+    the 200 most confident mistakes. Raises OSError.
     """
     _write_csv(folder / "per_class.csv", *_class_rows(source, outcomes))
     _write_csv(folder / "mistakes.csv", *_mistake_rows(source, outcomes))
@@ -64,7 +67,8 @@ def write_report(folder: Path, source: Source, outcomes: Outcomes, scores: dict[
     with atomic_path(folder / OUTCOMES) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, labels=source.labels.astype(np.int64), classes=np.array(source.classes, dtype=str),
                             predictions=outcomes.predictions, confidences=outcomes.confidences,
-                            in_top5=outcomes.in_top5, digest=np.array(identify(source).digest))  # fmt: skip
+                            in_top5=outcomes.in_top5, digest=np.array(identify(source).digest),
+                            weights=np.array(scores.get("sha256") or ""))  # fmt: skip
     write_json(folder / "scores.json", scores)
 
 
@@ -123,7 +127,11 @@ def _write_sparse(path: Path, labels: NDArray[np.integer], predictions: NDArray[
 
 
 def _draw_confusion(path: Path, matrix: NDArray[np.int64], classes: list[str]) -> None:
-    """A picture of the confusion matrix: the fraction of each class's images (row) in each column."""
+    """A picture of the confusion matrix: the fraction of each class's images (row) in each column.
+
+    Names of classes are shown as they are, not as formulas; long ones are cut. Letters that matplotlib's font lacks are
+    boxes.
+    """
     from matplotlib.figure import Figure  # imported here: it takes half a second
 
     count = len(classes)
@@ -134,7 +142,9 @@ def _draw_confusion(path: Path, matrix: NDArray[np.int64], classes: list[str]) -
     figure.colorbar(axes.imshow(shares, cmap="viridis", vmin=0, vmax=100), label="% of the class's images", shrink=0.8)
     axes.set(xlabel="prediction", ylabel="label")
     if count <= _NAMED_TICKS:
-        axes.set_xticks(range(count), classes, rotation=90)
-        axes.set_yticks(range(count), classes)
-    with atomic_path(path) as temporary:
+        names = [name if len(name) <= _TICK else f"{name[: _TICK - 1]}…" for name in map(printable, classes)]
+        axes.set_xticks(range(count), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(count), names, parse_math=False)
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(temporary, dpi=110, format="png")

@@ -54,7 +54,10 @@ def write_scores(path: Path, results: Sequence[Result]) -> None:
     """Writes a CSV with the columns of timm's results: param_count in millions, errors and accuracies in percent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     others = list(dict.fromkeys(name for result in results for name in _others(result)))
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*_CSV, *others])
         for result in results:

@@ -107,6 +107,14 @@ def printable(name: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def check_utf8(path: object) -> None:
+    """Raises RunError for a path that is no UTF-8, which safetensors and TensorBoard refuse only when they write."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise RunError(f"{path}: expected a path in UTF-8") from None
+
+
 def brief(text: str, limit: int = 200) -> str:
     """The first `limit` characters of a user's text, for use within a line; unprintable ones become escapes."""
     shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text[:limit])

@@ -26,7 +26,7 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; on success it is synced to disk and renamed to `path`.
 
-    An OSError without a file name, as for a full disk, is raised with the name of `path`.
+    An OSError of the temporary file, or without a file name, as for a full disk, is raised with the name of `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
@@ -40,11 +40,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         sync_folder(path.parent)  # so that the rename survives a power cut
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        if error.filename in (None, str(temporary)) and error.errno is not None:
             error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from deit_fast.runtime.console import Console
-from deit_fast.runtime.log_sinks import LogSink
+from deit_fast.runtime.errors import RunError
+from deit_fast.runtime.log_sinks import LogSink, Sink
 from deit_fast.runtime.log_sinks.json_lines import read_metrics
 from deit_fast.runtime.progress import say
 
@@ -25,8 +26,14 @@ class MetricsLog:
         self, folder: Path, step: int, sinks: Mapping[str, LogSink], console: Console | None = None, speaks: bool = True
     ) -> None:
         self._speaks = speaks
-        self._sinks = {name: sink.open(folder, step) for name, sink in sinks.items()} if speaks else {}
+        self._sinks: dict[str, Sink] = {}
         self._console = console if speaks else None
+        try:
+            for name, sink in sinks.items() if speaks else ():
+                self._sinks[name] = sink.open(folder, step)
+        except RunError:  # of a tracker that refuses; others were told that the run goes on
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -99,7 +106,7 @@ def plot_curves(folder: Path, title: str) -> Path:
         ("images per second", "train", ("images_per_second",)),
     )
     figure = Figure(figsize=(11, 7), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a recipe's name may have dollar signs
     for axes, (label, kind, keys) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         for key in keys:
             points = [(r["step"], r[key]) for r in records if r["kind"] == kind and r.get(key) is not None]

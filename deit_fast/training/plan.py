@@ -123,6 +123,7 @@ def plan_run(recipe: Recipe, images: Images, machine: Machine, results: Path | N
     moments = memory.moments / memory.weights  # optimizer tensors per weight, without frozen weights
     checkpoint = round(4 * parameters * (2 + average + moments))  # the weights are in a .safetensors file too
     curve = find_curve(recipe.name)
+    curve = curve if curve is not None and curve.has_classes(images.classes) else None
     return RunPlan(
         recipe, machine, images, parameters, forward_macs(recipe.model) / 1e9, per_epoch, steps, steps * batch, memory,
         fits, reason,

@@ -19,7 +19,7 @@ from deit_fast.recipe.parse import read_val_fraction
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import describe_rate, get_recipe
 from deit_fast.runtime.console import Console, Pace
-from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, StorageError
+from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, StorageError, check_utf8
 from deit_fast.runtime.files import write_json
 from deit_fast.runtime.hardware import peak_memory
 from deit_fast.runtime.log_sinks import chosen_sinks
@@ -92,6 +92,7 @@ def train(
     name = None if isinstance(recipe, Recipe) else str(recipe)
     recipe = recipe.override(overrides) if isinstance(recipe, Recipe) else get_recipe(str(recipe), overrides)
     recipe.check_teacher(teacher)
+    check_utf8(out)
     rate = describe_rate(recipe, name)
     fraction = read_val_fraction(val) if val is not None else None
     listed = str(val) if fraction is None and val and is_list(str(val)) else None

@@ -15,6 +15,8 @@ What = Literal[
     "top1_by_epoch", "loss_by_epoch", "seconds_per_epoch", "hours", "train_images_per_second", "peak_memory_gib"
 ]
 
+_CLASSES = {"ImageNet-1k": range(1_000, 1_001), "ImageNet-21k": range(10_000, 22_000)}
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -42,6 +44,10 @@ class Fact:
     batch: int | None = None
     """Images of an optimizer step, over all devices; for a benchmark, on its one device."""
     comment: str = ""
+
+    def has_classes(self, count: int | None) -> bool:
+        """Whether the data may have had `count` classes; releases and selections of ImageNet-21k differ."""
+        return count in _CLASSES.get(self.data or "", ())
 
 
 @cache

@@ -1,6 +1,9 @@
 """What users expect of a package: its version, completion, hints for what other trainers call options, quiet pipes."""
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -9,9 +12,13 @@ from pathlib import Path
 import pytest
 
 import deit_fast
+from deit_fast.checkpoint.format import save_checkpoint
 from deit_fast.cli import completion
 from deit_fast.cli.main import main
-from deit_fast.recipe.table import list_recipes
+from deit_fast.convert.detect import load_weights
+from deit_fast.models.build import build_model
+from deit_fast.recipe.table import get_recipe, list_recipes
+from deit_fast.runtime.errors import RunError
 from tests.conftest import ROOT
 
 
@@ -101,6 +108,46 @@ def test_commands_of_other_modules(command: str, capsys: pytest.CaptureFixture[s
         main([command, "--help"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: deit-fast {command}")
+
+
+def test_names_that_are_no_utf8_are_printed(folder_data: Path, tmp_path: Path) -> None:
+    """Files of an old disk, in a locale of UTF-8: Python's own streams would refuse to print their names."""
+    image = tmp_path / os.fsdecode(b"Stra\xdfe.jpg")
+    shutil.copyfile(next((folder_data / "val").rglob("*.jpg")), image)
+    recipe = get_recipe("demo_pretrain", ["model.num_classes=3", "model.image_size=32"])
+    run = tmp_path / os.fsdecode(b"r\xfcn")
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json")))
+    with pytest.raises(RunError, match="is the folder of a run without a checkpoint"):
+        load_weights(run)
+    content = {"model": build_model(recipe.model).state_dict(), "recipe": recipe.model_dump(mode="json"), "ema": None}
+    classes = sorted(each.name for each in (folder_data / "val").iterdir())
+    save_checkpoint(tmp_path / "last.pt", content | {"classes": classes})
+    shutil.copyfile(tmp_path / "last.pt", run / "checkpoints" / "last.pt")
+    csv = tmp_path / "scores.csv"
+    words = [["predict", str(run), str(image)], ["predict", str(run), str(image), "--csv"],
+             ["evaluate", str(run), "--data", str(folder_data), "--csv", str(csv)],
+             ["report", str(run), "--no-images"], ["convert", str(run), str(run) + "-timm"],
+             ["train", "demo_pretrain", "--data", str(folder_data), "--out", str(run)]]  # fmt: skip
+    code = f"from deit_fast.cli.main import main\nprint([main(each) for each in {words!r}])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    lines = done.stdout.decode().splitlines()
+    assert re.findall(r"\d", lines[-1]) == list("000022"), done.stderr.decode()
+    assert [line.split(": ")[-1] for line in done.stderr.decode().splitlines()] == ["expected a path in UTF-8"] * 2
+    assert sum(r"Stra\udcdfe.jpg" in line for line in lines) == 4
+    assert os.fsencode(run) in csv.read_bytes()
+
+
+def test_a_command_of_the_benchmarks_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["benchmark", "throughputs"])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("deit-fast benchmark: argument command: invalid choice: 'throughputs'")
+    assert "(did you mean 'throughput'?)" in line
 
 
 def test_what_words_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

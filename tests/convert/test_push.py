@@ -1,7 +1,9 @@
 """`deit-fast push` and the model card, against a stand-in of the Hub that speaks its API for small files."""
 
 import base64
+import html
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +17,9 @@ import yaml
 
 from deit_fast.cli.main import main
 from deit_fast.convert.export import export_checkpoint
-from deit_fast.convert.model_card import read_scores
+from deit_fast.convert.model_card import model_card, read_scores
+from deit_fast.recipe.table import get_recipe
+from deit_fast.runtime.errors import RunError
 from tests.convert.test_convert_out import IMAGES, source
 from tests.oracles import foreign_checkpoints as oracle
 from tests.oracles.foreign_checkpoints import DEIT3
@@ -143,6 +147,28 @@ def test_the_card_of_a_folder(tmp_path: Path) -> None:
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "timm"
     assert f'create_model("local-dir:{tmp_path / "folder"}", pretrained=True)' in card
     assert "model-index" not in card
+
+
+def test_names_of_classes_are_text_in_a_card() -> None:
+    """A renderer of Markdown shows each name as it is: no tags, emphasis, code or links."""
+    names = ["<b>bold</b>", "*star*", "_init_", "snake_case", "`code`", "[a](b)", "R&amp;D", "back\\slash", "Maß"]
+    markdown = pytest.importorskip("markdown", reason="needs markdown, from the extra docs")
+    card = model_card(get_recipe("demo_pretrain"), names, 1000)
+    (line,) = (each for each in card.splitlines() if each.startswith("Classes: "))
+    assert "snake_case" in line
+    shown = re.sub("<[^>]*>", "", markdown.markdown(line))
+    assert html.unescape(shown) == f"Classes: {', '.join(names)}."
+
+
+def test_a_run_s_folder_takes_no_exported_model(tmp_path: Path) -> None:
+    """Its files would stand for the run's checkpoints from then on."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    source(run / "checkpoints").rename(run / "checkpoints" / "best.pt")
+    with pytest.raises(RunError, match=rf"^{run}: is the folder of a run: expected another place$"):
+        export_checkpoint(run, run)
+    assert [each.name for each in run.iterdir()] == ["checkpoints"]
+    export_checkpoint(run, run / "timm")
 
 
 def test_the_card_has_the_scores_of_its_weights(tmp_path: Path) -> None:

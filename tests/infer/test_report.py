@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,19 @@ from deit_fast.models.build import build_model
 from deit_fast.recipe.table import get_recipe
 from deit_fast.runtime.world import World
 from tests.conftest import ROOT
+
+
+def test_any_name_of_a_class_can_be_drawn(tmp_path: Path) -> None:
+    """Dollar signs are no formulas, and letters that the font lacks, or names of 200 letters, print no warning."""
+    source, outcomes = invented(8, 50)
+    source.classes = ["$5_$", "a$b$", "$\\frac$", "日本語の長い名前", "🐈", "x" * 200, "two\nlines", "\udcff"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_report(tmp_path, source, outcomes, {})
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert min(picture.size) > 400
+    with open(tmp_path / "confusion.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        assert next(csv.reader(file)) == ["class", *source.classes]
 
 
 @pytest.mark.parametrize(("hits", "images"), [(0, 10), (10, 10), (1, 3), (41_690, 50_000), (50_000, 50_000), (0, 1)])

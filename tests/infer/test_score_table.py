@@ -72,6 +72,25 @@ def test_one_of_several_is_refused(checkpoints: list[Path], folder_data: Path, t
     assert printed.out.startswith("top-1 ")
 
 
+def test_a_checkpoint_of_several_that_is_none(checkpoints: list[Path], folder_data: Path, tmp_path: Path,
+                                              capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    words = ["--data", str(folder_data), "--csv", str(tmp_path / "scores.csv")]
+    assert main(["evaluate", "absent.pt", str(checkpoints[0]), *words]) == 2
+    printed = capsys.readouterr()
+    assert "deit-fast: absent.pt: no such checkpoint" in printed.err.splitlines()
+    assert printed.out.startswith("top-1 ")
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 2
+
+
+def test_a_folder_in_the_place_of_the_table(checkpoints: list[Path], tmp_path: Path,
+                                            capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    """It is refused before the evaluation."""
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["evaluate", str(checkpoints[0]), "--data", "d", "--csv", str(tmp_path)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"argument --csv: expected a file, got the folder {tmp_path} (see" in line
+
+
 @pytest.mark.parametrize(("words", "says"), [
     (["--json", "FOLDER"], "expected a file for the scores; to print them, put --json last"),
     (["--report", "r", "--data", "other"], "--report r: expected one checkpoint and one --data, got 2 evaluations"),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from deit_fast.infer.pages.on_track import published_curve
 from deit_fast.infer.pages.page import chart, charts
 from deit_fast.infer.pages.run_folder import RunFolder, finite
 from deit_fast.zoo.reference_results import Fact
@@ -38,15 +39,17 @@ def run_charts(run: RunFolder, published: Fact | None) -> str:
     return charts(part for part in parts if part)
 
 
-def compared_charts(runs: Sequence[RunFolder], names: Sequence[str], published: Fact | None) -> str:
-    """The charts of several runs in common panels: the first line of each panel, with a colour for each run."""
+def compared_charts(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
+    """The charts of several runs in common panels, with a colour for each run, and each published curve once."""
     parts = []
+    curves = {fact: run for run in runs[::-1] if (fact := published_curve(run.recipe)) is not None}
     for title, unit, zero, lines in PANELS:
         for kind, key, name in lines:
             series = [line_of(run, kind, key, label, place)
                       for place, (run, label) in enumerate(zip(runs, names, strict=True))]  # fmt: skip
-            if key == "top1" and published is not None and any(each["points"] for each in series):
-                series.append(published_line(published, runs[0].steps_per_epoch))
+            if key == "top1" and any(each["points"] for each in series):
+                series += [published_line(fact, run.steps_per_epoch, run.recipe.name if len(curves) > 1 else "")
+                           for fact, run in curves.items()]  # fmt: skip
             shown = f"{title}: {name}" if len(lines) > 1 else title
             parts.append(chart(shown, [each for each in series if each["points"]], unit, zero))
     return charts(part for part in parts if part)
@@ -62,11 +65,16 @@ def line_of(run: RunFolder, kind: str, key: str, name: str, color: int) -> Serie
     return {"name": name, "color": f"s{color % _COLORS}", "dashed": color >= _COLORS, "points": thinned(points)}
 
 
-def published_line(fact: Fact, steps_per_epoch: float | None) -> Series:
-    """A published series by epoch; its steps are those at this run's epochs."""
+def published_line(fact: Fact, steps_per_epoch: float | None, recipe: str = "") -> Series:
+    """A published series by epoch; its steps are those at this run's epochs. recipe: named where there are several."""
     points = [[None if steps_per_epoch is None else round(epoch * steps_per_epoch), epoch, value]
               for epoch, value in fact.points]  # fmt: skip
-    return {"name": "published top-1", "color": "published", "dashed": True, "points": thinned(points)}
+    return {
+        "name": f"published top-1 {recipe}".rstrip(),
+        "color": "published",
+        "dashed": True,
+        "points": thinned(points),
+    }
 
 
 def thinned(points: list[list[Any]]) -> list[list[Any]]:

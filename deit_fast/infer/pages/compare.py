@@ -1,6 +1,7 @@
 """The page of `deit-fast compare`: curves, scores with paired intervals, recipes and speed of several runs."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from deit_fast.infer.pages import page
 from deit_fast.infer.pages.charts import compared_charts
 from deit_fast.infer.pages.evaluated import Evaluated
-from deit_fast.infer.pages.on_track import published_curve, standings_of
+from deit_fast.infer.pages.on_track import standings_of
 from deit_fast.infer.pages.run_folder import RunFolder, finite
 from deit_fast.infer.report import wilson_interval
 from deit_fast.recipe.differences import as_word
@@ -43,7 +44,7 @@ class Paired:
         gained, lost, images = self.gained + 0.5, self.lost + 0.5, self.images + 2
         centre = (gained - lost) / images
         half = _Z * math.sqrt(max(gained + lost - (gained - lost) ** 2 / images, 0)) / images
-        return 100 * (centre - half), 100 * (centre + half)
+        return 100 * max(centre - half, -1.0), 100 * min(centre + half, 1.0)
 
     @property
     def p_value(self) -> float:
@@ -67,11 +68,10 @@ def paired(first: Evaluated, second: Evaluated) -> Paired | None:
 def write_comparison(runs: Sequence[RunFolder], evaluated: Sequence[Evaluated | None], path: Path) -> Path:
     """Writes the page that compares two or more runs; the others are compared with the first."""
     names = short_names([run.path for run in runs])
-    published = next((fact for run in runs if (fact := published_curve(run.recipe)) is not None), None)
     sections = [
         f"<h1>{page.escape(' / '.join(names))}</h1>",
         page.section("Scores", *scores_part(runs, names, evaluated)),
-        page.section("Curves", compared_charts(runs, names, published)),
+        page.section("Curves", compared_charts(runs, names)),
         page.section("Beside the published run", published_part(runs, names)),
         page.section("Recipes", recipes_part(runs, names)),
         page.section("Speed", speed_part(runs, names)),
@@ -90,18 +90,19 @@ def scores_part(runs: Sequence[RunFolder], names: Sequence[str], evaluated: Sequ
         shown = [f"{last[key]:.2f}" if finite(last, key) is not None else "" for key in _SCORES]
         interval = ""
         if found is not None:
-            hits = int((found.outcomes.predictions == found.labels).sum())
-            low, high = wilson_interval(hits, len(found.labels))
-            interval = f"{100 * hits / len(found.labels):.2f} ({low:.1f} to {high:.1f})"
+            low, high = wilson_interval(found.hits, len(found.labels))
+            interval = f"{found.top1:.2f} ({low:.1f} to {high:.1f})"
         best = f"{max(each['top1'] for each in scored):.2f}" if scored else ""
         rows.append((name, run.recipe.model.name, f"{run.recipe.model.image_size}", *shown, best, interval))
     heads = ("run", "model", "px", "top-1, %", "average", "top-5", "loss", "best top-1", "evaluated, 95 %")
     parts = [page.table(heads, rows, range(2, 9))]
     if (pairs := paired_rows(names, evaluated)) is not None:
         parts += [page.paragraph(f"On the same images, against {names[0]}:"), pairs]
-    missing = [name for name, found in zip(names, evaluated, strict=True) if found is None]
+    missing = [run for run, found in zip(runs, evaluated, strict=True) if found is None]
     if missing:
-        parts.append(page.paragraph(f"For paired intervals: deit-fast report {' '.join(missing)}", soft=True))
+        lines = "\n".join(f"deit-fast report {shlex.quote(printable(str(run.path)))}" for run in missing)
+        parts.append(page.paragraph("For paired intervals, evaluate the current weights of each run:", soft=True))
+        parts.append(f"<pre>{page.escape(lines)}</pre>")
     return parts
 
 
@@ -124,7 +125,8 @@ def paired_lines(runs: Sequence[RunFolder], evaluated: Sequence[Evaluated | None
     lines = []
     for name, run, found in zip(short_names([run.path for run in runs]), runs, evaluated, strict=True):
         scored = [each["top1"] for each in run.of_kind("eval") if finite(each, "top1") is not None]
-        line = [name, f"top-1 {scored[-1]:.2f} %" if scored else "not evaluated"]
+        last = scored[-1] if scored else found.top1 if found is not None else None
+        line = [name, f"top-1 {last:.2f} %" if last is not None else "not evaluated"]
         pair = paired(evaluated[0], found) if evaluated[0] is not None and found is not None else None
         if run is not runs[0] and pair is not None:
             low, high = pair.interval

@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from deit_fast.checkpoint.format import sealed_digest
+from deit_fast.convert.locate import CHECKPOINTS, RUN_FILES
 from deit_fast.data.sources.base import Source
 from deit_fast.data.sources.headers import open_image
 from deit_fast.data.sources.identity import identify
@@ -38,6 +40,16 @@ class Evaluated:
     digest: str
     """Digest of the images, from data/sources/identity.py."""
 
+    @property
+    def hits(self) -> int:
+        """The number of images that are classified correctly."""
+        return int((self.outcomes.predictions == self.labels).sum())
+
+    @property
+    def top1(self) -> float:
+        """Top-1, %."""
+        return 100 * self.hits / len(self.labels)
+
 
 def as_evaluated(scored: Scored) -> Evaluated:
     """The `Evaluated` of an evaluation in this process."""
@@ -46,9 +58,15 @@ def as_evaluated(scored: Scored) -> Evaluated:
 
 
 def read_evaluated(folder: Path) -> Evaluated | None:
-    """The evaluation that write_report wrote into a folder; None where a file is missing."""
+    """The evaluation that write_report wrote into a folder of a run; None where a file is missing.
+
+    None also if the run has gone on since: the evaluation is of neither its best nor its last checkpoint.
+    """
+    now = [sealed_digest(folder.parent / CHECKPOINTS / name) for name in RUN_FILES]
     try:
         with np.load(folder / OUTCOMES) as held:
+            if "weights" in held and str(held["weights"]) and any(now) and str(held["weights"]) not in now:
+                return None
             outcomes = Outcomes(held["predictions"], held["confidences"], held["in_top5"])
             return Evaluated(outcomes, held["labels"], held["classes"].tolist(), str(held["digest"]))
     except (OSError, ValueError, KeyError):
@@ -66,7 +84,8 @@ def confusion(found: Evaluated) -> str:
         most = zip(pairs[order].tolist(), times[order].tolist(), strict=True)
         listed = [(names[label], names[taken], f"{count}", f"{100 * count / images[label]:.0f} %")
                   for (label, taken), count in most]  # fmt: skip
-        return page.table(("label", "taken for", "images", "of the class"), listed, (2, 3))
+        worst = _lowest(labels, ~wrong, names)
+        return page.table(("label", "taken for", "images", "of the class"), listed, (2, 3)) + worst
     matrix = confusion_matrix(labels, predictions, len(names))
     totals = np.maximum(matrix.sum(axis=1), 1)
     heads = "".join(f"<th><span>{page.escape(name)}</span></th>" for name in names)
@@ -84,6 +103,17 @@ def confusion(found: Evaluated) -> str:
     return (
         f'<div class="wide"><table class="matrix"><thead><tr><th>label \\ prediction</th>{heads}<th>%</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _lowest(labels: NDArray[np.int64], right: NDArray[np.bool_], names: list[str]) -> str:
+    """The classes with the lowest top-1; labels and whether each image is classified correctly: [N]."""
+    images, hits = (np.bincount(each, minlength=len(names)) for each in (labels, labels[right]))
+    shares = np.where(images > 0, hits / np.maximum(images, 1), np.inf)  # a class without images has no accuracy
+    rows = [(names[label], f"{images[label]:,}", f"{100 * shares[label]:.1f}")
+            for label in np.argsort(shares, kind="stable")[:_PAIRS].tolist() if images[label]]  # fmt: skip
+    return page.paragraph("The classes with the lowest top-1:") + page.table(
+        ("class", "images", "top-1, %"), rows, (1, 2)
     )
 
 

@@ -1,11 +1,12 @@
 """Compares a run with the published curve of its recipe.
 
 Authors' logs are of raw weights and of one run, and number epochs from 0 to the number of epochs. The tolerance is
-therefore one epoch in either direction, and twice the scatter of the published curve itself. Only runs with the same
-schedule are compared.
+therefore one epoch in either direction, and twice the scatter of the published curve itself. Only runs of the same
+length, and on data with the published number of classes, are compared.
 """
 
 import itertools
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -41,22 +42,24 @@ class Standing:
 def published_curve(recipe: Recipe) -> Fact | None:
     """The published top-1 by epoch with which a run of this recipe can be compared; None where there is none.
 
-    The run has to have the table's model, resolution, number of views and schedule. Other values of the recipe may
-    differ, since a comparison is meant to show their effect.
+    The run has to have the table's model, resolution and number of epochs. Its number of classes has to be the table's,
+    or that of the published data where the table leaves it to the data. Other values of the recipe may differ, since a
+    comparison is meant to show their effect.
     """
-    row = RECIPES.get(recipe.name)
-    fact = find_curve(recipe.name)
+    row, fact = RECIPES.get(recipe.name), find_curve(recipe.name)
     if row is None or fact is None or len(fact.points) < 3:
         return None
-    same = row.model.name == recipe.model.name and row.model.image_size == recipe.model.image_size
-    same = same and row.schedule.epochs == recipe.schedule.epochs == fact.points[-1][0]
+    model, theirs = recipe.model, row.model
+    same = (model.name, model.image_size) == (theirs.name, theirs.image_size)
+    same = same and recipe.schedule.epochs == row.schedule.epochs == fact.points[-1][0]
+    same = same and (model.num_classes in (None, theirs.num_classes) or fact.has_classes(model.num_classes))
     return fact if same else None
 
 
 def standing(recipe: Recipe, epoch: float | None, top1: Any) -> Standing | None:
     """The standing of a run after `epoch` epochs with `top1` %; None where the curve does not cover that epoch."""
     fact = published_curve(recipe)
-    if fact is None or epoch is None or not isinstance(top1, int | float):
+    if fact is None or epoch is None or not isinstance(top1, int | float) or not math.isfinite(top1):
         return None
     first, last = fact.points[0][0], fact.points[-1][0]
     if not first <= epoch <= last:

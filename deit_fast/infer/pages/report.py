@@ -77,7 +77,7 @@ def headline(run: RunFolder) -> dict[str, tuple[str, str]]:
         if (memory := finite(last, "peak_memory_gib")) is not None:
             found["peak memory"] = f"{memory:.1f} GiB", "of one process"
     if run.result is not None and (minutes := finite(run.result, "minutes")) is not None:
-        found["time"] = duration(60 * minutes), f"{run.result.get('step', 0):,} steps"
+        found["time"] = duration(60 * minutes), f"{finite(run.result, 'step') or 0:,.0f} steps"
     elif trained:
         found["so far"] = _when(run, trained[-1]), f"of {run.recipe.schedule.epochs:g} epochs"
     return found

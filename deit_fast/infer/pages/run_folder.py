@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ class RunFolder:
     """A run in the form of its files."""
 
     path: Path
+    """As the user wrote it; absolute if it ends in no name, as "." and ".." do."""
     recipe: Recipe
     records: list[Record]
     """Records of metrics.jsonl, in order: {"kind": "train" or "eval", "step": ...}."""
@@ -34,13 +36,13 @@ class RunFolder:
     @property
     def steps_per_epoch(self) -> float | None:
         """Computed from the last record with a step and an epoch; None without one."""
-        known = [each for each in self.of_kind("train") if each.get("epoch")]
-        return known[-1]["step"] / known[-1]["epoch"] if known else None
+        known = [(each["step"], epoch) for each in self.of_kind("train") if (epoch := finite(each, "epoch"))]
+        return known[-1][0] / known[-1][1] if known else None
 
     def epoch_of(self, record: Record) -> float | None:
         """The number of epochs that had been trained at a record."""
-        if isinstance(record.get("epoch"), int | float):
-            return float(record["epoch"])
+        if (epoch := finite(record, "epoch")) is not None:
+            return epoch
         per_epoch = self.steps_per_epoch
         return record["step"] / per_epoch if per_epoch else None
 
@@ -48,6 +50,7 @@ class RunFolder:
 def read_run(path: Path) -> RunFolder:
     """Reads a run's folder. Raises RunError where it is no run's, RecipeError where its recipe is unreadable."""
     path = path.parent if path.name == "checkpoints" else path
+    path = path if path.name not in ("", "..") else Path(os.path.abspath(path))
     recipe = path / "recipe.json"
     if not recipe.is_file():
         raise RunError(f"{path}: expected the folder of a run, with recipe.json in it")

@@ -12,14 +12,16 @@ Record = dict[str, Any]
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """Records of a metrics.jsonl. A last line that a crash cut off is left out."""
+    """Records of a metrics.jsonl: objects with kind and step. Other lines, as a power cut leaves them, are left out."""
     records = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
+                record = json.loads(line)
+            except ValueError:
                 continue
+            if isinstance(record, dict) and "kind" in record and isinstance(record.get("step"), int):
+                records.append(record)
     return records
 
 

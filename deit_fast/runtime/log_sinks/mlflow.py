@@ -12,10 +12,12 @@ from pathlib import Path
 
 from deit_fast.runtime.errors import RunError, one_line
 from deit_fast.runtime.log_sinks import LogSink, Sink
-from deit_fast.runtime.log_sinks.tracked import kept_id, read_hyperparameters
+from deit_fast.runtime.log_sinks.tracked import kept_id, read_hyperparameters, tolerated
 
 _EXPERIMENT = "deit_fast"
 _BATCH = 100  # most parameters in one call
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""Defaults here: with MLflow's own a server that is gone would hold a run up for four minutes at each line."""
 
 
 class MLflow(Sink):
@@ -28,6 +30,9 @@ class MLflow(Sink):
         from mlflow.exceptions import MlflowException
 
         folder = folder.resolve()
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
+        self._error = MlflowException
         try:
             self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}")
             self._id = kept_id(folder, "mlflow", lambda: self._create(folder))
@@ -40,10 +45,12 @@ class MLflow(Sink):
 
         now = round(1000 * time.time())
         metrics = [Metric(f"{kind}/{key}", value, now, step) for key, value in values.items() if math.isfinite(value)]
-        self._client.log_batch(self._id, metrics=metrics)
+        with tolerated(self._error):
+            self._client.log_batch(self._id, metrics=metrics)
 
     def close(self) -> None:
-        self._client.set_terminated(self._id)
+        with tolerated(self._error):
+            self._client.set_terminated(self._id)
 
     def _create(self, folder: Path) -> str:
         from mlflow.entities import Param

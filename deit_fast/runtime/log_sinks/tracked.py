@@ -1,10 +1,13 @@
 """The parts that trackers share: the run's id at each tracker, and the recipe's values as hyperparameters."""
 
+import contextlib
+import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from deit_fast.runtime.errors import one_line
 from deit_fast.runtime.files import write_json
 
 TRACKERS = "trackers.json"
@@ -21,6 +24,15 @@ def kept_id(folder: Path, tracker: str, make: Callable[[], str]) -> str:
         write_json(path, {**known, tracker: make()})
         return kept_id(folder, tracker, make)
     return str(known[tracker])
+
+
+@contextlib.contextmanager
+def tolerated(*kinds: type[Exception]) -> Iterator[None]:
+    """Raises a tracker's own errors as OSError, which costs a run a line: a server that is gone must not end a run."""
+    try:
+        yield
+    except kinds as error:
+        raise OSError(errno.EIO, one_line(error)[:200]) from None
 
 
 def read_hyperparameters(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deit_fast.runtime.errors import RunError, one_line
 from deit_fast.runtime.log_sinks import LogSink, Sink
-from deit_fast.runtime.log_sinks.tracked import kept_id, read_hyperparameters
+from deit_fast.runtime.log_sinks.tracked import kept_id, read_hyperparameters, tolerated
 
 
 class WeightsAndBiases(Sink):
@@ -35,14 +35,17 @@ class WeightsAndBiases(Sink):
             raise RunError(f"run.trackers='wandb': {one_line(error)[:300]} (offline: WANDB_MODE=offline)") from None
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        self._run.log({f"{kind}/{key}": value for key, value in values.items()}, step=step)
+        with tolerated(self._wandb.errors.Error):
+            self._run.log({f"{kind}/{key}": value for key, value in values.items()}, step=step)
 
     def image(self, name: str, grid: Tensor, step: int) -> None:
         """Adds a picture, uint8 [3, H, W], at the step."""
-        self._run.log({name: self._wandb.Image(grid.permute(1, 2, 0).numpy())}, step=step)
+        with tolerated(self._wandb.errors.Error):
+            self._run.log({name: self._wandb.Image(grid.permute(1, 2, 0).numpy())}, step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        with tolerated(self._wandb.errors.Error):
+            self._run.finish()
 
 
 LOG_SINK = LogSink(WeightsAndBiases)

@@ -1,6 +1,7 @@
 """A made-up run that follows, leads or lags the published curve of its recipe."""
 
 import dataclasses
+import html
 import json
 import re
 from pathlib import Path
@@ -69,6 +70,39 @@ def test_another_schedule_or_model_has_no_curve(word: str) -> None:
     words = [word, "mix.cutmix=1"] if "name" in word else [word]
     assert published_curve(get_recipe(NAME, words)) is None
     assert standing(get_recipe(NAME, words), 50, 50.0) is None
+
+
+@pytest.mark.parametrize("classes", [3, 100, 999, 1001, 21841])
+def test_own_images_have_no_published_curve(classes: int, tmp_path: Path) -> None:
+    """A run's recipe has the number of its data's classes: 95 % on three classes is not ahead of ImageNet's log."""
+    words = (f"model.num_classes={classes}",)
+    assert standings_of(made_run(tmp_path / "run", words=words)) == []
+    assert standings_of(made_run(tmp_path / "imagenet", words=("model.num_classes=1000",)))
+    larger = published_curve(get_recipe("deit3_base_21k_224", words))
+    assert (larger is not None) == (classes == 21841)
+
+
+def test_no_number_has_no_standing() -> None:
+    assert standing(get_recipe(NAME), 50, float("nan")) is None
+    assert standing(get_recipe(NAME), 50, None) is None
+
+
+def test_each_published_curve_of_a_comparison_is_at_its_own_run_s_steps(tmp_path: Path) -> None:
+    """The first run has no curve and an epoch of other steps; the others have two different curves."""
+    first = made_run(tmp_path / "first", words=("schedule.epochs=400",))
+    records = [{"kind": "train", "step": 10, "epoch": 1.0, "loss": 1.0}, {"kind": "eval", "step": 10, "top1": 1.0}]
+    (first.path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    small, again, base = (made_run(tmp_path / name) for name in ("small", "again", "base"))
+    other = get_recipe("deit3_base_1k_192")
+    (base.path / "recipe.json").write_text(json.dumps(other.model_dump(mode="json")))
+    runs = [read_run(each.path) for each in (first, small, base, again)]
+    text = write_comparison(runs, [None] * 4, tmp_path / "compare.html").read_text()
+    charts = [json.loads(html.unescape(each))["series"] for each in re.findall(r'data-chart="([^"]*)"', text)]
+    drawn = [each for series in charts for each in series if each["color"] == "published"]
+    assert len(drawn) == 2  # each once, under the accuracy
+    lines = {each["name"]: each["points"] for each in drawn}
+    assert lines.keys() == {f"published top-1 {NAME}", "published top-1 deit3_base_1k_192"}
+    assert [50 * 625, 50, 53.628] in lines[f"published top-1 {NAME}"]
 
 
 def test_what_a_comparison_is_for_may_differ() -> None:

@@ -207,6 +207,8 @@ def test_mcnemar_is_scipys_binomial_test() -> None:
     assert found.difference == pytest.approx(100 * (second.mean() - first.mean()))
     low, high = found.interval
     assert low < found.difference < high
+    assert Paired(1, 0, 1).interval[1] == 100  # an accuracy cannot change by more
+    assert Paired(0, 1, 1).interval[0] == -100
     assert Paired(0, 0, 10).p_value == 1
 
 
@@ -238,6 +240,11 @@ def test_many_classes_are_listed_as_pairs() -> None:
     found = Evaluated(Outcomes(predictions, np.ones(200), np.ones(200, bool)), labels, names, "")
     texts = [text for text in Whole(confusion(found)).texts if text.strip()]
     assert texts[4:8] == ["class 0", "class 7", "2", "100 %"]
+    lowest = texts[texts.index("The classes with the lowest top-1:") + 1 :]
+    assert lowest[:9] == ["class", "images", "top-1, %", "class 0", "2", "0.0", "class 2", "2", "50.0"]
+    assert len(lowest) == 3 * 31
+    fewer = Evaluated(Outcomes(predictions, np.ones(200), np.ones(200, bool)), labels, [*names, "none here"], "")
+    assert "none here" not in confusion(fewer)
 
 
 def test_no_spike_is_lost() -> None:
