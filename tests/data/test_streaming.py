@@ -271,7 +271,7 @@ def test_what_a_killed_process_began_is_gone_on_with(store: Store, folder: Path,
     for number, data in enumerate(content):
         write(folder / "bucket" / "large" / f"{number}.tar", data)
     objects = list_objects("s3://bucket/large")[1]
-    store.rate = 4 << 20  # bytes a second, so that it is killed midway
+    store.rate = 1 << 20  # bytes a second, so that it is killed midway
     words = [f"{each.uri} {each.size} {each.version}" for each in objects]
     process = subprocess.Popen([sys.executable, "-c", FETCH, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     wait_until(lambda: len([path for path in cache.rglob("*.tmp") if path.stat().st_size]) == 2)

@@ -183,7 +183,7 @@ def test_interrupt_ends_local_jobs_and_stays_resumable(tmp_path: Path, component
     wait_for(tmp_path / "out" / "pipeline.json", "running")
     handle = json.loads((tmp_path / "out" / "pipeline.json").read_text())["stages"]["a"]["handle"]
     os.kill(driver.pid, signal.SIGINT)
-    printed, _ = driver.communicate(timeout=20)
+    printed, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130
     assert "stopped; run this again to continue" in printed
     assert not find_processes(handle)

@@ -1,4 +1,7 @@
-"""Weights & Biases, through its own package: project WANDB_PROJECT or deit_fast; offline with WANDB_MODE=offline."""
+"""Weights & Biases, through its own package: project WANDB_PROJECT or deit_fast; offline with WANDB_MODE=offline.
+
+Offline, wandb 0.31 completes the run's file at the end of the process, and not always before `finish` returns.
+"""
 
 import importlib.util
 import os
