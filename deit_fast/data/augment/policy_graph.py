@@ -1,4 +1,9 @@
-"""A policy's operations in DALI's graph, with one branch for each function that operations share (operations/)."""
+"""A policy's operations in DALI's graph, with one condition for each function that operations share (operations/).
+
+The operations are applied in stages. Auto contrast changes nothing when it follows itself. So it is in no stage of the
+other functions, but alone in a stage between each two of them. There it is the operation of the step before, or the
+last step's, after which nothing comes. This saves one auto contrast and its condition.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -16,7 +21,7 @@ from deit_fast.runtime.errors import RecipeError
 
 _Function = Callable[[DataNode, DataNode, int], DataNode]
 
-ROW = 6
+_ROW = 6  # columns in which a function gets its arguments: those of a map [2, 3], or of a matrix [3, 6]
 _ONCE = auto_contrast
 
 
@@ -31,8 +36,8 @@ def operation_arguments(
 
     names: the policy's operations (`policies.operation_names`). op: indices into names, -1 for none. level: 0 to 10.
     sign: -1 or 1. Each of these is [B, n]. Returns policy_chosen, bool [B, stages, F], which holds at most one True
-    for the F functions of a stage, and policy_arguments, float32 [B, stages, A], which holds each operation's own
-    arguments and then zeros up to A, the largest number of arguments of any of them.
+    for the F functions of a stage, and policy_arguments, float32 [B, stages, R, 6], which holds each operation's own
+    arguments row by row, and then zeros.
     """
     operations = find_operations(names)
     functions = _functions(operations)
@@ -44,12 +49,12 @@ def operation_arguments(
         stage = np.minimum(2 * step + 1, max(2 * count - 3, 1)) if operation.apply is _ONCE else 2 * step
         made.append((view, stage, functions.index(operation.apply), operation.arguments(*given, image_size)))
     chosen = np.zeros((len(op), _stages(count), len(functions)), bool)
-    rows = -(-max(values.shape[1] for *_, values in made) // ROW)
-    arguments = np.zeros((len(op), _stages(count), rows * ROW), np.float32)
+    rows = -(-max(values.shape[1] for *_, values in made) // _ROW)
+    arguments = np.zeros((len(op), _stages(count), rows * _ROW), np.float32)
     for view, stage, function, values in made:
         chosen[view, stage, function] = True
         arguments[view, stage, : values.shape[1]] = values
-    return {"policy_chosen": chosen, "policy_arguments": arguments.reshape(*chosen.shape[:2], rows, ROW)}
+    return {"policy_chosen": chosen, "policy_arguments": arguments.reshape(*chosen.shape[:2], rows, _ROW)}
 
 
 def apply_operations(
@@ -60,21 +65,17 @@ def apply_operations(
     The conditions follow one another and are not nested: DALI splits every batch and every constant once more for each
     level of nesting, with one operator for each split.
     """
+    functions = _functions(find_operations(names))
     for stage in range(_stages(count)):
         arguments = parameters["policy_arguments"][stage]
-        for number, function in enumerate(_functions(find_operations(names))):
-            if (function is _ONCE) == (stage % 2 == 1):
-                if parameters["policy_chosen"][stage, number]:
-                    images = function(images, arguments, image_size)
+        for number in [number for number, each in enumerate(functions) if (each is _ONCE) == (stage % 2 == 1)]:
+            if parameters["policy_chosen"][stage, number]:
+                images = functions[number](images, arguments, image_size)
     return images
 
 
 def _stages(count: int) -> int:
-    """The number of stages in which `count` operations in a row are applied.
-
-    Auto contrast changes nothing when it follows itself. So it needs no place in every step, but only one in a stage of
-    its own between two steps: there it is the operation of the step before or of the last step.
-    """
+    """The number of stages of `count` operations in a row, of which every second one is auto contrast's."""
     return max(2 * count - 1, 2)
 
 

@@ -18,10 +18,10 @@ _Factor = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float6
 
 
 def enhance_colours(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """uint8 [S, S, 3] enhanced by arguments, float32 [4 or more, 6].
+    """uint8 [S, S, 3] enhanced by arguments, float32 [R, 6].
 
     arguments: a row with the factor and the kind, as `view_graph.enhance` takes them, then a matrix [3, 6]: how much of
-    red, green, blue, the greyscale image and twice the rounded mean luma there is in each channel of the result.
+    red, green, blue, the greyscale image, the rounded mean luma and this mean again is in each channel of the result.
     """
     grey = luma(images)
     mean = fn.cast(fn.reductions.mean(grey, keep_dims=True), dtype=types.UINT8)  # rounds
@@ -30,7 +30,7 @@ def enhance_colours(images: DataNode, arguments: DataNode, image_size: int) -> D
 
 
 def sharpen(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """uint8 [S, S, 3] blended with PIL's SMOOTH by arguments, float32 [4 or more, 6]. PIL copies the outermost pixels.
+    """uint8 [S, S, 3] blended with PIL's SMOOTH by arguments, float32 [R, 6]. PIL copies the outermost pixels.
 
     arguments: a row with the factor, where 1 changes nothing, then a matrix [3, 6]: how much of the image and of the
     smoothed image there is in each channel of the result.

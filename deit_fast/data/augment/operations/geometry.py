@@ -18,7 +18,7 @@ from deit_fast.data.augment.view_graph import truncate
 FILL = (124, 116, 104)
 """Colour of the pixels that a geometric operation uncovers: the ImageNet mean, rounded."""
 
-_UNCOVERED = np.diag(np.divide(FILL, -255)).ravel().tolist()
+_UNCOVERED = np.divide(-255, FILL).tolist()  # (v - 255) / these is FILL for 0 and black for 255
 
 _TAPS = np.array([-0.5, -1.5, 0.5, 1.5])
 """Offsets from a point past pixel 0 at which a nearest-neighbour warp, which rounds down, finds pixels 0, -1, 1, 2."""
@@ -27,25 +27,26 @@ _TAPS = np.array([-0.5, -1.5, 0.5, 1.5])
 def warp(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
     """An affine map of uint8 [S, S, 3], bicubic: 4 taps where one coordinate moves, 4 x 4 taps where both move.
 
-    arguments, float32 [19 or more, 6], row by row: the map [2, 3] from output to input pixels; the same map with the
-    coordinate first that moves more; N and N^2 for N^2 times 4 taps; the maps of the taps.
+    arguments, float32 [R, 6], row by row: the map [2, 3] from output to input pixels; the same map with the
+    coordinate first that moves more; 1 or 2, and 4 or 16, the number of taps; the maps of the taps.
     """
     maps = fn.reshape(arguments, shape=[-1, 2, 3], layout="FHW")
     ordered, whole = maps[1], fn.cast(arguments[2], dtype=types.INT32)
     half, count = whole[0], whole[1:2]
     weights = _cubic_weights(images, ordered, image_size)
     both = weights[:half, :half, :, :, :, 1] * weights[:, :, 0, 0, :, 0]
-    frames = fn.expand_dims(images, axes=[0], new_axis_names="F")
+    frames = fn.stack(images, images, images, images, axis_name="F")  # most warps have 4 taps: a copy is fastest
     frames = fn.slice(frames, start=[0], shape=count, axes=[0], out_of_bounds_policy="edge")
-    taps = fn.warp_affine(
-        frames, matrix=fn.slice(maps, start=[3], shape=count, axes=[0]), interp_type=types.INTERP_NN
-    )  # repeats edge pixels
+    maps = fn.slice(maps, start=[3], shape=count, axes=[0])
+    taps = fn.warp_affine(frames, matrix=maps, interp_type=types.INTERP_NN)  # repeats edge pixels
     values = taps * fn.reshape(both, shape=[-1, image_size, image_size, 1])
     values = truncate(fn.reductions.sum(values, axes=[0]))
     # The order of the coordinates does not matter here: the image is square, and a pixel is inside where both are.
     white = images | types.Constant(255).uint8()
     inside = fn.warp_affine(white, matrix=ordered, fill_value=0.0, interp_type=types.INTERP_NN)
-    return (values & inside) + fn.coord_transform(inside, M=_UNCOVERED, T=FILL, dtype=types.UINT8)
+    return (values & inside) + fn.crop_mirror_normalize(
+        inside, mean=255.0, std=_UNCOVERED, dtype=types.UINT8, output_layout="HWC"
+    )
 
 
 def _cubic_weights(images: DataNode, matrix: DataNode, image_size: int) -> DataNode:

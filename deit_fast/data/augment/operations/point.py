@@ -1,6 +1,7 @@
 """Invert, Posterize, Solarize and SolarizeAdd: each maps a value to another one, whatever its neighbours are."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,33 +21,29 @@ _MOST_ADDED = 110
 def change_values(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
     """uint8 [S, S, 3], each value changed as a table says.
 
-    arguments: float32 [1 or more, 6], of which DALI needs the fourth. The first three are the native path's: the threshold
-    from which values are inverted, a mask of the bits that are kept, and a number that is added to values below 128.
-    The fourth is the number to combine with a value, bit by bit, for the value's place in `_tables`.
+    arguments: float32 [R, 6], of which this function needs the fourth, a number. Its exclusive or with a value is the
+    value's place in `change_tables`. The first three are for the native path: the threshold from which values are
+    inverted, a mask of the bits that are kept, and a number that is added to values below 128.
     """
     place = images ^ beside(fn.cast(arguments[0, 3], dtype=types.UINT16), images)
-    tables = _tables().ravel().tolist()
+    tables = change_tables().ravel().tolist()
     return fn.lookup_table(place, keys=list(range(len(tables))), values=tables, dtype=types.UINT8)
 
 
-def _tables() -> NDArray[np.int64]:
-    """[247, 256]: from a value to the changed one. DALI's operator takes 65,536 places, which are 256 such tables.
+def change_tables() -> NDArray[np.int64]:
+    """The changed values by table and value, [247, 256]. DALI's operator takes 65,536 places, 256 such tables.
 
-    The tables of the thresholds 0 to 128 come first, then 8 that keep 0 to 7 bits, then 110 that add 1 to 110.
+    First come the thresholds 0 to 128, then the 8 tables that keep 0 to 7 bits, then the 110 that add 1 to 110.
     Solarising from a threshold T above 128 is solarising the inverted image from 256 - T, and so it needs no table.
     """
     value = np.arange(256)
-    thresholds, bits, added = np.arange(_HALF + 1)[:, None], np.arange(8)[:, None], np.arange(1, _MOST_ADDED + 1)[:, None]
-    return np.concatenate(
-        [
-            np.where(value < thresholds, value, 255 - value),
-            value & _mask(bits),
-            np.where(value < _HALF, value + added, value),
-        ]
-    )
+    solarised = [np.where(value < threshold, value, 255 - value) for threshold in range(_HALF + 1)]
+    posterised = [value & _mask(bits) for bits in range(8)]
+    added = [np.where(value < _HALF, value + addend, value) for addend in range(1, _MOST_ADDED + 1)]
+    return np.stack([*solarised, *posterised, *added])
 
 
-def _mask(bits: NDArray[np.int64]) -> NDArray[np.int64]:
+def _mask(bits: Any) -> Any:
     return 256 - (1 << (8 - bits))
 
 
