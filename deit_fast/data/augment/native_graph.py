@@ -60,7 +60,7 @@ def _maker(
         for name in drawn.keys() & _FIELDS.keys():
             views[_FIELDS[name]] = drawn[name]
         views["kernel"] = np.where(drawn.get("kernel", kernel) == _LINEAR, BILINEAR, BICUBIC)
-        policy = native_policy(*(drawn[name] for name in _POLICY), functions) if len(functions) else ()
+        policy = native_policy(drawn[_POLICY[0]], drawn[_POLICY[1]], functions) if len(functions) else (None, None)
         make_views(images, views, border, image_size, threads, out, *policy)
         return list(out[: len(images)])
 
