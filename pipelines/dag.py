@@ -16,6 +16,7 @@ from torchx.runner import Runner
 from torchx.schedulers.local_scheduler import SignalException
 from torchx.specs import AppDryRunInfo, AppState, CfgVal, is_terminal
 
+from deit_fast.runtime.durations import duration
 from deit_fast.runtime.files import locked
 
 from .logs import follow_log, log_tail
@@ -262,7 +263,7 @@ class _Run:
             thread.join(timeout=5)  # its last lines come before the line about its end
         if state is AppState.SUCCEEDED:
             record.succeed(stage.result)
-            self._say(stage, f"done          {(record.ended - record.started) / 60:.1f} min")
+            self._say(stage, f"done          {duration(record.ended - record.started)}")
         elif state is None and stage.name in self.adopted:
             record.state = "cancelled"
             self._say(stage, "ended without a result: it is started again")
@@ -276,8 +277,8 @@ class _Run:
 
     def _report_failure(self, stage: Stage, record: Record, state: AppState | None) -> None:
         record.state = "failed"
-        minutes = ((record.ended or time.time()) - record.started) / 60
-        self._say(stage, f"{state.name if state else 'LOST'}        {minutes:.1f} min   {record.handle}")
+        spent = duration((record.ended or time.time()) - record.started)
+        self._say(stage, f"{state.name if state else 'LOST'}        {spent}   {record.handle}")
         lines = log_tail(self.runner, record)
         if find_scheduler(record.handle).local:
             lines.append(f"(the whole log: {self.folder / 'logs' / stage.name})")

@@ -37,7 +37,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
     """Answers a shell's request for completions (environment variable _ARGCOMPLETE) and ends the process."""
     import argcomplete
 
-    for action in _actions(parser):
+    for action in actions_of(parser):
         completer = {"recipe": complete_recipe, "overrides": complete_word, "pattern": complete_model}.get(action.dest)
         if completer is not None:
             action.completer = completer  # type: ignore[attr-defined]
@@ -76,9 +76,10 @@ def _choices(annotation: Any) -> list[str]:
     return [choice for each in get_args(annotation) for choice in _choices(each)]
 
 
-def _actions(parser: argparse.ArgumentParser) -> Iterable[argparse.Action]:
+def actions_of(parser: argparse.ArgumentParser) -> Iterable[argparse.Action]:
+    """The arguments of a parser and of all its commands."""
     for action in parser._actions:  # argparse has no public list of them, and argcomplete reads this one too
         yield action
         if isinstance(action, argparse._SubParsersAction):
             for each in dict.fromkeys(action.choices.values()):
-                yield from _actions(each)
+                yield from actions_of(each)

@@ -107,6 +107,7 @@ def run_preview(arguments: argparse.Namespace) -> int:
 
 def run_check(arguments: argparse.Namespace) -> int:
     """`deit-fast data check`: prints a report of each split; returns INCOMPLETE if an image was unusable, else 0."""
+    from deit_fast.data.sources.class_gaps import describe_gaps
     from deit_fast.data.sources.classes import match_classes
     from deit_fast.data.sources.open import open_splits
     from deit_fast.data.tools.check import check_source, open_to_check, write_bad
@@ -115,7 +116,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     bad = []
     for split, source in sources.items():
         checked = check_source(source, arguments.threads)
-        tell(f"{source.place}, {split}: {checked.as_text()}")
+        tell(f"{source.place}, {split}: {checked.as_text()}", *describe_gaps(source))
         bad += checked.bad
     if len(sources) > 1:
         try:

@@ -4,6 +4,8 @@ import shlex
 from typing import Any
 
 from deit_fast.infer.report import wilson_interval
+from deit_fast.runtime.durations import duration
+from deit_fast.runtime.fold import fold
 
 
 def describe_end(result: dict[str, Any], out: str, data: str) -> list[str]:
@@ -16,17 +18,22 @@ def describe_end(result: dict[str, Any], out: str, data: str) -> list[str]:
             lines.append(f"{name:<28} {top1:.2f} % ({low:.1f} to {high:.1f}, 95 %), of {images:,} images")
     if isinstance(best := result.get("best_top1"), int | float):
         lines.append(f"{'best top-1 on the way':<28} {best:.2f} %, in checkpoints/best.pt")
-    minutes = result["minutes"]
-    time = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-    lines.append(f"{'time':<28} {time}, {result['images_per_second']:,.0f} images/s, "
+    lines.append(f"{'time':<28} {duration(60 * result['minutes'])}, {result['images_per_second']:,.0f} images/s, "
                  f"{result['peak_memory_gib']:.1f} GiB at most")  # fmt: skip
-    lines.append(f"{'checkpoint':<28} {result['checkpoint']}")
+    lines.append(fold([f"{'checkpoint':<28}", result["checkpoint"]], indent=2))
     run, images_of = shlex.quote(out), shlex.quote(data)
     return [
         "",
         *lines,
-        f"{'report':<28} {out}/report.html; with confusions, mistakes and attention: deit-fast report {run}",
-        f"{'next':<28} deit-fast evaluate {run} --data {images_of} --report {shlex.quote(out + '/evaluation')}",
-        f"{'':<28} deit-fast predict {run} IMAGE ...",
-        f"{'':<28} deit-fast convert {run} FOLDER        (for timm; FILE.onnx for others)",
+        fold([f"{'report':<28}", f"{out}/report.html"], indent=2),
+        "",
+        "next",
+        fold([f"  deit-fast report {run}", "# with confusions, mistakes, attention"], 4, "  "),
+        fold(
+            [f"  deit-fast evaluate {run}", f"--data {images_of}", f"--report {shlex.quote(out + '/evaluation')}"],
+            indent=4,
+            end=" \\",
+        ),
+        f"  deit-fast predict {run} IMAGE ...",
+        fold([f"  deit-fast convert {run} FOLDER", "# for timm; FILE.onnx for others"], 4, "  "),
     ]

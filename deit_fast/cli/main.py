@@ -24,7 +24,7 @@ from deit_fast.cli.arguments import (
 from deit_fast.cli.completion import add_completion_parser, complete
 from deit_fast.cli.data import add_data_parser
 from deit_fast.cli.evaluate import add_evaluate_parser
-from deit_fast.cli.other_tools import refuse_options_of_others
+from deit_fast.cli.other_tools import option_hint, refuse_options_of_others
 from deit_fast.cli.plan import add_plan
 from deit_fast.cli.report import add_report_parsers
 from deit_fast.runtime.errors import DataError, RecipeError, RunError, StoppedError, suggest
@@ -187,14 +187,14 @@ def _run(argv: Sequence[str] | None) -> int:
         parser = build_parser()
         if "_ARGCOMPLETE" in os.environ:
             complete(parser)
-        refuse_options_of_others(argv)
+        refuse_options_of_others(argv, parser)
         arguments, words = parser.parse_known_args(argv)
         # argparse accepts positional words in one place only, but key=value words may stand anywhere.
         unknown = [word for word in words if word.startswith("-") or not hasattr(arguments, "overrides")]
         if unknown:
             raise RecipeError(
                 "\n".join(
-                    f"{word}: no such option of this command{suggest(word, _options(parser, argv[0]))} (see --help)"
+                    f"{word}: no such option of this command{_meant(word, parser, argv[0])} (see --help)"
                     for word in unknown
                 )
             )
@@ -220,8 +220,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return ExitStatus.INTERRUPTED
 
 
-def _options(parser: argparse.ArgumentParser, command: str) -> list[str]:
-    """The command's options as its usage lists them; argparse has no public list."""
+def _meant(word: str, parser: argparse.ArgumentParser, command: str) -> str:
+    """A hint for an unknown option. argparse has no public list of a command's options: they are read off its usage."""
     usage = next((each.choices[command].format_usage() for each in parser._actions
                   if isinstance(each, argparse._SubParsersAction) and command in each.choices), "")  # fmt: skip
-    return re.findall(r"--[\w-]+", usage)
+    return option_hint(word) or suggest(word, re.findall(r"--[\w-]+", usage))

@@ -10,6 +10,7 @@ from deit_fast.cli.arguments import OVERRIDES, Parser, complain
 from deit_fast.recipe.parse import read_val_fraction
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import describe_rate, get_recipe
+from deit_fast.runtime.durations import span
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.runtime.files import json_text
 from deit_fast.runtime.stdout import tell
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 _FACT = 12
+_COST = {"s": "GPU-seconds", "min": "GPU-minutes", "h": "GPU-hours"}
 
 
 def add_plan(subcommands: "argparse._SubParsersAction[Parser]") -> None:
@@ -114,16 +116,10 @@ def _time(plan: "RunPlan") -> str:
     if hours is None:
         return "not known: nothing was measured or published of such a device; --gpus NxNAME names one"
     kind = "measured" if hours.measured else "estimate, by peak rates and FLOPs where it is of another device or size"
-    if hours.most < 0.1:
-        spent = f"{_span(60 * hours.least, 60 * hours.most)} min"
-    else:
-        spent = f"{_span(hours.least, hours.most)} h, {_span(hours.least * count, hours.most * count)} GPU-hours"
-    return "\n".join([f"{spent} ({kind})", *(f"by {each}" for each in hours.sources)])
-
-
-def _span(least: float, most: float) -> str:
-    low, high = _number(least), _number(most)
-    return low if most < 1.02 * least else f"{low} to {high}"
+    wall, unit = span(3600 * hours.least, 3600 * hours.most)
+    cost, cost_unit = span(3600 * hours.least * count, 3600 * hours.most * count)
+    lines = [f"{wall} {unit}, {cost} {_COST[cost_unit]} ({kind})", *(f"by {each}" for each in hours.sources)]
+    return "\n".join(lines)
 
 
 def _disk(plan: "RunPlan") -> str:
@@ -134,10 +130,6 @@ def _disk(plan: "RunPlan") -> str:
 
 def _size(count: float) -> str:
     return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.0f} MiB"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:,.1f}" if value >= 0.1 else f"{value:,.2g}"
 
 
 def _open(recipe: Recipe, arguments: argparse.Namespace) -> "tuple[Recipe, Images]":

@@ -1,12 +1,14 @@
 """`deit-fast report` and `deit-fast compare`: their parsers and functions. torch is imported late."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deit_fast.cli.arguments import Parser, complain, local_path
 from deit_fast.recipe.parse import read_val_fraction
 from deit_fast.runtime.errors import DataError, RecipeError, RunError
+from deit_fast.runtime.object_store import is_remote
 from deit_fast.runtime.stdout import tell
 
 if TYPE_CHECKING:
@@ -97,7 +99,16 @@ def _image_parts(run: "RunFolder", data: str | None, val: str | None) -> list[st
         parts += about
     except (DataError, RunError, RecipeError) as error:
         complain(f"confusions, mistakes and attention are not shown: {error}")
+    if len(shown) < 2:
+        _complain_of_relative(run.path, None if data else trained, None if data or val else held_out)
     return [page.section("Data", *shown), *parts]
+
+
+def _complain_of_relative(run: Path, *places: str | None) -> None:
+    """A line for each relative path among the places that a run keeps, as those of earlier versions did."""
+    for place in dict.fromkeys(each for each in places if each and not is_remote(each) and not os.path.isabs(each)):
+        complain(f"{run}: {place} is the relative path that the run was given; looked for in {os.getcwd()}: expected "
+                 "--data")  # fmt: skip
 
 
 def _validation(run: "RunFolder", given: str | None, data: str | None, trained: str) -> str | None:

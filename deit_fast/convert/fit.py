@@ -20,6 +20,11 @@ from deit_fast.zoo import find_architecture
 # Weights that `load_fitted` can fit, by the first part of their names.
 _FITTED = ("pos_embed", "dist_token", "head", "head_dist")
 
+# Published finetuning changes the resolution by a factor of up to 2.3: 224 -> 384 (DeiT, DeiT III, CaiT) is 1.7, 128 ->
+# 224 and 126 -> 224 (DeiT III's largest models) are 1.8, and 224 -> 512, which is usual for ViTs, is 2.3. Further away,
+# resampled position embeddings are smooth surfaces of few points and tell neighbouring patches hardly apart.
+_FAR = 2.5
+
 
 class Change(NamedTuple):
     """A difference between a checkpoint and the model into which it was loaded."""
@@ -207,6 +212,20 @@ def build_initialised(section: Model, weights: Weights, seed: int | None = None)
         theirs = f"; they are of {own.name} at {own.image_size} px, the model is {section.name}"
         hint = theirs if section.name != own.name else ""
         raise RunError(f"{weights.file or 'the weights'}: {error}{hint}") from None
+
+
+def far_resolution(section: Model, weights: Weights) -> list[str]:
+    """A line if the position embeddings are of a resolution that is far from that of the model `section`; else none."""
+    patch, old, new = find_architecture(section.name).patch_size, weights.recipe.model.image_size, section.image_size
+    times = max(old, new) / min(old, new)
+    if times <= _FAR or "pos_embed" not in weights.tensors:
+        return []
+    grids = ["{0} px ({1} x {1} patches)".format(side, side // patch) for side in (old, new)]
+    return [
+        f"the weights are of {grids[0]} and the model is of {grids[1]}: a factor of {times:.1f}, where published "
+        f"finetuning stays below {_FAR}; much is learned anew: take weights of a nearer resolution (deit-fast zoo), a "
+        f"model.image_size nearer to {old}, or finetune at resolutions in between first"
+    ]
 
 
 def need_head(weights: Weights, recipe: Recipe) -> None:

@@ -21,6 +21,7 @@ from deit_fast.runtime.files import cache_folder, hash_file
 from deit_fast.runtime.object_store import (
     HubPlace,
     MissingError,
+    absolute_place,
     fetch,
     fetch_from_hub,
     find_object,
@@ -85,9 +86,12 @@ def describe_origin(given: str | Path, weights: Weights) -> dict[str, str]:
 
 
 def name_origin(given: str | Path) -> str:
-    """The user's name for weights in a form that is equal for all names of the same weights; without a signature."""
+    """The user's name for weights in a form that is equal for all names of the same weights; without a signature.
+
+    A path is absolute, so that the name can be used from any folder.
+    """
     row = published_row(given)
-    return without_query(str(given)) if row is None else str(row.weights_name)
+    return without_query(absolute_place(given)) if row is None else str(row.weights_name)
 
 
 def _fetch_published(given: str, row: Published) -> Path:

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from deit_fast.convert.fit import Change, build_initialised, format_changes
+from deit_fast.convert.fit import Change, build_initialised, far_resolution, format_changes
 from deit_fast.convert.pretrained import open_weights
 from deit_fast.models.build import ImageModel, build_model
 from deit_fast.recipe.schema import parse_model
@@ -53,7 +53,8 @@ def create_model(
         section = _section(entry, count, img_size or resolution, _computed(theirs) | fields)
         model, changes = build_initialised(section, weights)
         if changes:
-            warnings.warn("\n".join([f"{pretrained}: fitted to {name}:", *format_changes(changes)]), stacklevel=2)
+            warnings.warn("\n".join([f"{pretrained}: fitted to {name}:", *far_resolution(section, weights),
+                                     *format_changes(changes)]), stacklevel=2)  # fmt: skip
     model.changes = changes  # type: ignore[assignment]
     return model
 

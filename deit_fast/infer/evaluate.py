@@ -238,11 +238,11 @@ def score_weights(
 def _class_names(weights: Weights, count: int, source: Source) -> list[str]:
     """The names of the model's `count` classes; by default ImageNet's.
 
-    For a file without class names, classes are numbers if the source has as many classes, whatever the source's names.
+    A file without class names takes the source's, in their order, if the source has as many classes.
     """
     if weights.classes and len(weights.classes) == count:
         return weights.classes
-    return [str(label) for label in range(count)] if len(source.classes) == count else default_classes(count)
+    return list(source.classes) if len(source.classes) == count else default_classes(count)
 
 
 def _of_columns(predict: Callable[[Tensor], Tensor], columns: NDArray[np.int64]) -> Callable[[Tensor], Tensor]:

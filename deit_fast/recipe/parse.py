@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from deit_fast.recipe.other_names import hint, near_hint
 from deit_fast.recipe.sections import Section
 from deit_fast.runtime.errors import RecipeError, brief, one_line, suggest
 
@@ -84,7 +85,8 @@ def read_word(text: str, field: FieldInfo | None) -> Any:
 def unknown_key(key: str, name: str, choices: Iterable[str]) -> str:
     """The line about an unknown key; `name` is the key's last part."""
     listed = list(choices)
-    return f"{brief(key)}: no such key; expected one of {', '.join(listed)}{suggest(name, listed)}"
+    meant = hint(name) or suggest(name, listed) or near_hint(name)
+    return f"{brief(key)}: no such key; expected one of {', '.join(listed)}{meant}"
 
 
 def read_val_fraction(val: object) -> float | None:

@@ -10,6 +10,7 @@ from pydantic import SerializeAsAny
 
 from deit_fast.recipe.batch_rate import describe_batch, settle_rate
 from deit_fast.recipe.old_dumps import drop_removed, drop_unread
+from deit_fast.recipe.other_names import hint
 from deit_fast.recipe.parse import all_fields, merge_section, parse_section, read_word, unknown_key
 from deit_fast.recipe.rules import broken_rules
 from deit_fast.recipe.sections import Augment, Data, Distill, Loss, Mix, Model, Optim, Run, Schedule, Section
@@ -140,9 +141,11 @@ def parse_with_words(content: dict[str, Any], words: Iterable[str], source: str 
         path, equals, text = word.partition("=")
         section, dot, key = path.partition(".")
         if not (equals and dot and key):
-            lines.append(f"{brief(repr(word))}: expected section.key=value, for example optim.lr=1e-3")
+            meant = hint(path) if equals and not dot else ""
+            lines.append(f"{brief(repr(word))}: expected section.key=value, for example optim.lr=1e-3{meant}")
         elif section not in SECTIONS:
-            expected = f"expected one of {', '.join(SECTIONS)}{suggest(section, SECTIONS)}"
+            meant = hint(key.rpartition(".")[2]) or suggest(section, SECTIONS)
+            expected = f"expected one of {', '.join(SECTIONS)}{meant}"
             lines.append(f"{brief(section)}: no such section; {expected}")
         else:
             field = all_fields(SECTIONS[section]).get(key)  # an unknown key is refused later, with other mistakes
@@ -164,7 +167,7 @@ def parse_recipe(
     their own.
     """
     fields = Recipe.model_fields
-    lines = [unknown_key(key, key, fields) for key in content if key not in fields]
+    lines = [unknown_key(key, _telling(key, each), fields) for key, each in content.items() if key not in fields]
     texts = {"name": content.get("name"), "description": content.get("description", "")}
     lines += [f"{key}={brief(repr(text))}: expected a text" for key, text in texts.items() if not isinstance(text, str)]
     content = drop_unread(drop_removed(content, typed), SECTIONS)
@@ -186,6 +189,11 @@ def parse_recipe(
     if lines := [*mistakes, *lines]:
         raise RecipeError("\n".join(lines))
     return Recipe.model_validate({**texts, **sections})
+
+
+def _telling(key: str, content: Any) -> str:
+    """What tells the meaning of an unknown section: the first of its keys whose meaning is known, else its name."""
+    return next((each for each in content if hint(each)), key) if isinstance(content, dict) else key
 
 
 def parse_model(content: dict[str, Any]) -> Model:

@@ -10,10 +10,13 @@ from datetime import timedelta
 
 from tqdm import tqdm
 
+from deit_fast.runtime.fold import COLUMNS, fold
 from deit_fast.runtime.progress import say
 
 _STEPS = 100  # number of steps over which the pace is averaged
 _WARM = 3  # first steps of a process, in which it compiles and fills its caches
+_AVERAGE = "average's "
+_INDENT = 10  # columns before the second line of scores, as in the texts at the start of a run
 _BAR = 12  # smallest width of the bar, columns
 
 
@@ -93,7 +96,7 @@ class Console:
         self._describe()
         mark = "" if top1 is None else "best" if better or top1 == best else f"best so far {best:.2f} %"
         shown = {key: value for key, value in values.items() if key not in self._hidden}
-        say("  ".join(filter(None, [self._place(step), *score_words(shown), mark])))
+        say(_score_line(self._place(step), score_words(shown), mark))
 
     def paused(self, evaluated: float | None = None) -> None:
         """The time since the last step was no step; `evaluated` seconds of it were an evaluation."""
@@ -164,7 +167,7 @@ def train_words(values: Mapping[str, float]) -> list[str]:
 def score_words(values: Mapping[str, float]) -> list[str]:
     """The figures of an evaluation; those of the moving average follow the model's own."""
     words = []
-    for prefix, whose in (("", ""), ("ema_", "average's ")):
+    for prefix, whose in (("", ""), ("ema_", _AVERAGE)):
         for key, name, unit in (("top1", "top-1", " %"), ("top5", "top-5", " %"), ("loss", "loss", "")):
             value = values.get(f"{prefix}{key}")
             if value is not None and (not prefix or key == "top1"):
@@ -173,6 +176,16 @@ def score_words(values: Mapping[str, float]) -> list[str]:
     known |= {key for key in values if key.startswith("ema_")}
     others = {key: value for key, value in values.items() if key not in known and not math.isnan(value)}
     return words + [f"{key} {value:.4g}" for key, value in others.items()]
+
+
+def _score_line(place: str, scores: list[str], mark: str) -> str:
+    """An evaluation in one line; if that is too long, the moving average and the mark are on the next one."""
+    words = [place, *scores, *([mark] if mark else [])]
+    if len("  ".join(words)) <= COLUMNS:
+        return "  ".join(words)
+    own = next((number for number, word in enumerate(words) if word.startswith(_AVERAGE)), len(words) - 1)
+    rest = [" " * _INDENT + words[own], *words[own + 1 :]]
+    return fold(words[:own], _INDENT, "  ") + "\n" + fold(rest, _INDENT, "  ")
 
 
 def _columns() -> int:

@@ -22,8 +22,8 @@ _JOBS = ("SLURM_JOB_ID", "TORCHX_JOB_ID", "TORCHELASTIC_RUN_ID")
 def note_start(folder: Path, processes: int, device: torch.device, step: int, places: dict[str, Any]) -> None:
     """Adds a line about this start to the run's folder. Raises OSError.
 
-    places: the paths that the run was given, by name: data, val, labels, init. step: the step from which the run
-    continues.
+    places: what the run was given, by name (data, val, labels, teacher, init): paths from the root, or URIs. step: the
+    step from which the run continues.
     """
     with open(folder / STARTS, "a", encoding="utf-8") as file:
         file.write(json_text({**describe_start(processes, device), "step": step, **places}, None) + "\n")

@@ -1,4 +1,6 @@
-"""The six lines at the start of a run: device, model, data, batch, schedule, and output folders."""
+"""What is said at the start of a run: device, model, data, batch, schedule, and output folders."""
+
+import re
 
 import torch
 
@@ -6,6 +8,7 @@ from deit_fast.checkpoint.state import TrainState
 from deit_fast.infer.compile import wants_compile
 from deit_fast.infer.precision import describe_attention
 from deit_fast.recipe.schema import Recipe
+from deit_fast.runtime.fold import fold
 from deit_fast.runtime.hardware import cpu_threads
 from deit_fast.runtime.world import World
 from deit_fast.training.job import Job
@@ -14,21 +17,31 @@ from deit_fast.zoo import find_family, find_published
 
 
 def describe_start(job: Job, state: TrainState, reason: str) -> list[str]:
-    """The lines for a run that starts or resumes with `state`. reason: why a step has this number of passes."""
+    """Six texts, of a line each where 80 columns suffice, for a run that starts or resumes with `state`.
+
+    reason: why a step has this number of passes.
+    """
     recipe, schedule = job.recipe, job.recipe.schedule
+    kept = [] if job.store is None else [f"kept in {job.store.uri}"]
     facts = {
-        "device": _device(recipe, job.world, job.dtype),
-        "model": f"{recipe.model.name} at {recipe.model.image_size} px, {_size(recipe, state)}",
+        "device": _parts(_device(recipe, job.world, job.dtype)),
+        "model": _parts(f"{recipe.model.name} at {recipe.model.image_size} px, {_size(recipe, state)}"),
         "data": _data(job),
-        "batch": describe_batch(recipe, job.world.size, reason),
-        "schedule": f"{recipe.optim.name}, peak rate {recipe.optim.lr:g}; {_count(schedule.epochs, 'epoch')} of "
-        f"{_count(job.steps_per_epoch, 'step')}, {job.total_steps:,} in all, "
-        f"{_count(schedule.warmup_epochs, 'epoch')} of warmup"
-        + (f"; from step {state.step:,} on" if state.step else ""),
-        "out": f"{job.out}: checkpoints/, metrics.jsonl, tensorboard/, curves.png"
-        + (f"; kept in {job.store.uri}" if job.store is not None else ""),
+        "batch": _parts(describe_batch(recipe, job.world.size, reason)),
+        "schedule": _parts(
+            f"{recipe.optim.name}, peak rate {recipe.optim.lr:g}; {_count(schedule.epochs, 'epoch')} of "
+            f"{_count(job.steps_per_epoch, 'step')}, {job.total_steps:,} in all, "
+            f"{_count(schedule.warmup_epochs, 'epoch')} of warmup"
+            + (f"; from step {state.step:,} on" if state.step else "")
+        ),
+        "out": [f"{job.out}:", f"checkpoints/, metrics.jsonl, tensorboard/, curves.png{';' if kept else ''}", *kept],
     }
-    return [f"{name:<9} {fact}" for name, fact in facts.items()]
+    return [fold([f"{name:<9}", *parts], indent=10) for name, parts in facts.items()]
+
+
+def _parts(text: str) -> list[str]:
+    """The parts of a text without paths, between which a line may end: after a semicolon or comma, before a bracket."""
+    return re.split(r"(?<=[;,]) | (?=\()", text)
 
 
 def describe_batch(recipe: Recipe, processes: int, reason: str) -> str:
@@ -54,10 +67,11 @@ def _size(recipe: Recipe, state: TrainState) -> str:
     return f"{parameters / 1e6:,.2f} M parameters" + (f", {gmacs:g} GFLOPs an image" if gmacs is not None else "")
 
 
-def _data(job: Job) -> str:
+def _data(job: Job) -> list[str]:
     source, val = job.source, job.val_source
-    held_out = "no validation" if val is None else f"validation on {len(val):,} of {val.place}"
-    return f"{len(source):,} images of {_count(len(source.classes), 'class', 'es')} in {source.place}; {held_out}"
+    held_out = ["no validation"] if val is None else [f"validation on {len(val):,} of", val.place]
+    images = f"{len(source):,} images of {_count(len(source.classes), 'class', 'es')} in"
+    return [images, f"{source.place};", *held_out]
 
 
 def _count(number: float, what: str, plural: str = "s") -> str:

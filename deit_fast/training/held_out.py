@@ -6,7 +6,6 @@ the run chooses again, which gives the same images for the same data; a checkpoi
 """
 
 import copy
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from deit_fast.recipe.sections import Data
 from deit_fast.runtime.errors import DataError, RunError, printable
 from deit_fast.runtime.files import atomic_path
 from deit_fast.runtime.metrics_log import told
-from deit_fast.runtime.object_store import MissingError, is_remote
+from deit_fast.runtime.object_store import MissingError, absolute_place
 from deit_fast.runtime.world import World
 
 _TRIED = 2_000  # images that are decoded before they are held out; beyond that, the evaluation reports a bad one
@@ -72,8 +71,7 @@ def hold_out(
     images, lines, error = world.broadcast((images, lines, error))
     if error is not None:
         raise error
-    place = source.uri if is_remote(source.uri) else os.path.abspath(os.path.expanduser(source.uri))
-    file = os.path.abspath(labels) if labels else None
+    place, file = absolute_place(source.uri), absolute_place(labels) if labels else None
     listed = list(Subset(source, images).listed_names()) if world.is_main else []
     chosen = ImageList(place, file, data.category, data.val_fraction, data.val_seed, listed)
     return HeldOut(source, images, chosen), lines

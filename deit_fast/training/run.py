@@ -10,6 +10,7 @@ from typing import Any
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import fetch_sealed
 from deit_fast.convert.pretrained import fetch_weights, name_origin
+from deit_fast.data.sources.class_gaps import describe_gaps
 from deit_fast.data.sources.classes import match_classes, resolve_classes
 from deit_fast.data.sources.image_list import is_list
 from deit_fast.data.sources.open import find_validation, open_source
@@ -23,7 +24,7 @@ from deit_fast.runtime.files import write_json
 from deit_fast.runtime.hardware import peak_memory
 from deit_fast.runtime.log_sinks import chosen_sinks
 from deit_fast.runtime.metrics_log import MetricsLog, told
-from deit_fast.runtime.object_store import is_remote
+from deit_fast.runtime.object_store import absolute_place, is_remote
 from deit_fast.runtime.provenance import STARTS, note_start
 from deit_fast.runtime.stopping import StopSignal
 from deit_fast.runtime.waiting import share_cores
@@ -104,6 +105,13 @@ def train(
         check_given(init)
         if not may_go_on(out, resume):
             fetch_weights(init)  # fails now for weights that cannot be fetched, before the data are listed
+    places = {
+        "data": absolute_place(data),
+        "val": str(val) if fraction is not None else val and absolute_place(str(val)),
+        "labels": labels and absolute_place(labels),
+        "teacher": teacher and name_origin(teacher),
+        "init": init and name_origin(init),  # without a signature
+    }
     teacher = fetch_weights(teacher, any_model=True) if teacher else None
     resume = str(fetch_sealed(resume)) if is_remote(resume) else resume
     val_uri = None if fraction is not None or listed else str(val) if val else find_validation(data)
@@ -117,7 +125,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(share_cores(world.device))
         folder, store, notes = claim_folder(out, resume, world, stack)
-        notes += [rate] if rate else []
+        notes += [*([rate] if rate else []), *describe_gaps(source)]
         stop = stack.enter_context(StopSignal())
         held, salvaged = None, source.describe() if isinstance(source, SalvagedShards) else []
         if val_source is None and recipe.data.val_fraction:
@@ -141,9 +149,7 @@ def train(
             held.write(folder)
         if world.is_main:
             with told(STARTS):
-                given = {"data": data, "val": None if val is None else str(val), "labels": labels and str(labels)}
-                given["init"] = init and name_origin(init)  # without a signature
-                note_start(folder, world.size, world.device, state.step, given)
+                note_start(folder, world.size, world.device, state.step, places)
         with Watchdog(folder, world.rank, recipe.run.hang_timeout) as watchdog, told_as_interrupt(stop):
             result = find_result(job, state)
             if result is None:
@@ -220,7 +226,7 @@ def write_result(job: Job, state: TrainState) -> dict[str, Any]:
         "skipped": state.skipped,
         "bad_images": len(state.bad_images),
         "init": state.init,
-        "checkpoint": f"{store.uri if store is not None else out}/checkpoints/last.pt",
+        "checkpoint": f"{absolute_place(out) if store is None else store.uri}/checkpoints/last.pt",
     }
     failure = ""
     if world.is_main:

@@ -16,7 +16,7 @@ from deit_fast.checkpoint.save import step_path
 from deit_fast.checkpoint.state import TrainState
 from deit_fast.checkpoint.store import RunStore, pull_everywhere
 from deit_fast.convert.detect import Weights
-from deit_fast.convert.fit import build_initialised, format_changes
+from deit_fast.convert.fit import build_initialised, far_resolution, format_changes
 from deit_fast.convert.own_format import ADVICE
 from deit_fast.convert.pretrained import describe_origin, name_origin, open_weights
 from deit_fast.data.loader.batches import TrainLoader
@@ -199,8 +199,10 @@ def _load(job: Job, state: TrainState, path: Path) -> list[str]:
 
 def _other_init(state: TrainState, init: str | Path | None) -> list[str]:
     """A line if a resumed run is given other weights than it began with, as far as its checkpoint knows these."""
-    began, given = state.init and state.init["weights"], init and name_origin(init)
-    return [f"--init {given}: not read, since the run began with {began}"] if began and given and began != given else []
+    began, given = state.init and name_origin(state.init["weights"]), init and name_origin(init)
+    if not began or not given or began == given or os.path.realpath(began) == os.path.realpath(given):
+        return []
+    return [f"--init {given}: not read, since the run began with {began}"]
 
 
 def _initialise_from(job: Job, state: TrainState, init: str | Path) -> list[str]:
@@ -209,7 +211,8 @@ def _initialise_from(job: Job, state: TrainState, init: str | Path) -> list[str]
         state.init = describe_origin(init, weights)
     model, changes = build_initialised(job.recipe.model, weights, job.recipe.run.seed_of("init"))
     state.load_weights(model.state_dict(), model.state_dict())
-    return [f"{init}: weights of {weights.source} loaded", *weights.say(), *_other_pixels(job, weights, init),
+    said = [f"weights of {weights.source} loaded", *far_resolution(job.recipe.model, weights)]
+    return [*(f"{init}: {line}" for line in said), *weights.say(), *_other_pixels(job, weights, init),
             *format_changes(changes)]  # fmt: skip
 
 

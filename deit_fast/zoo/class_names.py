@@ -14,7 +14,7 @@ IMAGENETS = {
 
 def class_names(classes: list[str]) -> list[str]:
     """A readable name of each class: the description of a WordNet id, else the class's own name."""
-    descriptions = _descriptions() if any(_is_wordnet_id(name) for name in classes) else {}
+    descriptions = _descriptions() if any(is_wordnet_id(name) for name in classes) else {}
     return [descriptions.get(name, name) for name in classes]
 
 
@@ -45,5 +45,6 @@ def _descriptions() -> dict[str, str]:
     return found
 
 
-def _is_wordnet_id(name: str) -> bool:
+def is_wordnet_id(name: str) -> bool:
+    """Whether a name has the form of a WordNet id, such as n01440764."""
     return len(name) == 9 and name[0] == "n" and name[1:].isdigit()

@@ -1,6 +1,7 @@
 """`deit-fast plan`: what a run takes, held against what the run then says, and against the sources of its numbers."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_the_plan_is_what_the_run_then_does(
     assert f"{found['parameters'] / 1e6:,.2f} M parameters" in said
     assert (found["passes"], found["images_a_pass"], found["machine"]["processes"]) == (1, 16, 1)
     assert "16 views = 1 process x 1 pass x 16 images" in said
-    lines = said.splitlines()[:6]
+    lines = said.replace("\n" + 10 * " ", " ").splitlines()[:6]  # long paths stand alone
     assert [line.split()[0] for line in lines] == ["device", "model", "data", "batch", "schedule", "out"]
     assert "fp32; attention fused; eager" in lines[0]
     assert f"{96} images of 3 classes in {folder_data}/train; validation on 33 of {folder_data}/val" in lines[2]
@@ -136,6 +137,19 @@ def test_hours_are_measured_where_they_are(tmp_path: Path) -> None:
     assert (found.measured, found.least, found.most) == (True, 1.0, 1.0)
     assert found.sources == ("throughput-1.json, batch 256",)
     assert training_hours(recipe, None, 8, 100, tmp_path) is None
+
+
+def test_a_short_run_is_planned_in_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["deit3_small_1k_224", "--gpus", "8xh100", "schedule.epochs=1", "schedule.warmup_epochs=0"]
+    hours = plan(capsys, *words)["hours"]
+    assert 0 < hours["most"] < 1 / 60
+    assert main(["plan", *words]) == 0
+    found = re.search(
+        r"time +([\d.]+ to [\d.]+) s, ([\d.]+ to [\d.]+) GPU-(?:seconds|minutes) \(estimate", capsys.readouterr().out
+    )
+    assert found
+    low, high = map(float, found[1].split(" to "))
+    assert (low, high) == (pytest.approx(3600 * hours["least"], rel=0.1), pytest.approx(3600 * hours["most"], rel=0.1))
 
 
 def test_what_show_imports_is_free_of_torch() -> None:

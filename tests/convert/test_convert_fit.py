@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
-from deit_fast.convert.detect import load_weights
-from deit_fast.convert.fit import format_changes, load_fitted
+from deit_fast.convert.detect import Weights, load_weights
+from deit_fast.convert.fit import far_resolution, format_changes, load_fitted
 from deit_fast.convert.imagenet21k import cut_head, pairs_to_1k
 from deit_fast.infer.create import create_model
+from deit_fast.recipe import get_recipe
 from deit_fast.runtime.errors import RunError
 from tests.oracles import foreign_checkpoints as oracle
 
@@ -185,3 +186,19 @@ def test_a_21k_checkpoint_gets_its_1k_head(tmp_path: Path) -> None:
     assert torch.equal(model.head.weight[7], weights["head.weight"][index[7]])
     other = create_model("deit3_nano_patch4", img_size=32, num_classes=999)
     assert load_fitted(other, loaded.tensors) == [("head", "initialised", "19167 classes", "999 classes")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "far"),
+    [(224, 384, ""), (224, 512, ""), (128, 224, ""), (160, 224, ""), (384, 224, ""), (224, 224, ""),
+     (64, 224, "64 px (4 x 4 patches) and the model is of 224 px (14 x 14 patches): a factor of 3.5, "),
+     (384, 112, "384 px (24 x 24 patches) and the model is of 112 px (7 x 7 patches): a factor of 3.4, ")],
+)  # fmt: skip
+def test_a_far_resolution_is_said(old: int, new: int, far: str) -> None:
+    """Up to the steps of published finetuning nothing is said. Without positions nothing is resampled."""
+    at = {size: get_recipe("deit3_small_1k_224", [f"model.image_size={size}"]) for size in (old, new)}
+    weights = Weights({"pos_embed": torch.zeros(1, (old // 16) ** 2, 384)}, at[old], None)
+    lines = far_resolution(at[new].model, weights)
+    assert len(lines) == bool(far)
+    assert all(far in line and f"nearer to {old}" in line and "\n" not in line for line in lines)
+    assert far_resolution(at[new].model, Weights({}, at[old], None)) == []

@@ -31,8 +31,9 @@ def outputs(words: Sequence[str]) -> set[str]:
 
 def check_command(words: Sequence[str]) -> None:
     """Reads a command's words as deit-fast does, and makes its recipe. Ends with SystemExit, or raises RecipeError."""
-    refuse_options_of_others(words)
-    arguments, rest = build_parser().parse_known_args(list(words))
+    parser = build_parser()
+    refuse_options_of_others(words, parser)
+    arguments, rest = parser.parse_known_args(list(words))
     unknown = [word for word in rest if word.startswith("-") or not hasattr(arguments, "overrides")]
     assert not unknown, f"{' '.join(words)}: no such option: {unknown}"
     overrides = [*getattr(arguments, "overrides", []), *rest]

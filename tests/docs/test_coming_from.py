@@ -16,7 +16,8 @@ from deit_fast.components import deit
 from torchx.schedulers import get_scheduler_factories
 
 from deit_fast.cli.main import build_parser
-from deit_fast.cli.other_tools import EVALUATE, OPTIONS
+from deit_fast.cli.other_tools import EVALUATE
+from deit_fast.recipe.other_names import meant_by
 from deit_fast.recipe.parse import all_fields
 from deit_fast.recipe.schema import SECTIONS
 from deit_fast.recipe.table import get_recipe
@@ -31,6 +32,7 @@ PARTS = {"deit3-jax: converters": "The converters", "mmpretrain: configs": "Conf
 # Recipes of which one at least takes any word of the pages: RandAugment and AdamW, 3-Augment and LAMB, a teacher.
 BASES = ("deit_base_1k_224", "deit3_base_1k_192", "deit_base_distilled_1k_224", "deit_base_distilled_1k_224_soft",
          "deit_base_cifar_224_ft")  # fmt: skip
+TRAINERS = ("train.py", "main.py", "tools/train.py")
 RECIPE_WORD = re.compile(r"([a-z]+)\.([a-z_]+)(?:=(.+))?")
 PLACEHOLDER = re.compile(r"[A-Z][A-Z,]*")
 
@@ -184,11 +186,9 @@ def test_the_pages_say_what_the_error_messages_say(page: str) -> None:
         for name in row.theirs:
             if name in EVALUATE:
                 assert row.ours[0] == "deit-fast evaluate"
-            elif name in OPTIONS and row.section.partition(":")[0] in ("train.py", "main.py", "tools/train.py"):
-                meant = OPTIONS[name].partition("=")[0]
-                assert any(word.partition("=")[0].partition(" ")[0] == meant for word in row.ours), (
-                    f"{name}: {row.ours}"
-                )
+            elif row.section.partition(":")[0] in TRAINERS and (meant := meant_by(name)):
+                key = meant.partition("=")[0]
+                assert any(word.partition("=")[0].partition(" ")[0] == key for word in row.ours), f"{name}: {row.ours}"
 
 
 @pytest.mark.parametrize("ours", [

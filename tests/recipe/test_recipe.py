@@ -15,7 +15,7 @@ from deit_fast.runtime.errors import RecipeError
     [
         ("optim.name=adam", "optim.name='adam': expected 'adamw', 'lamb' or 'sgd'"),
         ("optim.lrr=1", "(did you mean 'lr'?)"),
-        ("optimm.lr=1", "(did you mean 'optim'?)"),
+        ("optimm.lr=1", "(did you mean 'optim.lr'?)"),
         ("optim.lr=abc", "optim.lr='abc': expected number"),
         ("optim.lr=-1", "optim.lr=-1: expected greater than 0"),
         ("optim.lr=NaN", "optim.lr='NaN': expected number"),

@@ -96,8 +96,25 @@ def test_the_best_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
     for step, top1 in ((10, 50.0), (20, 40.0), (30, 60.0)):
         console.record("eval", step, {"top1": top1, "loss": 1.0, "ema_top1": 45.0})
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[-1] for line in lines] == ["best", "best so far 50.00 %", "best"]
-    assert all("average's top-1 45.00 %" in line for line in lines)
+    assert lines == [
+        "epoch 1.00/3  step 10/30  top-1 50.00 %  loss 1.000",
+        "          average's top-1 45.00 %  best",
+        "epoch 2.00/3  step 20/30  top-1 40.00 %  loss 1.000",
+        "          average's top-1 45.00 %  best so far 50.00 %",
+        "epoch 3.00/3  step 30/30  top-1 60.00 %  loss 1.000",
+        "          average's top-1 45.00 %  best",
+    ]
+
+
+@pytest.mark.parametrize("epochs", [3, 26, 800])
+@pytest.mark.parametrize("more", [{}, {"ema_top1": 82.5}, {"ema_top1": 82.5, "ties": 0.25, "mean_class_top1": 80.123}])
+def test_scores_fit_80_columns(epochs: int, more: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(625 * epochs, epochs, 0, Pace(1, lambda step: 0), best=90.0)
+    console.record("eval", 625 * epochs, {"top1": 82.25, "top5": 100.0, "loss": 0.125, **more})
+    text = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert text.split()[-5:] == ["best", "so", "far", "90.00", "%"]
+    assert all(f"{key} {value:.4g}" in text for key, value in more.items() if key != "ema_top1")
 
 
 def test_the_time_left_counts_evaluations() -> None:

@@ -57,6 +57,15 @@ class Job(Run):
             if datetime.now() - datetime.fromisoformat(since) > timedelta(seconds=2):
                 self.cluster.run("scontrol", "update", f"jobid={part}", "StartTime=now", check=False)
 
+    def wait_for_start(self, seconds: float = 60) -> None:
+        """Waits until every part of a requeued job runs, which is started early instead of after two minutes."""
+
+        def runs() -> bool:
+            self.hurry()
+            return set(self.states()) == {"RUNNING"}
+
+        self.wait_until(runs, seconds, "the job's next start")
+
     def wait(self, seconds: float = 180) -> list[str]:
         """Waits for the job's end; returns its states. A requeued job is started early instead of after two minutes."""
         quiet_since = time.monotonic()

@@ -32,7 +32,7 @@ def test_a_foreign_listener_costs_a_start_and_the_log_of_each_stays(
         taken = f"deit-fast: n1:{port(job.id, 0)}: expected a free port for the nodes to meet at"
         job.wait_until(lambda: taken in job.log(), 120, "the line about the port")
         job.wait_until(lambda: "PENDING" in job.states(), 60, "the job in the queue again")
-        job.hurry()
+        job.wait_for_start()
         job.wait_for_checkpoint()
         assert job.log().count("Slurm's restart 1 of this job") == 2  # of each node
     job.cluster.run("scontrol", "requeue", job.id)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import deit_fast
-from deit_fast.checkpoint.format import load_checkpoint
+from deit_fast.checkpoint.format import load_checkpoint, save_checkpoint
 from deit_fast.cli.main import main
+from deit_fast.models.build import build_model
 from deit_fast.recipe.files import read_recipe_file
 from deit_fast.recipe.schema import parse_recipe
 from deit_fast.recipe.table import RECIPES
@@ -46,6 +47,29 @@ def test_finetuning_without_weights_is_refused(
     way = f"choose another --out and --init {out}/checkpoints/"
     assert f"schedule.epochs=2.0: expected 1.0, with which {out}" in (error := capsys.readouterr().err)
     assert way in error
+
+
+def test_weights_of_a_far_resolution_are_said(
+    folder_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From 8 px to 16 nothing is said but the resampling; to 24 px the line names both resolutions and the factor."""
+    init, recipe = (
+        tmp_path / "weights.pt",
+        deit_fast.get_recipe("demo_pretrain", WORDS).derive(model={"num_classes": 3}),
+    )
+    model = build_model(recipe.model, 0).state_dict()
+    save_checkpoint(init, {"model": model, "recipe": recipe.model_dump(mode="json"), "ema": None, "classes": None})
+    for size, says in ((16, 0), (24, 1)):
+        words = [*WORDS, "schedule.epochs=0.1", f"model.image_size={size}"]
+        deit_fast.train("demo_finetune", folder_data, tmp_path / f"{size}", val=0, init=init, overrides=words)
+        said = capsys.readouterr().out
+        assert "pos_embed  resampled  2 x 2" in said
+        lines = [line for line in said.splitlines() if "a factor of" in line]
+        assert len(lines) == says
+        start = (
+            f"{init}: the weights are of 8 px (2 x 2 patches) and the model is of 24 px (6 x 6 patches): a factor of 3"
+        )
+        assert all(line.startswith(start) and "model.image_size nearer to 8" in line for line in lines)
 
 
 def test_functions_by_name_with_words(folder_data: Path, tmp_path: Path) -> None:

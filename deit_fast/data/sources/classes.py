@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from deit_fast.data.sources.base import Source
+from deit_fast.data.sources.class_gaps import as_numbers, is_number, lacking, some
 from deit_fast.recipe.schema import Recipe
 from deit_fast.runtime.errors import DataError
 from deit_fast.runtime.patience import patiently
 
 _ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-_SHOWN = 5
 
 
 def order_classes(names: Iterable[str]) -> list[str]:
@@ -23,13 +23,13 @@ def order_classes(names: Iterable[str]) -> list[str]:
     folder 10 would become class 2.
     """
     ordered = sorted(names)
-    by_number = sorted(ordered, key=int) if all(_is_number(name) for name in ordered) else ordered
+    by_number = sorted(ordered, key=int) if all(is_number(name) for name in ordered) else ordered
     return by_number if are_numbers(by_number) else ordered
 
 
 def are_numbers(classes: Sequence[str]) -> bool:
     """Whether the names are the class indices 0 to K - 1, which say nothing about the classes."""
-    return all(_is_number(name) and int(name) == label for label, name in enumerate(classes))
+    return all(is_number(name) and int(name) == label for label, name in enumerate(classes))
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -78,8 +78,10 @@ def check_classes(source: Source, num_classes: int) -> None:
     """Raises DataError where the model's number of classes differs from the data's."""
     if len(source.classes) != num_classes:
         found = len(source.classes)
+        missing = lacking(source.classes, num_classes)
+        lost = f", without {some(missing)}: restore these if they were lost" if missing and not source.counted else ""
         raise DataError(
-            f"model.num_classes={num_classes}: {source.uri} has {found} classes; set model.num_classes={found}"
+            f"model.num_classes={num_classes}: {source.uri} has {found} classes{lost}; set model.num_classes={found}"
             + _hint(source)
         )
 
@@ -88,26 +90,29 @@ def match_classes(source: Source, classes: list[str], expected: str) -> None:
     """Reorders the source's classes, and changes its labels, to the order of `classes`.
 
     expected: whose `classes` these are, in words, for messages. Names are compared in one form of Unicode, because file
-    systems keep different forms. If the classes of one side are only numbers, class i is the other side's class i. If
-    both sides have the same names, the names decide even where they are numbers, because a list of numbers may be in
-    the order of text. Raises DataError where the source has other classes.
+    systems keep different forms. If the classes of one side are the numbers 0 to K - 1, and those of the other side are
+    names, class i is the other side's class i. If both sides have numbers, the numbers decide, because a list of
+    numbers may be in the order of text, and because a folder may be missing. Raises DataError where the source has
+    other classes.
     """
-    ours, theirs = one_form(source.classes), one_form(classes)
+    ours, theirs = comparable(source.classes, classes)
     if ours == theirs:
         return
     found = f"{source.uri}: expected {expected}"
-    same_names = not source.counted and set(ours) == set(theirs)
-    if (are_numbers(ours) or are_numbers(theirs)) and not same_names:
+    by_name = not source.counted and (set(ours) == set(theirs) or bool(as_numbers(ours) and as_numbers(theirs)))
+    if (are_numbers(ours) or are_numbers(theirs)) and not by_name:
         if len(ours) != len(theirs):
             raise DataError(f"{found}, {len(theirs)} in number, found {len(ours)}{_hint(source)}")
         return
     label_of = {name: label for label, name in enumerate(theirs)}
-    missing, more = sorted(set(theirs) - set(ours)), sorted(set(ours) - set(theirs))
+    missing, more = (sorted(each, key=_by_number) for each in (set(theirs) - set(ours), set(ours) - set(theirs)))
     if len(ours) == len(theirs) and (missing or more):
-        lacking, other = next(pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1])
-        single = [lacking] == missing and [other] == more
+        absent, other = next(pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1])
+        if as_numbers(ours) and as_numbers(theirs):  # which may be in the order of text
+            absent, other = missing[0], more[0]
+        single = [absent] == missing and [other] == more
         raise DataError(
-            f"{found}, found {other!r} in the place of {lacking!r}" + ("" if single else _differences(missing, more))
+            f"{found}, found {other!r} in the place of {absent!r}" + ("" if single else _differences(missing, more))
         )
     if missing or more:
         raise DataError(f"{found}, {len(theirs)} in number, found {len(ours)}" + _differences(missing, more))
@@ -117,22 +122,25 @@ def match_classes(source: Source, classes: list[str], expected: str) -> None:
     source.classes = classes
 
 
+def comparable(ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Two lists of classes as they are compared: in one form of Unicode, and if both are numbers with 7 for 007."""
+    if (numbers := as_numbers(ours)) is not None and (others := as_numbers(theirs)) is not None:
+        return list(map(str, numbers)), list(map(str, others))
+    return one_form(ours), one_form(theirs)
+
+
 def one_form(names: Sequence[str]) -> list[str]:
     """The names as precomposed characters (NFC): macOS stores ü as u and a combining diaeresis, others as one."""
     return [unicodedata.normalize("NFC", name) for name in names]
 
 
 def _differences(missing: list[str], more: list[str]) -> str:
-    told = [f"{word} {_some(names)}" for word, names in (("lacks", missing), ("has besides", more)) if names]
+    told = [f"{word} {some(names)}" for word, names in (("lacks", missing), ("has besides", more)) if names]
     return f"; it {' and '.join(told)}"
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdigit()
+def _by_number(name: str) -> tuple[int, str]:
+    return (int(name) if is_number(name) else -1), name
 
 
 def _hint(source: Source) -> str:

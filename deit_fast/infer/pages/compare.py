@@ -15,6 +15,7 @@ from deit_fast.infer.pages.run_folder import RunFolder, finite
 from deit_fast.infer.report import wilson_interval
 from deit_fast.recipe.differences import as_word
 from deit_fast.recipe.schema import SECTIONS
+from deit_fast.runtime.durations import duration
 from deit_fast.runtime.errors import printable
 
 _SCORES = "top1", "ema_top1", "top5", "loss"
@@ -167,9 +168,9 @@ def speed_part(runs: Sequence[RunFolder], names: Sequence[str]) -> str:
         start = run.starts[-1] if run.starts else {}
         device = start.get("gpu") or start.get("cpu") or ""
         rows.append(
-            (name, *medians, f"{minutes:,.1f}" if minutes is not None else "", f"{start.get('processes', '')}", device)
+            (name, *medians, "" if minutes is None else duration(60 * minutes), f"{start.get('processes', '')}", device)
         )
-    heads = ("run", "images/s", "data wait, share", "memory, GiB", "minutes", "processes", "device")
+    heads = ("run", "images/s", "data wait, share", "memory, GiB", "time", "processes", "device")
     return page.table(heads, rows, range(1, 6))
 
 

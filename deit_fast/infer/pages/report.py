@@ -16,6 +16,7 @@ from deit_fast.infer.pages.run_folder import RunFolder, finite
 from deit_fast.recipe.differences import differences
 from deit_fast.recipe.schema import Recipe
 from deit_fast.recipe.table import RECIPES
+from deit_fast.runtime.durations import duration
 from deit_fast.runtime.errors import printable
 from deit_fast.runtime.log_sinks.json_lines import Record
 
@@ -76,8 +77,7 @@ def headline(run: RunFolder) -> dict[str, tuple[str, str]]:
         if (memory := finite(last, "peak_memory_gib")) is not None:
             found["peak memory"] = f"{memory:.1f} GiB", "of one process"
     if run.result is not None and (minutes := finite(run.result, "minutes")) is not None:
-        duration = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-        found["time"] = duration, f"{run.result.get('step', 0):,} steps"
+        found["time"] = duration(60 * minutes), f"{run.result.get('step', 0):,} steps"
     elif trained:
         found["so far"] = _when(run, trained[-1]), f"of {run.recipe.schedule.epochs:g} epochs"
     return found

@@ -3,10 +3,12 @@
 import errno
 import json
 import logging
+import os
 import re
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -59,6 +61,14 @@ class DeniedError(RunError):
 def is_remote(uri: object) -> bool:
     """Whether this is a URI with a scheme rather than a path."""
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", str(uri)) is not None
+
+
+def absolute_place(place: str | Path) -> str:
+    """The place in a form that means the same in every folder: a URI as it is, a path from the root.
+
+    Symlinks are kept, and so is "..", whose meaning would change behind one.
+    """
+    return str(place) if is_remote(place) else str(Path(os.path.expanduser(place)).absolute())
 
 
 def scheme_of(uri: str) -> str:
