@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.ndimage import correlate1d
 
 from deit_fast.data import native
+from deit_fast.data.augment.native_graph import native_policy
 from deit_fast.data.augment.operations import Operation
 from deit_fast.data.augment.policies import OPERATIONS
 from deit_fast.data.augment.policy_graph import find_operations, native_functions, operation_arguments
@@ -46,10 +47,10 @@ def apply(
 
 
 def policy(names: list[list[str]], levels: object, signs: object, size: int) -> tuple[NDArray, NDArray]:
-    """The operations by name, [B][n], as `make_views` takes them. levels, signs: [B, n]."""
-    ids = np.array([[OPERATIONS.index(name) for name in each] for each in names], np.int32)
+    """The operations by name, [B][n], or "" for none, as `make_views` takes them. levels, signs: [B, n]."""
+    ids = np.array([[OPERATIONS.index(name) if name else -1 for name in each] for each in names], np.int32)
     given = operation_arguments(OPERATIONS, ids, np.float32(levels), np.float32(signs), size)
-    return np.array(native_functions(OPERATIONS), np.int32)[given["policy_branch"]], given["policy_arguments"]
+    return native_policy(*given.values(), np.array(native_functions(OPERATIONS), np.int32))
 
 
 def tiny(size: int) -> list[Image.Image]:
@@ -144,8 +145,7 @@ def test_pairs_in_a_row_and_skipping() -> None:
     images = [photograph(seed, SIZE, SIZE) for seed in range(count)]
     pairs = [[OPERATIONS[first], OPERATIONS[(first + 9) % count]] for first in range(count)]
     signs = np.where(np.arange(2 * count) % 3, 1.0, -1.0).reshape(count, 2)
-    functions, arguments = policy(pairs, np.full((count, 2), 9.2), signs, SIZE)
-    views = apply(images, (functions, arguments))
+    views = apply(images, policy(pairs, np.full((count, 2), 9.2), signs, SIZE))
     for place, (pair, row) in enumerate(zip(pairs, signs, strict=True)):
         first = oracle.apply(images[place], pair[0], float(np.float32(9.2)), row[0])
         expected = oracle.apply(first, pair[1], float(np.float32(9.2)), row[1])
@@ -153,8 +153,8 @@ def test_pairs_in_a_row_and_skipping() -> None:
         mean, p99, _ = difference(views[place : place + 1], [expected])
         assert mean <= (0.05 if _WARPED & {*pair} else 0), pair
         assert p99 <= (4 if _WARPED & {*pair} else 0), pair
-    functions[:, 0] = 0
-    views = apply(images, (functions, arguments))
+    second = [["", pair[1]] for pair in pairs]
+    views = apply(images, policy(second, np.full((count, 2), 9.2), signs, SIZE))
     expected = [
         oracle.apply(i, pair[1], float(np.float32(9.2)), row[1])
         for i, pair, row in zip(images, pairs, signs, strict=True)

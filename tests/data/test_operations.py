@@ -1,6 +1,7 @@
 """The operations of RandAugment and AutoAugment against timm and PIL. Differences are of uint8 values, 0 to 255."""
 
 import re
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image, ImageFilter
 from scipy.stats import chisquare
 from timm.data import auto_augment
 
+from deit_fast.data.augment.operations.point import change_tables
 from deit_fast.data.augment.policies import AUTO_POLICY, OPERATIONS, RAND_OPERATIONS
 from deit_fast.data.augment.policy_graph import find_operations
 from deit_fast.data.loader.pipeline import train_pipeline
@@ -88,6 +90,34 @@ def test_all_operations_in_one_batch_and_in_sequence() -> None:
         assert difference(views[place : place + 1], [expected])[0] < 1, (OPERATIONS[pair[0]], OPERATIONS[pair[1]])
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_auto_contrast_in_every_place(count: int) -> None:
+    """Its stage lies between two steps: it is applied where it was drawn, be it before, after, twice or alone."""
+    names = list(product(("AutoContrast", "SolarizeAdd", None), repeat=count))
+    images = [Image.fromarray(np.asarray(photograph(seed, SIZE, SIZE)) // 3 + 20) for seed in range(len(names))]
+    ops = np.int32([[OPERATIONS.index(name) if name else -1 for name in each] for each in names])
+    augment = Augment(policy="rand_augment", color_jitter=0.0, rand_ops=count)
+    given = {"policy_level": np.full(ops.shape, 9, np.float32), "policy_sign": np.ones(ops.shape, np.float32)}
+    views = run_on_pixels(augment, images, policy_op=ops, **given)
+    for place, (image, each) in enumerate(zip(images, names, strict=True)):
+        expected = image
+        for name in filter(None, each):
+            expected = oracle.apply(expected, name, 9.0, 1.0)
+        assert difference(views[place : place + 1], [expected])[0] < 0.3, each
+
+
+@pytest.mark.parametrize("op", ["Invert", "PosterizeIncreasing", "PosterizeOriginal", "SolarizeIncreasing", "Solarize",
+                                "SolarizeAdd"])  # fmt: skip
+def test_tables_of_every_level(op: str) -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    levels = np.arange(0, 10, 10 / 256).astype(np.float32)
+    (operation,) = find_operations((op,))
+    places = operation.arguments(levels.astype(np.float64), np.ones(256), 16)[:, 3].astype(int)
+    for level, place in zip(levels, places, strict=True):
+        expected = oracle.apply(Image.fromarray(np.stack([ramp] * 3, axis=2)), op, float(level), 1.0)
+        np.testing.assert_array_equal(change_tables().ravel()[ramp ^ place], np.asarray(expected)[:, :, 0])
+
+
 @pytest.mark.parametrize("op", ["AutoContrast", "Equalize", "SharpnessIncreasing"])
 def test_flat_and_two_tone_images(op: str) -> None:
     """Histograms with one or two levels: PIL leaves a flat channel alone."""
@@ -129,9 +159,9 @@ VALUE = {
     "ShearY": lambda xx, xy, x, yx, *rest: yx,
     "TranslateXRel": lambda xx, xy, x, *rest: x / 224,
     "TranslateYRel": lambda xx, xy, x, yx, yy, y, *rest: y / 224,
-    "PosterizeIncreasing": lambda threshold, mask, addend: np.log2(256 / (256 - mask)),
-    "PosterizeOriginal": lambda threshold, mask, addend: np.log2(256 / (256 - mask)),
-    "SolarizeAdd": lambda threshold, mask, addend: addend,
+    "PosterizeIncreasing": lambda threshold, mask, *rest: np.log2(256 / (256 - mask)),
+    "PosterizeOriginal": lambda threshold, mask, *rest: np.log2(256 / (256 - mask)),
+    "SolarizeAdd": lambda threshold, mask, addend, *rest: addend,
 }
 
 

@@ -18,7 +18,7 @@ from deit_fast.data.native import VIEW, make_views
 _FIELDS = {"geometry": "geometry", "first_view": "image", "kernel": "kernel", "flip": "flip", "operation": "operation",
            "sigma": "sigma", "order": "order", "factors": "factors"}  # fmt: skip
 """`train_inputs`' name of each parameter, and the name of its field in `native.VIEW`."""
-_POLICY = "policy_branch", "policy_arguments"
+_POLICY = "policy_chosen", "policy_arguments"
 _LINEAR = int(types.INTERP_LINEAR)
 _Arrays = Sequence[NDArray[Any]]
 
@@ -35,8 +35,8 @@ def native_views(
 
     parameters: named as `train_inputs` names them. A step whose parameter is absent is not done; without geometry a
     view shows the whole image. border: how the geometry is to be read. kernel: the resize's filter, INTERP_CUBIC or
-    INTERP_LINEAR, for recipes that do not draw it per view. functions: for each policy_branch, the number of its
-    function in native/operations.c.
+    INTERP_LINEAR, for recipes that do not draw it per view. functions: for each function of policy_chosen, the
+    number of the native one in native/operations.c.
     """
     names = [name for name in (*_FIELDS, *_POLICY) if name in parameters]
     nodes = [parameters[name] for name in names]
@@ -60,8 +60,15 @@ def _maker(
         for name in drawn.keys() & _FIELDS.keys():
             views[_FIELDS[name]] = drawn[name]
         views["kernel"] = np.where(drawn.get("kernel", kernel) == _LINEAR, BILINEAR, BICUBIC)
-        policy = [functions[drawn[_POLICY[0]]], drawn[_POLICY[1]]] if len(functions) else []
+        policy = native_policy(drawn[_POLICY[0]], drawn[_POLICY[1]], functions) if len(functions) else (None, None)
         make_views(images, views, border, image_size, threads, out, *policy)
         return list(out[: len(images)])
 
     return make
+
+
+def native_policy(
+    chosen: NDArray[np.bool_], arguments: NDArray[np.float32], functions: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """`make_views`' operations and arguments from policy_chosen, policy_arguments and the native functions' numbers."""
+    return chosen @ functions, arguments.reshape(*arguments.shape[:2], -1)  # number 0 is none

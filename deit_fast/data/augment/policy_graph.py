@@ -1,4 +1,9 @@
-"""A policy's operations in DALI's graph, with one branch for each function that operations share (operations/)."""
+"""A policy's operations in DALI's graph, with one condition for each function that operations share (operations/).
+
+The operations are applied in stages. Auto contrast changes nothing when it follows itself. So it is in no stage of the
+other functions, but alone in a stage between each two of them. There it is the operation of the step before, or the
+last step's, after which nothing comes. This saves one auto contrast and its condition.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -8,12 +13,16 @@ from numpy.typing import NDArray
 from nvidia.dali.data_node import DataNode
 
 from deit_fast.data.augment.operations import Operation
+from deit_fast.data.augment.operations.histogram import auto_contrast
 from deit_fast.data.augment.policies import RAND_OPERATIONS
 from deit_fast.data.native import OPERATIONS
 from deit_fast.runtime.discover import discover
 from deit_fast.runtime.errors import RecipeError
 
-_Branch = Callable[[DataNode, DataNode, int], DataNode]
+_Function = Callable[[DataNode, DataNode, int], DataNode]
+
+_ROW = 6  # columns in which a function gets its arguments: those of a map [2, 3], or of a matrix [3, 6]
+_ONCE = auto_contrast
 
 
 def operation_arguments(
@@ -26,42 +35,57 @@ def operation_arguments(
     """The inputs of `apply_operations` for B views and n operations each.
 
     names: the policy's operations (`policies.operation_names`). op: indices into names, -1 for none. level: 0 to 10.
-    sign: -1 or 1. Each of these is [B, n]. Returns policy_branch, int32 [B, n], where 0 means no operation, and
-    policy_arguments, float32 [B, n, A], which holds each operation's own arguments and then zeros up to A, the largest
-    number of arguments of any of them.
+    sign: -1 or 1. Each of these is [B, n]. Returns policy_chosen, bool [B, stages, F], which holds at most one True
+    for the F functions of a stage, and policy_arguments, float32 [B, stages, R, 6], which holds each operation's own
+    arguments row by row, and then zeros.
     """
     operations = find_operations(names)
-    branches = _branches(operations)
-    branch = np.zeros(op.shape, np.int32)
-    chosen = [op == number for number in range(len(operations))]
-    values = []
-    for operation, where in zip(operations, chosen, strict=True):
-        branch[where] = branches.index(operation.apply)
-        values.append(operation.arguments(level[where].astype(np.float64), sign[where].astype(np.float64), image_size))
-    arguments = np.zeros((*op.shape, max(each.shape[1] for each in values)), np.float32)
-    for where, each in zip(chosen, values, strict=True):
-        arguments[where, : each.shape[1]] = each
-    return {"policy_branch": branch, "policy_arguments": arguments}
+    functions = _functions(operations)
+    count = op.shape[1]
+    made = []
+    for number, operation in enumerate(operations):
+        view, step = np.nonzero(op == number)
+        given = level[view, step].astype(np.float64), sign[view, step].astype(np.float64)
+        stage = np.minimum(2 * step + 1, max(2 * count - 3, 1)) if operation.apply is _ONCE else 2 * step
+        made.append((view, stage, functions.index(operation.apply), operation.arguments(*given, image_size)))
+    chosen = np.zeros((len(op), _stages(count), len(functions)), bool)
+    rows = -(-max(values.shape[1] for *_, values in made) // _ROW)
+    arguments = np.zeros((len(op), _stages(count), rows * _ROW), np.float32)
+    for view, stage, function, values in made:
+        chosen[view, stage, function] = True
+        arguments[view, stage, : values.shape[1]] = values
+    return {"policy_chosen": chosen, "policy_arguments": arguments.reshape(*chosen.shape[:2], rows, _ROW)}
 
 
 def apply_operations(
     images: DataNode, names: tuple[str, ...], count: int, parameters: dict[str, DataNode], image_size: int
 ) -> DataNode:
-    """Applies `count` operations in a row to uint8 [S, S, 3]. `parameters` are those of `operation_arguments`."""
-    branches = _branches(find_operations(names))
-    for step in range(count):
-        branch, arguments = parameters["policy_branch"][step], parameters["policy_arguments"][step]
-        images = _choose(images, branch, arguments, image_size, branches)
+    """Applies `count` operations in a row to uint8 [S, S, 3]. `parameters` are those of `operation_arguments`.
+
+    The conditions follow one another and are not nested: DALI splits every batch and every constant once more for each
+    level of nesting, with one operator for each split.
+    """
+    functions = _functions(find_operations(names))
+    for stage in range(_stages(count)):
+        arguments = parameters["policy_arguments"][stage]
+        for number in [number for number, each in enumerate(functions) if (each is _ONCE) == (stage % 2 == 1)]:
+            if parameters["policy_chosen"][stage, number]:
+                images = functions[number](images, arguments, image_size)
     return images
 
 
+def _stages(count: int) -> int:
+    """The number of stages of `count` operations in a row, of which every second one is auto contrast's."""
+    return max(2 * count - 1, 2)
+
+
 def native_functions(names: tuple[str, ...]) -> list[int]:
-    """For each policy_branch of `operation_arguments`, the index of its native function in native.OPERATIONS.
+    """For each function of `operation_arguments`' policy_chosen, the index of its native one in native.OPERATIONS.
 
     Every operation in `names` must have a native function. Raises what `find_operations` raises.
     """
     natives = {operation.apply: operation.native or "" for operation in find_operations(names)}
-    return [OPERATIONS.index(native) for native in ("skip", *natives.values())]
+    return [OPERATIONS.index(native) for native in natives.values()]
 
 
 @cache
@@ -87,24 +111,6 @@ def find_operations(names: tuple[str, ...]) -> list[Operation]:
     return [found[name] for name in names]
 
 
-def _branches(operations: Sequence[Operation]) -> list[_Branch]:
-    """The distinct functions to choose from. The first leaves an image as it is."""
-    return list(dict.fromkeys([_skip, *(operation.apply for operation in operations)]))
-
-
-def _skip(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    return images
-
-
-def _choose(
-    images: DataNode, branch: DataNode, arguments: DataNode, image_size: int, branches: Sequence[_Branch]
-) -> DataNode:
-    """Runs branch number `branch` on the images.
-
-    The conditions follow one another and are not nested: DALI splits every batch and every constant once more for each
-    level of nesting, with one operator for each split.
-    """
-    for number in range(1, len(branches)):
-        if branch == number:
-            images = branches[number](images, arguments, image_size)
-    return images
+def _functions(operations: Sequence[Operation]) -> list[_Function]:
+    """The distinct functions of these operations."""
+    return list(dict.fromkeys(operation.apply for operation in operations))

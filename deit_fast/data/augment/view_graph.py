@@ -23,8 +23,9 @@ from deit_fast.recipe.sections import Augment
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
 
 # Rounding v - 0.498 to the nearest integer truncates v + 0.002. The result is PIL's, except where float32 noise moves a
-# value just below an integer. The unit is brightness_contrast's: the fraction of the output range.
-_TRUNCATE = -0.498 / 255
+# value just below an integer.
+TRUNCATE = -0.498
+"""Added to a value before it is rounded to the nearest integer, it makes that PIL's truncation."""
 
 
 @do_not_convert
@@ -33,7 +34,7 @@ def truncate(values: DataNode) -> DataNode:
 
     brightness_contrast is the fastest DALI operator for such a cast.
     """
-    return fn.brightness_contrast(values, brightness_shift=_TRUNCATE, dtype=types.UINT8)
+    return fn.brightness_contrast(values, brightness_shift=TRUNCATE / 255, dtype=types.UINT8)
 
 
 @do_not_convert
@@ -114,7 +115,7 @@ def enhance(images: DataNode, kind: DataNode, factor: DataNode) -> DataNode:
 def _scale_about(images: DataNode, centre: DataNode, factor: DataNode) -> DataNode:
     if images.device == "cpu":
         scaled = fn.brightness_contrast(
-            images, contrast=factor, contrast_center=centre, brightness_shift=_TRUNCATE, dtype=types.UINT8
+            images, contrast=factor, contrast_center=centre, brightness_shift=TRUNCATE / 255, dtype=types.UINT8
         )
     else:  # the centre is on the GPU: as a named argument it would cost a copy and a wait
         scaled = truncate((images - centre) * factor.gpu() + centre)

@@ -220,7 +220,7 @@ def _train_names(augment: Augment, decode_once: bool) -> list[str]:
     if augment.policy == "three_augment":
         names += ["operation", "sigma"]
     if augment.policy in POLICIES:
-        names += ["policy_branch", "policy_arguments"]
+        names += ["policy_chosen", "policy_arguments"]
     if augment.color_jitter:
         names += ["order", "factors"]
     return names

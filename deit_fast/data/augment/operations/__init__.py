@@ -56,11 +56,10 @@ class Operation:
     name: str
     """Its name in policies and in augment.rand_extra."""
     apply: Callable[[DataNode, DataNode, int], DataNode]
-    """DALI graph function (images uint8 [S, S, 3]; arguments float32 [A or more], on the CPU; S) -> uint8 [S, S, 3].
-    Operations with the same function share one branch of the graph, which is cheaper than one branch for each
-    operation."""
+    """DALI graph function (images uint8 [S, S, 3]; arguments float32 [R, 6], on the CPU; S) -> uint8 [S, S, 3].
+    Operations with the same function share one condition of the graph, which is cheaper than one for each operation."""
     arguments: Arguments = no_arguments
-    """The arguments for a level and a sign. `apply` gets them, followed by zeros."""
+    """The arguments for a level and a sign. `apply` gets them in rows of 6, followed by zeros."""
     native: str | None = None
     """The native path's function for the same operation and arguments: a name in native.OPERATIONS, or None.
     A policy that may draw an operation without a native function is applied by DALI's graph."""

@@ -13,10 +13,12 @@ from nvidia.dali import math as dali_math
 from nvidia.dali.data_node import DataNode
 
 from deit_fast.data.augment.operations import Arguments, Operation
-from deit_fast.data.augment.view_graph import beside, truncate
+from deit_fast.data.augment.view_graph import truncate
 
 FILL = (124, 116, 104)
 """Colour of the pixels that a geometric operation uncovers: the ImageNet mean, rounded."""
+
+_UNCOVERED = np.divide(-255, FILL).tolist()  # (v - 255) / these is FILL for 0 and black for 255
 
 _TAPS = np.array([-0.5, -1.5, 0.5, 1.5])
 """Offsets from a point past pixel 0 at which a nearest-neighbour warp, which rounds down, finds pixels 0, -1, 1, 2."""
@@ -25,43 +27,43 @@ _TAPS = np.array([-0.5, -1.5, 0.5, 1.5])
 def warp(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
     """An affine map of uint8 [S, S, 3], bicubic: 4 taps where one coordinate moves, 4 x 4 taps where both move.
 
-    arguments, float32, in this order: the map [2, 3] from output to input pixels; the same map with the coordinate
-    first that moves more; the colour [3] of uncovered pixels; three whole numbers, which are 1 or 4 taps of the second
-    coordinate, a 1, and the number of taps in all; the maps of the taps, [16, 2, 3], of which that number is used.
+    arguments, float32 [R, 6], row by row: the map [2, 3] from output to input pixels; the same map with the
+    coordinate first that moves more; 1 or 2, and 4 or 16, the number of taps; the maps of the taps.
     """
-    matrix = fn.reshape(arguments[6:12], shape=[2, 3])
-    whole = fn.cast(arguments[15:18], dtype=types.INT32)
-    count = whole[2:3]
-    weights = _cubic_weights(images, matrix, image_size)
-    second = fn.slice(weights, start=[0, 1], shape=whole[0:2], axes=[0, 3])
-    second = fn.reshape(second, shape=[-1, 1, image_size, image_size, 1])
-    both = fn.reshape(second * weights[:, :, :, 0:1], shape=[-1, image_size, image_size, 1])
-    maps = fn.slice(fn.reshape(arguments[18:114], shape=[16, 2, 3]), start=[0], shape=count, axes=[0])
-    nothing = types.Constant(np.zeros((16, 1, 1, 1), np.uint8), device=images.device)
-    frames = fn.reinterpret(images + fn.slice(nothing, start=[0], shape=count, axes=[0]), layout="FHWC")
-    taps = fn.warp_affine(frames, matrix=fn.per_frame(maps), interp_type=types.INTERP_NN)  # repeats edge pixels
-    values = truncate(fn.reinterpret(fn.reductions.sum(taps * both, axes=[0]), layout="HWC"))
+    maps = fn.reshape(arguments, shape=[-1, 2, 3], layout="FHW")
+    ordered, whole = maps[1], fn.cast(arguments[2], dtype=types.INT32)
+    half, count = whole[0], whole[1:2]
+    weights = _cubic_weights(images, ordered, image_size)
+    both = weights[:half, :half, :, :, :, 1] * weights[:, :, 0, 0, :, 0]
+    frames = fn.stack(images, images, images, images, axis_name="F")  # most warps have 4 taps: a copy is fastest
+    frames = fn.slice(frames, start=[0], shape=count, axes=[0], out_of_bounds_policy="edge")
+    maps = fn.slice(maps, start=[3], shape=count, axes=[0])
+    taps = fn.warp_affine(frames, matrix=maps, interp_type=types.INTERP_NN)  # repeats edge pixels
+    values = taps * fn.reshape(both, shape=[-1, image_size, image_size, 1])
+    values = truncate(fn.reductions.sum(values, axes=[0]))
     # The order of the coordinates does not matter here: the image is square, and a pixel is inside where both are.
     white = images | types.Constant(255).uint8()
-    inside = fn.warp_affine(white, matrix=matrix, fill_value=0.0, interp_type=types.INTERP_NN)
-    fill = beside(fn.cast(arguments[12:15], dtype=types.UINT8), images)
-    return ((values ^ fill) & inside) ^ fill
+    inside = fn.warp_affine(white, matrix=ordered, fill_value=0.0, interp_type=types.INTERP_NN)
+    return (values & inside) + fn.crop_mirror_normalize(
+        inside, mean=255.0, std=_UNCOVERED, dtype=types.UINT8, output_layout="HWC"
+    )
 
 
 def _cubic_weights(images: DataNode, matrix: DataNode, image_size: int) -> DataNode:
-    """Weights of the pixels 0, -1, 1, 2 around the source of each output pixel: float [4, S, S, 2 coordinates].
+    """Weights of the pixels 0, -1, 1, 2 around the source of each output pixel: float [2, 2, 1, 1, S * S, 2].
+
+    The first two axes number the pixels, and the last one the coordinates.
 
     Cubic convolution with a = -1, at a distance d past pixel 0. The outer two weights are -d (1 - d)^2 and -d^2 (1 -
     d). Each inner weight is the linear weight minus the outer weight beside it.
     """
     centres = np.arange(image_size, dtype=np.float32) + 0.5
-    grid = np.stack(np.meshgrid(centres, centres), axis=-1)
+    grid = np.stack(np.meshgrid(centres, centres), axis=-1).reshape(1, 1, -1, 2)
     position = fn.coord_transform(types.Constant(grid, device=images.device), MT=matrix) - 0.5
     past = position - dali_math.floor(position)
-    rest = 1.0 - past
-    product = past * past - past
-    before, after = product * rest, product * past
-    return fn.stack(rest - before, before, past - after, after)
+    linear = fn.stack(1.0 - past, past)
+    outer = linear * (past * past - past)
+    return fn.stack(linear - outer, outer, axis=1)
 
 
 def _arguments(matrix: NDArray[np.float64], first: int, taps: int) -> NDArray[np.float64]:
@@ -69,14 +71,15 @@ def _arguments(matrix: NDArray[np.float64], first: int, taps: int) -> NDArray[np
 
     first: the coordinate that moves more. taps: the number of taps of the other coordinate.
     """
-    order = [first, 1 - first]
-    maps = np.zeros((len(matrix), 16, 2, 3))
-    maps[:, : 4 * taps] = matrix[:, None]
-    maps[:, : 4 * taps, first, 2] += np.tile(_TAPS, taps)
+    rows = np.zeros((len(matrix), 19, 2, 3))
+    rows[:, 0], rows[:, 1] = matrix, matrix[:, [first, 1 - first]]
+    rows[:, 2, 0, :2] = taps // 2 or 1, 4 * taps
+    maps = rows[:, 3 : 3 + 4 * taps]
+    maps[:] = matrix[:, None]
+    maps[:, :, first, 2] += np.tile(_TAPS, taps)
     if taps > 1:
         maps[:, :, 1 - first, 2] += np.repeat(_TAPS, 4)
-    same = np.tile(np.array([*FILL, taps, 1, 4 * taps], np.float64), (len(matrix), 1))
-    return np.concatenate([matrix.reshape(-1, 6), matrix[:, order].reshape(-1, 6), same, maps.reshape(-1, 96)], axis=1)
+    return rows.reshape(-1, 114)
 
 
 def _rotation(level: NDArray[np.float64], sign: NDArray[np.float64], image_size: int) -> NDArray[np.float64]:

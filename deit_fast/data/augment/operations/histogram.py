@@ -5,15 +5,15 @@ from nvidia.dali import math as dali_math
 from nvidia.dali.data_node import DataNode
 
 from deit_fast.data.augment.operations import Operation
-from deit_fast.data.augment.view_graph import truncate
+from deit_fast.data.augment.view_graph import TRUNCATE, truncate
 
 
 def auto_contrast(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
     """Stretches every channel of uint8 [S, S, 3] to 0..255; a constant channel stays. Takes no arguments."""
     low = fn.reductions.min(images, axes=[0, 1], keep_dims=True)
     span = fn.reductions.max(images, axes=[0, 1], keep_dims=True) - low
-    constant = dali_math.max(low - span * 255.0, 0.0)  # the value of a constant channel, else 0
-    return truncate((images - low) * (255.0 / dali_math.max(span, 1.0)) + constant)
+    below = span - types.Constant(1).uint8()  # 255 for a constant channel, which then is one from 0 to 255
+    return truncate((images - dali_math.min(low, ~below)) * (255.0 / dali_math.max(span, below)))
 
 
 def equalize(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
@@ -23,13 +23,14 @@ def equalize(images: DataNode, arguments: DataNode, image_size: int) -> DataNode
     are complements. PIL also divides by the number of pixels per level, rounded down to an integer, and does nothing
     where that number is 0.
     """
-    top = fn.reductions.max(images, axes=[0, 1], keep_dims=True)
-    at_top = fn.reductions.sum(fn.cast(images == top, dtype=types.FLOAT), axes=[0, 1], keep_dims=True)
-    per_level = (float(image_size**2) - at_top) / 255.0
+    depth = fn.reductions.max(images, axes=[0, 1], keep_dims=True) - images  # inverted; equalising ignores an offset
+    below = fn.reductions.sum(dali_math.min(depth, types.Constant(1).uint8()), axes=[0, 1], keep_dims=True)
+    per_level = below / 255.0
     step = dali_math.floor(per_level)
-    changes = dali_math.min(step, 1.0)
-    equalized = ~fn.equalize(~images) * (per_level / dali_math.max(step, 1.0)) + 0.5
-    return truncate((equalized - images) * changes + images)
+    nothing = step < 1.0
+    scale = per_level / dali_math.max(step, nothing * 1e9)
+    values = ~fn.equalize(depth) * scale + images * nothing
+    return fn.brightness_contrast(values, brightness_shift=(0.5 + TRUNCATE) / 255, dtype=types.UINT8)
 
 
 OPERATIONS = (

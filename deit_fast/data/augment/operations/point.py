@@ -1,6 +1,7 @@
 """Invert, Posterize, Solarize and SolarizeAdd: each maps a value to another one, whatever its neighbours are."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,31 +14,53 @@ from deit_fast.data.augment.view_graph import beside
 _Steps = Callable[[NDArray[np.float64]], NDArray[np.int64] | int]
 """A fraction of the highest level, [m] in [0, 1] -> a whole number for each of m images, or one number for all."""
 
+_HALF = 128  # the highest threshold with a table, and the value from which on SolarizeAdd adds nothing
+_MOST_ADDED = 110
+
 
 def change_values(images: DataNode, arguments: DataNode, image_size: int) -> DataNode:
-    """All four operations at once on uint8 [S, S, 3]; the arguments make the unwanted ones do nothing.
+    """uint8 [S, S, 3], each value changed as a table says.
 
-    arguments: float32 [3 or more], whole numbers 0 to 256: the threshold from which values are inverted, a mask of the
-    bits that are kept, and a number that is added to values below 128.
+    arguments: float32 [R, 6], of which this function needs the fourth, a number. Its exclusive or with a value is the
+    value's place in `change_tables`. The first three are for the native path: the threshold from which values are
+    inverted, a mask of the bits that are kept, and a number that is added to values below 128.
     """
-    levels = fn.cast(arguments, dtype=types.UINT8)
-    kept = images & beside(levels[1], images)
-    bright = fn.cast(images >= beside(arguments[0], images), dtype=types.UINT8)
-    dark = fn.cast(images < 128, dtype=types.UINT8)
-    # The negative of 1 is 255, all bits. The sum is at most 127 + 110: no overflow.
-    return (kept ^ -bright) + dark * beside(levels[2], images)
+    place = images ^ beside(fn.cast(arguments[0, 3], dtype=types.UINT16), images)
+    tables = change_tables().ravel().tolist()
+    return fn.lookup_table(place, keys=list(range(len(tables))), values=tables, dtype=types.UINT8)
+
+
+def change_tables() -> NDArray[np.int64]:
+    """The changed values by table and value, [247, 256]. DALI's operator takes 65,536 places, 256 such tables.
+
+    First come the thresholds 0 to 128, then the 8 tables that keep 0 to 7 bits, then the 110 that add 1 to 110.
+    Solarising from a threshold T above 128 is solarising the inverted image from 256 - T, and so it needs no table.
+    """
+    value = np.arange(256)
+    solarised = [np.where(value < threshold, value, 255 - value) for threshold in range(_HALF + 1)]
+    posterised = [value & _mask(bits) for bits in range(8)]
+    added = [np.where(value < _HALF, value + addend, value) for addend in range(1, _MOST_ADDED + 1)]
+    return np.stack([*solarised, *posterised, *added])
+
+
+def _mask(bits: Any) -> Any:
+    return 256 - (1 << (8 - bits))
 
 
 def _values(
     threshold: _Steps = lambda share: 256, bits: _Steps = lambda share: 8, addend: _Steps = lambda share: 0
 ) -> Arguments:
-    """threshold: values from it on are inverted. bits: how many bits are kept. addend: is added to values below 128."""
+    """threshold: values from it on are inverted. bits: how many bits are kept. addend: is added to values below 128.
+
+    One of the three is given.
+    """
 
     def arguments(level: NDArray[np.float64], sign: NDArray[np.float64], image_size: int) -> NDArray[np.float64]:
-        share = level / 10
-        mask = 256 - (1 << (8 - np.asarray(bits(share))))
-        columns = [np.broadcast_to(each, level.shape) for each in (threshold(share), mask, addend(share))]
-        return np.stack(columns, axis=1).astype(np.float64)
+        above, kept, added = (np.broadcast_to(each(level / 10), level.shape) for each in (threshold, bits, addend))
+        table = np.where(above > _HALF, 256 - above, above)
+        table = np.where(kept < 8, _HALF + 1 + kept, np.where(added > 0, _HALF + 8 + added, table))
+        inverted = (above > _HALF) & (kept == 8) & (added == 0)
+        return np.stack([above, _mask(kept), added, 256 * table + 255 * inverted], axis=1).astype(np.float64)
 
     return arguments
 
@@ -56,5 +79,5 @@ OPERATIONS = (
     _operation("PosterizeOriginal", bits=lambda share: 4 + _whole(share, 4)),
     _operation("SolarizeIncreasing", threshold=lambda share: 256 - _whole(share, 256)),
     _operation("Solarize", threshold=lambda share: _whole(share, 256)),
-    _operation("SolarizeAdd", addend=lambda share: _whole(share, 110)),
+    _operation("SolarizeAdd", addend=lambda share: _whole(share, _MOST_ADDED)),
 )
