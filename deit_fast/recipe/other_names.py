@@ -118,9 +118,9 @@ def hint(name: str) -> str:
 
 
 def near_hint(name: str) -> str:
-    """`hint` of the name, else of the known name that is spelled nearly so."""
+    """`hint` of the known name that is spelled nearly so; "" without one."""
     close = difflib.get_close_matches(_plain(name), [*_meanings(), *_reasons()], n=1, cutoff=0.85)
-    return hint(name) or (hint(close[0]) if close else "")
+    return hint(close[0]) if close else ""
 
 
 def _plain(name: str) -> str:

@@ -13,7 +13,7 @@ from deit_fast.data.loader.streaming_plan import disk_needed
 from deit_fast.data.sources.base import Source, file_sizes
 from deit_fast.models.cost import count_parameters, forward_macs
 from deit_fast.recipe.schema import Recipe
-from deit_fast.recipe.table import training_classes, training_images
+from deit_fast.recipe.table import training_images, training_set
 from deit_fast.runtime.errors import RecipeError
 from deit_fast.training.hours import Hours, training_hours
 from deit_fast.training.memory import HEADROOM, StepMemory, step_memory
@@ -165,7 +165,8 @@ def named_images(recipe: Recipe) -> Images:
     Raises RecipeError where neither the recipe nor its name tells the number of classes.
     """
     name, count = training_images(recipe)
-    classes = recipe.model.num_classes or training_classes(recipe)
+    known = training_set(recipe)
+    classes = recipe.model.num_classes or (known and known.classes)
     if classes is None:
         raise RecipeError("model.num_classes=null: expected --data, which says how many there are, or a number")
     return Images(count, classes, name)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from deit_fast.recipe.files import SUFFIXES, read_content, read_recipe_file
 from deit_fast.recipe.schema import Recipe, parse_with_words
@@ -22,40 +23,39 @@ GROUPS: dict[str, tuple[Recipe, ...]] = {
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for rows in GROUPS.values() for recipe in rows}
 
-TRAINING_IMAGES = {
-    "1k": ("ImageNet-1k", 1_281_167),
-    "21k": ("ImageNet-21k, winter 2021", 13_151_276),
-    "cifar": ("CIFAR", 50_000),
-    "inat": ("iNaturalist 2018", 437_513),
-    "demo": ("the demo's digits", 1_437),
+
+class DataSet(NamedTuple):
+    """A training set that recipes are meant for."""
+
+    name: str
+    images: int
+    classes: int
+
+
+_NAMED = {
+    "1k": DataSet("ImageNet-1k", 1_281_167, 1_000),
+    "21k": DataSet("ImageNet-21k, winter 2021", 13_151_276, 19_167),
+    "cifar": DataSet("CIFAR", 50_000, 10),  # of CIFAR-10, although CIFAR-100 has the same recipe
+    "inat": DataSet("iNaturalist 2018", 437_513, 8_142),
+    "demo": DataSet("the demo's digits", 1_437, 10),
 }
-"""The name and the number of training images of each data set that a recipe's name can contain."""
-_OWN_IMAGES = ("an example of own images", 1_000)
-_CLASSES = {"1k": 1_000, "21k": 19_167, "cifar": 10, "inat": 8_142, "demo": 10}
-"""The number of classes of these data sets; of CIFAR-10, for a recipe that CIFAR-100 has too."""
-_OWN_CLASSES = 10
+"""The data sets that a recipe's name can contain."""
+_OWN_IMAGES = DataSet("an example of own images", 1_000, 10)
+
+
+def training_set(recipe: Recipe) -> DataSet | None:
+    """The data set in the recipe's name, of which the last one counts: 21k_1k is finetuned on 1k. None without one.
+
+    Recipes for own images count as 1,000 images of 10 classes.
+    """
+    if any(recipe.name == each.name for each in small_data.ROWS):
+        return _OWN_IMAGES
+    return next((_NAMED[word] for word in reversed(recipe.name.split("_")) if word in _NAMED), None)
 
 
 def training_images(recipe: Recipe) -> tuple[str, int]:
-    """Name and size of the training set in the recipe's name; ImageNet-1k without one.
-
-    The last one in the name counts: 21k_1k is finetuned on 1k. Recipes for own images count as 1,000 images.
-    """
-    return _OWN_IMAGES if _is_for_own_images(recipe) else TRAINING_IMAGES[_named_data(recipe) or "1k"]
-
-
-def training_classes(recipe: Recipe) -> int | None:
-    """The number of classes of that training set, 10 for own images; None if the recipe's name has no data set."""
-    return _OWN_CLASSES if _is_for_own_images(recipe) else _CLASSES.get(_named_data(recipe))
-
-
-def _is_for_own_images(recipe: Recipe) -> bool:
-    return any(recipe.name == each.name for each in small_data.ROWS)
-
-
-def _named_data(recipe: Recipe) -> str:
-    """The last word of the recipe's name that is a data set's; "" without one."""
-    return next((word for word in reversed(recipe.name.split("_")) if word in TRAINING_IMAGES), "")
+    """Name and size of the training set in the recipe's name; ImageNet-1k without one."""
+    return (training_set(recipe) or _NAMED["1k"])[:2]
 
 
 def list_recipes() -> list[str]:
