@@ -16,7 +16,7 @@ from deit_fast.data.sources.place import split_place
 from deit_fast.data.sources.splits import Split, split_of, split_of_shard
 from deit_fast.data.sources.subset import Subset
 from deit_fast.runtime.errors import DataError, RunError
-from deit_fast.runtime.object_store import MissingError, check_writable, is_remote, list_objects
+from deit_fast.runtime.object_store import MissingError, absolute_place, check_writable, is_remote, list_objects
 
 _MOST = 0.5  # two sets of images count as the same if at least this fraction has equal sizes
 
@@ -84,6 +84,12 @@ def _run_of(checkpoint: str) -> str:
     return os.devnull
 
 
+def _is_same_place(kept: str, given: str) -> bool:
+    """Whether two paths or URIs, the first of them from a run, name one place; ".." may stand in either."""
+    first, second = (os.path.normpath(absolute_place(each)) for each in (kept, given))
+    return first == second
+
+
 def _open_held_out(
     checkpoint: str,
     weights: Weights,
@@ -98,7 +104,7 @@ def _open_held_out(
     chosen, listed = weights.recipe.data, _find_list(checkpoint)
     if listed is None and not chosen.val_fraction:
         return None
-    if labels is None and listed is not None and listed[1].data == os.path.abspath(data):
+    if labels is None and listed is not None and _is_same_place(listed[1].data, data):
         labels = listed[1].labels  # the file that the run was given
     whole = open_source(data, "train", category, labels=labels)
     if listed is not None:

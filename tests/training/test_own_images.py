@@ -208,7 +208,8 @@ def test_evaluate_reads_the_file_of_labels_that_the_run_was_given(photos: Path, 
     for name in every(photos):
         shutil.copyfile(photos / name, flat / name.replace("/", "-"))
     labels.write_text("".join(f"{path.name},{path.name.partition('-')[0]}\n" for path in sorted(flat.iterdir())))
-    train("finetune_small", flat, tmp_path / "run", init="none", val=0.2, labels=labels, overrides=WORDS)
+    roundabout = flat / ".." / "flat"
+    train("finetune_small", roundabout, tmp_path / "run", init="none", val=0.2, labels=labels, overrides=WORDS)
     found = [evaluate_checkpoint(tmp_path / "run", data, labels=file)
              for data, file in ((None, None), (flat, labels), (flat, None))]  # fmt: skip
     assert [each["images"] for each in found] == [4, 4, 4]
